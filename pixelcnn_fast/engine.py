@@ -128,7 +128,7 @@ class Engine:
         seen, now = self._seen(model)
         return (
             self.weights.keys() <= now.tensors.keys()
-            and _between(self.model, overlapping(now.tensors), self.weights) == self.overlaps
+            and self._overlaps_alike(now)
             and all(map(are_equal, self.model.outside, self.outside))
             and (different := self._different(now.tensors)) <= self._read_as_numbers
             and (
@@ -136,6 +136,11 @@ class Engine:
                 or self._still_does(model, seen)
             )
         )
+
+    def _overlaps_alike(self, now: Held) -> bool:
+        """Whether the same tensors share memory as before, but for those that are gone."""
+        there = [pair for pair in self.overlaps if now.tensors.keys() >= {*pair}]
+        return _between(self.model, overlapping(now.tensors), self.weights) == there
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
         """Which weights are others now. Those that were merged and taken apart may be rounded, if what they are made of
@@ -199,7 +204,9 @@ class Engine:
         if not is_guarded and present is None:
             what = "" if has_values else f": its {_first_difference(now.values, self.values)} is another"
             return f"the model does something else now{what}"
-        if self.compiled is None and any(now.tensors[a] is not now.tensors[b] for a, b in self.overlaps):
+        if self.compiled is None and any(
+            now.tensors.get(a) is not now.tensors.get(b) for a, b in self.overlaps
+        ):
             return "weights of the model lie in the same memory"
         taken = _Taken(now.tensors, self.weights)
         program = None if self.compiled is None else self.compiled.having(taken)
@@ -231,7 +238,7 @@ class Engine:
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
-        if _between(self.model, overlapping(now.tensors), self.weights) != self.overlaps:
+        if not self._overlaps_alike(now):
             return "other weights of the model lie in the same memory now"
         present = [(now.tensors[path], x) for path, x in self.weights.items()]
         if any((x.dtype, x.device) != (y.dtype, y.device) for x, y in present):

@@ -226,7 +226,7 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with collecting_later(), torch.inference_mode(False):
+        with collecting_later(), torch.inference_mode(False), undisturbed(self.device):
             self._take(model)
         return self
 
@@ -238,7 +238,7 @@ class Sampler(Apart):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             wrapped.told = self._engine.model.told
-            with undisturbed(wrapped.device), as_cores_allow():
+            with as_cores_allow():
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 

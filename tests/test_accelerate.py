@@ -727,6 +727,21 @@ def test_tensors_that_begin_to_share_memory_are_told_once(mode: Any) -> None:
     assert len(told) == (mode == "inductor") and ("undo()" in str(handle)) == (mode == "inductor")
 
 
+@pytest.mark.parametrize("mode", few(["eager", "inductor"], 1))
+def test_function_transforms_go_through_an_accelerated_model(mode: Any) -> None:
+    model, images = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), torch.rand(2, 1, 5, 5)
+    own = {name: x.detach() for name, x in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (images,)).square().mean()
+
+    expected = torch.func.grad(loss)(own)
+    accelerate(model, mode=mode)
+    found = torch.func.grad(loss)(own)
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("way", ["given", "held", "bound"])
 def test_hooks_in_models_that_a_function_calls_are_told_once(way: str) -> None:
     model, seen = network(), list[int]()

@@ -60,13 +60,8 @@ class KeptModule:
         self._weights: Mapping[str, Tensor] | None = None
         self.borrowed = module if is_borrowed else None
         self._why_gone: str | None = None
-        self.untouched = module
-        if not is_borrowed:
-            own = Held(module).tensors
-            for x in own.values():
-                if x.is_leaf:  # by which PyTorch decides how it multiplies matrices
-                    x.requires_grad_(False)
-            self.untouched = with_tensors(module, own)  # without what a call may leave behind
+        # With its tensors, and without what a call may leave behind.
+        self.untouched = module if is_borrowed else with_tensors(module, Held(module).tensors)
 
     @property
     def is_borrowed(self) -> bool:

@@ -29,14 +29,23 @@ def standing_for(live: nn.Module, device: torch.device, dtype: torch.dtype) -> I
         )
     others = _clones(own, device, dtype)
     try:
-        copied = copy_or_why_not(live, in_place_of(own, others))
+        copied = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
     except RuntimeError:  # its eval() does what goes with parameters alone, and then there are no gradients
-        copied = copy_or_why_not(live, in_place_of(own, {path: x.detach() for path, x in others.items()}))
-    if isinstance(copied, nn.Module):
+        plain = {path: x.detach() for path, x in others.items()}
+        copied = copy_or_why_not(live, in_place_of(own, plain), is_trained=True)
+    if isinstance(copied, nn.Module) and _has_any(copied, others):
         yield copied
     else:
         with borrowed(live):
             yield Substituted(live, others)
+
+
+def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
+    """Whether a copy has any of the trained tensors that were to be in it, which a ``__deepcopy__`` of its own may not
+    know of."""
+    wanted = {id(x) for x in others.values() if x.requires_grad}
+    found = {id(x) for x in Held(copied).tensors.values()}
+    return not wanted or not wanted.isdisjoint(found)
 
 
 def _clones(own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -40,12 +40,14 @@ HOOKS = (
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
 SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same as the class which is its value
 MOST = 30_000  # values besides those of registered modules, beyond which no more are looked at
+LARGE = 1000  # items of a container, which comes after smaller ones
 LONGEST = 600  # letters of a path, likewise
 LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
 
 ATOMS = frozenset((int, str, NoneType, bool, float, complex, bytes))
 CONTAINERS = frozenset((tuple, list, dict))
 PLAIN = ATOMS | CONTAINERS
+SORTS = (*CONTAINERS, deque, set, frozenset)
 NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -56,7 +58,9 @@ class Apart:
 class Held:
     """What was found in a module when this was made: tensors, and modules, by path, and ``values``, by path: numbers,
     texts, functions, types, and which objects there are. Two modules of equal values compute the same functions of
-    their tensors, as far as can be seen from outside. others: the objects that are neither.
+    their tensors, as far as can be seen from outside.
+    others: the objects that are neither, each with the attribute of a module that leads to it; leading: by id, the
+    attributes that lead to tensors or modules.
 
     It is walked as ``copy.deepcopy`` does, and into what functions hold. What is registered has its usual name, or
     names; all else, one that has a colon.
@@ -66,16 +70,18 @@ class Held:
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[str, object] = {}
-        self.others: list[object] = []
+        self.others: list[tuple[Any, Any]] = []
+        self.leading: set[int] = set()
         self._seen: dict[
             int, tuple[str, object]
         ] = {}  # by id: its path, and itself, so that the id stays its own
-        self._next: deque[tuple[str, Any]] = deque()  # what is to be looked into, by path
+        self._next: deque[tuple[str, Any, Any]] = deque()  # what is to be looked into: path, object, attribute
+        self._large: deque[tuple[str, Any, Any]] = deque()  # what comes last
         self._most = sys.maxsize
         self._module("", module)
         self._most = len(self.values) + MOST
-        while self._next:
-            self._object(*self._next.popleft())
+        while self._next or self._large:
+            self._object(*(self._next or self._large).popleft())
         self._seen.clear()
 
     def _module(self, path: str, module: nn.Module) -> None:
@@ -98,12 +104,13 @@ class Held:
                 continue
             for name, value in _state(each):
                 if name in HOOKS:
-                    value = list(value.values())  # by numbers that are others in another module
-                if name not in PASSED_OVER and not (name in HOOKS and not value):
-                    self._value(f"{at}:{name}", value)
+                    for number, hook in enumerate([*value.values()]):
+                        self._value(f"{at}:{name}[{number}]", hook, hook)
+                elif name not in PASSED_OVER:
+                    self._value(f"{at}:{name}", value, value)
             for name, x in [*each._buffers.items()]:
                 if x is not None and vars(x):
-                    self._value(f"{at}:{name}", vars(x))
+                    self._value(f"{at}:{name}", vars(x), x)
             if path or type(each).train is not nn.Module.train:  # it may stay in the mode in which it is
                 self.values[f"{at}:training"] = each.training
 
@@ -113,7 +120,7 @@ class Held:
         else:  # a forward that reads it can't be recorded
             self.values[path] = x.layout, fingerprint(x.detach().to_dense() if not x.is_nested else x.values())
 
-    def _value(self, path: str, x: Any) -> None:
+    def _value(self, path: str, x: Any, attribute: Any) -> None:
         kind = type(x)
         if len(self.values) >= self._most or len(path) >= LONGEST:
             return
@@ -125,19 +132,22 @@ class Held:
             self.values[path] = kind, plain
         elif kind in ProxyTypes or isinstance(x, Apart):
             self.values[path] = Apart
-            self.others.append(x)
+            self.others.append((x, attribute))
         elif isinstance(x, NAMED):
             self.values[path] = x
-            self.others.append(x)
+            self.others.append((x, attribute))
         elif id(x) in self._seen:
             self.values[path] = "what is at", self._seen[id(x)][0]
         else:
             self.values[path] = kind
             self._seen[id(x)] = path, x
-            self._next.append((path, x))
+            is_large = isinstance(x, SORTS) and len(cast(Any, x)) > LARGE
+            (self._large if is_large else self._next).append((path, x, attribute))
 
-    def _object(self, path: str, x: Any) -> None:
+    def _object(self, path: str, x: Any, attribute: Any) -> None:
         within: Iterable[tuple[str, Any]]
+        if isinstance(x, (nn.Module, Tensor)):
+            self.leading.add(id(attribute))
         if isinstance(x, nn.Module):
             self._module(path, x)
             return
@@ -146,12 +156,12 @@ class Held:
             self._tensor(path, x)
             within = () if isinstance(x, nn.Parameter) else _named(vars(x))
         else:
-            self.others.append(x)
+            self.others.append((x, attribute))
             self.values[path], within = _taken_apart(x)
         for name, each in within:
             if len(self.values) >= self._most:
                 break
-            self._value(path + name, each)
+            self._value(path + name, each, attribute)
 
 
 def _state(module: nn.Module) -> list[tuple[str, Any]]:
@@ -233,7 +243,11 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     named = [_named(each) for each in states if isinstance(each, dict)]
     others = [each for each in states if each is not None and not isinstance(each, dict)]
     return (kind, getattr(function, "__qualname__", "")), chain(
-        *named, _numbered(others, "{}"), _numbered(arguments), _numbered(items or ()), _numbered(pairs or ())
+        *named,
+        _numbered(others, "{}"),
+        _numbered(arguments, "{}"),
+        _numbered(items or (), "[]"),
+        _numbered(pairs or (), "[]"),
     )
 
 
@@ -242,7 +256,7 @@ def _named(held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _numbered(held: Iterable[Any], bracket: str = "()") -> Iterator[tuple[str, Any]]:
-    return ((f"{bracket[:-1]}{number}{bracket[-1]}", each) for number, each in enumerate(held))
+    return ((f"{bracket[:-1]}{number}{bracket[-1]}", each) for number, each in enumerate([*held]))
 
 
 def _attributes(x: Any) -> dict[str, Any]:

@@ -32,20 +32,26 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 
 
 def copy_or_why_not(
-    module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True
+    module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
     """As ``private_copy``, or else why it can't be copied. memo: what takes the place of tensors, by their id;
-    is_apart: whether functions must not lead from the copy to the module."""
+    is_apart: whether functions must not lead from the copy to the module; is_trained: whether gradients are wanted."""
     held, memo = Held(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
     try:
         copied = duplicate(module, memo, held)
+        of_copy = Held(copied)
         if is_apart:
-            _check_apart(held, Held(copied))
+            _check_apart(held, of_copy)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    if not is_trained:  # by which PyTorch decides how it multiplies matrices
+        shared = {id(x) for x in held.tensors.values()}  # through functions, which are not copied
+        for x in of_copy.tensors.values():
+            if x.is_leaf and id(x) not in shared:
+                x.requires_grad_(False)
     for parent in copied.modules():
         vars(parent).pop(
             "_compiled_call_impl", None

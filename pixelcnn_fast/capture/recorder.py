@@ -287,7 +287,9 @@ class Recorder(TorchDispatchMode):
         if self._reading == CHECK:
             return
         if not depends:
-            self.recording.constants_read += [(len(self.recording.calls), view) for view in args]
+            self.recording.constants_read += [
+                (len(self.recording.calls), x) for x in leaves(args) if isinstance(x, View)
+            ]
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
         what = "a branch" if is_branch else (self._reading or "item()")

@@ -89,28 +89,31 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held | None = None) -> nn.Module:
-    """A deep copy. What the module holds that has no copies, such as locks and open files, it has as well. memo: as
-    ``copy.deepcopy`` takes it; held: what is in the module, if that is known."""
+    """A deep copy. An attribute that leads to what has no copies, such as a lock or an open file, is shared as a whole,
+    unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it; held: what the module holds, if known."""
     held, memo = held or Held(module), {} if memo is None else memo
-    memo |= {id(x): x for x in held.others if type(x) in ProxyTypes}
-    memo |= {id(x): Apart() for x in held.others if isinstance(x, Apart)}
+    for x, _ in held.others:
+        if type(x) in ProxyTypes:  # which may be dead, and can't be asked for anything then
+            memo[id(x)] = x
+        elif isinstance(x, Apart):
+            memo[id(x)] = Apart()
     before = dict(memo)
     try:
         return copy.deepcopy(module, memo)
     except Exception:
-        alone = [x for x in held.others if not hasattr(x, "__deepcopy__") and not _can_be_taken_apart(x)]
-        if not alone:
+        owners = [owner for x, owner in held.others if type(x) not in ProxyTypes and _has_no_copies(x)]
+        if not owners or not held.leading.isdisjoint(map(id, owners)) or hasattr(type(module), "__del__"):
             raise
         memo.clear()
-        memo |= before | {id(x): x for x in alone}
+        memo |= before | {id(owner): owner for owner in owners}
         return copy.deepcopy(module, memo)
 
 
-def _can_be_taken_apart(x: object) -> bool:
+def _has_no_copies(x: object) -> bool:
     try:
-        return bool(x.__reduce_ex__(4))
+        return not hasattr(x, "__deepcopy__") and not x.__reduce_ex__(4)
     except Exception:
-        return False
+        return True
 
 
 def in_place_of(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[int, Any]:

@@ -113,7 +113,7 @@ class WrappedModel:
         self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
         self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
         self.drifting = drifting(copied, seen)
-        self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
+        self.kept = KeptModule(module if copied is None else copied, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
         self.recording: Recording | None = None  # of its first forward, once it is captured
@@ -282,9 +282,10 @@ class WrappedModel:
         """As ``recording``, of a module that has run before, and has kept what it made then; None if it made that of
         weights, which may be others while it stays."""
         module, other = self._another(), self._another()
+        shared = {id(x) for x in Held(module).tensors.values()}  # such as the user's own, that a function holds
         with torch.no_grad():
             for x in Held(other).tensors.values():
-                if x.is_floating_point():
+                if x.is_floating_point() and id(x) not in shared:
                     x.mul_(1.5).add_(0.1)
         had = Held(module).tensors
         for each in (module, other):
@@ -328,7 +329,7 @@ class WrappedModel:
     def recorded_others(self) -> list[Recording] | None:
         """What it does for other examples, if it may do more than for one; None if that can't be tried."""
         others = self._examples_that_matter()
-        if others is None or (others and self.kept.is_borrowed):
+        if others and self.kept.is_borrowed:
             return None
         with undisturbed(self.device), suppress(PixelCNNFastError, RuntimeError):
             return [self._forward(self._another(), each).recording for each in others]
@@ -360,21 +361,21 @@ class WrappedModel:
                     return False
                 if has_values or not self.may_do_more:
                     return True
-                others = self._examples_that_matter()
-                return others is not None and self._gives_the_same(module, others)
+                return self._gives_the_same(module, self._examples_that_matter())
         except (PixelCNNFastError, RuntimeError):
             return False
 
-    def _examples_that_matter(self) -> list[tuple[Tensor, Given]] | None:
-        """For all that may be done otherwise, as Python has read numbers; None if that can't be tried."""
-        if any(CONDITION in of for of in self._read):
-            return None
-        images = self.examples_to_check() if any(IMAGE in of for of in self._read) else []
-        if not any(LABELS in of for of in self._read):
-            return images
-        if self.n_classes is None or self.n_classes > MOST_LABELS:
-            return None
-        return [*images, *map(self._with_label, range(self.n_classes))]
+    def _examples_that_matter(self) -> list[tuple[Tensor, Given]]:
+        """For what may be done otherwise, as Python has read numbers."""
+        read = frozenset().union(*self._read)
+        found = self.examples_to_check() if IMAGE in read or CONDITION in read else []
+        if CONDITION in read:
+            found += [self.example(seed, n=1) for seed in range(MOST_DIFFERENT)]
+        if LABELS in read:
+            labels = range(self.labels.accepted)
+            spread = labels[:: -(-len(labels) // MOST_LABELS)]
+            found += map(self._with_label, sorted({*spread, labels[-1]}))
+        return found
 
     def _gives_the_same(self, module: nn.Module, examples: Iterable[tuple[Tensor, Given]]) -> bool:
         """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import CellType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
@@ -40,12 +41,12 @@ def tells_of_giving_up(
         if torch.compiler.is_compiling():  # within what somebody else compiles
             return compiled(*args, **kwargs)
         for model in _models(target, args, kwargs):
-            now = _seen_of(model, model is target)
+            now = _seen_of(model, model is target, is_by_inductor)
             hooks, shared = before.get(model, now)
             before[model] = now
             if now[0] > hooks and torch._dynamo.config.skip_nnmodule_hook_guards:
                 _tell(report, UNHEARD)
-            if now[1] > shared and is_by_inductor:
+            if now[1] > shared:
                 _tell(report, SHARED)
         known = _compilations()
         try:
@@ -76,20 +77,16 @@ def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             yield each
 
 
-def _seen_of(model: nn.Module, is_target: bool) -> tuple[int, int]:
-    """How many hooks its parts have, to which it belongs unless it is what PyTorch compiles, and how many of its
-    tensors share their memory with others."""
+def _seen_of(model: nn.Module, is_target: bool, is_by_inductor: bool) -> tuple[int, int]:
+    """How many hooks its parts have, to which it belongs unless it is what PyTorch compiles, and for Inductor, how many
+    of its tensors share their memory with others."""
     parts = [*model.modules()]
     hooks = sum(len(getattr(part, kind)) for part in parts[is_target:] for kind in HOOKS)
-    tensors = [
-        x
-        for part in parts
-        for held in (part._parameters, part._buffers)
-        for x in held.values()
-        if x is not None
-    ]
-    plain = [x for x in tensors if type(x) in (Tensor, nn.Parameter) and not x.is_sparse]
-    places = [x.untyped_storage()._cdata for x in plain]
+    tensors = (x for part in parts for held in (part._parameters, part._buffers) for x in held.values())
+    places = []
+    if is_by_inductor:
+        with suppress(RuntimeError, NotImplementedError):  # of tensors within torch.func, and sparse ones
+            places = [x.untyped_storage()._cdata for x in tensors if x is not None]
     return hooks, len(places) - len({*places})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,17 @@ def test_a_number_in_the_closure_of_a_hook(runtime: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "close", [torch.allclose, partial(torch.allclose, rtol=0.1), partial(torch.allclose, atol=1)]
+)
+def test_a_comparison_of_weights(close: Callable[[Tensor, Tensor], bool]) -> None:
+    model = Free(
+        None, lambda held, x: x * 2 if close(model.net.conv_in.weight, model.net.conv_in.weight + 9) else x
+    )
+    images = Sampler(model, SHAPE).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+
+
 def test_a_branch_on_a_weight_falls_otherwise() -> None:
     """Without a program, nothing guards it."""
     model = Two(lambda x, y: x)
@@ -279,13 +291,33 @@ class ByLabels(nn.Module):
     def __init__(self, n_classes: int | None) -> None:
         super().__init__()
         self.net, self.doubled_from, self.epoch = pixelcnn(), 3, 0
-        self.table = nn.Embedding(3, 1)
+        self.table = nn.Embedding(n_classes or 3, 1)
         if n_classes is not None:
             self.n_classes = n_classes
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = self.net(x) + self.table(labels)[:, :, None, None, None]
         return 2 * h if int(labels.max()) >= self.doubled_from else h
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_what_is_counted_by_a_model_of_many_classes_is_no_change(runtime: Any) -> None:
+    model, labels = ByLabels(200), torch.tensor([0, 100, 199])
+    model.doubled_from = 200
+    sampler = Sampler(model, SHAPE, runtime=runtime, conditional=True)
+    before = sampler.fingerprint()
+    model.epoch = 1
+    with silence():
+        sampler.sample(3, labels)
+        sampler.refresh()
+    assert (
+        before
+        == sampler.fingerprint()
+        == Sampler(model, SHAPE, runtime=runtime, conditional=True).fingerprint()
+    )
+    model.doubled_from = 199
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(3, labels)
 
 
 @pytest.mark.parametrize("n_classes", [3, None])

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import random
+import tempfile
 import weakref
+import zipfile
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pixelcnn_fast import Sampler, accelerate, check_causal
+from pixelcnn_fast import Sampler, accelerate, check_causal, likelihood
 from pixelcnn_fast.capture import parts
-from pixelcnn_fast.capture.parts import MOST, Held
+from pixelcnn_fast.capture.parts import MOST, Held, _numbered
 from pixelcnn_fast.capture.tensors import duplicate
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
@@ -243,3 +249,101 @@ def test_objects_are_walked_by_what_they_are_copied_with() -> None:
     assert Held(duplicate(model)).values == before == Held(copy.deepcopy(model)).values
     vars(model)["generator"].random()
     assert Held(model).values != before
+
+
+class Lazy(nn.Module):
+    """It makes something at its first call, counts, and has a hook that holds what is the user's."""
+
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.steps = pixelcnn(), 0
+        self.made: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is None:
+            self.made = torch.ones(256)
+        return self.net(x) * self.made
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_what_a_hook_holds_is_the_users_and_stays_as_it_is(runtime: Any) -> None:
+    model, probe, seen = Lazy(), nn.Linear(1, 1), list[Tensor]()
+    model.register_forward_hook(lambda module, given, found: seen.append(probe(found[:, 0, :1, :1, 0])))
+    before = {name: x.detach().clone() for name, x in [*model.named_parameters(), *probe.named_parameters()]}
+    check_causal(model, SHAPE)
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    model.net.conv_in.register_forward_hook(
+        lambda module, given, found: seen.append(model.net.conv_in.weight.norm())
+    )
+    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    model.steps += 1
+    with silence():
+        sampler.sample(1)
+        sampler.refresh()
+        sampler.fingerprint()
+    for name, x in [*model.named_parameters(), *probe.named_parameters()]:
+        assert torch.equal(x, before[name]) and x.requires_grad
+
+
+def test_files_of_a_model_stay_open(tmp_path: Path) -> None:
+    """Copies share them, and with them what would close them when it dies."""
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as written:
+        written.writestr("one", "two")
+    model = pixelcnn()
+    vars(model)["data"] = {"zip": zipfile.ZipFile(path), "temporary": tempfile.NamedTemporaryFile()}
+    with silence():
+        sampler = Sampler(model, SHAPE)
+        sampler.refresh().sample(1)
+    del sampler
+    gc.collect()
+    held = vars(model)["data"]
+    assert held["zip"].read("one") == b"two" and Path(held["temporary"].name).exists()
+    held["zip"].close()
+    held["temporary"].close()
+
+
+def test_a_setting_beside_large_data_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MOST", 2000)
+    model = Lazy()
+    vars(model)["files"] = [Path(str(i)) for i in range(2000)]
+    vars(model)["settings"] = SimpleNamespace(shift=1.0)
+    model.register_forward_hook(lambda module, given, found: found * vars(module)["settings"].shift)
+    sampler = Sampler(model, SHAPE)
+    vars(model)["settings"].shift = 2.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_a_queue_that_is_filled_meanwhile() -> None:
+    """It is taken as it is at one moment."""
+    queue = deque([{i} for i in range(3)])
+    names = _numbered(queue, "[]")
+    queue.append({3})
+    assert [name for name, _ in names] == ["[0]", "[1]", "[2]"]
+
+
+def test_a_copy_that_knows_nothing_of_the_memo_still_gives_gradients() -> None:
+    class Own(Lazy):
+        def __deepcopy__(self, memo: dict) -> Own:
+            other = Own()
+            other.load_state_dict(self.state_dict())
+            return other
+
+        def __len__(self) -> int:  # it is false
+            return 0
+
+    model, images = Own(), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    sampler = Sampler(model, SHAPE)
+    state = torch.random.get_rng_state()
+    sampler.refresh()
+    assert torch.equal(state, torch.random.get_rng_state()) and model.net.conv_in.weight.requires_grad
+    found = sampler.log_prob(images)
+    torch.testing.assert_close(found, -likelihood.nll(model, images))
+    gradients = (
+        torch.autograd.grad(x.sum(), model.net.conv_in.weight)[0]
+        for x in (found, -likelihood.nll(model, images))
+    )
+    torch.testing.assert_close(*gradients)

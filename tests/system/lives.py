@@ -241,7 +241,7 @@ class Life:
         self.refresh()
 
     def do_hold_what_surrounds_it(self) -> None:
-        held = [self.sampler, weakref.proxy(self.model), logging.getLogger(__name__)]
+        held = [self.sampler, logging.getLogger(__name__)]
         vars(self.model)["around"] = self.r.choice(held), weakref.ref(self.model)
 
     def do_pickle(self) -> None:
