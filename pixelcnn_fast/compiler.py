@@ -59,14 +59,14 @@ class Compiled:
     whole: Program | None
     first: Compiled | None = None
 
-    def having(self, weights: MutableMapping[str, Tensor]) -> Compiled | None:
+    def having(self, weights: MutableMapping[str, Tensor], does_the_same: bool = False) -> Compiled | None:
         """The same with other weights of the model, by name, among which it puts those into which the model writes;
         None if it must be compiled anew, since what is zero, or a number that Python read, is another now, or since it
-        comes out of a pickle."""
+        comes out of a pickle. does_the_same: whether it is known that such numbers do not matter."""
         first = self.first or self
         if first.weights is None:
             return None
-        constants = first.evaluation(weights)
+        constants = (first.evaluation_whatever_is_read if does_the_same else first.evaluation)(weights)
         if constants is None:
             return None
         in_turn = iter(constants)
@@ -86,6 +86,13 @@ class Compiled:
     @cached_property
     def evaluation(self) -> Reevaluation:
         """What evaluates its constants from weights."""
+        return self._evaluating(does_the_same=False)
+
+    @cached_property
+    def evaluation_whatever_is_read(self) -> Reevaluation:
+        return self._evaluating(does_the_same=True)
+
+    def _evaluating(self, does_the_same: bool) -> Reevaluation:
         assert self.weights is not None
         constants: list[Tensor] = []
 
@@ -94,7 +101,7 @@ class Compiled:
             return x
 
         self.converted(seen)
-        return self.weights.evaluating(constants)
+        return self.weights.evaluating(constants, does_the_same)
 
     def converted(self, convert: Convert) -> Compiled:
         """The same with its constants converted, in an order that is always the same."""

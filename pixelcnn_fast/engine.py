@@ -210,6 +210,10 @@ class Engine:
             return "weights of the model lie in the same memory"
         taken = _Taken(now.tensors, self.weights)
         program = None if self.compiled is None else self.compiled.having(taken)
+        recording = self.model.recording
+        if program is None and self.compiled is not None and recording is not None and recording.constants_read:
+            present = present or self._does_the_same(model, seen, has_values)
+            program = None if present is None else self.compiled.having(taken, does_the_same=True)
         if program is None and self.compiled is not None:
             return "a weight that was zero, or that the forward reads as a number, is another now"
         if program is not None and present is not None and not program.is_as(present):

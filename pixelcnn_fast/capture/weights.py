@@ -26,6 +26,7 @@ class WeightRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(1)
         self._guards: list[Guard] = []
+        self._read: list[Guard] = []  # of numbers that the model's own code has read
         self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
 
     def __enter__(self) -> Any:
@@ -75,11 +76,14 @@ class WeightRecorder(Recorder):
         """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
         if self.depends_on(tensor):
             kept = tensor.clone()
-            self._guards.append(Guard(self.view(kept), kept, len(self.recording.calls)))
+            self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
-    def evaluating(self, tensors: Sequence[Tensor]) -> Reevaluation:
-        """What evaluates these tensors from other weights."""
+    def evaluating(self, tensors: Sequence[Tensor], does_the_same: bool = False) -> Reevaluation:
+        """What evaluates these tensors from other weights. does_the_same: whether it is known that the model does the
+        same with these, whatever numbers it reads."""
         numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
         wanted = [self.view(x) for x in tensors]
         written = {name: self.view(x) for name, x in self.written.items()}
-        return Reevaluation(self.recording, wanted, [*self._guards, *numbers], written)
+        return Reevaluation(
+            self.recording, wanted, [*self._guards, *numbers, *(() if does_the_same else self._read)], written
+        )

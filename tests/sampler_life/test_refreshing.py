@@ -236,6 +236,23 @@ def test_numbers_that_a_hook_logs_are_no_reason_to_build_anew(classes: int | Non
     assert all(torch.equal(found, expected) for found in images)
 
 
+def test_numbers_of_weights_that_a_hook_logs_are_no_reason_to_build_anew() -> None:
+    model, seen = pixelcnn(), list[float]()
+    model.conv_in.register_forward_hook(lambda module, given, found: seen.append(module.weight.norm().item()))
+    sampler = Sampler(model, SHAPE)
+    for by in (0.1, 0.2):
+        take(model, trained_on(model, by))
+        with silence():
+            images = sampler.refresh().sample(3, noise=noise())
+        assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+    with torch.no_grad():
+        model.conv_in.weight[:, :, 0, 0] = 0
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    with pytest.warns(UserWarning, match="a weight that was zero"):
+        sampler.refresh()
+
+
 @pytest.mark.parametrize("name", ["limit", "g"])
 def test_an_if_on_the_image_that_falls_otherwise_now_is_found_out(name: str) -> None:
     """Only for a bright image, which is not the one that is recorded."""
