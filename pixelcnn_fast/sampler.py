@@ -209,9 +209,10 @@ class Sampler(Apart):
         times, more): for training loops that sample after every step. If parts of it do more in ``train()`` or
         ``eval()`` than to set the mode, such as merge weights, a copy of it is taken into eval mode each time. If a
         number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
-        matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, or a number that the
-        forward reads off its weights is another, the sampler is built anew, with a warning. What a forward reads that
-        the model does not hold, as a global number, is not seen to change. Samples that other threads are drawing are
+        matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
+        anew, with a warning. Where Python reads numbers, be it a hook that logs them, the model before and after are
+        compared, which takes longer, too. What a forward reads that the model does not hold, as a global number, is not
+        seen to change. Samples that other threads are drawing are
         still from the weights that they began with. Where the GPU turned out to be of no use, which may have been for
         lack of memory, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
