@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import partial
+from types import NoneType
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -121,11 +122,7 @@ class _OfOne:
         return self._function(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
+        return NoneType, ()
 
 
 def _uncompile(module: Callable[[], nn.Module | None], compiled: Callable[[], object]) -> None:

@@ -84,7 +84,7 @@ class Engine:
         outside = [*model.outside]
         if model.recording is not None:
             read = model.read(by_python=True)
-            is_known = model.is_captured or model.recorded_others is not None
+            is_known = model.recorded_others is not None
             weights = {
                 path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
             }

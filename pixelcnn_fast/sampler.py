@@ -212,9 +212,8 @@ class Sampler(Apart):
         matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
         anew, with a warning. Where Python reads numbers, be it a hook that logs them, the model before and after are
         compared, which takes longer, too. What a forward reads that the model does not hold, as a global number, is not
-        seen to change. Samples that other threads are drawing are
-        still from the weights that they began with. Where the GPU turned out to be of no use, which may have been for
-        lack of memory, 'auto' tries it again.
+        seen to change. Samples that other threads are drawing are still from the weights that they began with. Where
+        the GPU turned out to be of no use, which may have been for lack of memory, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -239,7 +238,7 @@ class Sampler(Apart):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             wrapped.told = self._engine.model.told
-            with as_cores_allow():
+            with undisturbed(wrapped.device), as_cores_allow():  # which may be another than before
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import torch
@@ -301,7 +302,7 @@ class Recorder(TorchDispatchMode):
 
     def __reduce__(self) -> tuple:
         """What it refers to can't be copied or pickled: a copy of what holds it has None in its place."""
-        return _nothing, ()
+        return NoneType, ()
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
@@ -335,10 +336,6 @@ class Recorder(TorchDispatchMode):
 def _memory(x: Tensor) -> tuple[int, int]:
     storage = x.untyped_storage()
     return storage._cdata, storage.nbytes()
-
-
-def _nothing() -> None:
-    return None
 
 
 class Reads(TorchFunctionMode):

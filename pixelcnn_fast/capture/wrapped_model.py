@@ -131,8 +131,8 @@ class WrappedModel:
             module = with_tensors(self.module, doubles).double()
         except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
             return None
-        exact = copy.copy(self)
-        exact.kept, exact.dtype = KeptModule(module, self.output), torch.float64
+        exact = self.run_by(module)
+        exact.dtype = torch.float64
         return exact
 
     @property
@@ -221,7 +221,7 @@ class WrappedModel:
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Given]]:
         """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
         from the second pixel, the second row or the middle on; and one of the highest level."""
-        if self.levels is not None and (self.branches or any(IMAGE in of for of in self._read)):
+        if self.levels is not None and (self.branches or IMAGE in self._read):
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
             _, height, width = self.shape
@@ -253,7 +253,7 @@ class WrappedModel:
             if not are_alike(one, two):
                 return
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
-        if any(LABELS in of for of in self._read) and self._can_try:
+        if LABELS in self._read and self._can_try:
             self.labels.explore(self._takes_label)
 
     @property
@@ -262,11 +262,12 @@ class WrappedModel:
         return bool(self._read)
 
     @property
-    def _read(self) -> set[frozenset[str]]:
+    def _read(self) -> frozenset[str]:
         """What the numbers depend on by which Python may have decided. A program does for all images what is done for
         one, whatever they were."""
         escapes = () if self.recording is None else self.recording.escapes
-        return {x.of for x in escapes if IMAGE not in x.of or not self.is_captured}
+        taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
+        return frozenset[str]().union(*taken)
 
     def _found_hidden(self, recording: Recording) -> list[Tensor]:
         """Those of the module's tensors that no path leads to and that the forward reads."""
@@ -320,15 +321,15 @@ class WrappedModel:
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
         """What it reads of the tensors that it holds, by path; by_python: also as numbers."""
-        others = () if self.is_captured else self.recorded_others or ()
-        recordings = [*filter(None, [self.recording]), *others]
+        recordings = [*filter(None, [self.recording]), *(self.recorded_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
 
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What it does for other examples, if it may do more than for one; None if that can't be tried."""
-        others = self._examples_that_matter()
+        """What it does for other examples, if it may do more than for one; None if that can't be tried. A program does
+        the same for all, or they are refused."""
+        others = [] if self.is_captured else self._examples_that_matter()
         if others and self.kept.is_borrowed:
             return None
         with undisturbed(self.device), suppress(PixelCNNFastError, RuntimeError):
@@ -367,7 +368,7 @@ class WrappedModel:
 
     def _examples_that_matter(self) -> list[tuple[Tensor, Given]]:
         """For what may be done otherwise, as Python has read numbers."""
-        read = frozenset().union(*self._read)
+        read = self._read
         found = self.examples_to_check() if IMAGE in read or CONDITION in read else []
         if CONDITION in read:
             found += [self.example(seed, n=1) for seed in range(MOST_DIFFERENT)]

@@ -110,13 +110,9 @@ class Shards:
                 return False
             name = next(name for name in {**kinds, **found} if found.get(name) != kinds.get(name))
             why = f"{name}: {_kind(found.get(name))}, expected {_kind(kinds.get(name))}"
-        except ImportError:
-            raise
-        except OSError as error:
-            if error.errno in BUSY:
-                raise
-            why = f"{type(error).__name__}: {error}"
         except Exception as error:  # whatever a reader makes of bytes that it was not made for
+            if isinstance(error, ImportError) or getattr(error, "errno", None) in BUSY:
+                raise
             why = f"{type(error).__name__}: {error}"
         tell(f"{path} is damaged, and is drawn again ({why})")
         path.unlink(missing_ok=True)

@@ -160,22 +160,24 @@ def test_attributes_of_a_tensor_are_held() -> None:
         sampler.sample(1)
 
 
+class Lazy(nn.Module):
+    """It makes something at its first call."""
+
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.steps = pixelcnn(), 0
+        self.made: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is None:
+            self.made = torch.ones(256)
+        return self.net(x) * self.made
+
+
 def test_what_is_made_at_the_first_call_and_changes_later() -> None:
-    class Making(nn.Module):
-        levels = 256
-
-        made: Tensor | None
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.made = pixelcnn(), None
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.made is None:
-                self.made = torch.ones(256)
-            return self.net(x) * self.made
-
-    model = Making()
+    model = Lazy()
     sampler = Sampler(model, SHAPE)
     model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
     with silence():
@@ -249,22 +251,6 @@ def test_objects_are_walked_by_what_they_are_copied_with() -> None:
     assert Held(duplicate(model)).values == before == Held(copy.deepcopy(model)).values
     vars(model)["generator"].random()
     assert Held(model).values != before
-
-
-class Lazy(nn.Module):
-    """It makes something at its first call, counts, and has a hook that holds what is the user's."""
-
-    levels = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.steps = pixelcnn(), 0
-        self.made: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.made is None:
-            self.made = torch.ones(256)
-        return self.net(x) * self.made
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
