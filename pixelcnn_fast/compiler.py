@@ -19,7 +19,7 @@ from pixelcnn_fast.capture.reevaluation import Reevaluation
 from pixelcnn_fast.capture.replay import NotInFloat64, Replay
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, PixelCNNFastError, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.passes.pipeline import Watch, for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
@@ -45,7 +45,7 @@ class Compiled:
 
     program: what each runtime's own is made of. conditions: the part of the model that depends on the condition alone,
     for ``program.condition_operands``; whole: the program before it was split into phases, if it is to be compared with
-    the model again: Python reads numbers off labels, conditions or the image.
+    the model again: Python reads numbers off labels or conditions.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
     weights: in what the calls on the program's weights were recorded; first: what it was when they were, if it has
     other weights now. Neither is kept in a pickle.
@@ -71,17 +71,6 @@ class Compiled:
             return None
         in_turn = iter(constants)
         return replace(first.converted(lambda _: next(in_turn)), first=first)
-
-    def is_as(self, model: WrappedModel) -> bool:
-        """Whether it does what the model does now, as far as images tell, if Python reads numbers off these."""
-        if self.whole is None or not self.whole.branches:
-            return True
-        try:
-            with model.in_use(), eagerly:
-                compare(self.whole, self.conditions, model, model.examples_to_check())
-        except (PixelCNNFastError, RuntimeError):
-            return False
-        return True
 
     @cached_property
     def evaluation(self) -> Reevaluation:
@@ -149,7 +138,7 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
         stored = stored_dtype(program, precision)
         with model.weights:
             result = phased(program, stored, watch)
-    whole = program if conditions.unsettled or program.branches else None
+    whole = program if conditions.unsettled else None
     return Compiled(result, conditions, program.normalised, precision, model.weights, whole)
 
 

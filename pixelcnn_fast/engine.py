@@ -81,10 +81,13 @@ class Engine:
         else:
             with advising(WAY_OUT):
                 program, seen = compiled(model, precision), None
+        if model.kept.is_borrowed:
+            with model.in_use():
+                _ = model.recorded_others  # while it is what it was
         outside = [*model.outside]
         if model.recording is not None:
             read = model.read(by_python=True)
-            is_known = model.recorded_others is not None
+            is_known = model.decisive_others is not None
             weights = {
                 path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
             }
@@ -133,7 +136,7 @@ class Engine:
             and (different := self._different(now.tensors)) <= self._read_as_numbers
             and (
                 (are_same(now.values, self.values) and not different and now.tensors.keys() <= self.model.paths)
-                or self._still_does(model, seen)
+                or self._does_the_same(model, seen) is not None
             )
         )
 
@@ -156,10 +159,6 @@ class Engine:
             for path in found
             if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
         }
-
-    def _still_does(self, model: nn.Module, seen: nn.Module) -> bool:
-        present = self._does_the_same(model, seen)
-        return present is not None and (self.compiled is None or self.compiled.is_as(present))
 
     @cached_property
     def _read_as_numbers(self) -> set[str]:
@@ -198,7 +197,7 @@ class Engine:
         if (why := self._why_not_having(now)) is not None:
             return why
         has_values = are_same(now.values, self.values)
-        branches = self.compiled is None or self.compiled.program.branches
+        branches = self.compiled is None or self.model.branches
         is_guarded = has_values and not branches and now.tensors.keys() <= self.model.paths
         present = None if is_guarded else self._does_the_same(model, seen, has_values)
         if not is_guarded and present is None:
@@ -216,8 +215,6 @@ class Engine:
             program = None if present is None else self.compiled.having(taken, does_the_same=True)
         if program is None and self.compiled is not None:
             return "a weight that was zero, or that the forward reads as a number, is another now"
-        if program is not None and present is not None and not program.is_as(present):
-            return "the model reads numbers off the image, and does something else with them now"
         weights = {path: taken[path] for path in self.weights}
         others: dict[str, Tensor] = {}
         if self.model.recording is None or self.model.may_do_more:  # what else the forward reads is not known
@@ -274,7 +271,7 @@ class Engine:
             return self._fingerprint
         decisive: list[object] = [self.precision, *self.model.identity()]
         with self.model.in_use():
-            recording, others = self.model.usual(), self.model.recorded_others
+            recording, others = self.model.usual(), self.model.decisive_others
         if recording is None or others is None:  # what it does with other examples is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from itertools import chain
@@ -321,19 +321,24 @@ class WrappedModel:
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
         """What it reads of the tensors that it holds, by path; by_python: also as numbers."""
-        recordings = [*filter(None, [self.recording]), *(self.recorded_others or ())]
+        recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
 
+    @property
+    def decisive_others(self) -> list[Recording] | None:
+        """As ``recorded_others``; none for a program, which does the same for all examples, or they are refused."""
+        return [] if self.is_captured else self.recorded_others
+
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What it does for other examples, if it may do more than for one; None if that can't be tried. A program does
-        the same for all, or they are refused."""
-        others = [] if self.is_captured else self._examples_that_matter()
-        if others and self.kept.is_borrowed:
-            return None
+        """What it does for other examples after the first one, if it may do more than for that; None if that can't be
+        tried."""
+        if not self._examples_that_matter:
+            return []
         with undisturbed(self.device), suppress(PixelCNNFastError, RuntimeError):
-            return [self._forward(self._another(), each).recording for each in others]
+            self._forward(module := self._another())
+            return [self._forward(module, each).recording for each in self._examples_that_matter]
         return None
 
     def _forward(self, module: nn.Module, example: tuple[Tensor, Given] | None = None) -> Forward:
@@ -345,7 +350,7 @@ class WrappedModel:
         """The same for a pickle, or a copy that stands alone."""
         other = copy.copy(self)
         other.recording, other.outside, other._hidden = None, (), []
-        for name in ("_recorded_again", "recorded_others"):
+        for name in ("_recorded_again", "recorded_others", "_examples_that_matter"):
             vars(other).pop(name, None)
         return other
 
@@ -356,20 +361,24 @@ class WrappedModel:
         try:
             with undisturbed(self.device):
                 if self.recording is None:
-                    return self._gives_the_same(module, [self.example()])
+                    return self._gives_the_same(module, *self.example())
                 now = self._forward(module).recording
                 if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
                     return False
-                if has_values or not self.may_do_more:
+                if has_values and not self.branches:
                     return True
-                return self._gives_the_same(module, self._examples_that_matter())
+                if (others := self.recorded_others) is None:
+                    return False
+                present = (self._forward(module, each).recording for each in self._examples_that_matter)
+                return all(are_alike(one, two, weights) for one, two in zip(others, present, strict=True))
         except (PixelCNNFastError, RuntimeError):
             return False
 
+    @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Given]]:
         """For what may be done otherwise, as Python has read numbers."""
         read = self._read
-        found = self.examples_to_check() if IMAGE in read or CONDITION in read else []
+        found = self.examples_to_check() if self.branches or IMAGE in read or CONDITION in read else []
         if CONDITION in read:
             found += [self.example(seed, n=1) for seed in range(MOST_DIFFERENT)]
         if LABELS in read:
@@ -378,13 +387,13 @@ class WrappedModel:
             found += map(self._with_label, sorted({*spread, labels[-1]}))
         return found
 
-    def _gives_the_same(self, module: nn.Module, examples: Iterable[tuple[Tensor, Given]]) -> bool:
+    def _gives_the_same(self, module: nn.Module, values: Tensor, given: Given) -> bool:
         """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""
         if self.kept.is_borrowed:
             return False
         one, other = self.having(Held(module).tensors), self.run_by(module)
         with eagerly:
-            return all(torch.equal(one.parameters(*each), other.parameters(*each)) for each in examples)
+            return torch.equal(one.parameters(values, given), other.parameters(values, given))
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
+from pixelcnn_fast.runtimes import RuntimeName
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, silence, take
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
@@ -195,3 +196,23 @@ def test_it_is_called_by_its_name() -> None:
     assert repr(sampler).startswith("<Sampler of NotCopied")
     sampler.sample(1, runtime="reference")
     assert repr(sampler).startswith("<Sampler of NotCopied")
+
+
+@pytest.mark.filterwarnings("ignore:.*can't be copied")
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_numbers_that_a_hook_logs_into_what_can_t_be_copied(classes: int | None, runtime: RuntimeName) -> None:
+    model: Any = pixelcnn(classes=classes)
+    model.single, logged = NoCopies(), list[float]()
+    model.conv_in.register_forward_hook(lambda module, given, found: logged.append(found.mean().item()))
+    labels = None if classes is None else torch.tensor([0, 2, 1])
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    for step in (1, 2):
+        with torch.no_grad():
+            model.conv_in.weight.mul_(1.1)
+        model.counted = step
+        with silence():
+            sampler.refresh()
+            model.counted = -step
+            found = sampler.sample(3, labels, noise=noise())
+        assert torch.equal(found, Sampler(model, SHAPE, runtime=runtime).sample(3, labels, noise=noise()))
