@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.parts import Held, are_same, described, unwrapped
-from pixelcnn_fast.capture.private_copy import copy_or_why_not, drifting, eagerly, in_eval_mode
-from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
+from pixelcnn_fast.capture.private_copy import copy_or_why_not, drifting, eagerly, in_eval_mode, undisturbed
+from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, may_see_more, overlapping
 from pixelcnn_fast.capture.transcript import transcript
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
+from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.image_forms import check_choice
@@ -188,8 +189,8 @@ class Engine:
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
         seen, now = self._seen(model)
-        if seen is not model and "modes" not in self._told:
-            self._told.add("modes")
+        if seen is not model and "modes" not in self.model.told:
+            self.model.told.add("modes")
             tell(
                 f"parts of {type(unwrapped(model)).__name__} may set other weights in train() or eval(), so each "
                 "refresh() copies the model, which takes longer"
@@ -234,6 +235,14 @@ class Engine:
             _refusals={},
         )
 
+    def tested(self, before: Mapping[str, Tensor]) -> Engine:
+        """Without a program, the same, tested again if it may see more than with the weights before. Raises NotCausal,
+        as ``observed`` does."""
+        if self.observed is None or not any(may_see_more(x, before[path]) for path, x in self.weights.items()):
+            return self
+        with undisturbed(self.model.device), as_cores_allow():
+            return replace(self, observed=observed(self.model))
+
     def _why_not_having(self, now: Held) -> str | None:
         """What can be seen before the weights are evaluated."""
         missing = [path for path in self.weights if path not in now.tensors]
@@ -276,10 +285,11 @@ class Engine:
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
         read: dict[str, Tensor] = {}
+        before = {x.data_ptr(): y for x, y in zip(self.model.outside, self.outside, strict=False)}
         for each in [*filter(None, [recording]), *(others or ())]:
             decisive += transcript(each)
             read |= {name: leaf.tensor for leaf in each.read().values() for name, _ in leaf.parameters}
-            decisive += each.unnamed()
+            decisive += (before.get(x.data_ptr(), x) for x in each.unnamed())
         return fingerprint(*decisive, *(self.weights.get(name, x) for name, x in read.items()))
 
     # -- runtimes

@@ -92,6 +92,7 @@ def bits_per_dim(
     Raises ValueError if the loader yields no image, and what ``nll`` raises.
     """
     module = unwrapped(model)
+    check_has_values(module)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     copied = private_copy(module)
     nats, dimensions = 0.0, 0

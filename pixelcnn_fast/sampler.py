@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.parts import Apart, unwrapped
+from pixelcnn_fast.capture.parts import Apart, ranks_averaged_over, unwrapped
 from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
@@ -138,6 +138,7 @@ class Sampler(Apart):
             unwrapped(model), engine.weights, engine.model.paths, engine.model.outside, engine.is_still
         )
         self._has_told = False
+        self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what comes out of a pickle, stands alone: it does not know the model any more."""
@@ -226,7 +227,7 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with collecting_later(), torch.inference_mode(False), undisturbed(self.device):
+        with collecting_later(), torch.inference_mode(False):
             self._take(model)
         return self
 
@@ -234,7 +235,9 @@ class Sampler(Apart):
         # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
         with self._engine.model.in_use(), one_thread():
             engine = self._engine.having(model)
-        if isinstance(engine, str):
+        if isinstance(engine, Engine):
+            engine = engine.tested(self._engine.weights)
+        else:
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             wrapped.told = self._engine.model.told
@@ -452,6 +455,17 @@ class Sampler(Apart):
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
         given = engine.model.checked_given(labels, condition, len(values))
+        if (
+            self._ranks > 1
+            and model is not None
+            and torch.is_grad_enabled()
+            and "ranks" not in engine.model.told
+        ):
+            engine.model.told.add("ranks")
+            tell(
+                "the gradients of log_prob are this process's own: DistributedDataParallel averages those of its own "
+                "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"
+            )
         with nullcontext() if model is not None else torch.no_grad():
             return engine.model.log_probability(values, given, model)
 

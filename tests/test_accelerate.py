@@ -709,6 +709,22 @@ def test_hooks_that_pytorch_does_not_call_are_told_once() -> None:
     assert len(told) == 1 and "skip_nnmodule_hook_guards" in str(handle)
 
 
+def test_hooks_on_a_part_that_is_not_registered_are_told() -> None:
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [network()]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.held[0](x)
+
+    model = accelerate(Holding())
+    model(IMAGES)
+    model.held[0].norm.register_forward_hook(lambda module, given, found: found + 1)
+    with pytest.warns(UserWarning, match="parts of the model have got hooks since its first call"):
+        model(IMAGES)
+
+
 @pytest.mark.parametrize("mode", few(["eager", "inductor"], 1))
 def test_tensors_that_begin_to_share_memory_are_told_once(mode: Any) -> None:
     model = network()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
@@ -46,6 +49,44 @@ def test_samplers() -> None:
     assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Other()).fingerprint()
+
+
+@dataclass(frozen=True)
+class Holding(Categorical):
+    function: Callable[[float], float] = abs
+
+
+def test_functions_that_a_head_holds_are_told_apart_by_their_code() -> None:
+    """Not by where they are, which another process puts elsewhere."""
+    model = pixelcnn()
+    one, same, other = (
+        Sampler(model, (1, 4, 4), head=Holding(function=function)).fingerprint()
+        for function in (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2)
+    )
+    assert one == same != other
+
+
+SCALE = torch.ones(4, 1, 1)
+
+
+class Global(nn.Module):
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = pixelcnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * SCALE
+
+
+@pytest.mark.filterwarnings("ignore:the model's forward reads what the model does not hold")
+def test_a_global_tensor_counts_as_it_is_drawn_from() -> None:
+    model = Global()
+    built = Sampler(model, (1, 4, 4))
+    before = built.fingerprint()
+    SCALE.mul_(3)
+    assert built.fingerprint() == before != Sampler(model, (1, 4, 4)).fingerprint()
 
 
 PRINTS = """

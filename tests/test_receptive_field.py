@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelcnn_fast import check_causal, receptive_field
 from pixelcnn_fast.__main__ import main
@@ -331,6 +332,52 @@ def test_a_leak_behind_a_zero_is_seen(kind: str) -> None:
         check_causal(model, (1, 6, 6))
         assert "sees no earlier pixel" not in str(receptive_field(model, (1, 6, 6)))
     assert model.training and all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+class Own(nn.Conv2d):
+    """Its copies know of no memo."""
+
+    def __deepcopy__(self, memo):
+        other = Own(2, 6, 1)
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+def test_a_leak_behind_a_zero_that_copies_itself_is_seen():
+    model = Behind("adapter", "none")
+    model.high = Own(2, 6, 1)
+    nn.init.zeros_(model.high.weight)
+    with pytest.raises(NotCausal, match=r"inside: kernel tap"):
+        check_causal(model, (1, 6, 6))
+
+
+class ChannelsLast(nn.Module):
+    """What is zero before training comes after a norm over the last axis, of the channels."""
+
+    levels = 8
+
+    def __init__(self, zero: str, is_plain: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = MaskedConv2d(1, 6, 5, "A"), nn.Conv2d(6, 8, 1)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.is_plain = is_plain
+        nn.init.zeros_(self.get_parameter(zero))
+
+    def forward(self, x):
+        x = self.first(x.float() / 8)
+        y = self.norm(x.movedim(1, -1))
+        if not self.is_plain:
+            y = self.narrow(F.gelu(self.wide(y)))
+        return self.last(torch.tanh(x + y.movedim(-1, 1)))
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("zero", ["norm.weight", "norm.bias", "wide.weight", "narrow.weight"])
+def test_a_causal_model_that_begins_with_zeros_passes_whatever_the_size(zero, is_plain):
+    for size in ((6, 6), (4, 5)):
+        with silence():
+            check_causal(ChannelsLast(zero, is_plain), (1, *size))
 
 
 def test_a_zero_that_may_be_masked_outside_of_the_model_is_told() -> None:

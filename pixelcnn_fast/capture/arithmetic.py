@@ -44,6 +44,8 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
             return _expanded(b, stepped(b, one, _with_number(kind, scale, factor * number)), shape)
     assert isinstance(x, Map) and isinstance(y, Map)
     if Value not in x.kinds and Value not in y.kinds:
+        if kind == "add" and alpha == 1 and not bool(x.addresses.any()):  # all of it was multiplied by zero
+            return _expanded(b, y, shape)
         x = copied(b, x)
     elif Value not in x.kinds:
         x, y, alpha = y if alpha == 1 else stepped(b, y, (alpha, 0.0)), x, 1.0

@@ -22,6 +22,7 @@ from pixelcnn_fast.program.program import (
     Step,
     Tap,
 )
+from pixelcnn_fast.program.zeros import lets_through
 
 
 class Builder:
@@ -160,9 +161,9 @@ class Builder:
         addresses = x.addresses
         for s in x.sources:
             (step,) = self.instruction(s).steps
-            if step.scale is not None and bool((step.scale == 0).any()):
+            if step.scale is not None and not bool((live := lets_through(step.scale)).all()):
                 elements = self.space.decode(addresses)
-                dead = (step.scale == 0).cpu()[elements.channel.clamp_min(0)] & (elements.source == s)
+                dead = ~live.cpu()[elements.channel.clamp_min(0)] & (elements.source == s)
                 addresses = addresses.where(~dead, 0)
         return x if addresses is x.addresses else self.map(addresses)
 
@@ -255,7 +256,7 @@ class Builder:
     ) -> Map:
         """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
         [taps, C, channels], of taps at ``offsets``, in any dtype -> [N, channels, *frame]."""
-        live = (weights != 0).any(2).cpu()
+        live = lets_through(weights).any(2).cpu()
         of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from pixelcnn_fast.program.calls import Call, Memory, View
 class Guard:
     """Something that must be as it was when it was recorded, or the program would be another.
 
-    read: the view that it is in, or the call that reads it as a number; at: how many calls came before.
+    read: the view that it is in, or the call that reads it as a number; at: how many calls came before; is_for_more:
+    whether only truth values that are true now and were not would make another program.
     """
 
     read: View | Call
     value: Any
     at: int
+    is_for_more: bool = False
 
     @property
     def views(self) -> Sequence[View]:
@@ -34,9 +36,10 @@ class Guard:
     def moved(self, merged: Merged) -> Guard:
         """The same where it is in the end, after calls were merged."""
         read = merged.view(self.read) if isinstance(self.read, View) else merged.call(self.read)
-        return Guard(read, self.value, at=len(merged.calls))
+        return replace(self, read=read, at=len(merged.calls))
 
     def holds(self, memory: Memory) -> bool:
         if isinstance(self.read, View):
-            return torch.equal(memory.tensor(self.read), self.value)
+            found = memory.tensor(self.read)
+            return torch.equal(found & self.value if self.is_for_more else self.value, found)
         return bool(memory.result(self.read) == self.value)

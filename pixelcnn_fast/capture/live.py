@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.kept_module import Substituted
+from pixelcnn_fast.capture.model_arguments import check_has_values
 from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.private_copy import borrowed, changes_with_its_mode, copy_or_why_not, sets_more
-from pixelcnn_fast.capture.tensors import in_place_of, overlapping, unreached
+from pixelcnn_fast.capture.tensors import duplicate, in_place_of, overlapping, unreached
 from pixelcnn_fast.program.calls import flat
 
 
@@ -22,22 +24,21 @@ def standing_for(live: nn.Module, device: torch.device, dtype: torch.dtype) -> I
 
     Raises ValueError if its tensors hold nothing.
     """
+    check_has_values(live)
     own = Held(live).tensors
-    if any(x.device.type == "meta" and x.numel() for x in own.values()):
-        raise ValueError(
-            "the model is on the device meta now, where tensors have no values: load its weights first"
-        )
+    copied: nn.Module | str = "its copies know nothing of clones"
     others = _clones(own, device, dtype)
     try:
-        copied = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
-    except RuntimeError:  # its eval() does what goes with parameters alone, and then there are no gradients
-        plain = {path: x.detach() for path, x in others.items()}
-        copied = copy_or_why_not(live, in_place_of(own, plain), is_trained=True)
-    if isinstance(copied, nn.Module) and _has_any(copied, others):
+        found = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
+        if isinstance(found, str) or _has_any(found, others):
+            copied = found
+    except Exception:  # its eval() does what goes with parameters alone, such as to freeze them
+        copied = _linked(live, own, _clones(own, device, dtype))  # some may have been written into
+    if isinstance(copied, nn.Module):
         yield copied
-    else:
-        with borrowed(live):
-            yield Substituted(live, others)
+        return
+    with borrowed(live):  # its eval() may have changed its weights
+        yield Substituted(live, _clones(Held(live).tensors, device, dtype))
 
 
 def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
@@ -48,19 +49,38 @@ def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
     return not wanted or not wanted.isdisjoint(found)
 
 
+def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
+    """A copy whose ``eval()`` has found parameters; those that are still trained then are clones of the module's own,
+    with the numbers that they have in eval mode. Or else why it can't be copied."""
+    parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
+    origins = {id(parameters[id(x)]): x for x in own.values()}
+    copied = copy_or_why_not(live, dict(parameters), is_trained=True)
+    if isinstance(copied, str):
+        return copied
+    now = Held(copied).tensors
+    memo: dict[int, Any] = {id(x): x for x in now.values() if not x.is_leaf}
+    for x in now.values():
+        if x.requires_grad and id(x) in origins:
+            memo[id(x)] = clone = origins[id(x)].to(x.device, x.dtype, copy=True)
+            clone.data = x.detach()
+    return duplicate(copied, memo)
+
+
 def _clones(own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Clones by path. Those of tensors that share memory do, too, unless they are trained."""
+    """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the parameters'
+    dtype gets ``dtype``."""
+    computes_in = {x.dtype for x in own.values() if isinstance(x, nn.Parameter) and x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
     for path, x in own.items():
-        kind = dtype if x.is_floating_point() else x.dtype
+        kind = dtype if x.dtype in computes_in else x.dtype
         if path in sharing and not x.requires_grad:
             key = x.untyped_storage().data_ptr(), x.dtype
             if key not in storages:
                 storages[key] = flat(x).to(device, kind, copy=True)
             once[id(x)] = storages[key].as_strided(x.shape, x.stride(), x.storage_offset())
         elif id(x) not in once:
-            once[id(x)] = x.to(device, kind).clone()
+            once[id(x)] = x.to(x.device if x.is_meta else device, kind).clone()
     return {path: once[id(x)] for path, x in own.items()}
 
 

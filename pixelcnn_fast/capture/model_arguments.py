@@ -8,8 +8,9 @@ from typing import TypedDict
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pixelcnn_fast.capture.parts import Held, if_imported
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
@@ -76,21 +77,31 @@ def head_of(
 
 
 def check_has_values(model: nn.Module) -> None:
-    if any(p.device.type == "meta" for p in model.parameters() if p.is_floating_point()):
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(isinstance(x, (UninitializedParameter, UninitializedBuffer)) for x in tensors):
+        raise ValueError(
+            "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
+        )
+    if any(x.device.type == "meta" for x in tensors):
         raise ValueError(
             "the model is on the device meta, where tensors have no values: load its weights first"
+        )
+    divides = if_imported("torch.distributed.fsdp", "FSDPModule")
+    if any(hasattr(x, "full_tensor") for x in tensors) or any(isinstance(x, divides) for x in model.modules()):
+        raise ValueError(
+            "the model's parameters are divided among processes: pass a model of whole ones, such as one that has "
+            "loaded get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), which is in "
+            "torch.distributed.checkpoint.state_dict"
         )
 
 
 def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise ValueError(
-            "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
-        )
-    kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
+    check_has_values(model)
+    registered = [*model.parameters()]
+    parameters = registered or [x for x in Held(model).tensors.values() if isinstance(x, nn.Parameter)]
+    kinds = {(p.dtype, p.device) for p in parameters if p.is_floating_point()}
     if not kinds:
         raise ValueError("the model has no parameters of real numbers, which say in what dtype it computes")
-    check_has_values(model)
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ValueError(

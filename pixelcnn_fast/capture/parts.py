@@ -115,6 +115,8 @@ class Held:
                 self.values[f"{at}:training"] = each.training
 
     def _tensor(self, path: str, x: Tensor) -> None:
+        if isinstance(x, if_imported("torch._subclasses.fake_tensor", "FakeTensor")):
+            return  # in the notes of a graph that was exported
         if x.layout is torch.strided and not x.is_nested:
             self.tensors[path] = x
         else:  # a forward that reads it can't be recorded
@@ -136,6 +138,8 @@ class Held:
         elif isinstance(x, NAMED):
             self.values[path] = x
             self.others.append((x, attribute))
+            for name, each in _settings(x):
+                self.values[f"{path}.{name}"] = each
         elif id(x) in self._seen:
             self.values[path] = "what is at", self._seen[id(x)][0]
         else:
@@ -251,6 +255,15 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     )
 
 
+def _settings(x: object) -> Iterator[tuple[str, object]]:
+    """The plain attributes of a class, or a Python module, that a model holds to read its settings from."""
+    owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if isinstance(x, ModuleType) else ()
+    for owner in owners:
+        for name, each in [*vars(owner).items()]:
+            if not name.startswith("__") and type(each) in PLAIN and (plain := _plain((each,))) is not None:
+                yield name, plain
+
+
 def _named(held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((f".{name}", each) for name, each in [*held.items()])
 
@@ -307,10 +320,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
     returns, unless the wrapper does more than they do."""
     while True:
-        if isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
+        if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
             module = cast(nn.Module, module._orig_mod)
             continue
-        averaged = _if_imported("torch.optim.swa_utils", "AveragedModel")
+        averaged = if_imported("torch.optim.swa_utils", "AveragedModel")
         kinds: tuple[Any, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, *averaged)
         kind = next((kind for kind in kinds if isinstance(module, kind)), None)
         has_own = "forward" in vars(module) or any(vars(module)[name] for name in HOOKS)
@@ -319,7 +332,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = cast(nn.Module, module.module)
 
 
-def _if_imported(module: str, name: str) -> tuple[type, ...]:
+def ranks_averaged_over(module: nn.Module) -> int:
+    """Over how many processes a module averages gradients, as ``DistributedDataParallel`` does; 1 if it does not."""
+    if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
+        module = cast(nn.Module, module._orig_mod)
+    return module.process_group.size() if isinstance(module, nn.parallel.DistributedDataParallel) else 1
+
+
+def if_imported(module: str, name: str) -> tuple[type, ...]:
     """A type, if there can be instances of it: another thread may just be importing the compiler."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from pixelcnn_fast.capture.parts import HOOKS, Held, unwrapped
+from pixelcnn_fast.capture.parts import HOOKS, SWAPPED_FROM, Held, unwrapped
 from pixelcnn_fast.capture.tensors import are_equal, duplicate
 from pixelcnn_fast.telling import tell
 
@@ -40,6 +40,14 @@ def copy_or_why_not(
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
+    device = next((x.device for x in held.tensors.values()), torch.device("cpu"))
+    with undisturbed(device):  # it may make modules, whose weights are random at first
+        return _copied(module, held, memo, is_apart, is_trained)
+
+
+def _copied(
+    module: nn.Module, held: Held, memo: dict[int, Any], is_apart: bool, is_trained: bool
+) -> nn.Module | str:
     try:
         copied = duplicate(module, memo, held)
         of_copy = Held(copied)
@@ -53,6 +61,9 @@ def copy_or_why_not(
             if x.is_leaf and id(x) not in shared:
                 x.requires_grad_(False)
     for parent in copied.modules():
+        if hasattr(parent, "parametrizations"):  # PyTorch gives it a class of its own, and changes that again
+            kind: Any = type(parent)
+            parent.__class__ = type(kind.__name__, kind.__bases__, {SWAPPED_FROM: kind, **vars(kind)})
         vars(parent).pop(
             "_compiled_call_impl", None
         )  # of the module itself, if it has a __getstate__ of its own

@@ -164,6 +164,7 @@ class Recorder(TorchDispatchMode):
         self._slots: dict[int, int] = {}
         self._references: list[StorageWeakRef] = []
         self._depends: list[frozenset[str]] = []
+        self.allows_autocast = False
         self._reading = ""  # the Python-level call that reads a number, if there is one
 
     def where(self) -> str:
@@ -314,7 +315,9 @@ class Recorder(TorchDispatchMode):
 
     def check_autocast(self, x: object) -> None:
         """x: the first argument of a call from Python; below it, autocast does not show any more."""
-        if isinstance(x, Tensor) and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        if self.allows_autocast or not isinstance(x, Tensor) or x.dtype != torch.float32:
+            return
+        if torch.is_autocast_enabled(x.device.type):
             raise Unsupported(
                 f"{self.where()}: autocast within forward, whose rounding is not followed: convert the model itself, "
                 "as by model.to(torch.bfloat16), or leave autocast to those who call it"

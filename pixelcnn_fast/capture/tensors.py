@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 from weakref import ProxyTypes
 
@@ -60,6 +60,14 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
     return bool(((x - y).abs() <= least).all()) or are_equal(x, y)
 
 
+def may_see_more(x: Tensor, before: Tensor) -> bool:
+    """Whether a weight, or a mask, lets something through that it did not before, where it was zero or infinite."""
+    opened = x.bool() & ~before.bool()
+    if x.is_floating_point():
+        opened |= x.isfinite() & ~before.isfinite()
+    return bool(opened.any())
+
+
 def _bits(x: Tensor) -> Tensor:
     """What a tensor holds, as words if that goes, which takes half the time that numbers do."""
     x = x.detach().resolve_conj().contiguous().flatten()
@@ -90,8 +98,10 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held | None = None) -> nn.Module:
     """A deep copy. An attribute that leads to what has no copies, such as a lock or an open file, is shared as a whole,
-    unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it; held: what the module holds, if known."""
+    unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it, with tensors that are to be in the copy; held:
+    what the module holds, if known."""
     held, memo = held or Held(module), {} if memo is None else memo
+    replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
         if type(x) in ProxyTypes:  # which may be dead, and can't be asked for anything then
             memo[id(x)] = x
@@ -99,14 +109,25 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held 
             memo[id(x)] = Apart()
     before = dict(memo)
     try:
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
     except Exception:
         owners = [owner for x, owner in held.others if type(x) not in ProxyTypes and _has_no_copies(x)]
         if not owners or not held.leading.isdisjoint(map(id, owners)) or hasattr(type(module), "__del__"):
             raise
         memo.clear()
         memo |= before | {id(owner): owner for owner in owners}
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+    if replaced:
+        _put_into(copied, replaced, known={id(x) for x in (*replaced.values(), *held.tensors.values())})
+    return copied
+
+
+def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
+    """Gives a copy the numbers of tensors, by path, where it has others than those that are known, by id: what copies
+    itself, as TorchScript does, may not know of a memo."""
+    for path, x in Held(copied).tensors.items():
+        if path in tensors and id(x) not in known:
+            x.data = tensors[path].detach().to(x)
 
 
 def _has_no_copies(x: object) -> bool:

@@ -6,8 +6,8 @@ A call that has no place in a program is refused, but only if the output needs i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from pixelcnn_fast.capture.lowering import (
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, OfCondition, Unknown, Value
+from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.calls import (
@@ -141,18 +142,22 @@ class Trace:
 
     # -- call by call
 
-    def run(self, outputs: Sequence[int], on_read: Callable[[Tensor], None]) -> None:
-        """outputs: the slots that are needed; on_read: told of each constant that Python read, when it did."""
+    def run(self, outputs: Sequence[int], weights: WeightRecorder) -> None:
+        """outputs: the slots that are needed; weights: guards each constant that Python read, when it did."""
         recording, reads = self._recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
         wanted = needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)])
+        decisive = {*needed(recording.calls, outputs)}
         gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
-                on_read(self.operands.memory.tensor(view))
+                with weights.for_python():
+                    found = self.operands.memory.tensor(view)
+                weights.guard(found)
             if call in gone:
-                self._run(call)
+                with nullcontext() if call in decisive else weights.for_python():
+                    self._run(call)
                 for slot in gone[call]:
                     self._slots.pop(slot, None)
 
@@ -283,16 +288,28 @@ class Trace:
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """What a call makes of constants that were written where there are features, too."""
+        """What a call makes of constants that were written where there are features, too. As on features, it computes
+        in the program's dtype, unless that can't be, or it makes truth values, integers or what is rounded."""
 
-        def constant(x: Any) -> Any:
-            if not isinstance(x, View):
-                return size_at(x, self._n)
-            return self.operands.constants(self.map(x).addresses).to(x.dtype)
+        def run(dtypes: Container[torch.dtype]) -> Any:
+            """dtypes: those in the place of which the program's is taken."""
 
-        self.as_is.add(call)
-        args, kwargs = map_leaves(constant, (call.args, call.kwargs))
-        results = functional(call.name)(*args, **kwargs)
+            def argument(x: Any) -> Any:
+                if isinstance(x, View):
+                    constant = self.operands.constants(self.map(x).addresses)
+                    return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
+                return self.builder.dtype if x in dtypes else size_at(x, self._n)
+
+            args, kwargs = map_leaves(argument, (call.args, call.kwargs))
+            return functional(call.name)(*args, **kwargs)
+
+        results = None
+        if all(view.dtype.is_floating_point and not self.rounds_to(view.dtype) for view in call.outputs):
+            with suppress(Exception):
+                results = run(self._as_exact)
+        if results is None:
+            results = run(())
+            self.as_is.add(call)
         return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:

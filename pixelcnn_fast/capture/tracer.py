@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.conditional import check_conditions
+from pixelcnn_fast.capture.model_arguments import dtype_and_device
 from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.replay import Replay
@@ -65,7 +66,6 @@ def capture(
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
     shape = with_channels(examples[0][0].shape)
 
     # What a forward keeps is to be made in each recording, so each runs a model that has never run.
@@ -85,7 +85,7 @@ def capture(
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:
             agreed(first.recording, another(example).recording)
-    own, device = parameter.dtype, parameter.device
+    own, device = dtype_and_device(model)
     dtype = own if device.type == "mps" else torch.float64
     output, arranged = recording.outputs
     weights = WeightRecorder()
@@ -94,7 +94,7 @@ def capture(
             weights.leaf(leaf)
     with weights:
         trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
-        trace.run((output.slot, arranged.slot), weights.guard)
+        trace.run((output.slot, arranged.slot), weights)
         weights.written.update(trace.written())
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
@@ -147,11 +147,14 @@ def shared(one: Recording, two: Recording) -> list[Tensor]:
 
 
 class Forward:
-    """A forward of the model, recorded."""
+    """A forward of the model, recorded. allows_autocast: whether that is recorded, too, which no program follows."""
 
-    def __init__(self, model: nn.Module, images: Tensor, given: Given, head: Head) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, given: Given, head: Head, allows_autocast: bool = False
+    ) -> None:
         shape = with_channels(images.shape)
         recorder = Recorder(shape[0], Held(model).tensors.items())
+        recorder.allows_autocast = allows_autocast
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
         self.recording.given = tuple(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pixelcnn_fast.capture.guards import Guard
 from pixelcnn_fast.capture.recorder import Leaf, Recorder
 from pixelcnn_fast.capture.reevaluation import Reevaluation
 from pixelcnn_fast.program.calls import flat, leaves, needed
+from pixelcnn_fast.program.zeros import asking
 
 WEIGHTS = "weights"
 
@@ -27,6 +29,7 @@ class WeightRecorder(Recorder):
         super().__init__(1)
         self._guards: list[Guard] = []
         self._read: list[Guard] = []  # of numbers that the model's own code has read
+        self._is_for_python = False
         self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
 
     def __enter__(self) -> Any:
@@ -47,10 +50,10 @@ class WeightRecorder(Recorder):
         if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
             return func(*args, **(kwargs or {}))
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        for x in leaves(out):
+        for x in () if self._is_for_python else leaves(out):
             if isinstance(x, Tensor) and not x.is_floating_point() and self.depends_on(x):
                 view = self.view(x)
-                self._guards.append(Guard(view, x.clone(), len(self.recording.calls)))
+                self._guards.append(Guard(view, x.clone(), len(self.recording.calls), asking.is_for_more))
                 self._depends[view.slot] = frozenset()
         return out
 
@@ -72,10 +75,20 @@ class WeightRecorder(Recorder):
         leaves = (self.recording.leaves[slot] for slot in slots & self.recording.leaves.keys())
         return {name for leaf in leaves for name, _ in leaf.parameters}
 
+    @contextmanager
+    def for_python(self) -> Iterator[None]:
+        """Within the context, what is computed, also of integers, only counts if it is guarded below."""
+        self._is_for_python = True
+        try:
+            yield
+        finally:
+            self._is_for_python = False
+
     def guard(self, tensor: Tensor) -> None:
         """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
         if self.depends_on(tensor):
-            kept = tensor.clone()
+            with self.for_python():
+                kept = tensor.clone()
             self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
     def evaluating(self, tensors: Sequence[Tensor], does_the_same: bool = False) -> Reevaluation:

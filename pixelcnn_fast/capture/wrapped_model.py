@@ -26,7 +26,7 @@ from pixelcnn_fast.capture.model_arguments import (
     is_integral,
     takes_labels,
 )
-from pixelcnn_fast.capture.parts import Held, unwrapped
+from pixelcnn_fast.capture.parts import Held, described, unwrapped
 from pixelcnn_fast.capture.private_copy import (
     borrowed,
     changes_with_its_mode,
@@ -50,10 +50,9 @@ from pixelcnn_fast.program.program import ConditionOperand, Program
 from pixelcnn_fast.telling import tell
 
 MOST_LABELS = 64  # for all of which two models are compared, if Python reads numbers off them
-MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
-CHECKED_WORK = (
-    10**10
-)  # weights times pixels of all images with which they are tried, unless these are fewer than four
+# Labels or conditions that are tried, to see whether they matter and are as in the model.
+FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
+CHECKED_WORK = 10**10  # weights times pixels of all images with which more than the fewest are tried
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
 
 
@@ -119,7 +118,9 @@ class WrappedModel:
         self.recording: Recording | None = None  # of its first forward, once it is captured
         self.is_captured = False
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
-        self.told = set[str]()  # parameters that get no gradients, by path
+        self.told = set[
+            str
+        ]()  # what the user has been told of it, such as which parameters get no gradients, by path
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -203,8 +204,10 @@ class WrappedModel:
 
     def _many_labels(self) -> int:
         """With how many labels, or conditions, an image is tried: fewer for a large model."""
-        weights = sum(p.numel() for p in self.module.parameters())
-        return max(4, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2])))
+        weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
+        return max(
+            FEWEST_DIFFERENT, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2]))
+        )
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
         """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
@@ -344,7 +347,8 @@ class WrappedModel:
     def _forward(self, module: nn.Module, example: tuple[Tensor, Given] | None = None) -> Forward:
         values, given = example or self.example()
         with eagerly, _returning(module, self.output):
-            return Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
+            encoded, given = self.encode(values), given.in_dtype(self.dtype)
+            return Forward(module, encoded, given, self.head, allows_autocast=not self.is_captured)
 
     def without_recording(self) -> WrappedModel:
         """The same for a pickle, or a copy that stands alone."""
@@ -619,8 +623,8 @@ class WrappedModel:
     def identity(self) -> Iterator[object]:
         """What tells this model from others besides its forward: how it takes images and is read."""
         yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
-        for setting in sorted(vars(self.head).items()):  # a head may have no text of its own
-            yield from setting
+        for name, x in sorted(vars(self.head).items()):  # a head may have no text of its own
+            yield from (name, *(described({"": x}) if callable(x) else [x]))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

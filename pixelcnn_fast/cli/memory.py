@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from pixelcnn_fast.capture.wrapped_model import FEWEST_DIFFERENT
 from pixelcnn_fast.models import Model
 
 # 8-byte numbers that are alive while a model is captured, at the least: of logits, for each, when the program is
@@ -27,7 +28,8 @@ def to_capture(model: Model, height: int, width: int) -> int:
     """Bytes that it takes at least to read off what a model computes for images of this size."""
     features = sum(len(weight) for weight in model.parameters() if weight.dim() > 1)
     held = max(HELD_OF_LOGITS * outputs(model), HELD_OF_FEATURES * features)
-    return int(8 * held * height * width)
+    images = min(model.n_classes, FEWEST_DIFFERENT) if model.n_classes else 1
+    return int(8 * held * height * width) * images
 
 
 def outputs(model: Model) -> int:

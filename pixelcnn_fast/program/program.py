@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.program.zeros import lets_through
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,7 +79,7 @@ class Tap:
     @cached_property
     def connected(self) -> Tensor:
         """For each channel of out, which of the source's it needs: bool [channels of out, channels of source]."""
-        return (self.weight != 0).T.cpu()
+        return lets_through(self.weight).T.cpu()
 
     @cached_property
     def is_live(self) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import CellType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 
+from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
 
@@ -33,15 +34,17 @@ def tells_of_giving_up(
     """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. target:
     what was compiled: if parts of a model get hooks after the first call, or tensors of it begin to share memory, that
     is said once."""
-    before = WeakKeyDictionary[
-        nn.Module, tuple[int, int]
-    ]()  # of each model, at the last call: see ``_seen_of``
+    before = WeakKeyDictionary[nn.Module, tuple[int, int]]()  # of each model, at the last call: ``_seen_of``
+    unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # its parts at the first call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within what somebody else compiles
             return compiled(*args, **kwargs)
         for model in _models(target, args, kwargs):
-            now = _seen_of(model, model is target, is_by_inductor)
+            if model not in unregistered:
+                unregistered[model] = WeakSet({*Held(model).modules.values()}.difference(model.modules()))
+            parts = [*model.modules(), *unregistered[model]]
+            now = _seen_of(parts, model is target, is_by_inductor)
             hooks, shared = before.get(model, now)
             before[model] = now
             if now[0] > hooks and torch._dynamo.config.skip_nnmodule_hook_guards:
@@ -77,10 +80,9 @@ def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             yield each
 
 
-def _seen_of(model: nn.Module, is_target: bool, is_by_inductor: bool) -> tuple[int, int]:
-    """How many hooks its parts have, to which it belongs unless it is what PyTorch compiles, and for Inductor, how many
-    of its tensors share their memory with others."""
-    parts = [*model.modules()]
+def _seen_of(parts: Sequence[nn.Module], is_target: bool, is_by_inductor: bool) -> tuple[int, int]:
+    """How many hooks the parts of a model have, the first of which is the model, and does not count if it is what
+    PyTorch compiles; and for Inductor, how many of their tensors share memory with others."""
     hooks = sum(len(getattr(part, kind)) for part in parts[is_target:] for kind in HOOKS)
     tensors = (x for part in parts for held in (part._parameters, part._buffers) for x in held.values())
     places = []

@@ -19,11 +19,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pixelcnn_fast import Sampler, check_causal
 from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
 from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.likelihood import bits_per_dim
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 from tests.tiers import thorough
@@ -300,6 +303,51 @@ def test_generators_are_left_as_they_were() -> None:
     assert all(map(np.array_equal, np.random.get_state(), before[2]))
 
 
+class MadeByEval(Normed):
+    """Its eval mode makes a layer, whose weights are random at first."""
+
+    def train(self, mode: bool = True) -> MadeByEval:
+        super().train(mode)
+        self.made = None if mode else nn.Conv2d(1, 1, 1)
+        return self
+
+
+def test_generators_are_left_as_they_were_by_what_eval_makes() -> None:
+    model, images = MadeByEval(), torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    before, own = torch.get_rng_state(), torch.Generator()
+    made = sampler(model)
+    for act in (
+        lambda: made.log_prob(images),
+        lambda: made.sample(1, generator=own),
+        made.refresh,
+        lambda: made.sample(1, generator=own, runtime="reference"),
+        lambda: check_causal(model, SHAPE, levels=LEVELS, image_form="unit"),
+        lambda: bits_per_dim(model, [images / 6], levels=LEVELS, image_form="unit"),
+    ):
+        act()
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_numbers_of_other_threads_come_once() -> None:
+    """While weights are taken, in a thread of their own."""
+    model = pixelcnn()
+    made, stop = Sampler(model, SHAPE), threading.Event()
+
+    def refreshing() -> None:
+        while not stop.is_set():
+            model.conv_in.weight.data.mul_(1.0001)
+            made.refresh()
+
+    thread = threading.Thread(target=refreshing)
+    thread.start()
+    try:
+        drawn = [float(torch.rand((), dtype=torch.float64)) for _ in range(200_000)]
+    finally:
+        stop.set()
+        thread.join()
+    assert len({*drawn}) == len(drawn)
+
+
 # -- wrappers
 
 
@@ -429,6 +477,45 @@ def test_a_failure_beside_a_scripted_module_is_the_model_s() -> None:
 def test_lazy_layers_are_asked_to_be_made_first() -> None:
     with pytest.raises(ValueError, match="lazy layers.*call the model once"):
         Sampler(nn.Sequential(nn.LazyConv2d(LEVELS, 1)), SHAPE)
+    with pytest.raises(ValueError, match="lazy layers.*call the model once"):
+        bits_per_dim(nn.Sequential(nn.LazyConv2d(LEVELS, 1)), [torch.zeros(1, *SHAPE)])
+
+
+def test_a_model_none_of_whose_parts_is_registered() -> None:
+    class Guided(nn.Module):
+        levels = LEVELS
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = [Normed().eval()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.net[0](x)
+
+    model, images = Guided(), torch.randint(0, LEVELS, (2, *SHAPE), dtype=torch.uint8)
+    made = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    expected = model.net[0](images / (LEVELS - 1)).mul(2).detach()
+    torch.testing.assert_close(made.logits(images)[:, 0].movedim(-1, 1), expected)
+
+
+def test_a_graph_that_was_exported() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(Masked(1, 6, [*ABOVE, *LEFT]), nn.ReLU(), nn.Conv2d(6, LEVELS, 1)).eval()
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    model = torch.export.export(plain, (torch.rand(3, *SHAPE),), dynamic_shapes=dynamic).module()
+    images = torch.randint(0, LEVELS, (2, *SHAPE), dtype=torch.uint8)
+    torch.testing.assert_close(sampler(model).logits(images), sampler(plain).logits(images))
+
+
+def test_parameters_that_are_divided_among_processes_are_refused() -> None:
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+        with pytest.raises(ValueError, match="divided among processes: pass a model of whole ones"):
+            fully_shard(model := Normed(), mesh=mesh)
+            sampler(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_model_without_values_is_refused() -> None:

@@ -69,7 +69,13 @@ print(peak() - before, memory.to_capture(model, 160, 160))
 @thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units, or not at all")
 @pytest.mark.parametrize(
-    "model", ["PixelCNN(1, 128, 4)", "PixelCNN(3, 8, 1)", "GatedPixelCNN(1, 48, levels=2)"]
+    "model",
+    [
+        "PixelCNN(1, 128, 4)",
+        "PixelCNN(3, 8, 1)",
+        "GatedPixelCNN(1, 48, levels=2)",
+        "PixelCNN(1, 32, 2, n_classes=10)",
+    ],
 )
 def test_what_capture_takes_is_known_before(model: str) -> None:
     found = subprocess.run([sys.executable, "-c", PEAK, model], capture_output=True, text=True, check=True)

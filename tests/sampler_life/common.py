@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler
+from tests.system.networks import ABOVE, LEFT, Masked
 
 SHAPE = (1, 5, 6)
 STALE = "the model has changed since this sampler was built, or refreshed"
@@ -66,3 +67,17 @@ class InPlace(nn.Module):
         self.cached = x
         h = self.first(nn.functional.pad(x.to(self.first.weight), (1, 1, 1, 0)))
         return checkpoint(lambda h: self.last(torch.relu(h)), h, use_reentrant=False)
+
+
+class Network(nn.Module):
+    """Between its layers, a part that may be anything."""
+
+    levels = 5
+
+    def __init__(self, mid: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.mid, self.last = Masked(1, 6, [*ABOVE, *LEFT]), mid, nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.mid(self.first(x.to(self.last.weight)))))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pixelcnn_fast import Sampler, likelihood
 from tests.capture.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, InPlace, silence, take
+from tests.sampler_life.common import SHAPE, InPlace, Network, silence, take
 from tests.system.networks import pixelcnn
 
 
@@ -95,3 +97,104 @@ def test_a_model_on_meta_has_no_likelihood() -> None:
     model = pixelcnn().to("meta")
     with pytest.raises(ValueError, match="on the device meta, where tensors have no values"):
         likelihood.bits_per_dim(model, [torch.zeros(1, *SHAPE, dtype=torch.uint8)])
+
+
+class Frozen(nn.Conv2d):
+    """In eval mode it has merged an adapter, which is not trained then."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6, 1)
+        self.adapter = nn.Parameter(torch.rand(6, 6, 1, 1))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        if mode == self.is_merged:
+            self.weight.data += (-1 if mode else 1) * self.adapter.detach()
+            self.is_merged = not mode
+            self.adapter.requires_grad_(mode)
+        return self
+
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.conv2d(h, self.weight if self.is_merged else self.weight + self.adapter, self.bias)
+
+
+class Swapping(nn.Conv2d):
+    """In eval mode it has the average of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6, 1)
+        self.average, self.is_averaged = nn.Parameter(torch.rand(6, 6, 1, 1)), False
+
+    def train(self, mode: bool = True) -> Swapping:
+        super().train(mode)
+        if mode == self.is_averaged:
+            self.weight, self.average = self.average, self.weight
+            self.is_averaged = not mode
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:log_prob gives no gradients to")
+@pytest.mark.parametrize("kind", [Frozen, Swapping])
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_what_eval_does_with_parameters_alone(kind: Callable[[], nn.Module], runtime: Any) -> None:
+    torch.manual_seed(0)
+    model = Network(nn.Sequential(kind(), kind())).train()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    plain, names = copy.deepcopy(model), [name for name, _ in model.named_parameters()]
+    of_plain = dict(zip(names, plain.parameters(), strict=True))  # which eval() may give other names
+    expected, found = -likelihood.nll(plain.eval(), images), sampler.log_prob(images)
+    torch.testing.assert_close(found, expected)
+    expected.sum().backward()
+    found.sum().backward()
+    assert any(x.grad is None for x in model.parameters())
+    for name, x in model.named_parameters():
+        torch.testing.assert_close(x.grad, of_plain[name].grad)
+    assert model.training and all(x.requires_grad for x in model.parameters())
+
+
+def test_a_table_of_another_dtype_keeps_it() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            table = torch.rand(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("table", table)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return torch.einsum("nchw,cd->ndhw", h.double(), self.get_buffer("table")).to(h)
+
+    model, images = Network(Table()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+
+
+def test_a_network_without_values_that_is_held_to_be_called_with_others() -> None:
+    class Stateless(nn.Module):
+        levels = 5
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Network(nn.Identity())
+            self.shell = [copy.deepcopy(self.net).to("meta")]
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+            return torch.func.functional_call(self.shell[0], own, (x,))
+
+    model, images = Stateless(), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+
+
+def test_that_gradients_are_not_averaged_over_ranks_is_told_once() -> None:
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = nn.parallel.DistributedDataParallel(pixelcnn())
+        sampler, images = Sampler(model, SHAPE), torch.zeros(1, *SHAPE, dtype=torch.uint8)
+        with silence(), torch.no_grad():
+            sampler.log_prob(images)
+        with pytest.warns(UserWarning, match="gradients of log_prob are this process's own"):
+            sampler.log_prob(images)
+        with silence():
+            sampler.refresh().log_prob(images)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -145,6 +145,10 @@ def test_that_refreshing_takes_longer_is_said_once() -> None:
     assert len(told) == 1
     with silence():
         sampler.refresh()
+    model.double()
+    with pytest.warns(UserWarning, match="another dtype") as told:
+        sampler.refresh().refresh()
+    assert len(told) == 1
 
 
 class OnlyOne(Merging):

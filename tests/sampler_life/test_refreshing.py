@@ -253,6 +253,43 @@ def test_numbers_of_weights_that_a_hook_logs_are_no_reason_to_build_anew() -> No
         sampler.refresh()
 
 
+def stepped(model: nn.Module) -> None:
+    for x in model.parameters():
+        x.data.mul_(1.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("read", [int, lambda step: step % 2 == 0, lambda step: step > 1])
+def test_a_counter_in_a_buffer_that_a_schedule_reads(read: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
+    def scheduled(net: Changed, h: Tensor) -> Tensor:
+        return h * 2 if read(net.get_buffer("step")) and net.training else h
+
+    model: Any = Changed(scheduled)
+    model.register_buffer("step", torch.zeros((), dtype=dtype))
+    sampler = Sampler(model, SHAPE)
+    for _ in range(3):
+        stepped(model)
+        model.step += 1
+        with silence():
+            images = sampler.refresh().sample(3, noise=noise())
+            model.step += 1
+            sampler.sample(1)
+        assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+@pytest.mark.parametrize("layer", ["first", "a", "last"])
+def test_single_weights_may_become_zero(layer: str) -> None:
+    """As by a soft threshold."""
+    model = Changed(lambda net, h: net.a(h))
+    sampler = Sampler(model, SHAPE)
+    for at in range(3):
+        stepped(model)
+        model.get_parameter(f"{layer}.weight").data[at, 0, 0, 0] = 0
+        with silence():
+            images = sampler.refresh().sample(3, noise=noise())
+        assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
 @pytest.mark.parametrize("name", ["limit", "g"])
 def test_an_if_on_the_image_that_falls_otherwise_now_is_found_out(name: str) -> None:
     """Only for a bright image, which is not the one that is recorded."""

@@ -611,7 +611,37 @@ def test_a_model_that_is_moved_to_meta_says_so(runtime: Any) -> None:
     model.to("meta")
     with pytest.warns(UserWarning, match=STALE):
         assert torch.equal(sampler.sample(1, noise=noise(1)), before)
-    with pytest.raises(ValueError, match="on the device meta now, where tensors have no values"):
+    with pytest.raises(ValueError, match="on the device meta, where tensors have no values"):
         sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
     with pytest.raises(ValueError, match="on the device meta"):
         sampler.refresh()
+
+
+class Settings:
+    gain = 1.0
+
+
+def test_a_class_that_a_model_reads_its_settings_from() -> None:
+    class Own(Settings):
+        pass
+
+    class Configured(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.settings = pixelcnn(), Own
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * self.settings.gain
+
+    model = Configured()
+    sampler = Sampler(model, SHAPE)
+    with silence():
+        sampler.sample(1)
+    Own.gain = 3.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="settings.gain is another"):
+        images = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))

@@ -45,7 +45,9 @@ class Conv(nn.Conv2d):
         self.kind, self.merged = kind, False
         self.register_buffer("mask", raster_mask(3, 3, mask).expand_as(self.weight).clone())
         self.register_buffer("folded", torch.zeros_like(self.weight), persistent=False)
-        if kind == "merging":
+        if kind == "swapping":
+            self.average = nn.Parameter(self.weight.detach().clone().mul_(0.5))
+        if kind in ("merging", "freezing"):
             self.a = nn.Parameter(0.3 * torch.randn(6, 2))
             self.b = nn.Parameter(0.3 * torch.randn(2, 9 * channels_in))
 
@@ -54,9 +56,15 @@ class Conv(nn.Conv2d):
 
     def train(self, mode: bool = True) -> Conv:
         super().train(mode)
-        if self.kind == "merging" and self.merged == mode:
-            self.weight.data += self._delta() * (-1 if mode else 1)
+        if self.merged == mode and self.kind in ("merging", "freezing", "swapping"):
             self.merged = not mode
+            if self.kind == "swapping":
+                self.weight, self.average = self.average, self.weight
+                return self
+            self.weight.data += self._delta() * (-1 if mode else 1)
+            if self.kind == "freezing":
+                self.a.requires_grad_(mode)
+                self.b.requires_grad_(mode)
         elif self.kind == "folding" and not mode:
             with torch.no_grad():
                 self.get_buffer("folded").copy_(self.weight * self.mask)
@@ -66,7 +74,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight * self.mask
-        if self.kind == "merging" and not self.merged:
+        if self.kind in ("merging", "freezing") and not self.merged:
             weight = (self.weight + self._delta()) * self.mask
         elif self.kind == "folding" and not self.training:
             weight = self.get_buffer("folded")
@@ -81,25 +89,27 @@ class Net(nn.Module):
     def __init__(self, r: random.Random, classes: int = 0) -> None:
         super().__init__()
         self.labels = nn.Embedding(classes, 6) if classes else None
-        kinds = ["plain", "plain", "merging", "folding", "caching"]
+        kinds = ["plain", "plain", "merging", "freezing", "swapping", "folding", "caching"]
         self.first, self.second = Conv(r.choice(kinds), "A", 1), Conv(r.choice(kinds), "B", 6)
         self.norm: nn.Module = nn.BatchNorm2d(6) if r.random() < 0.5 else nn.Identity()
         self.drop, self.last = nn.Dropout(0.3), nn.Conv2d(6, LEVELS, 1)
         self.scale, self.count, self.shift, self.at = 1.0, 0, 0, 0
         self.bank = nn.Parameter(1 + torch.rand(3, 6, 1, 1))
         self.register_buffer("steps", torch.zeros(()))  # which eval mode does not read
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.long))  # and which it reads for nothing
         self.activation: Callable[[Tensor], Tensor] = torch.tanh
         self.losses: list[float] = []
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         self.count += 1
+        is_warm = int(self.get_buffer("rounds")) < 3
         x = self.first(x.to(self.last.weight.dtype) / LEVELS)
         if self.labels is not None and labels is not None:
             if labels.numel() and int(labels.max()) >= self.labels.num_embeddings:
                 raise ValueError("no such label")
             x = x + self.labels(labels)[:, :, None, None]
         if self.training:
-            x = x * (1 + 0 * self.get_buffer("steps").add_(1))
+            x = x * (1 + 0 * self.get_buffer("steps").add_(1)) * (0.5 if is_warm else 1)
         x = self.activation(self.norm(self.second(self.activation(x).roll(self.shift, 1))) * self.bank[self.at])
         return self.last(self.drop(x * self.scale))
 
@@ -200,6 +210,7 @@ class Life:
         optimizer.zero_grad()
         if isinstance(self.model, Net):
             self.model.losses.append(loss.item())
+            self.model.get_buffer("rounds").add_(1)
 
     def do_set_a_number(self) -> None:
         if isinstance(self.model, Net):

@@ -1,0 +1,138 @@
+"""The runtime 'reference' over a model's life: what was found out about its forward is found out again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import NotCausal
+from tests.sampler_life.common import SHAPE, STALE, Network, noise, silence
+
+REFERENCE: Any = dict(runtime="reference")
+
+
+def trained(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(torch.randn(x.shape, generator=generator))
+
+
+class Coloured(nn.Module):
+    """Each colour sees those before it, but for the last layer, which is zero at first."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        mask = torch.zeros(6, 3, 3, 3)
+        mask[:, :, 0] = mask[:, :, 1, 0] = 1
+        for colour in range(3):
+            mask[2 * colour : 2 * colour + 2, :colour, 1, 1] = 1
+        self.register_buffer("mask", mask)
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 15, 1, groups=3)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight * self.get_buffer("mask")
+        h = torch.tanh(F.conv2d(x.to(weight), weight, self.first.bias, padding=1))
+        return self.last(h).unflatten(1, (3, 5))
+
+
+def test_colours_that_begin_to_see_each_other_are_drawn_one_by_one() -> None:
+    model, shape = Coloured(), (3, 4, 5)
+    sampler = Sampler(model, shape, **REFERENCE)
+    trained(model)
+    of_three = torch.rand(3, *sampler.noise_shape, dtype=torch.float64)
+    with silence():
+        found, told = sampler.refresh().sample(3, noise=of_three, log_probability=True)
+    assert torch.equal(found, Sampler(model, shape, **REFERENCE).sample(3, noise=of_three))
+    torch.testing.assert_close(told.float(), sampler.log_prob(found).detach())
+
+
+class Leaking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.gain = nn.Conv2d(6, 6, 3, padding=1), nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.gain * self.all(h)
+
+
+@pytest.mark.parametrize("what", ["gain", "mask"])
+def test_a_model_that_begins_to_leak_is_refused(what: str) -> None:
+    model: Any = Network(Leaking())
+    sampler = Sampler(model, SHAPE, **REFERENCE)
+    before = sampler.sample(3, noise=noise())
+    (model.mid.gain.data if what == "gain" else model.first.mask).fill_(1)
+    with pytest.raises(NotCausal):
+        sampler.refresh()
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), before)
+
+
+class Own(nn.Conv2d):
+    """Its copies know of no memo."""
+
+    def __deepcopy__(self, memo: dict) -> Own:
+        other = Own(6, 6, 1)
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("runtime, is_script", [("auto", False), ("reference", False), ("reference", True)])
+def test_a_part_that_copies_itself_has_the_present_weights(runtime: Any, is_script: bool) -> None:
+    part: Any = Own(6, 6, 1)
+    model = Network(torch.jit.trace(part, torch.zeros(1, 6, 2, 2)) if is_script else part)
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    for _ in range(3):
+        trained(model)
+        found = sampler.refresh().logits(images, runtime="reference")
+        torch.testing.assert_close(found[:, 0].movedim(-1, 1), model(images).detach())
+
+
+class ByLabel(nn.Module):
+    levels, n_classes = 5, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.weights = Network(nn.Identity()), [1.0, 2.0, 3.0]
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.net(x).float()
+        return logits * torch.tensor([self.weights[int(each)] for each in labels])[:, None, None, None]
+
+
+def test_a_number_for_one_label_beside_autocast_is_seen() -> None:
+    model, labels = ByLabel(), torch.tensor([2, 2, 2])
+    sampler = Sampler(model, SHAPE, **REFERENCE)
+    before = sampler.fingerprint()
+    model.weights[2] = 9.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(3, labels)
+    with pytest.warns(UserWarning, match="does something else"):
+        assert sampler.refresh().fingerprint() != before
+
+
+def test_parametrizations_may_be_removed_meanwhile() -> None:
+    """By which PyTorch changes a class that copies would share."""
+    model = Network(parametrizations.weight_norm(nn.Conv2d(6, 6, 1)))
+    sampler = Sampler(model, SHAPE, **REFERENCE)
+    before = sampler.sample(3, noise=noise())
+    with silence():
+        sampler.refresh()
+    parametrize.remove_parametrizations(model.mid, "weight")
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    assert torch.equal(copy.deepcopy(sampler).sample(3, noise=noise()), before)
