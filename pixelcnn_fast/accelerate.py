@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import NoneType
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from pixelcnn_fast.capture.parts import SWAPPED_FROM
+from pixelcnn_fast.capture.parts import SWAPPED_FROM, Held
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
 from pixelcnn_fast.nn.recurrence import Recurrence
@@ -100,15 +100,19 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     handle = Accelerated(backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
+    telling = tells_of_giving_up(compiled, backend.report, target, _modules_of, mode == "inductor")
     if not isinstance(target, nn.Module):
-        return _function(
-            target, tells_of_giving_up(compiled, backend.report, target, mode == "inductor"), handle
-        )
-    compiled = _OfOne(tells_of_giving_up(compiled, backend.report, target, mode == "inductor"))
+        return _function(target, telling, handle)
+    compiled = _OfOne(telling)
     target._compiled_call_impl = compiled
     handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
     _handles[target] = handle
     return target
+
+
+def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
+    """Registered or not."""
+    return Held(model).modules.values()
 
 
 class _OfOne:

@@ -105,6 +105,9 @@ class Sampler(Apart):
     then tested on images that differ from some sub-pixel on. That takes about as long as drawing one image, and misses
     a leak that shows in none of them.
 
+    PyTorch's, Python's and NumPy's generators are put back when it is built, so that random numbers which other threads
+    draw meanwhile may come twice.
+
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
     has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
@@ -211,10 +214,11 @@ class Sampler(Apart):
         ``eval()`` than to set the mode, such as merge weights, a copy of it is taken into eval mode each time. If a
         number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
         matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
-        anew, with a warning. Where Python reads numbers, be it a hook that logs them, the model before and after are
-        compared, which takes longer, too. What a forward reads that the model does not hold, as a global number, is not
-        seen to change. Samples that other threads are drawing are still from the weights that they began with. Where
-        the GPU turned out to be of no use, which may have been for lack of memory, 'auto' tries it again.
+        anew, with a warning. Where Python reads numbers, be it a hook that logs them, some more forwards are recorded.
+        With runtime='reference', causality is tested again if a weight was zero and no longer is. What a forward reads
+        that the model does not hold, as a global number, is not seen to change. Samples that other threads are drawing
+        are still from the weights that they began with. Where the GPU turned out to be of no use, which may have been
+        for lack of memory, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -448,7 +452,8 @@ class Sampler(Apart):
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
         images: integer levels [n, C, H, W]. Differentiable in the model's parameters: its weights are put into a copy,
-        so that its mode, hooks and buffers stay alone. A sampler that knows no model, since it comes out of a pickle or
+        so that its mode, hooks and buffers stay alone; under ``DistributedDataParallel``, they are not averaged over
+        processes. A sampler that knows no model, since it comes out of a pickle or
         the model is gone, gives that of its own weights, without gradients.
         Raises ValueError for bad arguments, as ``sample`` does.
         """

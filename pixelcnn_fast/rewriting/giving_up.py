@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import CellType
 from typing import Any
@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
 
@@ -29,11 +28,15 @@ SHARED = (
 
 
 def tells_of_giving_up(
-    compiled: Callable[..., Any], report: Report, target: Callable[..., Any], is_by_inductor: bool = False
+    compiled: Callable[..., Any],
+    report: Report,
+    target: Callable[..., Any],
+    modules_of: Callable[[nn.Module], Iterable[nn.Module]],
+    is_by_inductor: bool = False,
 ) -> Callable[..., Any]:
     """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. target:
     what was compiled: if parts of a model get hooks after the first call, or tensors of it begin to share memory, that
-    is said once."""
+    is said once. modules_of: a model's modules, registered or not."""
     before = WeakKeyDictionary[nn.Module, tuple[int, int]]()  # of each model, at the last call: ``_seen_of``
     unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # its parts at the first call
 
@@ -42,7 +45,7 @@ def tells_of_giving_up(
             return compiled(*args, **kwargs)
         for model in _models(target, args, kwargs):
             if model not in unregistered:
-                unregistered[model] = WeakSet({*Held(model).modules.values()}.difference(model.modules()))
+                unregistered[model] = WeakSet({*modules_of(model)}.difference(model.modules()))
             parts = [*model.modules(), *unregistered[model]]
             now = _seen_of(parts, model is target, is_by_inductor)
             hooks, shared = before.get(model, now)
