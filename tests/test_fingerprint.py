@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -56,14 +59,21 @@ class Holding(Categorical):
     function: Callable[[float], float] = abs
 
 
-def test_functions_that_a_head_holds_are_told_apart_by_their_code() -> None:
-    """Not by where they are, which another process puts elsewhere."""
-    model = pixelcnn()
-    one, same, other = (
-        Sampler(model, (1, 4, 4), head=Holding(function=function)).fingerprint()
-        for function in (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2)
-    )
-    assert one == same != other
+def multiplied(by: float) -> Callable[[float], float]:
+    return lambda x: x * by
+
+
+def test_what_a_head_holds_is_told_apart_by_what_it_is() -> None:
+    """Not by where it is, which another process puts elsewhere."""
+    model, held = pixelcnn(), [multiplied(1), partial(pow, 2), nn.PReLU(init=0.5)]
+    others = [multiplied(2), partial(pow, 3), nn.PReLU(init=0.25)]
+
+    def told(function: Any) -> str:
+        return Sampler(model, (1, 4, 4), head=Holding(function=function)).fingerprint()
+
+    assert [*map(told, held)] == [*map(told, copy.deepcopy(held))]
+    assert len({*map(told, held + others)}) == len(held + others)
+    assert told(multiplied(1)) == told(held[0])
 
 
 SCALE = torch.ones(4, 1, 1)

@@ -41,7 +41,8 @@ def copy_or_why_not(
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
     device = next((x.device for x in held.tensors.values()), torch.device("cpu"))
-    with undisturbed(device):  # it may make modules, whose weights are random at first
+    makes_modules = any(sets_more(each) or hasattr(each, "__deepcopy__") for each in held.modules.values())
+    with undisturbed(device) if makes_modules else nullcontext():  # whose weights are random at first
         return _copied(module, held, memo, is_apart, is_trained)
 
 

@@ -266,6 +266,10 @@ class Recorder(TorchDispatchMode):
                     Escape(len(self.recording.calls), self.where(), "the size", depends, False, None, size)
                 )
         self.recording.calls.append(call)
+        if call.has_size_of_values and not depends:  # which Python may look at
+            masks = [view for view in call.inputs if view.dtype is torch.bool]
+            at = len(self.recording.calls)
+            self.recording.constants_read += [(at, view) for view in masks or call.outputs]
         return out
 
     def _drawn(self, out: Any) -> None:

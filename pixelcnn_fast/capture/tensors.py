@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.parts import Apart, Held
 
+HIDING = 1000  # what is added to scores of attention to hide a pixel is larger
+
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Which of some tensors, by name, lie in the same memory."""
@@ -61,11 +63,12 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def may_see_more(x: Tensor, before: Tensor) -> bool:
-    """Whether a weight, or a mask, lets something through that it did not before, where it was zero or infinite."""
-    opened = x.bool() & ~before.bool()
-    if x.is_floating_point():
-        opened |= x.isfinite() & ~before.isfinite()
-    return bool(opened.any())
+    """Whether a weight lets something through that it did not before, where it was zero, or hid it as a mask does by
+    large numbers. Of truth values and integers, all may."""
+    if not x.is_floating_point():
+        return not are_equal(x, before)
+    hid = ~(before.abs() < HIDING)  # infinite ones, and NaN
+    return bool((((before == 0) & (x != 0)) | (hid & (x.abs() < HIDING))).any())
 
 
 def _bits(x: Tensor) -> Tensor:
@@ -123,11 +126,22 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held 
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Gives a copy the numbers of tensors, by path, where it has others than those that are known, by id: what copies
-    itself, as TorchScript does, may not know of a memo."""
-    for path, x in Held(copied).tensors.items():
-        if path in tensors and id(x) not in known:
-            x.data = tensors[path].detach().to(x)
+    """Puts tensors, by path, into a copy where it has others than those that are known, by id: what copies itself may
+    not know of a memo. TorchScript's modules get their numbers."""
+    held = Held(copied)
+    others = {
+        id(x): tensors[path] for path, x in held.tensors.items() if path in tensors and id(x) not in known
+    }
+    for module in held.modules.values() if others else ():
+        registered: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in registered:
+            for name, x in [*own.items()]:
+                if x is None or id(x) not in others:
+                    continue
+                if isinstance(module, torch.jit.ScriptModule):
+                    x.data = others[id(x)].detach().to(x)
+                else:
+                    own[name] = others[id(x)]
 
 
 def _has_no_copies(x: object) -> bool:

@@ -623,8 +623,11 @@ class WrappedModel:
     def identity(self) -> Iterator[object]:
         """What tells this model from others besides its forward: how it takes images and is read."""
         yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
-        for name, x in sorted(vars(self.head).items()):  # a head may have no text of its own
-            yield from (name, *(described({"": x}) if callable(x) else [x]))
+        around = nn.Module()
+        vars(around)["head"] = self.head  # which may hold anything
+        held = Held(around)
+        yield from described(held.values)
+        yield from chain.from_iterable(sorted(held.tensors.items()))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

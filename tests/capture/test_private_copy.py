@@ -329,14 +329,14 @@ def test_generators_are_left_as_they_were_by_what_eval_makes() -> None:
 
 
 def test_random_numbers_of_other_threads_come_once() -> None:
-    """While weights are taken, in a thread of their own."""
-    model = pixelcnn()
+    """While weights are taken, and likelihoods computed, in a thread of their own."""
+    model, images = pixelcnn(), torch.zeros(1, *SHAPE, dtype=torch.uint8)
     made, stop = Sampler(model, SHAPE), threading.Event()
 
     def refreshing() -> None:
         while not stop.is_set():
             model.conv_in.weight.data.mul_(1.0001)
-            made.refresh()
+            made.refresh().log_prob(images)
 
     thread = threading.Thread(target=refreshing)
     thread.start()

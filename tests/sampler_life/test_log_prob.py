@@ -154,6 +154,36 @@ def test_what_eval_does_with_parameters_alone(kind: Callable[[], nn.Module], run
     assert model.training and all(x.requires_grad for x in model.parameters())
 
 
+class Own(nn.Module):
+    """Its copies are made anew, and know of no memo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Conv2d(6, 6, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.inside(h)
+
+    def __deepcopy__(self, memo: dict) -> Own:
+        other = Own()
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("is_script", [False, True])
+def test_a_part_that_copies_itself_gets_gradients(is_script: bool) -> None:
+    part: Any = Own()
+    model = Network(torch.jit.trace(part, torch.zeros(1, 6, 2, 2)) if is_script else part)
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    found = Sampler(model, SHAPE, runtime="reference").log_prob(images)
+    expected, parameters = -likelihood.nll(model, images), [*model.parameters()]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x.sum(), parameters) for x in (found, expected)), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_a_table_of_another_dtype_keeps_it() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:

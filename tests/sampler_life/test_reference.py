@@ -62,17 +62,29 @@ class Leaking(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.all, self.gain = nn.Conv2d(6, 6, 3, padding=1), nn.Parameter(torch.zeros(()))
+        self.register_buffer("is_hidden", torch.tensor(True))
+        self.register_buffer("score", torch.tensor(-1e9))
+        self.register_buffer("shift", torch.tensor(1))
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.gain * self.all(h)
+        x, score = self.all(h), self.get_buffer("score")
+        shifted = h.take_along_dim(
+            (torch.arange(6) - self.get_buffer("shift")).clamp_min(0).view(1, 1, 1, 6), 3
+        )
+        return (
+            h + shifted + self.gain * x + x.masked_fill(self.get_buffer("is_hidden"), 0) + (x + score).sigmoid()
+        )
 
 
-@pytest.mark.parametrize("what", ["gain", "mask"])
-def test_a_model_that_begins_to_leak_is_refused(what: str) -> None:
-    model: Any = Network(Leaking())
+@pytest.mark.parametrize(
+    "name, value",
+    [("mid.gain", 1), ("first.mask", 1), ("mid.is_hidden", False), ("mid.score", 0), ("mid.shift", -1)],
+)
+def test_a_model_that_begins_to_leak_is_refused(name: str, value: float) -> None:
+    model = Network(Leaking())
     sampler = Sampler(model, SHAPE, **REFERENCE)
     before = sampler.sample(3, noise=noise())
-    (model.mid.gain.data if what == "gain" else model.first.mask).fill_(1)
+    dict([*model.named_parameters(), *model.named_buffers()])[name].data.fill_(value)
     with pytest.raises(NotCausal):
         sampler.refresh()
     with pytest.warns(UserWarning, match=STALE):

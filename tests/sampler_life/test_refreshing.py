@@ -277,6 +277,28 @@ def test_a_counter_in_a_buffer_that_a_schedule_reads(read: Callable[[Tensor], An
         assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
 
 
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda x: len(x.nonzero()),
+        lambda x: x[x > 0].numel(),
+        lambda x: x.masked_select(x > 0).numel(),
+        lambda x: x.unique().numel(),
+    ],
+)
+def test_a_size_that_depends_on_values_counts(count: Callable[[Tensor], int]) -> None:
+    model: Any = Changed(lambda net, h: h * net.get_buffer("alive") / count(net.get_buffer("alive")))
+    model.register_buffer("alive", torch.tensor([1.0, 1, 0, 1, 1, 1]).view(6, 1, 1))
+    sampler = Sampler(model, SHAPE)
+    stepped(model)
+    with silence():
+        sampler.refresh()
+    model.alive[3:5] = torch.tensor([0, 0.5]).view(2, 1, 1)
+    with pytest.warns(UserWarning, match="is built anew"):
+        images = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
 @pytest.mark.parametrize("layer", ["first", "a", "last"])
 def test_single_weights_may_become_zero(layer: str) -> None:
     """As by a soft threshold."""
