@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.parts import Held, are_same, described, unwrapped
-from pixelcnn_fast.capture.private_copy import copy_or_why_not, drifting, eagerly, in_eval_mode, undisturbed
-from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, may_see_more, overlapping
+from pixelcnn_fast.capture.private_copy import copy_or_why_not, drifting, eagerly, in_eval_mode
+from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.capture.transcript import transcript
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
@@ -202,7 +203,7 @@ class Engine:
         is_guarded = has_values and not branches and now.tensors.keys() <= self.model.paths
         present = None if is_guarded else self._does_the_same(model, seen, has_values)
         if not is_guarded and present is None:
-            what = "" if has_values else f": its {_first_difference(now.values, self.values)} is another"
+            what = "" if has_values else f": {_differences(now.values, self.values)}"
             return f"the model does something else now{what}"
         if self.compiled is None and any(
             now.tensors.get(a) is not now.tensors.get(b) for a, b in self.overlaps
@@ -235,10 +236,10 @@ class Engine:
             _refusals={},
         )
 
-    def tested(self, before: Mapping[str, Tensor]) -> Engine:
-        """Without a program, the same, tested again if it may see more than with the weights before. Raises NotCausal,
-        as ``observed`` does."""
-        if self.observed is None or not any(may_see_more(x, before[path]) for path, x in self.weights.items()):
+    def tested(self) -> Engine:
+        """The same; without a program, it is tested again whether the model is causal, and which channels are drawn
+        together. Raises NotCausal, as ``observed`` does."""
+        if self.observed is None:
             return self
         with undisturbed(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model))
@@ -427,10 +428,11 @@ def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
     return model.having(weights) if model.kept.is_borrowed else model
 
 
-def _first_difference(now: Mapping[str, object], before: Mapping[str, object]) -> str:
-    """What differs first between two modules' values, by path."""
-    paths = (path for path in {**before, **now} if now.get(path, now) != before.get(path, now))
-    return next(paths, "order").replace(":", ".").strip(".") or "type"
+def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str:
+    """What differs first between two modules' values, by path, and how much more does."""
+    paths = [path for path in {**before, **now} if now.get(path, now) != before.get(path, now)]
+    first = (paths or ["order"])[0].replace(":", ".").strip(".") or "type"
+    return f"its {first} is another" + (f", as is what is at {len(paths) - 1} more paths" if paths[1:] else "")
 
 
 class _Taken(dict[str, Tensor]):

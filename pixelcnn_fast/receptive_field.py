@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.parts import Held
-from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, undisturbed
+from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not
 from pixelcnn_fast.capture.tensors import in_place_of
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured

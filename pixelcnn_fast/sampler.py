@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.parts import Apart, ranks_averaged_over, unwrapped
-from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
 from pixelcnn_fast.cores import as_cores_allow, one_thread
@@ -215,10 +215,10 @@ class Sampler(Apart):
         number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
         matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
         anew, with a warning. Where Python reads numbers, be it a hook that logs them, some more forwards are recorded.
-        With runtime='reference', causality is tested again if a weight was zero and no longer is. What a forward reads
-        that the model does not hold, as a global number, is not seen to change. Samples that other threads are drawing
-        are still from the weights that they began with. Where the GPU turned out to be of no use, which may have been
-        for lack of memory, 'auto' tries it again.
+        With runtime='reference', causality is tested again. What a forward reads that the model does not hold, as a
+        global number, is not seen to change. Samples that other threads are drawing are still from the weights that
+        they began with. Where the GPU turned out to be of no use, which may have been for lack of memory, 'auto' tries
+        it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -240,7 +240,7 @@ class Sampler(Apart):
         with self._engine.model.in_use(), one_thread():
             engine = self._engine.having(model)
         if isinstance(engine, Engine):
-            engine = engine.tested(self._engine.weights)
+            engine = engine.tested()
         else:
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())

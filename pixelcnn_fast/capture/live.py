@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.kept_module import Substituted
-from pixelcnn_fast.capture.model_arguments import check_has_values
+from pixelcnn_fast.capture.model_arguments import dtype_and_device
 from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.private_copy import borrowed, changes_with_its_mode, copy_or_why_not, sets_more
 from pixelcnn_fast.capture.tensors import duplicate, in_place_of, overlapping, unreached
@@ -24,21 +24,20 @@ def standing_for(live: nn.Module, device: torch.device, dtype: torch.dtype) -> I
 
     Raises ValueError if its tensors hold nothing.
     """
-    check_has_values(live)
     own = Held(live).tensors
     copied: nn.Module | str = "its copies know nothing of clones"
-    others = _clones(own, device, dtype)
+    others = _clones(live, own, device, dtype)
     try:
         found = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
         if isinstance(found, str) or _has_any(found, others):
             copied = found
     except Exception:  # its eval() does what goes with parameters alone, such as to freeze them
-        copied = _linked(live, own, _clones(own, device, dtype))  # some may have been written into
+        copied = _linked(live, own, _clones(live, own, device, dtype))  # some may have been written into
     if isinstance(copied, nn.Module):
         yield copied
         return
     with borrowed(live):  # its eval() may have changed its weights
-        yield Substituted(live, _clones(Held(live).tensors, device, dtype))
+        yield Substituted(live, _clones(live, Held(live).tensors, device, dtype))
 
 
 def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
@@ -66,14 +65,16 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
     return duplicate(copied, memo)
 
 
-def _clones(own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the parameters'
-    dtype gets ``dtype``."""
-    computes_in = {x.dtype for x in own.values() if isinstance(x, nn.Parameter) and x.is_floating_point()}
+def _clones(
+    live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the dtype in
+    which the module computes gets ``dtype``."""
+    computes_in, _ = dtype_and_device(live)
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
     for path, x in own.items():
-        kind = dtype if x.dtype in computes_in else x.dtype
+        kind = dtype if x.dtype == computes_in else x.dtype
         if path in sharing and not x.requires_grad:
             key = x.untyped_storage().data_ptr(), x.dtype
             if key not in storages:

@@ -84,6 +84,11 @@ class Held:
             self._object(*(self._next or self._large).popleft())
         self._seen.clear()
 
+    @property
+    def device(self) -> torch.device:
+        """Of its tensors, if it has any."""
+        return next((x.device for x in self.tensors.values()), torch.device("cpu"))
+
     def _module(self, path: str, module: nn.Module) -> None:
         found = list(parts(module, path))
         for at, each in found:
@@ -256,11 +261,16 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _settings(x: object) -> Iterator[tuple[str, object]]:
-    """The plain attributes of a class, or a Python module, that a model holds to read its settings from."""
+    """The plain attributes, by name, of a class, and of those within it, or of a Python module, that a model holds to
+    read its settings from."""
     owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if isinstance(x, ModuleType) else ()
     for owner in owners:
         for name, each in [*vars(owner).items()]:
-            if not name.startswith("__") and type(each) in PLAIN and (plain := _plain((each,))) is not None:
+            if name.startswith("__"):
+                continue
+            if isinstance(each, type) and each.__qualname__ == f"{getattr(owner, '__qualname__', '')}.{name}":
+                yield from ((f"{name}.{inner}", setting) for inner, setting in _settings(each))
+            elif type(each) in PLAIN and (plain := _plain((each,))) is not None:
                 yield name, plain
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.parts import HOOKS, SWAPPED_FROM, Held, unwrapped
 from pixelcnn_fast.capture.tensors import are_equal, duplicate
 from pixelcnn_fast.telling import tell
@@ -40,9 +40,8 @@ def copy_or_why_not(
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
-    device = next((x.device for x in held.tensors.values()), torch.device("cpu"))
-    makes_modules = any(sets_more(each) or hasattr(each, "__deepcopy__") for each in held.modules.values())
-    with undisturbed(device) if makes_modules else nullcontext():  # whose weights are random at first
+    # It may make modules, whose weights are random at first.
+    with undisturbed(held.device) if changes_with_its_mode(held) else nullcontext():
         return _copied(module, held, memo, is_apart, is_trained)
 
 
@@ -123,7 +122,7 @@ def drifting(module: nn.Module | None, held: Held) -> frozenset[str]:
     held: what it holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()
-    with suppress(Exception):
+    with suppress(Exception), undisturbed(held.device):
         trained = Held(duplicate(module).train()).tensors
         return frozenset(
             path for path, x in held.tensors.items() if path in trained and not are_equal(x, trained[path])
@@ -181,20 +180,6 @@ class _State:
         for name, held in self._held.items():
             own[name].clear()
             own[name].update(held)
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Within the context, PyTorch's, Python's and NumPy's generators may be used: afterwards they are as they were."""
-    is_cuda, numpy = device.type == "cuda", sys.modules.get("numpy")
-    of_python, of_numpy = random.getstate(), None if numpy is None else numpy.random.get_state()
-    with torch.random.fork_rng([device] if is_cuda else []):
-        try:
-            yield
-        finally:
-            random.setstate(of_python)
-            if numpy is not None:
-                numpy.random.set_state(of_numpy)
 
 
 class _Eagerly:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Container, Mapping
+from contextlib import nullcontext
 from typing import Any
 from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.parts import Apart, Held
-
-HIDING = 1000  # what is added to scores of attention to hide a pixel is larger
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -62,15 +62,6 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
     return bool(((x - y).abs() <= least).all()) or are_equal(x, y)
 
 
-def may_see_more(x: Tensor, before: Tensor) -> bool:
-    """Whether a weight lets something through that it did not before, where it was zero, or hid it as a mask does by
-    large numbers. Of truth values and integers, all may."""
-    if not x.is_floating_point():
-        return not are_equal(x, before)
-    hid = ~(before.abs() < HIDING)  # infinite ones, and NaN
-    return bool((((before == 0) & (x != 0)) | (hid & (x.abs() < HIDING))).any())
-
-
 def _bits(x: Tensor) -> Tensor:
     """What a tensor holds, as words if that goes, which takes half the time that numbers do."""
     x = x.detach().resolve_conj().contiguous().flatten()
@@ -110,9 +101,10 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held 
             memo[id(x)] = x
         elif isinstance(x, Apart):
             memo[id(x)] = Apart()
-    before = dict(memo)
+    before, makes_modules = dict(memo), any(hasattr(each, "__deepcopy__") for each in held.modules.values())
     try:
-        copied = copy.deepcopy(module, memo)
+        with undisturbed(held.device) if makes_modules else nullcontext():  # whose weights are random at first
+            copied = copy.deepcopy(module, memo)
     except Exception:
         owners = [owner for x, owner in held.others if type(x) not in ProxyTypes and _has_no_copies(x)]
         if not owners or not held.leading.isdisjoint(map(id, owners)) or hasattr(type(module), "__del__"):

@@ -93,9 +93,11 @@ def capture(
         if leaf.parameters:
             weights.leaf(leaf)
     with weights:
-        trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
+        with weights.for_python():  # what is written into is copied
+            trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
         trace.run((output.slot, arranged.slot), weights)
-        weights.written.update(trace.written())
+        with weights.for_python():
+            weights.written.update(trace.written())
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
     program = Program(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
+from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.kept_module import KeptModule
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.live import standing_for, without_gradients
@@ -33,7 +34,6 @@ from pixelcnn_fast.capture.private_copy import (
     drifting,
     eagerly,
     private_copy,
-    undisturbed,
 )
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Leaf, Recording
 from pixelcnn_fast.capture.replay import Replay

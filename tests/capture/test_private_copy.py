@@ -312,8 +312,18 @@ class MadeByEval(Normed):
         return self
 
 
-def test_generators_are_left_as_they_were_by_what_eval_makes() -> None:
-    model, images = MadeByEval(), torch.zeros(1, *SHAPE, dtype=torch.uint8)
+class MadeByCopies(Normed):
+    def __deepcopy__(self, memo: dict) -> MadeByCopies:
+        with torch.random.fork_rng():
+            other = MadeByCopies()
+        nn.init.normal_(torch.empty(1))
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
+
+
+@pytest.mark.parametrize("kind", [MadeByEval, MadeByCopies])
+def test_generators_are_left_as_they_were_by_what_a_model_makes(kind: Callable[[], Normed]) -> None:
+    model, images = kind(), torch.zeros(1, *SHAPE, dtype=torch.uint8)
     before, own = torch.get_rng_state(), torch.Generator()
     made = sampler(model)
     for act in (

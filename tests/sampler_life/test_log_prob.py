@@ -198,6 +198,19 @@ def test_a_table_of_another_dtype_keeps_it() -> None:
     torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
 
 
+def test_a_network_of_another_dtype_that_is_held_keeps_it() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [nn.Conv2d(6, 6, 1).double()]
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.held[0](h.double()).to(h)
+
+    model, images = Network(Held()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+
+
 def test_a_network_without_values_that_is_held_to_be_called_with_others() -> None:
     class Stateless(nn.Module):
         levels = 5

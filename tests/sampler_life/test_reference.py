@@ -26,11 +26,11 @@ def trained(model: nn.Module) -> None:
 
 
 class Coloured(nn.Module):
-    """Each colour sees those before it, but for the last layer, which is zero at first."""
+    """Each colour sees those before it, but for the last layer, which is zero at first, or a gate, which is shut."""
 
     levels = 5
 
-    def __init__(self) -> None:
+    def __init__(self, is_gated: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         mask = torch.zeros(6, 3, 3, 3)
@@ -39,18 +39,22 @@ class Coloured(nn.Module):
             mask[2 * colour : 2 * colour + 2, :colour, 1, 1] = 1
         self.register_buffer("mask", mask)
         self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 15, 1, groups=3)
-        nn.init.zeros_(self.last.weight)
+        self.gate = nn.Parameter(torch.tensor(-0.1 if is_gated else 1.0))
+        if not is_gated:
+            nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.first.weight * self.get_buffer("mask")
+        weight = self.first.weight * self.get_buffer("mask") * self.gate.relu()
         h = torch.tanh(F.conv2d(x.to(weight), weight, self.first.bias, padding=1))
         return self.last(h).unflatten(1, (3, 5))
 
 
-def test_colours_that_begin_to_see_each_other_are_drawn_one_by_one() -> None:
-    model, shape = Coloured(), (3, 4, 5)
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_colours_that_begin_to_see_each_other_are_drawn_one_by_one(is_gated: bool) -> None:
+    model, shape = Coloured(is_gated), (3, 4, 5)
     sampler = Sampler(model, shape, **REFERENCE)
     trained(model)
+    model.gate.data.abs_()
     of_three = torch.rand(3, *sampler.noise_shape, dtype=torch.float64)
     with silence():
         found, told = sampler.refresh().sample(3, noise=of_three, log_probability=True)

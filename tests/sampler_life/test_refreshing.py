@@ -262,13 +262,16 @@ def stepped(model: nn.Module) -> None:
 @pytest.mark.parametrize("read", [int, lambda step: step % 2 == 0, lambda step: step > 1])
 def test_a_counter_in_a_buffer_that_a_schedule_reads(read: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
     def scheduled(net: Changed, h: Tensor) -> Tensor:
+        net.get_buffer("calls").add_(1)
         return h * 2 if read(net.get_buffer("step")) and net.training else h
 
     model: Any = Changed(scheduled)
     model.register_buffer("step", torch.zeros((), dtype=dtype))
+    model.register_buffer("calls", torch.zeros((), dtype=dtype))
     sampler = Sampler(model, SHAPE)
     for _ in range(3):
         stepped(model)
+        model(torch.zeros(1, *SHAPE))
         model.step += 1
         with silence():
             images = sampler.refresh().sample(3, noise=noise())

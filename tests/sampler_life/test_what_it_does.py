@@ -620,8 +620,12 @@ def test_a_model_that_is_moved_to_meta_says_so(runtime: Any) -> None:
 class Settings:
     gain = 1.0
 
+    class Inner:
+        gain = 1.0
 
-def test_a_class_that_a_model_reads_its_settings_from() -> None:
+
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(Settings):
         pass
 
@@ -633,15 +637,15 @@ def test_a_class_that_a_model_reads_its_settings_from() -> None:
             self.net, self.settings = pixelcnn(), Own
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) * self.settings.gain
+            return self.net(x) * self.settings.gain * self.settings.Inner.gain
 
     model = Configured()
     sampler = Sampler(model, SHAPE)
     with silence():
         sampler.sample(1)
-    Own.gain = 3.0
+    monkeypatch.setattr(Settings.Inner if is_inner else Own, "gain", 3.0)
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(1)
-    with pytest.warns(UserWarning, match="settings.gain is another"):
+    with pytest.warns(UserWarning, match=r"settings\.(Inner\.)?gain is another"):
         images = sampler.refresh().sample(3, noise=noise())
     assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
