@@ -23,7 +23,7 @@ from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.image_forms import check_choice
-from pixelcnn_fast.perturbation import Observed, observed
+from pixelcnn_fast.perturbation import SOME, Observed, observed
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
@@ -190,8 +190,8 @@ class Engine:
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
         seen, now = self._seen(model)
-        if seen is not model and "modes" not in self.model.told:
-            self.model.told.add("modes")
+        if seen is not model and ".modes" not in self.model.told:
+            self.model.told.add(".modes")
             tell(
                 f"parts of {type(unwrapped(model)).__name__} may set other weights in train() or eval(), so each "
                 "refresh() copies the model, which takes longer"
@@ -237,12 +237,12 @@ class Engine:
         )
 
     def tested(self) -> Engine:
-        """The same; without a program, it is tested again whether the model is causal, and which channels are drawn
-        together. Raises NotCausal, as ``observed`` does."""
+        """The same; without a program, it is tested again, at some pixels, whether the model is causal, and which
+        channels are drawn together. Raises NotCausal, as ``observed`` does."""
         if self.observed is None:
             return self
         with undisturbed(self.model.device), as_cores_allow():
-            return replace(self, observed=observed(self.model))
+            return replace(self, observed=observed(self.model, SOME))
 
     def _why_not_having(self, now: Held) -> str | None:
         """What can be seen before the weights are evaluated."""

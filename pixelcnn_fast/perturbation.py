@@ -23,6 +23,7 @@ DARK = 8  # times darker than random images
 CUTS_AT_ONCE = 4
 MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
+SOME = 8  # pixels that are tested again after each change of weights
 BLOCK = 4  # strides up to this one have all their phases in the block that is tested
 # How far a distribution may move: the total variation of levels, or the relative change of a log-density.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -43,8 +44,9 @@ class Observed:
     output_bytes: int
 
 
-def observed(model: WrappedModel) -> Observed:
-    """Runs the model, whose head then has its layout, and tests whether it is causal.
+def observed(model: WrappedModel, most: int | None = None) -> Observed:
+    """Runs the model, whose head then has its layout, and tests whether it is causal. most: at how many pixels, at
+    most.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
@@ -66,7 +68,7 @@ def observed(model: WrappedModel) -> Observed:
         _check_logits(parameters, model.head)
         exact = _most_exact(model)
         _check_given(exact)
-        draws = _draws(exact)
+        draws = _draws(exact, most)
     return Observed(draws, parameters.shape[4], parameters.dtype, parameters[0].numel() * parameters.itemsize)
 
 
@@ -119,10 +121,11 @@ def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> Non
         )
 
 
-def _draws(model: WrappedModel) -> int:
+def _draws(model: WrappedModel, most: int | None) -> int:
     """How often a pixel needs the model. Raises NotCausal."""
     c, height, width = model.shape
-    firsts = [pixel * c for pixel in _pixels(height, width)]
+    pixels = _pixels(height, width)
+    firsts = [pixel * c for pixel in pixels[:: -(-len(pixels) // most) if most else 1]]
     pairs = _Pairs(model)
     ordered = pairs.check(firsts)
     pairs.check_singly([firsts[0], firsts[len(firsts) // 2]])

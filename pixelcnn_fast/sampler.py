@@ -215,10 +215,10 @@ class Sampler(Apart):
         number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
         matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
         anew, with a warning. Where Python reads numbers, be it a hook that logs them, some more forwards are recorded.
-        With runtime='reference', causality is tested again. What a forward reads that the model does not hold, as a
-        global number, is not seen to change. Samples that other threads are drawing are still from the weights that
-        they began with. Where the GPU turned out to be of no use, which may have been for lack of memory, 'auto' tries
-        it again.
+        With runtime='reference', causality is tested again, at some pixels. What a forward reads that the model does
+        not hold, as a global number, is not seen to change. Samples that other threads are drawing are still from the
+        weights that they began with. Where the GPU turned out to be of no use, which may have been for lack of memory,
+        'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -464,9 +464,9 @@ class Sampler(Apart):
             self._ranks > 1
             and model is not None
             and torch.is_grad_enabled()
-            and "ranks" not in engine.model.told
+            and ".ranks" not in engine.model.told
         ):
-            engine.model.told.add("ranks")
+            engine.model.told.add(".ranks")
             tell(
                 "the gradients of log_prob are this process's own: DistributedDataParallel averages those of its own "
                 "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"

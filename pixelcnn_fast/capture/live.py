@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.kept_module import Substituted
-from pixelcnn_fast.capture.model_arguments import dtype_and_device
+from pixelcnn_fast.capture.model_arguments import ON_META
 from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.private_copy import borrowed, changes_with_its_mode, copy_or_why_not, sets_more
 from pixelcnn_fast.capture.tensors import duplicate, in_place_of, overlapping, unreached
@@ -18,13 +18,18 @@ from pixelcnn_fast.program.calls import flat
 
 
 @contextmanager
-def standing_for(live: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[nn.Module]:
+def standing_for(
+    live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
+) -> Iterator[nn.Module]:
     """A copy of the module in eval mode, with clones of its tensors on a device and in a dtype, since it may write into
     them; if it can't be copied, itself, with the clones in the place of parameters and buffers.
 
-    Raises ValueError if its tensors hold nothing.
+    read: the paths of what it computes with. Raises ValueError if these hold nothing.
     """
     own = Held(live).tensors
+    on_meta = [path for path, x in own.items() if x.is_meta]
+    if on_meta and any(path in read() for path in on_meta):
+        raise ValueError(f"a part of the model is {ON_META}")
     copied: nn.Module | str = "its copies know nothing of clones"
     others = _clones(live, own, device, dtype)
     try:
@@ -70,11 +75,12 @@ def _clones(
 ) -> dict[str, Tensor]:
     """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the dtype in
     which the module computes gets ``dtype``."""
-    computes_in, _ = dtype_and_device(live)
+    parameters = [*live.parameters()] or [x for x in own.values() if isinstance(x, nn.Parameter)]
+    computes_in = {x.dtype for x in parameters if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
     for path, x in own.items():
-        kind = dtype if x.dtype == computes_in else x.dtype
+        kind = dtype if x.dtype in computes_in else x.dtype
         if path in sharing and not x.requires_grad:
             key = x.untyped_storage().data_ptr(), x.dtype
             if key not in storages:

@@ -76,16 +76,17 @@ def head_of(
     return head
 
 
+ON_META = "on the device meta, where tensors have no values: load its weights first"
+
+
 def check_has_values(model: nn.Module) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     if any(isinstance(x, (UninitializedParameter, UninitializedBuffer)) for x in tensors):
         raise ValueError(
             "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
         )
-    if any(x.device.type == "meta" for x in tensors):
-        raise ValueError(
-            "the model is on the device meta, where tensors have no values: load its weights first"
-        )
+    if any(x.is_meta and x.numel() for x in tensors):
+        raise ValueError(f"the model is {ON_META}")
     divides = if_imported("torch.distributed.fsdp", "FSDPModule")
     if any(hasattr(x, "full_tensor") for x in tensors) or any(isinstance(x, divides) for x in model.modules()):
         raise ValueError(

@@ -120,9 +120,9 @@ class Operands:
             x = first
         return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
-    def of_constant(self, x: Tensor, of_weights: bool = False) -> Tensor:
+    def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
         """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
-        they are weights, which may change."""
+        they are weights, which may change. of_weights, is_exact: as for ``Constant``."""
         x = x.detach()
         if not x.numel():
             return torch.zeros(x.shape, dtype=torch.long)
@@ -133,7 +133,7 @@ class Operands:
                 x.stride(axis) == 0 if of_weights else torch.equal(once, first.expand(once.shape))
             ):
                 once = first
-        source = self.space.allot(Constant(once.reshape(-1).clone(), of_weights), once.numel())
+        source = self.space.allot(Constant(once.reshape(-1).clone(), of_weights, is_exact), once.numel())
         addresses = self.space.of(source).view(once.shape)
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
@@ -190,7 +190,7 @@ class Operands:
         found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
         if isinstance(found, Constant):
             made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
-            return self.space.allot(Constant(made, found.of_weights), count)
+            return self.space.allot(found._replace(elements=made), count)
         view = self.record(name, (self._elements(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
         return self.space.allot(OfCondition(view.slot), count)
 

@@ -143,8 +143,9 @@ class Held:
         elif isinstance(x, NAMED):
             self.values[path] = x
             self.others.append((x, attribute))
-            for name, each in _settings(x):
-                self.values[f"{path}.{name}"] = each
+            if id(x) not in self._seen:
+                self._seen[id(x)] = path, x
+                self.values.update((f"{path}.{name}", each) for name, each in _settings(x))
         elif id(x) in self._seen:
             self.values[path] = "what is at", self._seen[id(x)][0]
         else:
@@ -263,7 +264,8 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 def _settings(x: object) -> Iterator[tuple[str, object]]:
     """The plain attributes, by name, of a class, and of those within it, or of a Python module, that a model holds to
     read its settings from."""
-    owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if isinstance(x, ModuleType) else ()
+    is_file = isinstance(x, ModuleType) and not hasattr(x, "__path__")  # and no package, such as torch
+    owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if is_file else ()
     for owner in owners:
         for name, each in [*vars(owner).items()]:
             if name.startswith("__"):

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pixelcnn_fast.capture.generators import undisturbed
 from pixelcnn_fast.capture.parts import HOOKS, SWAPPED_FROM, Held, unwrapped
@@ -61,8 +62,9 @@ def _copied(
             if x.is_leaf and id(x) not in shared:
                 x.requires_grad_(False)
     for parent in copied.modules():
-        if hasattr(parent, "parametrizations"):  # PyTorch gives it a class of its own, and changes that again
-            kind: Any = type(parent)
+        kind: Any = type(parent)
+        if is_parametrized(parent) and kind.__name__.startswith("Parametrized"):
+            # PyTorch has given it a class of its own, and changes that again.
             parent.__class__ = type(kind.__name__, kind.__bases__, {SWAPPED_FROM: kind, **vars(kind)})
         vars(parent).pop(
             "_compiled_call_impl", None

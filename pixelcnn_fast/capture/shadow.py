@@ -37,11 +37,13 @@ class Value(NamedTuple):
 class Constant(NamedTuple):
     """A source that depends on neither image nor condition: all elements, [R].
 
-    of_weights: whether it depends on weights, which may change.
+    of_weights: whether it depends on weights, which may change; is_exact: whether it was not rounded to the model's
+    dtype since a product was.
     """
 
     elements: Tensor
     of_weights: bool = False
+    is_exact: bool = False
 
 
 class OfCondition(NamedTuple):

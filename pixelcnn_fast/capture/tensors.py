@@ -101,9 +101,10 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held 
             memo[id(x)] = x
         elif isinstance(x, Apart):
             memo[id(x)] = Apart()
-    before, makes_modules = dict(memo), any(hasattr(each, "__deepcopy__") for each in held.modules.values())
+    before = dict(memo)
     try:
-        with undisturbed(held.device) if makes_modules else nullcontext():  # whose weights are random at first
+        # Some may make modules, whose weights are random at first.
+        with undisturbed(held.device) if any(map(_copies_itself, held.modules.values())) else nullcontext():
             copied = copy.deepcopy(module, memo)
     except Exception:
         owners = [owner for x, owner in held.others if type(x) not in ProxyTypes and _has_no_copies(x)]
@@ -119,7 +120,7 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
     """Puts tensors, by path, into a copy where it has others than those that are known, by id: what copies itself may
-    not know of a memo. TorchScript's modules get their numbers."""
+    not know of a memo. TorchScript's modules, and what is not registered, get their numbers."""
     held = Held(copied)
     others = {
         id(x): tensors[path] for path, x in held.tensors.items() if path in tensors and id(x) not in known
@@ -130,10 +131,21 @@ def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container
             for name, x in [*own.items()]:
                 if x is None or id(x) not in others:
                     continue
-                if isinstance(module, torch.jit.ScriptModule):
-                    x.data = others[id(x)].detach().to(x)
-                else:
-                    own[name] = others[id(x)]
+                if not isinstance(module, torch.jit.ScriptModule):
+                    own[name] = others.pop(id(x))
+    for path, x in held.tensors.items():
+        if id(x) in others:
+            x.data = tensors[path].detach().to(x)
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether it is the user's code that copies it."""
+    methods = (
+        getattr(type(module), name, None)
+        for name in ("__deepcopy__", "__reduce__", "__reduce_ex__", "__setstate__")
+    )
+    owners = (getattr(method, "__module__", None) for method in methods)
+    return any(owner is not None and owner.partition(".")[0] != "torch" for owner in owners)
 
 
 def _has_no_copies(x: object) -> bool:

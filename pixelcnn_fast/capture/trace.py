@@ -6,7 +6,7 @@ A call that has no place in a program is refused, but only if the output needs i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -52,6 +52,8 @@ from pixelcnn_fast.program.calls import (
 from pixelcnn_fast.program.program import Instruction, Pointwise, Read
 from pixelcnn_fast.program.program import needed as needed_instructions
 from pixelcnn_fast.program.steps import KINDS
+
+PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"))
 
 
 class _Slot:
@@ -288,29 +290,29 @@ class Trace:
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """What a call makes of constants that were written where there are features, too. As on features, it computes
-        in the program's dtype, unless that can't be, or it makes truth values, integers or what is rounded."""
+        """What a call makes of constants that were written where there are features, too. As the model makes it, or
+        what rounds up would fall on the other side of a step; but products, which another batch may round otherwise,
+        and what is made of these, are computed in the program's dtype."""
+        sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
+        is_exact = plain_name(call.name) in PRODUCTS or any(
+            isinstance(s, Constant) and s.is_exact for s in sources
+        )
+        is_exact &= all(
+            view.dtype.is_floating_point and not self.rounds_to(view.dtype) for view in call.outputs
+        )
+        dtypes = self._as_exact if is_exact else ()
 
-        def run(dtypes: Container[torch.dtype]) -> Any:
-            """dtypes: those in the place of which the program's is taken."""
+        def argument(x: Any) -> Any:
+            if isinstance(x, View):
+                constant = self.operands.constants(self.map(x).addresses)
+                return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
+            return self.builder.dtype if x in dtypes else size_at(x, self._n)
 
-            def argument(x: Any) -> Any:
-                if isinstance(x, View):
-                    constant = self.operands.constants(self.map(x).addresses)
-                    return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
-                return self.builder.dtype if x in dtypes else size_at(x, self._n)
-
-            args, kwargs = map_leaves(argument, (call.args, call.kwargs))
-            return functional(call.name)(*args, **kwargs)
-
-        results = None
-        if all(view.dtype.is_floating_point and not self.rounds_to(view.dtype) for view in call.outputs):
-            with suppress(Exception):
-                results = run(self._as_exact)
-        if results is None:
-            results = run(())
+        args, kwargs = map_leaves(argument, (call.args, call.kwargs))
+        results = functional(call.name)(*args, **kwargs)
+        if not is_exact:
             self.as_is.add(call)
-        return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
+        return [Map(self.space, self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
         """Whether it computes truth values, or integers that wrap round."""

@@ -414,7 +414,9 @@ class WrappedModel:
             self.in_use(),
             eagerly,
             computing(self.dtype, self._own_dtype),
-            nullcontext(self.module) if live is None else standing_for(live, self.device, self.dtype) as module,
+            nullcontext(self.module)
+            if live is None
+            else standing_for(live, self.device, self.dtype, self.read) as module,
         ):
             output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))

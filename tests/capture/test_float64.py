@@ -37,6 +37,36 @@ CASTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "ceil": lambda x: (x * 7).ceil(),
+    "whole parts": lambda x: x * 5 // 1,
+    "remainders": lambda x: x * 11 % 1,
+    "whole parts of quotients": lambda x: (x * 0.3 / 0.1).floor(),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_constants_beside_features_fall_on_the_model_s_side_of_a_step(name: str) -> None:
+    """They are rounded as the model rounds them."""
+
+    class Coordinates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = Masked(3, 6, [*ABOVE, *LEFT]), nn.Conv2d(8, LEVELS, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.stack(
+                torch.meshgrid(torch.linspace(0, 1, 11), torch.linspace(0, 1, 12), indexing="ij")
+            )
+            together = torch.cat([x.float(), places.expand(len(x), 2, 11, 12)], 1)
+            return self.last(torch.cat([torch.relu(self.first(together)), ROUNDING[name](together[:, 1:])], 1))
+
+    model, images = Coordinates(), torch.randint(0, LEVELS, (2, 1, 11, 12), dtype=torch.uint8)
+    made = Sampler(model, (1, 11, 12), levels=LEVELS)
+    torch.testing.assert_close(made.logits(images)[:, 0].movedim(-1, 1), model(images).detach())
+
+
 @pytest.mark.parametrize("name", CASTS)
 def test_what_a_call_is_in_float64(name: str) -> None:
     with InFloat64(torch.float32):

@@ -321,7 +321,20 @@ class MadeByCopies(Normed):
         return other.train(self.training)
 
 
-@pytest.mark.parametrize("kind", [MadeByEval, MadeByCopies])
+def normed(state: dict[str, Any], mode: bool) -> MadeByParts:
+    with torch.random.fork_rng():
+        other = MadeByParts()
+    nn.init.normal_(torch.empty(1))
+    other.load_state_dict(state)
+    return other.train(mode)
+
+
+class MadeByParts(Normed):
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return normed, (self.state_dict(), self.training)
+
+
+@pytest.mark.parametrize("kind", [MadeByEval, MadeByCopies, MadeByParts])
 def test_generators_are_left_as_they_were_by_what_a_model_makes(kind: Callable[[], Normed]) -> None:
     model, images = kind(), torch.zeros(1, *SHAPE, dtype=torch.uint8)
     before, own = torch.get_rng_state(), torch.Generator()
@@ -356,6 +369,19 @@ def test_random_numbers_of_other_threads_come_once() -> None:
         stop.set()
         thread.join()
     assert len({*drawn}) == len(drawn)
+
+
+class Parametrized(Normed):
+    """Its name and an attribute are PyTorch's, and it is none of its classes."""
+
+    parametrizations = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_class_that_looks_like_pytorch_s_own_is_kept() -> None:
+    assert sampler(Parametrized()).fingerprint() == sampler(Normed()).fingerprint()
 
 
 # -- wrappers

@@ -228,6 +228,23 @@ def test_a_network_without_values_that_is_held_to_be_called_with_others() -> Non
     torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
 
 
+def test_a_held_network_that_is_moved_to_meta_has_no_likelihood() -> None:
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [nn.Conv2d(6, 6, 1)]
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.held[0](h)
+
+    model = Network(holding := Holding())
+    sampler, images = Sampler(model, SHAPE), torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    sampler.log_prob(images)
+    holding.held[0].to("meta")
+    with pytest.raises(ValueError, match="a part of the model is on the device meta"):
+        sampler.log_prob(images)
+
+
 def test_that_gradients_are_not_averaged_over_ranks_is_told_once() -> None:
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:

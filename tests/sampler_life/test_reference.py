@@ -98,21 +98,31 @@ def test_a_model_that_begins_to_leak_is_refused(name: str, value: float) -> None
 class Own(nn.Conv2d):
     """Its copies know of no memo."""
 
+    def __init__(self) -> None:
+        super().__init__(6, 6, 1)
+        self.gain = torch.ones(())
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h) * self.gain
+
     def __deepcopy__(self, memo: dict) -> Own:
-        other = Own(6, 6, 1)
+        other = Own()
         other.load_state_dict(self.state_dict())
+        other.gain = self.gain.clone()
         return other
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("runtime, is_script", [("auto", False), ("reference", False), ("reference", True)])
 def test_a_part_that_copies_itself_has_the_present_weights(runtime: Any, is_script: bool) -> None:
-    part: Any = Own(6, 6, 1)
+    part: Any = Own()
     model = Network(torch.jit.trace(part, torch.zeros(1, 6, 2, 2)) if is_script else part)
     sampler = Sampler(model, SHAPE, runtime=runtime)
     images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
     for _ in range(3):
         trained(model)
+        if not is_script:
+            part.gain.mul_(2)
         found = sampler.refresh().logits(images, runtime="reference")
         torch.testing.assert_close(found[:, 0].movedim(-1, 1), model(images).detach())
 

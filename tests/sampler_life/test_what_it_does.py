@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture import parts
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
 from tests.system.networks import pixelcnn
@@ -635,6 +636,7 @@ def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatc
         def __init__(self) -> None:
             super().__init__()
             self.net, self.settings = pixelcnn(), Own
+            self.again = Own  # which is looked into once
 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) * self.settings.gain * self.settings.Inner.gain
@@ -643,6 +645,10 @@ def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatc
     sampler = Sampler(model, SHAPE)
     with silence():
         sampler.sample(1)
+    assert [path for path in parts.Held(model).values if path.endswith(".gain")] == [
+        ":settings.gain",
+        ":settings.Inner.gain",
+    ]
     monkeypatch.setattr(Settings.Inner if is_inner else Own, "gain", 3.0)
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(1)
