@@ -17,6 +17,7 @@ from pixelcnn_fast.runtimes import RuntimeName
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, silence, take
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.tiers import few
 
 
 class NotCopied(InPlace):
@@ -199,7 +200,7 @@ def test_it_is_called_by_its_name() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*can't be copied")
-@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("classes", few([3, None], 1))
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_numbers_that_a_hook_logs_into_what_can_t_be_copied(classes: int | None, runtime: RuntimeName) -> None:
     model: Any = pixelcnn(classes=classes)

@@ -19,6 +19,7 @@ from tests.capture.test_weights import trained_on, weights_of
 from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.tiers import few
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -258,7 +259,7 @@ def stepped(model: nn.Module) -> None:
         x.data.mul_(1.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.int64, torch.float32], 1))
 @pytest.mark.parametrize("read", [int, lambda step: step % 2 == 0, lambda step: step > 1])
 def test_a_counter_in_a_buffer_that_a_schedule_reads(read: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
     def scheduled(net: Changed, h: Tensor) -> Tensor:
