@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.kept_module import Substituted
 from pixelcnn_fast.capture.model_arguments import ON_META
-from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.parts import Held, parameters_of
 from pixelcnn_fast.capture.private_copy import borrowed, changes_with_its_mode, copy_or_why_not, sets_more
 from pixelcnn_fast.capture.tensors import duplicate, in_place_of, overlapping, unreached
 from pixelcnn_fast.program.calls import flat
@@ -75,8 +75,7 @@ def _clones(
 ) -> dict[str, Tensor]:
     """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the dtype in
     which the module computes gets ``dtype``."""
-    parameters = [*live.parameters()] or [x for x in own.values() if isinstance(x, nn.Parameter)]
-    computes_in = {x.dtype for x in parameters if x.is_floating_point()}
+    computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
     for path, x in own.items():

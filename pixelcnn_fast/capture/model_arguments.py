@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from pixelcnn_fast.capture.parts import Held, if_imported
+from pixelcnn_fast.capture.parts import Held, if_imported, parameters_of
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
@@ -98,8 +98,7 @@ def check_has_values(model: nn.Module) -> None:
 
 def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     check_has_values(model)
-    registered = [*model.parameters()]
-    parameters = registered or [x for x in Held(model).tensors.values() if isinstance(x, nn.Parameter)]
+    parameters = parameters_of(model, Held(model).tensors.values())
     kinds = {(p.dtype, p.device) for p in parameters if p.is_floating_point()}
     if not kinds:
         raise ValueError("the model has no parameters of real numbers, which say in what dtype it computes")

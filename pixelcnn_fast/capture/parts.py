@@ -344,6 +344,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = cast(nn.Module, module.module)
 
 
+def parameters_of(module: nn.Module, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those by which it says in what dtype it computes: the registered ones, or if there are none, those among the
+    tensors that it holds."""
+    return [*module.parameters()] or [x for x in tensors if isinstance(x, nn.Parameter)]
+
+
 def ranks_averaged_over(module: nn.Module) -> int:
     """Over how many processes a module averages gradients, as ``DistributedDataParallel`` does; 1 if it does not."""
     if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):

@@ -127,12 +127,8 @@ def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container
     }
     for module in held.modules.values() if others else ():
         registered: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for own in registered:
-            for name, x in [*own.items()]:
-                if x is None or id(x) not in others:
-                    continue
-                if not isinstance(module, torch.jit.ScriptModule):
-                    own[name] = others.pop(id(x))
+        for own in () if isinstance(module, torch.jit.ScriptModule) else registered:
+            own.update({name: others[id(x)] for name, x in own.items() if id(x) in others})
     for path, x in held.tensors.items():
         if id(x) in others:
             x.data = tensors[path].detach().to(x)

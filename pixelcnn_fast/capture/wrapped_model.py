@@ -118,9 +118,7 @@ class WrappedModel:
         self.recording: Recording | None = None  # of its first forward, once it is captured
         self.is_captured = False
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
-        self.told = set[
-            str
-        ]()  # what the user has been told of it, such as which parameters get no gradients, by path
+        self.told = set[str]()  # what was said of it once, as of parameters that get no gradients, by path
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""

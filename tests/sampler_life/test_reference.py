@@ -127,6 +127,29 @@ def test_a_part_that_copies_itself_has_the_present_weights(runtime: Any, is_scri
         torch.testing.assert_close(found[:, 0].movedim(-1, 1), model(images).detach())
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.two.weight = self.one.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.two(self.one(h).tanh())
+
+    def __deepcopy__(self, memo: dict) -> Tied:
+        other = Tied()
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+def test_tied_weights_of_a_part_that_copies_itself_stay_tied() -> None:
+    model = Network(Tied())
+    sampler, images = Sampler(model, SHAPE, **REFERENCE), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    trained(model)
+    found = sampler.refresh().logits(images)
+    torch.testing.assert_close(found[:, 0].movedim(-1, 1), model(images).detach())
+
+
 class ByLabel(nn.Module):
     levels, n_classes = 5, 3
 
