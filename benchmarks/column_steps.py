@@ -18,7 +18,6 @@ from sass_simulator import RATES, Kernel, Memory, Rates, Run, simulate
 from torch import nn
 
 from pixelcnn_fast import compiler
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.runtimes import Precision
@@ -28,6 +27,7 @@ from pixelcnn_fast.runtimes.cuda.driver import NAME, Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, sources
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
 from pixelcnn_fast.runtimes.pack import sampling_options
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 # What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
 # CUDA C++ Programming Guide. KB.

@@ -19,9 +19,10 @@ from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.streams import watched
 from pixelcnn_fast.bench.workload import Model, workload
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.files import write_text
 from pixelcnn_fast.sampler import Sampler
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 RESULTS = Path(__file__).parent / "results"
 MB = 1e6
@@ -103,8 +104,7 @@ def building(model: Model, side: int, must: float, reach: float, repeats: int, s
 def capturing(model: Model, side: int, must: float, reach: float, repeats: int) -> Target:
     """From the module to the captured program, as building a Sampler does it first."""
     wrapped = WrappedModel(model, (model.input_channels, side, side))
-    example = wrapped.example()
-    seconds = interleaved({"capture": lambda: wrapped.captured(*example)}, repeats)["capture"]
+    seconds = interleaved({"capture": lambda: recorded(wrapped)}, repeats)["capture"]
     return Target("capturing the model", must, reach, median(seconds), seconds, report.duration, at_most=True)
 
 

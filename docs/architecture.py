@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes.pipeline import phased, simplified
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
 
@@ -46,7 +46,7 @@ class ShiftedDown(nn.Module):
 
 
 def captured(model: nn.Module) -> Program:
-    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Given()) for n in (2, 3)]
+    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Conditioning()) for n in (2, 3)]
     return capture(model.eval(), examples, Categorical(LEVELS)).program
 
 

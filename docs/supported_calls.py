@@ -2,7 +2,8 @@
 
 Capture's own tables have the names of the calls that PyTorch makes of a user's. So each call that a user may write has
 an example here; tests capture and sample a model around each of them, and check that together they reach all names in
-capture's tables. What is refused, and what to do instead, is in pixelcnn_fast/capture/advice.py, which messages quote.
+capture's tables. What is refused, and what to do instead, is in
+pixelcnn_fast/capture/lower/advice.py, which messages quote.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.capture import advice
+from pixelcnn_fast.capture.lower import advice
 
 Example = Callable[[Tensor], Tensor]
 

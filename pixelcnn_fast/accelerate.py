@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from pixelcnn_fast.capture.parts import SWAPPED_FROM, Held
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
 from pixelcnn_fast.nn.recurrence import Recurrence
@@ -22,6 +21,7 @@ from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
 from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
+from pixelcnn_fast.user_model.contents import SWAPPED_FROM, Contents
 
 
 class Accelerated:
@@ -112,7 +112,7 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
 
 def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
     """Registered or not."""
-    return Held(model).modules.values()
+    return Contents(model).modules.values()
 
 
 class _OfOne:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.model_arguments import check_has_values, head_of
-from pixelcnn_fast.capture.parts import unwrapped
-from pixelcnn_fast.capture.private_copy import borrowed, private_copy
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, other_forms, to_levels, with_channels
 from pixelcnn_fast.progress import progress_bar
+from pixelcnn_fast.user_model.contents import unwrapped
+from pixelcnn_fast.user_model.model_arguments import check_has_values, head_of
+from pixelcnn_fast.user_model.private_copy import exclusively, private_copy
 
 __all__ = ["bits_per_dim", "nll", "to_levels"]
 
@@ -96,7 +96,7 @@ def bits_per_dim(
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     copied = private_copy(module)
     nats, dimensions = 0.0, 0
-    with borrowed(module) if copied is None else nullcontext():
+    with exclusively(module) if copied is None else nullcontext():
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
             named = given.pop() if given and isinstance(given[-1], dict) else {}

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.capture.generators import undisturbed
-from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.parts import Held
-from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not
-from pixelcnn_fast.capture.tensors import in_place_of
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.capture.capture import Captured
 from pixelcnn_fast.compiler import captured
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import Leak, leak_of
-from pixelcnn_fast.program.fields import output_field
-from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
+from pixelcnn_fast.program.program import Convolution, Instruction, Tap
+from pixelcnn_fast.program.receptive_field.fields import output_field
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
+from pixelcnn_fast.user_model.contents import Contents
+from pixelcnn_fast.user_model.model_arguments import ModelArguments
+from pixelcnn_fast.user_model.private_copy import changes_with_its_mode, copy_or_why_not
+from pixelcnn_fast.user_model.random_state import random_state_kept
+from pixelcnn_fast.user_model.tensors import in_place_of
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
 COLOURS = {
@@ -167,14 +168,14 @@ def receptive_field(
     """
     has_head = arguments.get("head") is not None
     wrapped = WrappedModel(model, shape, **arguments)
-    with undisturbed(wrapped.device), as_cores_allow(), advising(WAY_OUT):
-        program = _captured(wrapped, has_head)
+    with random_state_kept(wrapped.device), as_cores_allow(), advising(WAY_OUT):
+        program = _captured(wrapped, has_head).program
         leak = leak_of(program)
         if leak is None and (zeros := _zeros(model)):
             try:
                 wrapped = WrappedModel(_without_zeros(model, zeros), shape, **arguments)
-                program = _captured(wrapped, has_head)
-                leak = _leak_besides(program, wrapped, zeros)
+                found = _captured(wrapped, has_head)
+                program, leak = found.program, _leak_besides(found, zeros)
             except PixelCNNFastError as error:
                 why, _, _ = str(error).partition("\n")
                 tell(
@@ -205,7 +206,7 @@ def check_causal(
 def _zeros(model: nn.Module) -> set[str]:
     """The trainable tensors, by path, that are zero everywhere, as before training: what is behind them does not show
     in what the model computes now, and will once it is trained."""
-    own = Held(model).tensors.items()
+    own = Contents(model).tensors.items()
     return {path for path, x in own if x.is_leaf and x.requires_grad and x.numel() and not bool(x.any())}
 
 
@@ -213,22 +214,22 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
     """A copy that has small random numbers, which are positive, in the place of these tensors; the model itself if it
     can't be copied."""
     generator = torch.Generator().manual_seed(0)
-    if changes_with_its_mode(Held(model)) and not model.training:
+    if changes_with_its_mode(Contents(model)) and not model.training:
         with suppress(Exception):  # a copy, in which what may be merged already is taken apart
             model = copy.deepcopy(model).train()
-    own = Held(model).tensors
+    own = Contents(model).tensors
     small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
     others = {path: x.to(own[path].device, own[path].dtype) for path, x in small.items()}
     copied = copy_or_why_not(model, in_place_of(own, others))
     return copied if isinstance(copied, nn.Module) else model
 
 
-def _leak_besides(program: Program, model: WrappedModel, zeros: set[str]) -> Leak | None:
+def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
     """A leak through other layers than those whose weights were zero, if there is one; one through these is told."""
-    first: Leak | None = None
+    program, first = found.program, None
 
     def of_zeros(tap: Tap) -> set[str]:
-        return zeros & model.weights.made_of(tap.weight)
+        return zeros & found.weights.made_of(tap.weight)
 
     def without(i: Instruction, dropped: Tap) -> Instruction:
         if not isinstance(i, Convolution):
@@ -257,9 +258,9 @@ WAY_OUT = (
 )
 
 
-def _captured(model: WrappedModel, has_head: bool) -> Program:
+def _captured(model: WrappedModel, has_head: bool) -> Captured:
     try:
-        return captured(model)[0]
+        return captured(model)
     except UnknownLayout as unknown:
         if has_head:
             raise
@@ -298,22 +299,22 @@ class _AllOfAPixel(OfLevels):
     distance_name = "relative difference"
 
 
-def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Program:
-    """The model's program where its output fits no head, or several. Raises UnknownLayout where that matters."""
+def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Captured:
+    """The model, captured where its output fits no head, or several. Raises UnknownLayout where that matters."""
     reason: PixelCNNFastError = unknown
     # Rows are along axis 2 of [N, channels, H, W] or [N, C, H, W, L], 1 of [N, H, W, channels], 3 of [N, a, b, H, W].
     for row_axis in (2, 1, 3):
         model.head = _AllOfAPixel(model.levels or 2, row_axis)
         try:
-            program, _ = captured(model)
+            found = captured(model)
         except UnknownLayout:
             continue
         except Unsupported as error:
             reason = error
             continue
-        channels, height, width = program.shape
-        if channels == 1 or not bool(output_field(program)[:, :, height - 1, width - 1].any()):
-            return program
+        channels, height, width = found.program.shape
+        if channels == 1 or not bool(output_field(found.program)[:, :, height - 1, width - 1].any()):
+            return found
         raise UnknownLayout(
             f"{unknown}\nThe output sees its own pixel, so it must be known which channel of the image each part of it "
             "is for: pass head="

@@ -15,12 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pixelcnn_fast.capture.changes import Changes
-from pixelcnn_fast.capture.generators import undisturbed
-from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.parts import Apart, ranks_averaged_over, unwrapped
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
+from pixelcnn_fast.check.conditioning import warn_of_what_changes_nothing
+from pixelcnn_fast.compiler import gc_paused
 from pixelcnn_fast.cores import as_cores_allow, one_thread
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
@@ -34,6 +30,12 @@ from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
+from pixelcnn_fast.user_model.changes import Changes
+from pixelcnn_fast.user_model.conditioning import checked_conditioning
+from pixelcnn_fast.user_model.contents import Apart, ranks_averaged_over, unwrapped
+from pixelcnn_fast.user_model.model_arguments import ModelArguments
+from pixelcnn_fast.user_model.random_state import random_state_kept
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 _telling = threading.Lock()
 
@@ -128,7 +130,7 @@ class Sampler(Apart):
         check_choice("precision", precision, PRECISIONS)
         check_choice("runtime", runtime, RUNTIMES)
         wrapped = WrappedModel(model, shape, **arguments)
-        with undisturbed(wrapped.device), as_cores_allow():
+        with random_state_kept(wrapped.device), as_cores_allow():
             engine = Engine.built(wrapped, precision, runtime)
             warn_of_what_changes_nothing(wrapped)
         self._use(engine, model)
@@ -138,7 +140,11 @@ class Sampler(Apart):
         engine.runtime("auto")
         self._engine = engine
         self._changes: Changes | None = Changes(
-            unwrapped(model), engine.weights, engine.model.paths, engine.model.outside, engine.is_still
+            unwrapped(model),
+            (snapshot := engine.snapshot).weights,
+            engine.model.paths,
+            snapshot.behaviour.outside,
+            snapshot.is_still,
         )
         self._has_told = False
         self._ranks = ranks_averaged_over(model)
@@ -157,7 +163,7 @@ class Sampler(Apart):
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
         size = "" if engine.compiled is None else f", {engine.listing.weight_bytes / 1e6:.3g} MB of weights"
         return (
-            f"<Sampler of {model.kept.name}: images {channels}x{height}x{width}, {self.head}{labels}{condition}, "
+            f"<Sampler of {model.held.name}: images {channels}x{height}x{width}, {self.head}{labels}{condition}, "
             f"runtime {engine.auto!r}{precision}{size}>"
         )
 
@@ -231,21 +237,21 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with collecting_later(), torch.inference_mode(False):
+        with gc_paused(), torch.inference_mode(False):
             self._take(model)
         return self
 
     def _take(self, model: nn.Module) -> None:
         # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
         with self._engine.model.in_use(), one_thread():
-            engine = self._engine.having(model)
+            engine = self._engine.with_weights(model)
         if isinstance(engine, Engine):
             engine = engine.tested()
         else:
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             wrapped.told = self._engine.model.told
-            with undisturbed(wrapped.device), as_cores_allow():  # which may be another than before
+            with random_state_kept(wrapped.device), as_cores_allow():  # which may be another than before
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 
@@ -459,7 +465,7 @@ class Sampler(Apart):
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
-        given = engine.model.checked_given(labels, condition, len(values))
+        given = checked_conditioning(engine.model, labels, condition, len(values))
         if (
             self._ranks > 1
             and model is not None
@@ -472,13 +478,14 @@ class Sampler(Apart):
                 "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"
             )
         with nullcontext() if model is not None else torch.no_grad():
-            return engine.model.log_probability(values, given, model)
+            return engine.model.log_probability(values, given, model, engine.snapshot.behaviour.read)
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
         wrapped = WrappedModel(model, self.shape, head=self.head, image_form=self._engine.model.image_form)
         other = copy.copy(self)
-        other._engine = replace(self._engine, model=wrapped, _runtimes={})
+        snapshot = replace(self._engine.snapshot, model=wrapped)
+        other._engine = replace(self._engine, snapshot=snapshot, _runtimes={})
         return other
 
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
@@ -540,7 +547,7 @@ class Sampler(Apart):
         """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
         (n, _, height, _), engine, finished = values.shape, self._engine, 0
         try:
-            given = engine.model.checked_given(labels, settings.condition, n)
+            given = checked_conditioning(engine.model, labels, settings.condition, n)
             shape = torch.Size((n, *self.noise_shape))
             if noise is not None:
                 noise = self._checked_noise(noise, shape, generator)
@@ -548,7 +555,7 @@ class Sampler(Apart):
             if noise is None:  # a call that is refused leaves the generator as it is
                 noise = self._checked_noise(None, shape, generator)
             if not isinstance(runtime, ReferenceRuntime):
-                engine.settle(given, parts)
+                engine.verify_conditioning(given, parts)
             with (
                 engine.model.in_use(),
                 progress_bar(shown=settings.progress, total=n * height, unit="row") as bar,

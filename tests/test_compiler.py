@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +11,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast import compiler
+from pixelcnn_fast.capture.capture import capture
+from pixelcnn_fast.check.against_model import check_program, expectations
+from pixelcnn_fast.check.tolerance import check_error, check_finite, rounding_unit
 from pixelcnn_fast.compiler import (
-    check_error,
-    check_finite,
-    check_program,
-    collecting_later,
     compiled,
-    expectations,
+    gc_paused,
     recorded,
-    rounding_unit,
 )
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
@@ -30,6 +27,7 @@ from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Convolution
 from pixelcnn_fast.runtimes import RUNTIMES
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.networks import pixelcnn
 from tests.triton_device import float32_precision
 
@@ -83,8 +81,8 @@ def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
 def test_what_the_check_sees():
     """A weight that is off by one part in a hundred, in any instruction, is found even in float32."""
     model = wrapped(classes=3)
-    program, conditions, replay = recorded(model, lambda program: program)
-    expected = expectations(model, replay)
+    program, conditions, *_ = found = recorded(model)
+    expected = expectations(model, found.replay)
     check_program(program, conditions, model, expected)
     for index, instruction in enumerate(program.instructions):
         if isinstance(instruction, Convolution):
@@ -202,7 +200,7 @@ def test_python_looks_for_garbage_afterwards_if_it_did_before(was_enabled):
     before = gc.isenabled()
     try:
         (gc.enable if was_enabled else gc.disable)()
-        with pytest.raises(ValueError), collecting_later():
+        with pytest.raises(ValueError), gc_paused():
             assert not gc.isenabled()
             raise ValueError
         assert gc.isenabled() == was_enabled
@@ -236,14 +234,13 @@ def test_every_stage_can_be_watched():
 
 
 def test_the_tests_verify_what_capture_gives(monkeypatch):
-    def broken(self, *example):
-        program, *rest = WrappedModel.captured(self, *example)
-        return replace(program, instructions=program.instructions[1:]), *rest
+    def broken(*arguments):
+        found = capture(*arguments)
+        return found._replace(program=replace(found.program, instructions=found.program.instructions[1:]))
 
-    model = wrapped()
-    monkeypatch.setattr(model, "captured", partial(broken, model))
+    monkeypatch.setattr(compiler, "capture", broken)
     with pytest.raises(InvalidProgram, match="%1 is defined"):
-        compiled(model)
+        compiled(wrapped())
 
 
 def test_every_runtime_that_executes_programs_has_a_tail():

@@ -61,13 +61,13 @@ def test_a_sampler_is_built_by_as_many_threads_as_cores_allow(taken, build, monk
 
 @pytest.mark.usefixtures("three_threads")
 def test_weights_are_refreshed_by_one_thread(monkeypatch) -> None:
-    sampler, having, found = Sampler(Counting(), SHAPE), Compiled.having, []
+    sampler, with_weights, found = Sampler(Counting(), SHAPE), Compiled.with_weights, []
 
     def counted(*arguments):
         found.append(torch.get_num_threads())
-        return having(*arguments)
+        return with_weights(*arguments)
 
-    monkeypatch.setattr(Compiled, "having", counted)
+    monkeypatch.setattr(Compiled, "with_weights", counted)
     model = Counting()
     sampler.refresh(model)
     assert found == [1] and torch.get_num_threads() == 3

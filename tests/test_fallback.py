@@ -14,7 +14,7 @@ from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.runtimes.eager import EagerRuntime
-from tests.capture.test_weights import trained_on
+from tests.refresh.test_weights import trained_on
 from tests.system.networks import enlivened, pixelcnn
 
 MODEL = enlivened(GatedPixelCNN(1, 4, (1, 1)))  # which is another program for 'cuda'

@@ -9,9 +9,9 @@ from typing import get_type_hints
 import pytest
 
 from pixelcnn_fast import Sampler, check_causal, receptive_field
-from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.signatures import takes_arguments_of
+from pixelcnn_fast.user_model.model_arguments import ModelArguments
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.networks import pixelcnn
 
 

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from pixelcnn_fast.capture.wrapped_model import FEWEST_DIFFERENT
 from pixelcnn_fast.models import Model
+from pixelcnn_fast.user_model.wrapped_model import FEWEST_DIFFERENT
 
 # 8-byte numbers that are alive while a model is captured, at the least: of logits, for each, when the program is
 # compared with the model; of features, for each that a layer gives, when the forward is followed.

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.check.perturbation import TOLERANCE
 from pixelcnn_fast.distributed.per_image import PerImage, of_images, told_apart
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
-from pixelcnn_fast.perturbation import TOLERANCE
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 

@@ -9,9 +9,9 @@ import torch
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.split_channels import draws_needed
-from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan, Storage
 from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.recurrence import Component, components
 
 

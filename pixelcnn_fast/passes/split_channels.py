@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.passes.emitter import Emitter
-from pixelcnn_fast.program.fields import Field, output_field, receptive_fields
 from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.receptive_field.fields import Field, output_field, receptive_fields
 
 
 def split_channels(program: Program) -> Program:

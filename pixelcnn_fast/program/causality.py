@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NotCausal
-from pixelcnn_fast.program.fields import output_field, receptive_fields
 from pixelcnn_fast.program.program import Connection, Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.receptive_field.fields import output_field, receptive_fields
 from pixelcnn_fast.program.recurrence import components
 
 

@@ -16,13 +16,13 @@ from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
 from pixelcnn_fast.program.program import ConditionOperand, Convert
 
 
-class Given(NamedTuple):
+class Conditioning(NamedTuple):
     """What a model takes besides the images: either, both or neither; each with one entry per image."""
 
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
 
-    def in_dtype(self, dtype: torch.dtype) -> Given:
+    def in_dtype(self, dtype: torch.dtype) -> Conditioning:
         """The same, with a condition of real numbers in this dtype."""
         if self.condition is None or not self.condition.is_floating_point():
             return self
@@ -33,8 +33,8 @@ class Given(NamedTuple):
         """For how many images it is, 0 if there is nothing."""
         return next((len(x) for x in self if x is not None), 0)
 
-    def part(self, images: slice | Tensor) -> Given:
-        return Given(*(x if x is None else x[images] for x in self))
+    def part(self, images: slice | Tensor) -> Conditioning:
+        return Conditioning(*(x if x is None else x[images] for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
@@ -94,7 +94,7 @@ NO_IF = "compute with the labels (embedding, one_hot, torch.where) in place of t
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
 
-class Unsettled(NamedTuple):
+class ReadByPython(NamedTuple):
     """What Python read off labels or a condition, and where."""
 
     what: str
@@ -102,7 +102,7 @@ class Unsettled(NamedTuple):
 
 
 @dataclass
-class Guard:
+class LabelBranch:
     """A branch on labels, which must fall as it did when it was recorded.
 
     calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates.
@@ -120,10 +120,10 @@ class Guard:
         return bool(memory.result(self.call)) == self.value
 
 
-class Conditions:
+class ConditionProgram:
     """The recorded calls on labels and conditions. Operands read slots of theirs.
 
-    unsettled: what Python read, and might decide otherwise for labels or conditions that were not tried; settled:
+    read_by_python: what Python read, and might decide otherwise for labels or conditions that were not tried; verified:
     batches of labels that were.
     """
 
@@ -135,21 +135,21 @@ class Conditions:
     ) -> None:
         """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
-        self.unsettled: list[Unsettled] = []
-        self.settled: set[tuple[int, ...]] = set()
-        self.guards: list[Guard] = []
+        self.read_by_python: list[ReadByPython] = []
+        self.verified: set[tuple[int, ...]] = set()
+        self.guards: list[LabelBranch] = []
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
-    def converted(self, convert: Convert) -> Conditions:
+    def converted(self, convert: Convert) -> ConditionProgram:
         """The same calls on other constants."""
-        other = Conditions(self._calls, _converted(self._leaves, convert), self._given)
-        other.unsettled = self.unsettled
+        other = ConditionProgram(self._calls, _converted(self._leaves, convert), self._given)
+        other.read_by_python = self.read_by_python
         other.guards = [replace(guard, leaves=_converted(guard.leaves, convert)) for guard in self.guards]
         return other
 
     @torch.no_grad()
     def __call__(
-        self, operands: Sequence[ConditionOperand], given: Given, n: int
+        self, operands: Sequence[ConditionOperand], given: Conditioning, n: int
     ) -> dict[ConditionOperand, Tensor]:
         """given: for n images -> for each operand [n, channels], or [n, H, W, channels].
 
@@ -188,7 +188,9 @@ class Conditions:
                 rows += [size for table in call.inputs[:1] if isinstance(size := table.size[0], int)]
         return min(rows, default=None)
 
-    def _memory(self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Given, n: int) -> Memory:
+    def _memory(
+        self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Conditioning, n: int
+    ) -> Memory:
         """The storages before these calls."""
         written = {slot for call in calls for slot in call.written}
         memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})

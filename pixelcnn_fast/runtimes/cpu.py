@@ -8,7 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
-from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job, Runtime
@@ -36,7 +36,7 @@ class CpuRuntime(Runtime):
     """
 
     def __init__(
-        self, program: PhasedProgram, conditions: Conditions, head: Head, precision: Precision = "same"
+        self, program: PhasedProgram, conditions: ConditionProgram, head: Head, precision: Precision = "same"
     ) -> None:
         if (why := why_not_cpu(program, head)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")

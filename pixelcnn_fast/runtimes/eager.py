@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan
 from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Instruction, Read
@@ -20,7 +20,7 @@ from pixelcnn_fast.runtimes.job import Job, Runtime
 
 
 class EagerRuntime(Runtime):
-    def __init__(self, program: PhasedProgram, conditions: Conditions, head: Head) -> None:
+    def __init__(self, program: PhasedProgram, conditions: ConditionProgram, head: Head) -> None:
         self._program, self._conditions, self._head = program, conditions, head
 
     @torch.no_grad()
@@ -36,7 +36,7 @@ class EagerRuntime(Runtime):
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, skip_output=not wanted)
                     if wanted:
-                        job.settle(y, x, draw, draws, caches.output(y, x, draw), self._head)
+                        job.draw_pixel(y, x, draw, draws, caches.output(y, x, draw), self._head)
                     caches.read_values(y, x, draw, job.values[:, :, y, x])
                 caches.pixel_phase(y, x, draws)
             caches.finish_row(y)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.heads import Head, SamplingOptions
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class Job:
 
     values: Tensor
     noise: Tensor
-    given: Given = Given()
+    given: Conditioning = Conditioning()
     options: SamplingOptions = SamplingOptions()
     known: Tensor | None = None
     parameters: Tensor | None = None
@@ -39,7 +39,7 @@ class Job:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
-    def settle(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
+    def draw_pixel(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
         """Sets the values, known or drawn, of draw ``draw`` of ``draws`` at pixel (y, x). parameters: [n, d, P]."""
         parameters = parameters.to(self.values.device)
         if self.parameters is not None:

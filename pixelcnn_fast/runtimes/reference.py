@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.runtimes.job import Job, Runtime
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 
 class ReferenceRuntime(Runtime):
@@ -25,7 +25,7 @@ class ReferenceRuntime(Runtime):
                 for draw in range(self._draws):
                     if job.wants(y, x, draw, self._draws):
                         parameters = self._parameters(job)[:, :, y, x]
-                        job.settle(
+                        job.draw_pixel(
                             y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw], self._model.head
                         )
 

@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.ops import masked_conv_block
 from pixelcnn_fast.passes.pipeline import simplified
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import condition_operands
 from tests.needs import needs_native
@@ -55,13 +55,13 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     c = 3 if hasattr(model, "blocks") else 2
     images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
     others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
-    examples = [(images, Given(labels)), (others, Given(other_labels))]
+    examples = [(images, Conditioning(labels)), (others, Conditioning(other_labels))]
     program, conditions, output, *_ = capture(model, examples, Categorical())
     for form in (program, simplified(program)):
         operands, expected = condition_operands(form.instructions), model(others, other_labels).detach()
-        operand = conditions(operands, Given(labels), 2).__getitem__
+        operand = conditions(operands, Conditioning(labels), 2).__getitem__
         assert_identical_up_to_rounding(evaluate(form, images, operand), output)
-        operand = conditions(operands, Given(other_labels), 3).__getitem__
+        operand = conditions(operands, Conditioning(other_labels), 3).__getitem__
         assert_identical_up_to_rounding(evaluate(form, others, operand), expected)
     assert len(simplified(program).instructions) < len(program.instructions) / 2
 

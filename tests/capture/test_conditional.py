@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.compiler import MOST_SETTLED
+from pixelcnn_fast.check.conditioning import MOST_AT_ONCE
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import RUNTIMES
@@ -283,7 +283,7 @@ def test_labels_must_not_decide_together_late_in_a_large_batch() -> None:
         OfLabels(lambda e, y: e * 5 if y.tolist() == [3, 1] else e, CLASSES), SHAPE, image_form="unit"
     )
     with pytest.raises(Unsupported, match="Python took tolist"):
-        sampler.sample(MOST_SETTLED + 2, torch.tensor([0] * MOST_SETTLED + [3, 1]))
+        sampler.sample(MOST_AT_ONCE + 2, torch.tensor([0] * MOST_AT_ONCE + [3, 1]))
 
 
 DECIDED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture import tables
+from pixelcnn_fast.capture.lower import tables
 from pixelcnn_fast.errors import Unsupported
 from tests.system.networks import ABOVE, HERE, LEFT, Masked
 from tests.tolerances import assert_identical_up_to_rounding

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
-from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, UnknownLayout, Unsupported
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
+from pixelcnn_fast.user_model.labels import Labels, first_refused
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked
 
@@ -129,13 +129,13 @@ def test_labels_of_another_kind_or_shape_are_refused(labels):
 
 def test_labels_are_not_tried_again_and_again(monkeypatch):
     built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
-    tried, takes = [], built._engine.model._takes
+    tried, takes = [], built._engine.model.takes
 
     def counted(*example):
         tried.append(1)
         return takes(*example)
 
-    monkeypatch.setattr(built._engine.model, "_takes", counted)
+    monkeypatch.setattr(built._engine.model, "takes", counted)
     for _ in range(3):
         built.sample(1, torch.tensor([5000]))
         built.sample(1, torch.tensor([4999]))
@@ -244,13 +244,13 @@ def test_labels_may_come_after_the_condition() -> None:
             assert more == 0
             return y, condition
 
-    given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
+    given = Conditioning(torch.tensor([3, 1]), torch.rand(2, 4, 5))
     for found, expected in zip(given.call(ConditionFirst(), torch.zeros(2, *SHAPE)), given, strict=True):
         assert expected is not None and torch.equal(found, expected)
 
 
 def test_labels_for_which_there_is_no_argument_are_an_error_of_the_model() -> None:
-    given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
+    given = Conditioning(torch.tensor([3, 1]), torch.rand(2, 4, 5))
     with pytest.raises(ModelFailed, match=r"(?s)TypeError: .*, labels \[2\] of 1, 3, a condition of"):
         given.call(Conditioned(lambda net, c: c), torch.zeros(2, *SHAPE))
 
@@ -266,9 +266,9 @@ def test_too_little_memory_is_no_error_of_the_model() -> None:
 def test_what_is_not_written_in_python_is_called_with_the_images() -> None:
     model, images = nn.Module(), torch.full((2, *SHAPE), -1.0)
     model.forward = torch.relu
-    assert Given().call(model, images).eq(0).all()
+    assert Conditioning().call(model, images).eq(0).all()
     with pytest.raises(ModelFailed, match="TypeError"):
-        Given(condition=images).call(model, images)
+        Conditioning(condition=images).call(model, images)
 
 
 def test_the_model_may_write_into_what_it_is_given() -> None:
@@ -276,7 +276,7 @@ def test_the_model_may_write_into_what_it_is_given() -> None:
         def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> list[Tensor]:
             return [each.zero_() for each in (x, y, condition)]
 
-    images, given = torch.ones(2, *SHAPE), Given(torch.tensor([3, 1]), torch.ones(2, 4))
+    images, given = torch.ones(2, *SHAPE), Conditioning(torch.tensor([3, 1]), torch.ones(2, 4))
     given.call(Writing(), images)
     assert all(each is not None and each.all() for each in (images, *given))
 

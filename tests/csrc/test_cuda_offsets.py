@@ -17,7 +17,7 @@ from torch import Tensor
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import native, why_not_native
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, DeviceJob, Limits, Shape
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import EmulatedKernels, emulated
@@ -79,7 +79,7 @@ def few() -> Job:
         values=given.masked_fill(~known, 0),
         noise=noise,
         known=known,
-        given=Given(torch.arange(LAST) % 4, condition),
+        given=Conditioning(torch.arange(LAST) % 4, condition),
         parameters=torch.full((LAST, *SHAPE, 256), torch.nan),
         log_probability=torch.zeros(LAST, *SHAPE, dtype=torch.float64),
     )

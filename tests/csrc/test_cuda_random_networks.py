@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.test_cuda_runtime import CLUSTERS, MULTIPROCESSORS, needs_compiler, runtime
 from tests.system.fuzz import Fuzzed, distance_from_exact
@@ -45,7 +45,7 @@ def test_random_networks(seed, shapes):
             Job(
                 values=images.int(),
                 noise=torch.zeros(images.shape, dtype=torch.float64),
-                given=Given(given.labels, given.condition),
+                given=Conditioning(given.labels, given.condition),
                 known=torch.ones(images.shape, dtype=torch.bool),
                 parameters=logits,
             )

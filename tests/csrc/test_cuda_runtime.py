@@ -26,7 +26,7 @@ from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native, why_not_native
-from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.program import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.cost import cycles, prefers
@@ -85,7 +85,7 @@ def run(
     levels = torch.full(u.shape, -7, dtype=torch.int32) if levels is None else levels.clone()
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows: list[int] = []
-    given = Given(labels if sampler._engine.model.conditional else None)
+    given = Conditioning(labels if sampler._engine.model.conditional else None)
     options = options or SamplingOptions()
     engine.run(
         Job(
@@ -469,9 +469,9 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     engine = runtime(sampler, blocks)
     original = sampler._engine.captured.conditions
 
-    class Broken(Conditions):  # image 9 alone has a condition that is not finite
+    class Broken(ConditionProgram):  # image 9 alone has a condition that is not finite
         def __call__(
-            self, operands: Sequence[ConditionOperand], given: Given, n: int
+            self, operands: Sequence[ConditionOperand], given: Conditioning, n: int
         ) -> dict[ConditionOperand, torch.Tensor]:
             conditions = original(operands, given, n)
             conditions[operands[0]][9] = bad
@@ -492,7 +492,7 @@ def test_conditions_of_several_kinds():
     _, u, labels = inputs(shape, 3)
     condition = torch.randn(3, 2, 2, 4, generator=torch.Generator().manual_seed(1))
     levels = torch.empty(u.shape, dtype=torch.int32)
-    runtime(sampler).run(Job(values=levels, noise=u, given=Given(labels, condition)))
+    runtime(sampler).run(Job(values=levels, noise=u, given=Conditioning(labels, condition)))
     assert torch.equal(levels, sampler.sample(3, labels, condition=condition, noise=u, runtime="eager").int())
 
 
@@ -527,11 +527,11 @@ def test_the_pixel_whose_logits_are_not_finite_is_named():
     condition[1, 0, 2, 3] = condition[0, 0, 3, 0] = condition[2, 1, 3, 4] = torch.nan
     original = sampler._engine.captured.conditions
 
-    class Broken(Conditions):
+    class Broken(ConditionProgram):
         def __call__(
-            self, operands: Sequence[ConditionOperand], given: Given, n: int
+            self, operands: Sequence[ConditionOperand], given: Conditioning, n: int
         ) -> dict[ConditionOperand, torch.Tensor]:
-            return original(operands, Given(condition=condition), n)
+            return original(operands, Conditioning(condition=condition), n)
 
     engine._conditions = Broken([])
     with pytest.raises(NonFiniteLogits) as found:
@@ -583,7 +583,7 @@ def test_the_image_whose_colour_is_drawn_first_is_named():
     condition = torch.zeros(3, *shape)
     condition[0, 1, 0, 1] = condition[2, 0, 0, 1] = torch.nan
     with pytest.raises(NonFiniteLogits) as found:
-        runtime(sampler).run(Job(values=u.int(), noise=u, given=Given(condition=condition)))
+        runtime(sampler).run(Job(values=u.int(), noise=u, given=Conditioning(condition=condition)))
     assert found.value.location == (2, 0, 0, 1)
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pixelcnn_fast import Sampler, Unsupported, heads
-from pixelcnn_fast.capture import advice, lowering
-from pixelcnn_fast.capture.recorder import IMAGE, Recorder
+from pixelcnn_fast.capture.lower import advice
+from pixelcnn_fast.capture.lower import calls as lowering
+from pixelcnn_fast.capture.record.recorder import IMAGE, Recorder
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.program.calls import plain_name
 

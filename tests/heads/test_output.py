@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, check_causal, likelihood, receptive_field
-from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.user_model.model_arguments import ModelArguments
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 SHAPE, LEVELS = (1, 4, 5), 7
 

@@ -8,13 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.passes.phases import computed_by_rows
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import condition_operands
 from pixelcnn_fast.program.recurrence import components
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.tolerances import assert_identical_up_to_rounding
 
 LEVELS = 5
@@ -56,7 +57,7 @@ BODIES = {
 def captured(model: nn.Module, shape=(1, 5, 6)):
     wrapped = WrappedModel(model.double().eval(), shape, levels=LEVELS, image_form="unit")
     levels, given = wrapped.example()
-    return levels, given, *wrapped.captured(levels, given)[:3]
+    return levels, given, *recorded(wrapped)[:3]
 
 
 @pytest.mark.parametrize("rows", [1, 2])

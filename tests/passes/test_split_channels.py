@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.passes.split_channels import draws_needed, split_channels
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.program import (
     Convolution,
     FromLevels,
@@ -23,6 +22,7 @@ from pixelcnn_fast.program.program import (
     Step,
     Tap,
 )
+from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.verify import verify
 from tests.passes.test_compose import no_condition
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -20,8 +20,9 @@ from pixelcnn_fast.program.calls import (
     out_of_place,
     plain_name,
 )
-from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.program import ConditionOperand, condition_operands
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.networks import pixelcnn
 
 FLOAT = torch.float32
@@ -126,15 +127,15 @@ def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
         call("embedding", changed, LABELS, out=view(4, N, 2)),
     ]
     weight = torch.arange(6.0).view(3, 2)
-    conditions = Conditions(calls, {1: weight}, (LABELS, None))
+    conditions = ConditionProgram(calls, {1: weight}, (LABELS, None))
     first, second = operand(3, torch.tensor([0, 1])), operand(4, torch.tensor([1, 0]))
     for labels in ([2, 0, 1], [1]):
-        found = conditions([first, second], Given(torch.tensor(labels)), len(labels))
+        found = conditions([first, second], Conditioning(torch.tensor(labels)), len(labels))
         assert torch.equal(found[first], 2 * weight[labels])
         assert torch.equal(found[second], torch.zeros(len(labels), 2))
     assert torch.equal(weight, torch.arange(6.0).view(3, 2))
     with pytest.raises(ModelFailed, match=r"IndexError: index out of range in self\nIt was given 1 images"):
-        conditions([first], Given(torch.tensor([3])), 1)
+        conditions([first], Conditioning(torch.tensor([3])), 1)
 
 
 @pytest.mark.parametrize("by_labels", [False, True])
@@ -147,12 +148,12 @@ def test_a_table_that_calls_write_into_is_as_it_was_for_the_next_batch(by_labels
         call("embedding", table, LABELS, out=view(3, N, 2)),
     ]
     weight = torch.arange(1, 7.0).view(3, 2)
-    conditions, before = Conditions(calls, {1: weight}, (LABELS, None)), weight.clone()
+    conditions, before = ConditionProgram(calls, {1: weight}, (LABELS, None)), weight.clone()
     for index in (torch.tensor([0, 1]), torch.tensor([1, 0])):
         asked = operand(3, index), operand(2, index)
         for _ in range(2):
-            results = conditions(asked[:1], Given(torch.tensor([0])), 1) | conditions(
-                asked, Given(torch.tensor([0])), 1
+            results = conditions(asked[:1], Conditioning(torch.tensor([0])), 1) | conditions(
+                asked, Conditioning(torch.tensor([0])), 1
             )
             increased = before[:1] + (before[:1] if by_labels else 1)
             assert torch.equal(results[asked[0]], increased[:, index])
@@ -170,24 +171,24 @@ def test_operands_are_elements_of_what_was_computed(size: tuple[int, ...], per_i
         call("embedding", view(2, 3, 2), LABELS, out=view(3, N, 2)),
     ]
     asked = operand(3 if per_image else 2, index, per_image)
-    found = Conditions(calls, {1: weight}, (LABELS, None))([asked], Given(labels), 3)[asked]
+    found = ConditionProgram(calls, {1: weight}, (LABELS, None))([asked], Conditioning(labels), 3)[asked]
     expected = -weight[labels][:, index] if per_image else -weight.flatten()[index].expand(3, *size)
     assert torch.equal(found, expected)
 
 
 def test_what_is_given_is_described_in_few_words() -> None:
     codes = torch.tensor([[3, 1], [1, 3]])
-    assert Given().described() == ""
-    assert Given(torch.arange(8)).described() == ", labels [8] of 0, 1, 2, 3, 4, 5, 6, 7"
-    assert Given(torch.arange(9)).described() == ", labels [9] of 0...8"
-    assert Given(None, codes).described() == ", a condition of torch.int64 [2, 2] of 1, 3"
-    assert Given(None, codes.float()).described() == ", a condition of torch.float32 [2, 2]"
+    assert Conditioning().described() == ""
+    assert Conditioning(torch.arange(8)).described() == ", labels [8] of 0, 1, 2, 3, 4, 5, 6, 7"
+    assert Conditioning(torch.arange(9)).described() == ", labels [9] of 0...8"
+    assert Conditioning(None, codes).described() == ", a condition of torch.int64 [2, 2] of 1, 3"
+    assert Conditioning(None, codes.float()).described() == ", a condition of torch.float32 [2, 2]"
 
 
 def test_only_conditions_of_real_numbers_are_converted() -> None:
     labels, codes = torch.tensor([1, 0]), torch.tensor([[3, 1], [1, 3]])
     for condition, dtype in ((codes, torch.int64), (codes.float(), torch.float64), (codes > 1, torch.bool)):
-        given = Given(labels, condition).in_dtype(torch.float64)
+        given = Conditioning(labels, condition).in_dtype(torch.float64)
         assert given.condition is not None and given.condition.dtype == dtype and given.labels is labels
 
 
@@ -203,15 +204,15 @@ def test_the_smallest_table_bounds_what_is_looked_up() -> None:
         call("embedding", view(8, 3, 2), shifted, out=view(9, N, 2)),
         call("embedding", view(10, 9, 2), codes, out=view(11, N, 4, 2)),
     ]
-    assert [Conditions(calls, {}, (labels, codes)).rows_looked_up(which) for which in (0, 1)] == [5, 9]
-    assert [Conditions(calls, {}, (labels, None)).rows_looked_up(which) for which in (0, 1)] == [5, None]
+    assert [ConditionProgram(calls, {}, (labels, codes)).rows_looked_up(which) for which in (0, 1)] == [5, 9]
+    assert [ConditionProgram(calls, {}, (labels, None)).rows_looked_up(which) for which in (0, 1)] == [5, None]
 
 
 def test_conditions_of_a_model_are_pickled() -> None:
     model = WrappedModel(pixelcnn(classes=3), (1, 4, 4))
-    program, conditions, *_ = model.captured(*model.example())
+    program, conditions, *_ = recorded(model)
     operands = condition_operands(program.instructions)
-    labels = Given(torch.tensor([2, 0, 1]))
+    labels = Conditioning(torch.tensor([2, 0, 1]))
     expected = conditions(operands, labels, 3)
     found = pickle.loads(pickle.dumps(conditions))(operands, labels, 3)
     assert operands and all(torch.equal(found[each], expected[each]) for each in operands)
@@ -228,8 +229,8 @@ def test_one_batch_of_conditions_is_run_at_once() -> None:
             return h + self.embedding(y)[:, :, None, None]
 
     model = WrappedModel(Counting(), (1, 4, 4), levels=7, image_form="unit")
-    program, conditions, *_ = model.captured(*model.example())
+    program, conditions, *_ = recorded(model)
     (each,) = condition_operands(program.instructions)
-    alone = [conditions([each], Given(torch.tensor([k])), 1)[each] for k in (0, 2, 1, 1, 0)]
-    together = conditions([each], Given(torch.tensor([0, 2, 1, 1, 0])), 5)[each]
+    alone = [conditions([each], Conditioning(torch.tensor([k])), 1)[each] for k in (0, 2, 1, 1, 0)]
+    together = conditions([each], Conditioning(torch.tensor([0, 2, 1, 1, 0])), 5)[each]
     assert torch.equal(together, torch.cat(alone))

@@ -7,13 +7,13 @@ import re
 import pytest
 import torch
 
-from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.causality import leak_of
-from pixelcnn_fast.program.conditions import Given
-from pixelcnn_fast.program.fields import receptive_fields
+from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from tests.system.networks import pixelcnn, positive, two_stacks
 
 
@@ -31,8 +31,8 @@ def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
     return gradient.abs().sum((0, 1)) > 0
 
 
-def examples(images: torch.Tensor) -> list[tuple[torch.Tensor, Given]]:
-    return [(images, Given()), (images[[0, 1, 1]], Given())]
+def examples(images: torch.Tensor) -> list[tuple[torch.Tensor, Conditioning]]:
+    return [(images, Conditioning()), (images[[0, 1, 1]], Conditioning())]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.causality import check_causal
-from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from pixelcnn_fast.runtimes.eager import EagerRuntime
@@ -102,5 +102,7 @@ def test_runtimes_follow_it(name: str, runtime: str) -> None:
         torch.ones_like(values, dtype=torch.bool),
     )
     values = values.to(head.value_dtype)
-    kind(phased, Conditions(), head).run(Job(values=values, known=known, noise=noise, parameters=parameters))
+    kind(phased, ConditionProgram(), head).run(
+        Job(values=values, known=known, noise=noise, parameters=parameters)
+    )
     torch.testing.assert_close(parameters, meaning(CASES[name], values))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import NotCausal, Sampler, Unsupported, check_causal, receptive_field
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, RowLSTM
 from pixelcnn_fast.program.evaluate import evaluate
@@ -19,6 +19,7 @@ from pixelcnn_fast.program.phased import Phase
 from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Program, Step, Tap
 from pixelcnn_fast.program.recurrence import components, recurrent
 from pixelcnn_fast.program.verify import verify
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.needs import RUNTIMES
 from tests.tiers import few
 
@@ -78,7 +79,7 @@ LAYERS = {
 
 def program_of(net: nn.Module) -> Program:
     model = WrappedModel(net, SHAPE, image_form="unit")
-    return model.captured(*model.example())[0]
+    return recorded(model).program
 
 
 @pytest.mark.parametrize("name", few(LAYERS, 7))

@@ -7,7 +7,7 @@ from itertools import product as pairs
 import numpy as np
 import pytest
 
-from pixelcnn_fast.program.seen import product
+from pixelcnn_fast.program.receptive_field.seen import product
 
 MATRICES = {
     "all true": np.ones((3, 3), bool),

@@ -12,7 +12,7 @@ from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.native import required
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.passes.pipeline import for_runtime
-from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -40,13 +40,13 @@ LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than f
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 
 
-def emulated_cuda(program: PhasedProgram, conditions: Conditions, head: Head) -> CudaRuntime:
+def emulated_cuda(program: PhasedProgram, conditions: ConditionProgram, head: Head) -> CudaRuntime:
     limits = Limits(227 << 10, 4)
     own = for_runtime("cuda", program)
     return CudaRuntime(own, conditions, head, kernels=EmulatedKernels(), limits=limits)
 
 
-RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head], Runtime]]] = {
+RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, ConditionProgram, Head], Runtime]]] = {
     "eager": (torch.float64, EagerRuntime),
     "cpu float32": (torch.float32, CpuRuntime),
     "cpu float64": (torch.float64, CpuRuntime),
@@ -128,14 +128,14 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
     return program
 
 
-class RandomConditions(Conditions):
+class RandomConditions(ConditionProgram):
     """Random numbers for each operand, the same for all operands of one shape."""
 
     def __init__(self) -> None:
         super().__init__([])
 
     def __call__(
-        self, operands: Sequence[ConditionOperand], given: Given, n: int
+        self, operands: Sequence[ConditionOperand], given: Conditioning, n: int
     ) -> dict[ConditionOperand, torch.Tensor]:
         shapes = {operand: operand.index.shape for operand in operands}
         return {operand: normal(n, *shape, seed=len(shape)) for operand, shape in shapes.items()}
@@ -169,7 +169,7 @@ def test_each_kind_is_its_formula(kind, alpha, runtime):
     logits = logits_of(program, levels, runtime)
 
     def meaning(dtype: torch.dtype) -> torch.Tensor:
-        given = RandomConditions()(condition_operands(program.instructions), Given(), IMAGES)
+        given = RandomConditions()(condition_operands(program.instructions), Conditioning(), IMAGES)
         operands = {operand: x.to(dtype) for operand, x in given.items()}
         return evaluate(program_with(kind, alpha, dtype), levels, _ByShape(operands))
 

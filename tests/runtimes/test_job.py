@@ -34,7 +34,7 @@ def test_known_values_stay_and_have_no_log_probability() -> None:
     known[0], known[1, 2] = True, True
     partly, free = job(known), job(None)
     for each in (partly, free):
-        each.settle(0, 0, 0, 1, logits(), Categorical(LEVELS))
+        each.draw_pixel(0, 0, 0, 1, logits(), Categorical(LEVELS))
     assert (partly.values[known] == 2).all() and (free.values != 2).any()
     assert torch.equal(partly.values[~known], free.values[~known])
     assert partly.log_probability is not None and free.log_probability is not None
@@ -47,9 +47,9 @@ def test_parameters_of_known_values_need_not_be_finite() -> None:
     known[1] = True
     bad = logits()
     bad[1] = float("nan")
-    job(known).settle(0, 0, 0, 1, bad, Categorical(LEVELS))
+    job(known).draw_pixel(0, 0, 0, 1, bad, Categorical(LEVELS))
     with pytest.raises(NonFiniteLogits):
-        job(None).settle(0, 0, 0, 1, bad, Categorical(LEVELS))
+        job(None).draw_pixel(0, 0, 0, 1, bad, Categorical(LEVELS))
 
 
 @pytest.mark.parametrize("draw", [0, 1])
@@ -58,7 +58,7 @@ def test_the_channel_without_finite_parameters_is_named(draw: int) -> None:
     bad = logits(2)
     bad[2, 1, 3] = float("inf")
     with pytest.raises(NonFiniteLogits) as caught:
-        job(None).settle(0, 0, draw, 2, bad, Categorical(LEVELS))
+        job(None).draw_pixel(0, 0, draw, 2, bad, Categorical(LEVELS))
     assert caught.value.location == (2, 2 * draw + 1, 0, 0)
 
 
@@ -67,7 +67,7 @@ def test_the_first_channel_of_a_joint_distribution_is_named(known: Tensor | None
     """Two draws, each of one distribution over two channels, of which one may be known."""
     parameters = torch.full((N, 1, 5), float("nan"))
     with pytest.raises(NonFiniteLogits) as caught:
-        job(known, uniforms=6).settle(0, 0, 1, 2, parameters, Pair())
+        job(known, uniforms=6).draw_pixel(0, 0, 1, 2, parameters, Pair())
     assert caught.value.location == (0, 2, 0, 0)
 
 
@@ -84,7 +84,7 @@ class Reducing(Categorical):
 @pytest.mark.parametrize("head", [Broadcasting(LEVELS), Reducing(LEVELS)], ids=["draw", "log_probability"])
 def test_a_head_that_gives_another_shape_is_refused(head: Head) -> None:
     with pytest.raises(ValueError, match=r"gave \[.*expected a number for each value: \[3, 4, 1\]"):
-        job(None).settle(0, 0, 0, 1, logits(), head)
+        job(None).draw_pixel(0, 0, 0, 1, logits(), head)
 
 
 def test_options_that_a_head_does_not_heed_are_refused() -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pixelcnn_fast import Sampler, engine
-from tests.capture.test_weights import trained_on
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.refresh import snapshot
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence
 from tests.system.networks import pixelcnn
 
@@ -234,18 +235,18 @@ def test_memory_that_was_freed_is_not_read() -> None:
 def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
-    compare = engine.are_equal
+    compare = snapshot.are_equal
     compared: list[Tensor] = []
 
     def compared_then_written(x: Tensor, y: Tensor) -> bool:
         compared.append(x)
         same = compare(x, y)
-        if len(compared) == len(sampler._engine.weights):
+        if len(compared) == len(sampler._engine.snapshot.weights):
             one_bias(model)
         return same
 
     moved(model)
-    monkeypatch.setattr(engine, "are_equal", compared_then_written)
+    monkeypatch.setattr(snapshot, "are_equal", compared_then_written)
     with silence():
         sampler.sample(1)
     with pytest.warns(UserWarning, match=STALE):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, models
 from pixelcnn_fast.nn import MaskedConv2d
-from tests.capture.test_weights import trained_on
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, noise, silence, take
 from tests.system.networks import pixelcnn
 from tests.tiers import thorough

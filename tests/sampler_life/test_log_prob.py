@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pixelcnn_fast import Sampler, likelihood
-from tests.capture.test_weights import trained_on
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, InPlace, Network, silence, take
 from tests.system.networks import pixelcnn
 
@@ -199,7 +199,7 @@ def test_a_table_of_another_dtype_keeps_it() -> None:
 
 
 def test_a_network_of_another_dtype_that_is_held_keeps_it() -> None:
-    class Held(nn.Module):
+    class Contents(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.held = [nn.Conv2d(6, 6, 1).double()]
@@ -207,7 +207,7 @@ def test_a_network_of_another_dtype_that_is_held_keeps_it() -> None:
         def forward(self, h: Tensor) -> Tensor:
             return self.held[0](h.double()).to(h)
 
-    model, images = Network(Held()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    model, images = Network(Contents()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
     torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
 
 

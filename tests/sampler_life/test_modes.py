@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
-from pixelcnn_fast.capture.parts import Held
-from pixelcnn_fast.capture.tensors import are_equal
-from tests.capture.test_weights import trained_on
+from pixelcnn_fast.user_model.contents import Contents
+from pixelcnn_fast.user_model.tensors import are_equal
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, NoCopies, noise, silence
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
@@ -176,14 +176,14 @@ class Rebinding(OnlyOne):
 def test_a_model_that_can_t_be_copied_gets_its_weights_back_bit_for_bit(kind: type[OnlyOne]) -> None:
     model = kind().train()
     model.last.weight.data[0] = -0.0
-    before = {name: x.detach().clone() for name, x in Held(model).tensors.items()}
+    before = {name: x.detach().clone() for name, x in Contents(model).tensors.items()}
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(model, SHAPE)
     with silence():
         for _ in range(3):
             sampler.sample(1)
         sampler.sample(1, runtime="reference")
-    assert model.training and all(are_equal(x, before[name]) for name, x in Held(model).tensors.items())
+    assert model.training and all(are_equal(x, before[name]) for name, x in Contents(model).tensors.items())
 
 
 class Passing(nn.Module):

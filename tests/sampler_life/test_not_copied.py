@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.runtimes import RuntimeName
-from tests.capture.test_weights import trained_on
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, silence, take
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 from tests.tiers import few

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal
 from pixelcnn_fast.runtimes.job import Job
-from tests.capture.test_weights import trained_on, weights_of
+from tests.refresh.test_weights import trained_on, weights_of
 from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn

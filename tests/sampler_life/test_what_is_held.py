@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, accelerate, accelerated, likelihood
-from tests.capture.test_weights import trained_on
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
 from tests.system.networks import pixelcnn
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture import parts
-from tests.capture.test_weights import trained_on
+from pixelcnn_fast.user_model import contents
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
 from tests.system.networks import pixelcnn
 from tests.tiers import few
@@ -493,7 +493,7 @@ def size_of(part: nn.Linear) -> int:
     return part.out_features
 
 
-class Held(list[Any]):
+class Contents(list[Any]):
     """It has attributes, too."""
 
     net: nn.Module
@@ -520,7 +520,7 @@ def logits_of_zeros(model: nn.Module) -> Tensor:
 
 
 def test_attributes_of_a_list_are_held() -> None:
-    held = Held()
+    held = Contents()
     held.net = nn.Linear(256, 256)
     model = Free(held, lambda held, x: held.net(x))
     sampler = Sampler(model, SHAPE)
@@ -645,7 +645,7 @@ def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatc
     sampler = Sampler(model, SHAPE)
     with silence():
         sampler.sample(1)
-    assert [path for path in parts.Held(model).values if path.endswith(".gain")] == [
+    assert [path for path in contents.Contents(model).values if path.endswith(".gain")] == [
         ":settings.gain",
         ":settings.Inner.gain",
     ]

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pixelcnn_fast import Sampler, accelerate, check_causal, likelihood
-from pixelcnn_fast.capture import parts
-from pixelcnn_fast.capture.parts import MOST, Held, _numbered
-from pixelcnn_fast.capture.tensors import duplicate
-from tests.capture.test_weights import trained_on
+from pixelcnn_fast.user_model import contents
+from pixelcnn_fast.user_model.contents import MOST, Contents, _numbered
+from pixelcnn_fast.user_model.tensors import duplicate
+from tests.refresh.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
 from tests.system.networks import pixelcnn
 
@@ -58,7 +58,7 @@ class Trained(nn.Module):
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_a_module_in_a_framework_is_as_any_other(runtime: Any) -> None:
     model = Trained()
-    held = Held(model)
+    held = Contents(model)
     assert not any(".data" in path or "manager" in path for path in [*held.values, *held.tensors])
     with silence():
         check_causal(model, SHAPE)
@@ -80,12 +80,12 @@ def test_a_sampler_in_its_own_model_is_no_part_of_it(runtime: Any) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE, runtime=runtime)
     vars(model)["sampler"] = [sampler]
-    size = len(Held(model).values)
+    size = len(Contents(model).values)
     for _ in range(3):
         take(model, trained_on(model))
         with silence():
             images = sampler.refresh().sample(3, noise=noise())
-    assert len(Held(model).values) == size and len(Held(sampler._engine.model.module).tensors) == len(
+    assert len(Contents(model).values) == size and len(Contents(sampler._engine.model.module).tensors) == len(
         model.state_dict()
     )
     del vars(model)["sampler"]
@@ -95,10 +95,10 @@ def test_a_sampler_in_its_own_model_is_no_part_of_it(runtime: Any) -> None:
 def test_the_modules_own_values_come_before_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more than a walk goes through, what is far away is left out."""
     model, most = pixelcnn(), 200
-    own = len(Held(model).values)
-    monkeypatch.setattr(parts, "MOST", most)
+    own = len(Contents(model).values)
+    monkeypatch.setattr(contents, "MOST", most)
     vars(model)["data"] = [[i, {i}] for i in range(2 * most)]
-    values = Held(model).values
+    values = Contents(model).values
     assert own < len(values) <= own + most + 1 and "conv_out:stride" in values
     with silence():
         sampler = Sampler(model, SHAPE)
@@ -247,10 +247,10 @@ def test_copies_of_an_accelerated_module_with_a_state_of_its_own_are_plain() -> 
 def test_objects_are_walked_by_what_they_are_copied_with() -> None:
     model = pixelcnn()
     vars(model)["generator"] = random.Random(0)
-    before = Held(model).values
-    assert Held(duplicate(model)).values == before == Held(copy.deepcopy(model)).values
+    before = Contents(model).values
+    assert Contents(duplicate(model)).values == before == Contents(copy.deepcopy(model)).values
     vars(model)["generator"].random()
-    assert Held(model).values != before
+    assert Contents(model).values != before
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
@@ -292,7 +292,7 @@ def test_files_of_a_model_stay_open(tmp_path: Path) -> None:
 
 
 def test_a_setting_beside_large_data_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "MOST", 2000)
+    monkeypatch.setattr(contents, "MOST", 2000)
     model = Lazy()
     vars(model)["files"] = [Path(str(i)) for i in range(2000)]
     vars(model)["settings"] = SimpleNamespace(shift=1.0)

@@ -56,7 +56,7 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
-class Given(NamedTuple):
+class Conditioning(NamedTuple):
     labels: Tensor
     condition: Tensor  # [N, 2, H, W]
 
@@ -140,99 +140,99 @@ class Layer(nn.Module):
             if name.endswith(("h0", "c0")):
                 nn.init.normal_(parameter)
 
-    def forward(self, h: Tensor, given: Given) -> Tensor:
+    def forward(self, h: Tensor, given: Conditioning) -> Tensor:
         return getattr(self, self.kind)(h, given)
 
-    def convolved(self, h: Tensor, given: Given) -> Tensor:
+    def convolved(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.activation(self.conv(h))
 
-    def pointwise(self, h: Tensor, given: Given) -> Tensor:
+    def pointwise(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.point(self.activation(h + 0.1))
 
-    def residual(self, h: Tensor, given: Given) -> Tensor:
+    def residual(self, h: Tensor, given: Conditioning) -> Tensor:
         return h + self.point(self.activation(self.conv(h)))
 
-    def residual_twice(self, h: Tensor, given: Given) -> Tensor:
+    def residual_twice(self, h: Tensor, given: Conditioning) -> Tensor:
         f = self.conv(self.activation(1 * h))
         return (f + h) * 0.5 + h
 
-    def gated(self, h: Tensor, given: Given) -> Tensor:
+    def gated(self, h: Tensor, given: Conditioning) -> Tensor:
         a, b = self.widen(h).chunk(2, 1)
         return torch.tanh(a) * b.sigmoid()
 
-    def gated_by_label(self, h: Tensor, given: Given) -> Tensor:
+    def gated_by_label(self, h: Tensor, given: Conditioning) -> Tensor:
         x = self.widen(h) + self.embedding(given.labels)[:, :, None, None]
         return h + x[:, : h.shape[1]].tanh() * torch.sigmoid(x[:, h.shape[1] :])
 
-    def scaled_by_label(self, h: Tensor, given: Given) -> Tensor:
+    def scaled_by_label(self, h: Tensor, given: Conditioning) -> Tensor:
         scale, shift = self.embedding(given.labels).view(-1, 2 * h.shape[1], 1, 1).split(h.shape[1], 1)
         return h * scale + shift
 
-    def normed(self, h: Tensor, given: Given) -> Tensor:
+    def normed(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.norm(self.conv(h)) if self.numbers[0] > 0 else self.norm(h)
 
-    def concat_elu(self, h: Tensor, given: Given) -> Tensor:
+    def concat_elu(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.narrow(F.elu(torch.cat([h, -h], 1)))
 
-    def dense(self, h: Tensor, given: Given) -> Tensor:
+    def dense(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.narrow(torch.cat((self.activation(self.conv(h)), h), dim=1))
 
-    def arithmetic(self, h: Tensor, given: Given) -> Tensor:
+    def arithmetic(self, h: Tensor, given: Conditioning) -> Tensor:
         return (self.numbers[0] - h * self.constant) / 2 + self.numbers[1]
 
-    def product(self, h: Tensor, given: Given) -> Tensor:
+    def product(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.conv(h) * torch.sigmoid(self.above(h)) + h
 
-    def shifted_down(self, h: Tensor, given: Given) -> Tensor:
+    def shifted_down(self, h: Tensor, given: Conditioning) -> Tensor:
         return h + F.pad(h, (0, 0, 1, 0))[:, :, :-1]
 
-    def beside_itself(self, h: Tensor, given: Given) -> Tensor:
+    def beside_itself(self, h: Tensor, given: Conditioning) -> Tensor:
         both = torch.cat([h, F.pad(h, (0, 0, 1, 0))[:, :, :-1]], 1)
         return self.narrow(self.activation(both * self.constant.repeat(2, 1, 1))) + h
 
-    def shifted_right(self, h: Tensor, given: Given) -> Tensor:
+    def shifted_right(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.point(F.pad(h, (1, 0))[..., : h.shape[3]]) + h
 
-    def moved_down(self, h: Tensor, given: Given) -> Tensor:
+    def moved_down(self, h: Tensor, given: Conditioning) -> Tensor:
         rows = self.free.kernel_size[0]  # with two it looks at the row below, too
         ahead = self.activation(self.norm(self.free(F.pad(h, (1, 1, 0, rows - 1)))))
         return F.pad(ahead, (0, 0, rows, 0))[:, :, :-rows] - h
 
-    def moved_right(self, h: Tensor, given: Given) -> Tensor:
+    def moved_right(self, h: Tensor, given: Conditioning) -> Tensor:
         ahead = self.conv(h) + F.conv2d(F.pad(h, (0, 1)), self.free.weight[:, :, :1, :2])
         return self.point(F.pad(ahead, (1, 0))[..., :-1]) + h
 
-    def rolled(self, h: Tensor, given: Given) -> Tensor:
+    def rolled(self, h: Tensor, given: Conditioning) -> Tensor:
         rolled = torch.roll(h, 1, 2)
         rolled[:, :, 0] = 0
         return self.above(h) + rolled
 
-    def vertical(self, h: Tensor, given: Given) -> Tensor:
+    def vertical(self, h: Tensor, given: Conditioning) -> Tensor:
         return h + self.activation(self.point(self.above(h)))
 
-    def glu(self, h: Tensor, given: Given) -> Tensor:
+    def glu(self, h: Tensor, given: Conditioning) -> Tensor:
         return F.glu(self.widen(h), dim=1) + self.prelu(h)
 
-    def stacked(self, h: Tensor, given: Given) -> Tensor:
+    def stacked(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.stack([h, self.conv(h), self.point(h)]).mean(0)
 
-    def larger(self, h: Tensor, given: Given) -> Tensor:
+    def larger(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.maximum(h, self.conv(h)) - torch.minimum(self.above(h), h)
 
-    def bounded(self, h: Tensor, given: Given) -> Tensor:
+    def bounded(self, h: Tensor, given: Conditioning) -> Tensor:
         low, high = self.embedding(given.labels)[:, :, None, None].chunk(2, 1)
         return self.conv(h).clamp(low - 0.5, torch.maximum(high, self.constant)) + torch.minimum(
             h, self.constant
         )
 
-    def chosen(self, h: Tensor, given: Given) -> Tensor:
+    def chosen(self, h: Tensor, given: Conditioning) -> Tensor:
         mask = self.constant > 0.5
         return torch.where(mask, self.conv(h), h).masked_fill(~mask, self.numbers[0])
 
-    def dropped(self, h: Tensor, given: Given) -> Tensor:
+    def dropped(self, h: Tensor, given: Conditioning) -> Tensor:
         return F.dropout(h, 0.5, self.training)
 
-    def conditioned(self, h: Tensor, given: Given) -> Tensor:
+    def conditioned(self, h: Tensor, given: Conditioning) -> Tensor:
         x = self.of_condition(given.condition)
         return (
             h * torch.sigmoid(x)
@@ -240,20 +240,20 @@ class Layer(nn.Module):
             else h.permute(2, 3, 0, 1).add(x.mean((2, 3))).permute(2, 3, 0, 1)
         )
 
-    def overwritten(self, h: Tensor, given: Given) -> Tensor:
+    def overwritten(self, h: Tensor, given: Conditioning) -> Tensor:
         h = h.clone()
         h[:, : h.shape[1] // 2].fill_(self.numbers[0])
         h[:, :, 0][...] = self.numbers[1]
         h[:, :, :, -1].mul_(2)
         return self.conv(h)
 
-    def overlapping(self, h: Tensor, given: Given) -> Tensor:
+    def overlapping(self, h: Tensor, given: Conditioning) -> Tensor:
         larger = F.pad(h, (0, 0, 1, 0))
         here, above = larger[:, :, 1:], larger[:, :, :-1]
         here += self.conv(h)
         return h + self.activation(above)
 
-    def written_through_views(self, h: Tensor, given: Given) -> Tensor:
+    def written_through_views(self, h: Tensor, given: Conditioning) -> Tensor:
         h = h.clone()
         rows = h.permute(0, 2, 3, 1)[:, :, 1:]
         rows += self.constant.flatten()
@@ -262,22 +262,22 @@ class Layer(nn.Module):
         copy.data = self.point(h)
         return copy + h
 
-    def scripted(self, h: Tensor, given: Given) -> Tensor:
+    def scripted(self, h: Tensor, given: Conditioning) -> Tensor:
         return h + scripted_shift(self.activation(h))
 
-    def padded_with_a_number(self, h: Tensor, given: Given) -> Tensor:
+    def padded_with_a_number(self, h: Tensor, given: Conditioning) -> Tensor:
         across = self.conv.kernel_size[1] // 2 * self.conv.dilation[1]
         down = self.conv.kernel_size[0] // 2 * self.conv.dilation[0]
         x = F.pad(h, (across, across, down, down), value=self.numbers[0])
         weight = self.conv.weight * self.conv.mask
         return F.conv2d(x, weight, self.conv.bias, dilation=self.conv.dilation)
 
-    def cropped_and_padded(self, h: Tensor, given: Given) -> Tensor:
+    def cropped_and_padded(self, h: Tensor, given: Conditioning) -> Tensor:
         larger = F.conv2d(F.pad(h, (1, 1, 2, 0)), self.free.weight[:, :, -1:] * self.point.mask)
         larger = self.activation(larger)[:, :, :-2] * self.constant
         return h + F.pad(larger, (1, 0))[..., :-1]
 
-    def over_padded(self, h: Tensor, given: Given) -> Tensor:
+    def over_padded(self, h: Tensor, given: Conditioning) -> Tensor:
         extra = 1 + int(8 * abs(self.numbers[0]))  # perhaps more than the image has
         down, across = self.conv.kernel_size[0] // 2, self.conv.kernel_size[1] // 2
         padding = (self.conv.dilation[0] * down + extra, self.conv.dilation[1] * across + extra)
@@ -285,51 +285,51 @@ class Layer(nn.Module):
         larger = F.conv2d(h, weight, self.conv.bias, padding=padding, dilation=self.conv.dilation)
         return self.activation(larger)[:, :, extra:-extra, extra:-extra]
 
-    def row_by_row(self, h: Tensor, given: Given) -> Tensor:
+    def row_by_row(self, h: Tensor, given: Conditioning) -> Tensor:
         return h + self.row_lstm(self.activation(h))
 
-    def by_diagonals(self, h: Tensor, given: Given) -> Tensor:
+    def by_diagonals(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.left(h) + self.point(h)
 
-    def from_both_sides(self, h: Tensor, given: Given) -> Tensor:
+    def from_both_sides(self, h: Tensor, given: Conditioning) -> Tensor:
         right = self.right(self.conv(h))  # perhaps with more layers before it is shifted down
         right = self.activation(self.point(right)) if self.numbers[0] > 0 else right
         right = self.left(right) if self.numbers[1] > 0.5 else right
         return self.left(h) + F.pad(right, (0, 0, 1, -1)) + self.above(h)
 
-    def from_both_sides_above(self, h: Tensor, given: Given) -> Tensor:
+    def from_both_sides_above(self, h: Tensor, given: Conditioning) -> Tensor:
         # known before the row's pixels, and so is what goes along it
         above = F.pad(self.conv(h), (0, 0, 1, -1))
         across = F.conv2d(F.pad(self.left(above), (1, 1)), self.free.weight[:, :, :1])
         return h + self.right(across if self.numbers[0] > 0 else above)
 
-    def row_by_row_ahead(self, h: Tensor, given: Given) -> Tensor:
+    def row_by_row_ahead(self, h: Tensor, given: Conditioning) -> Tensor:
         ahead = self.row_lstm(F.conv2d(F.pad(h, (1, 1)), self.free.weight[:, :, :1]))
         return h + F.pad(ahead, (0, 0, 1, -1))
 
     # those that mix all channels of a pixel
 
-    def layer_normed(self, h: Tensor, given: Given) -> Tensor:
+    def layer_normed(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def channels_last(self, h: Tensor, given: Given) -> Tensor:
+    def channels_last(self, h: Tensor, given: Conditioning) -> Tensor:
         x = h.movedim(1, -1)
         return h + (self.linear(x) if self.numbers[0] > 0 else x @ self.linear.weight).movedim(-1, 1)
 
-    def rms_normed(self, h: Tensor, given: Given) -> Tensor:
+    def rms_normed(self, h: Tensor, given: Conditioning) -> Tensor:
         x = h.permute(0, 2, 3, 1)
         return F.rms_norm(x, x.shape[3:], self.constant.flatten(), 0.1).permute(0, 3, 1, 2)
 
-    def flattened(self, h: Tensor, given: Given) -> Tensor:
+    def flattened(self, h: Tensor, given: Conditioning) -> Tensor:
         n, c, height, width = h.shape
         x = h.permute(0, 2, 3, 1)
         x = x.reshape(-1, c) if self.numbers[0] > 0 else x.reshape(n, -1, c)
         return self.linear(torch.tanh(x)).view(n, height, width, c).permute(0, 3, 1, 2)
 
-    def multiplied_out(self, h: Tensor, given: Given) -> Tensor:
+    def multiplied_out(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.einsum("nchw,oc->nohw", h, self.linear.weight)
 
-    def swapped(self, h: Tensor, given: Given) -> Tensor:
+    def swapped(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.cat(h.tensor_split(2, dim=1)[::-1], 1) + h.flip(1)
 
 
@@ -418,12 +418,12 @@ class Fuzzed(nn.Module):
 
         self.to(self.dtype)
 
-    def given(self, n: int) -> Given:
+    def given(self, n: int) -> Conditioning:
         generator = torch.Generator().manual_seed(n)
         condition = torch.randn(n, 2, *self.shape[1:], generator=generator).to(self.first.weight.dtype)
-        return Given(torch.arange(n) * 2 % CLASSES, condition)
+        return Conditioning(torch.arange(n) * 2 % CLASSES, condition)
 
-    def features(self, images: Tensor, given: Given) -> Tensor:
+    def features(self, images: Tensor, given: Conditioning) -> Tensor:
         x = images.to(self.first.weight.dtype)
         if self.input == "unit":
             x = x / (self.levels - 1)
@@ -442,7 +442,7 @@ class Fuzzed(nn.Module):
         return self.last(h)
 
     def forward(self, images: Tensor, labels: Tensor, condition: Tensor) -> Tensor:
-        x = self.scale * self.features(images, Given(labels, condition))
+        x = self.scale * self.features(images, Conditioning(labels, condition))
         if isinstance(self.head, heads.Bernoulli):
             return torch.sigmoid(x) if self.probabilities else x
         layout, colours, axis = self.head.layout, self.shape[0], 2
@@ -457,7 +457,7 @@ class Fuzzed(nn.Module):
         return x.permute(0, 1, 3, 4, 2) if layout == "N,C,H,W,L" else x
 
 
-def distance_from_exact(model: Fuzzed, images: Tensor, given: Given, found: Tensor) -> float:
+def distance_from_exact(model: Fuzzed, images: Tensor, given: Conditioning, found: Tensor) -> float:
     """How far distributions are from those of the same model in float64, at most."""
     exact, colours = copy.deepcopy(model).double(), model.shape[0]
     parameters = model.head.arranged(exact(images, given.labels, given.condition.double()), colours)

@@ -356,7 +356,7 @@ WAYS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any, Tensor], Tensor
 }
 
 
-class Held(Life):
+class Contents(Life):
     """The base lives, and its holder is sampled from."""
 
     classes = 0
@@ -409,4 +409,4 @@ def check(seed: int, kind: Callable[[int], Life] = Life, events: int = 8) -> Non
 
 
 def held(seed: int) -> None:
-    check(seed, Held, 5)
+    check(seed, Contents, 5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import receptive_field
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native
@@ -20,6 +20,7 @@ from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import ConditionOperand, Convolution, Instruction, Program, Tap
 from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.foreign import LEVELS, NETWORKS, Network
 from tests.tiers import thorough, tiered
 from tests.tolerances import assert_identical_up_to_rounding
@@ -54,7 +55,7 @@ def test_every_kind_of_instruction_and_of_step_is_in_some_network():
     found: set[object] = set()
     for network in MUTATED.values():
         wrapped = network.sampler(network.model())._engine.model
-        program, *_ = wrapped.captured(*wrapped.example())
+        program = recorded(wrapped).program
         for i in program.instructions:
             found |= {type(i), *(step.kind for step in i.steps)}
     assert {
@@ -103,7 +104,7 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
-    program, conditions, logits, _ = wrapped.captured(levels, given)
+    program, conditions, logits, *_ = recorded(wrapped)
     operands = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
     return program, levels, logits, conditions(operands, given, EXAMPLE_BATCH).__getitem__
 

@@ -16,7 +16,7 @@ from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
-from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import cost
@@ -128,7 +128,7 @@ class CudaRuntime(Runtime):
     def __init__(
         self,
         program: PhasedProgram,
-        conditions: Conditions,
+        conditions: ConditionProgram,
         head: Head,
         precision: Precision = "same",
         kernels: Kernels | None = None,

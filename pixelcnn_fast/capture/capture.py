@@ -1,0 +1,161 @@
+"""Turns a model into a program: records its forward on two examples, and lowers the calls.
+
+A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
+embeddings; and feature maps, which depend on the image. Calls on constants are run once, calls on conditions are kept
+to be run for each batch, and calls on feature maps become instructions. One that can't is refused, but only if the
+output needs its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.lower.condition_checks import check_conditions
+from pixelcnn_fast.capture.lower.translation import Translation
+from pixelcnn_fast.capture.record.agreement import agreed
+from pixelcnn_fast.capture.record.forward import Forward, shared
+from pixelcnn_fast.capture.record.recorder import IMAGE, Recording
+from pixelcnn_fast.capture.record.replay import Replay
+from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
+from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.heads.output import Output
+from pixelcnn_fast.image_forms import with_channels
+from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
+from pixelcnn_fast.program.program import Instruction, Program, condition_operands
+from pixelcnn_fast.user_model.model_arguments import dtype_and_device
+from pixelcnn_fast.user_model.tensors import duplicate
+
+Example = tuple[Tensor, Conditioning]  # images, as the model takes them, and what it takes besides
+
+
+class Captured(NamedTuple):
+    """A captured model.
+
+    program: in float64 where the device has that; conditions: the calls on labels and condition; parameters: the
+    model's own on the first example, [n, D, H, W, P]; head: with its layout; weights: within this context, calls on the
+    program's weights are recorded, to be made again for others; replay: makes the recorded calls on other examples;
+    recording: of the first example; outside: tensors that the forward reads and that copies of the model share.
+    """
+
+    program: Program
+    conditions: ConditionProgram
+    parameters: Tensor
+    head: Head
+    weights: WeightRecorder
+    replay: Replay
+    recording: Recording
+    outside: Sequence[Tensor]
+
+
+def capture(
+    model: nn.Module,
+    examples: Sequence[Example],
+    head: Head,
+    levels: Tensor | None = None,
+    classes: int | None = None,
+    output: Output = None,
+    can_be_copied: bool = True,
+) -> Captured:
+    """Runs ``model`` on examples, and turns what it does into a program.
+
+    What does not depend on the image, and what tables of levels hold, is computed in the model's dtype; the program is
+    in float64 where the device has that.
+
+    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
+    only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
+    real numbers; classes: how many labels there are, if it is known; output: which part of what the model returns is
+    read.
+    Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
+    for an output that the head can't read.
+    """
+    # What a forward keeps is to be made in each recording, so each runs a model that has never run.
+    untouched = duplicate(model) if can_be_copied else model
+
+    def another(example: Example) -> Forward:
+        return Forward(duplicate(untouched) if can_be_copied else model, *example, head, output)
+
+    first, second, recording = _recorded(Forward(model, *examples[0], head, output), another, examples)
+    head = first.head
+    own, device = dtype_and_device(model)
+    weights = WeightRecorder(recording)
+    translation, instructions, result, parameters, normalised = _translated(
+        recording, with_channels(examples[0][0].shape), head, own, device, levels, weights
+    )
+    program = Program(
+        with_channels(examples[0][0].shape)[1:],
+        parameters,
+        tuple(instructions),
+        (result,),
+        translation.builder.dtype,
+        device,
+        normalised,
+        head.joint,
+        tuple(escape.taken_for_granted for escape in recording.escapes if IMAGE in escape.of),
+    )
+    operands = condition_operands(program.instructions)
+    conditions = translation.operands.conditions(operands, recording.given)
+    if any(x is not None for x in examples[0][1]):
+
+        def record_again(given: Conditioning) -> None:
+            try:
+                again = another((examples[1][0], given)).recording
+            except ModelFailed:  # it takes no such labels, or conditions
+                return
+            agreed(first.recording, again)
+
+        check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
+    return Captured(
+        program,
+        conditions,
+        first.parameters,
+        head,
+        weights,
+        Replay(recording, frozenset(translation.as_is), own),
+        first.recording,
+        shared(first.recording, second.recording),
+    )
+
+
+def _recorded(
+    first: Forward, another: Callable[[Example], Forward], examples: Sequence[Example]
+) -> tuple[Forward, Forward, Recording]:
+    """-> (the forwards on the first two examples, and their recording, in which they agree)."""
+    try:
+        second = another(examples[1])
+        recording = agreed(first.recording, second.recording)
+    except Unsupported:  # perhaps its code keeps something outside of it, which is there from now on
+        first, second = another(examples[0]), another(examples[1])
+        recording = agreed(first.recording, second.recording)
+    if any(IMAGE in escape.of for escape in recording.escapes):
+        for example in examples[2:]:
+            agreed(first.recording, another(example).recording)
+    return first, second, recording
+
+
+def _translated(
+    recording: Recording,
+    shape: tuple[int, int, int, int],
+    head: Head,
+    own: torch.dtype,
+    device: torch.device,
+    levels: Tensor | None,
+    weights: WeightRecorder,
+) -> tuple[Translation, list[Instruction], int, int, bool]:
+    """-> (the translation, and what its ``finished`` returns)."""
+    dtype = own if device.type == "mps" else torch.float64
+    output, arranged = recording.outputs
+    with weights:
+        with weights.for_python():  # what is written into is copied
+            translation = Translation(
+                recording, shape, own, dtype, device, None if levels is None else levels.to(dtype)
+            )
+        translation.run((output.slot, arranged.slot), weights)
+        with weights.for_python():
+            weights.written.update(translation.written())
+        translation.check_last_call(output, head)
+        return translation, *translation.finished(arranged, head)

@@ -1,0 +1,1 @@
+"""Turns recorded calls into the instructions of a program."""

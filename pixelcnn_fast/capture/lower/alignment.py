@@ -1,0 +1,184 @@
+"""Where the axes of the image are among those of a tensor of addresses, and how it is shifted against them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition, Value
+from pixelcnn_fast.errors import Unsupported
+
+MOST_SHIFTS = 2  # of the pixels of one map
+
+
+class Segment(NamedTuple):
+    """Channels of a map laid out as [N, C, h, w] that come from one value, all shifted alike.
+
+    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx), if that pixel is
+    ``given``, bool [H, W]; else it is zero.
+    """
+
+    source: int
+    channels: list[int]
+    at: list[int]
+    dy: int
+    dx: int
+    given: Tensor
+
+
+def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
+    """Which dimensions are N, H and W (-1 where none varies), and which are channels, in order.
+
+    Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
+    """
+    elements = space.decode(addresses)
+    is_value = space.is_of(elements.source, Value)
+    has_image = is_value | space.is_of(elements.source, OfCondition)
+    lives = (has_image, is_value, is_value)
+    spatial: list[int] = []
+    for index, live in zip((elements.image, elements.y, elements.x), lives, strict=True):
+        along = _runs_along(index, live)
+        if len(along) > 1 or set(along) & set(spatial):
+            raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+        spatial += along or [-1]
+    dims, usual = range(addresses.dim()), (0, addresses.dim() - 2, addresses.dim() - 1)
+    for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
+        # Where zeros and constants leave no more than one image, row or column that tells.
+        for dim in sorted(dims, key=lambda dim: dim != usual[axis]):
+            if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
+                if bool((live.sum(dim) <= 1).all()):
+                    spatial[axis] = dim
+    return spatial, [dim for dim in dims if dim not in spatial]
+
+
+def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """-> (the addresses, with an axis for each axis of the image, N, H and W, and those for channels).
+
+    An axis that runs over several axes of the image, as in [N * H * W, C], is split.
+    """
+    first: Unsupported | None = None
+    for shape in _unflattened(space, addresses):
+        try:
+            split = addresses.reshape(shape)
+            return split, *_layout(space, split)
+        except Unsupported as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
+    shape, n = list(addresses.shape), space.images
+    yield shape
+    values = (s for s in space.found(addresses) if isinstance(space.sources[s], Value))
+    for h, w in {space.grid, *map(space.frame, values)}:
+        for parts in ((n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)):
+            product = abs(math.prod(parts))
+            for dim, size in enumerate(shape):
+                if size > 1 and size % product == 0 and (size == product or -1 in parts):
+                    yield [*shape[:dim], *parts, *shape[dim + 1 :]]
+
+
+def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
+    whole = (space.images, *addresses.shape[1:2], *space.grid)
+    try:
+        split, spatial, channels = placed(space, addresses)
+    except Unsupported:
+        if addresses.shape != whole:
+            raise
+        return addresses, lambda standard: standard  # channels that are shifted against each other
+    usual = all(dim in (-1, i) for dim, i in zip(spatial, (0, 2, 3), strict=True))
+    if addresses.shape == whole and split.shape == whole and usual:
+        return addresses, lambda standard: standard  # also if an axis can't be told: all is zero along it
+    order = [dim for dim in (*spatial[:1], *channels, *spatial[1:]) if dim >= 0]
+    n, height, width = (split.shape[dim] if dim >= 0 else 1 for dim in spatial)
+    arranged = split.permute(order)
+
+    def back(standard: Tensor) -> Tensor:
+        split = standard.reshape(arranged.shape).movedim(list(range(len(order))), order)
+        return split.reshape(addresses.shape)
+
+    return arranged.reshape(n, -1, height, width), back
+
+
+def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
+    """Splits addresses of values, laid out as [N, C, h, w], into segments. Channels that are all zero are in none,
+    and one that holds pixels of several values, each in its own place, is in several.
+
+    Raises Unsupported if pixels are rearranged in any way other than by shifts that move zeros in.
+    """
+    source = space.source_of(addresses)
+    return [
+        segment
+        for found in space.found(addresses)
+        for segment in _segments_of(space, found, torch.where(source == found, addresses, 0))
+    ]
+
+
+def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
+    """The segments of one value, whose frame is the grid."""
+    used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
+    here, (height, width) = addresses[:, used], addresses.shape[2:]
+    live = here[0] != 0
+    first = live.flatten(1).int().argmax(1)
+    start = space.decode(here[0].flatten(1).gather(1, first[:, None])[:, 0])
+    dy, dx = start.y - first // width, start.x - first % width
+    y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
+    image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
+    inside = (y >= 0) & (y < space.grid[0]) & (x >= 0) & (x < space.grid[1])
+    if not torch.equal(torch.where(live & inside, space.at(source, image, channel, y, x), 0), here):
+        return _of_several_shifts(space, source, addresses)
+    given = torch.zeros(len(used), *space.grid, dtype=torch.bool)
+    k, i, j = live.nonzero().unbind(1)
+    given[k, i + dy[k], j + dx[k]] = True
+    _, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
+        alike.setdefault(tuple(key), []).append(row)
+    return [
+        Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, given[rows[0]])
+        for (by_y, by_x, _), rows in alike.items()
+    ]
+
+
+def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
+    """As ``_segments_of``, where some pixels of a channel are shifted in another way than the others: where pixels are
+    shifted one after the other in raster order, say, the first of a row is the last of the row above."""
+    if len(addresses) > space.images:
+        raise Unsupported(
+            f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
+            "part, as in m(x, y) and m(x, z) in place of m(cat([x, x]), cat([y, z]))"
+        )
+    elements, (height, width) = space.decode(addresses), addresses.shape[2:]
+    dy, dx = elements.y - torch.arange(height)[:, None], elements.x - torch.arange(width)
+    shifts = torch.stack([dy, dx], -1)[addresses != 0].unique(dim=0).tolist()
+    if not 1 < len(shifts) <= MOST_SHIFTS:
+        channels = elements.channel[0]
+        if bool((channels != channels[:, :1, :1])[addresses[0] != 0].any()):
+            raise Unsupported(
+                "it takes another feature at each pixel, such as a function of a level that differs there"
+            )
+        raise Unsupported(
+            "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
+            "rolled around the image, flipped or transposed: turn them back before this call"
+        )
+    alike = (((dy == by_y) & (dx == by_x)) for by_y, by_x in shifts)
+    return [segment for one in alike for segment in _segments_of(space, source, addresses.where(one, 0))]
+
+
+def _runs_along(index: Tensor, live: Tensor) -> list[int]:
+    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs,
+    too, but does not count one by one."""
+    found = {}
+    for dim, size in enumerate(index.shape):
+        if size > 1:
+            both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
+            steps = index.diff(dim=dim)[both]
+            if bool(steps.any()):
+                found[dim] = bool((steps == 1).all())
+    return [dim for dim, counts in found.items() if counts] or list(found)

@@ -1,0 +1,134 @@
+"""Steps on maps, and sums, products and other combinations of two maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.materialize import copied, materialised, windowed
+from pixelcnn_fast.capture.lower.operands import Affine
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.program import Step
+
+Channels = tuple[Tensor, Tensor]  # (sources, channels of these)
+
+
+def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
+    """Puts x through steps, operands and zeros among its elements included."""
+    if x.source is not None:
+        return b.whole(b.step(x.source, steps))
+    to = {
+        s: (b.step if isinstance(b.space.sources[s], Value) else b.operands.stepped)(s, steps)
+        for s in x.sources
+    }
+    zero = b.operands.zero_stepped(steps) if bool((x.addresses == 0).any()) else 0
+    return b.moved(x, to, zero)
+
+
+def added(b: Builder, x: Map | float, y: Map | float, alpha: float = 1.0) -> Map:
+    """x + alpha * y"""
+    return combined(b, "add", x, y, float(alpha))
+
+
+def multiplied(b: Builder, x: Map | float, y: Map | float) -> Map:
+    return combined(b, "multiply", x, y)
+
+
+def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float = 1.0) -> Map:
+    """x + alpha * y, or x * y or another kind of step on two maps; at least one of them depends on the image."""
+    shape = torch.broadcast_shapes(*(m.shape for m in (x, y) if isinstance(m, Map)))
+    for one, other, scale, factor in ((x, y, 1.0, alpha), (y, x, alpha, 1.0)):
+        if isinstance(one, Map) and (number := _number(b, other)) is not None:
+            return _expanded(b, stepped(b, one, _with_number(kind, scale, factor * number)), shape)
+    assert isinstance(x, Map) and isinstance(y, Map)
+    if Value not in x.kinds and Value not in y.kinds:
+        if kind == "add" and alpha == 1 and not bool(x.addresses.any()):  # all of it was multiplied by zero
+            return _expanded(b, y, shape)
+        x = copied(b, x)
+    elif Value not in x.kinds:
+        x, y, alpha = y if alpha == 1 else stepped(b, y, (alpha, 0.0)), x, 1.0
+    if Value in y.kinds:
+        for one, other in [(x, y), (y, x)][: 2 if alpha == 1 else 1]:
+            if one.source is not None and (read := b.shifted_state(other, one.source)) is not None:
+                return b.whole(b.step(one.source, [Step(kind, alpha, value=read)]))
+        x, y = materialised(b, x), materialised(b, y)
+        if x.source is not None and y.source is not None and x.shape == y.shape:
+            return b.whole(b.pair(kind, x.source, y.source, alpha))
+        return _paired(b, kind, _expanded(b, x, shape), _expanded(b, y, shape), alpha)
+    x = _expanded(b, materialised(b, x), shape)
+    if kind not in ("add", "multiply"):
+        return combined(b, kind, x, added(b, stepped(b, x, (0.0, 0.0)), y))
+    if kind == "add" and x.source is None and bool(((x.addresses == 0) & (y.addresses != 0)).any()):
+        x = copied(b, x)
+    for arranged in (lambda: x, lambda: windowed(b, x), lambda: copied(b, x)):
+        if (result := b.with_operand(kind, arranged(), y, alpha)) is not None:
+            return result
+    raise Unsupported("a constant differs from image to image")
+
+
+def _number(b: Builder, x: Map | float) -> float | None:
+    """The one number that x is, if it is a constant that never changes."""
+    if not isinstance(x, Map):
+        return x
+    found = [b.space.sources[source] for source in x.sources]
+    if x.shape.numel() != 1 or any(not isinstance(f, Constant) or f.of_weights for f in found):
+        return None
+    return b.operands.constants(x.addresses).item()
+
+
+def _with_number(kind: str, scale: float, number: float) -> Step | Affine:
+    """What combines x, or in a sum scale * x, with a number."""
+    if kind in ("add", "multiply"):
+        return (scale, number) if kind == "add" else (number, 0.0)
+    return Step("at_least" if kind == "maximum" else "at_most", number)
+
+
+def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
+    return x if x.shape == shape else b.map(x.addresses.expand(shape))
+
+
+def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
+    """x and y of one shape, element by element."""
+    pairs = _pairs(b, x, y)
+    if pairs is None:
+        pairs = _pairs(b, copied(b, x), copied(b, y, like=x))
+    if pairs is None:
+        raise Unsupported("it combines different pixels, or rows with columns")
+    (a, channel_a), (c, channel_c), which, pixel = pairs
+    out = torch.zeros_like(which)
+    for first, second in torch.stack([a, c], 1).unique(dim=0).tolist():
+        chosen = (a == first) & (c == second)
+        one, other = (
+            b.selected(source, channel[chosen].tolist())
+            for source, channel in ((first, channel_a), (second, channel_c))
+        )
+        channel = (chosen.cumsum(0) - 1)[which]
+        at = b.space.at(b.pair(kind, one, other, alpha), pixel.image, channel, pixel.y, pixel.x)
+        out = torch.where(chosen[which], at, out)
+    return b.map(out)
+
+
+def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
+    """Which channels meet in x and y -> (those of x and those of y, [pairs]; for each element its pair; x, decoded);
+    None unless each pixel meets itself, and the same features everywhere."""
+    sources = [*x.sources, *y.sources]
+    if len({b.space.frame(s) for s in sources}) != 1:
+        return None
+    left, right = b.space.decode(x.addresses), b.space.decode(y.addresses)
+    alike = all(
+        torch.equal(*pair) for pair in ((left.image, right.image), (left.y, right.y), (left.x, right.x))
+    )
+    if not alike or not bool(x.addresses.all()) or not bool(y.addresses.all()):
+        return None
+    count = 1 + max(map(b.space.channels, sources))
+    size = count * (1 + max(sources))
+    key = (left.source * count + left.channel) * size + right.source * count + right.channel
+    corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
+    keys = key[corner].unique()
+    which = torch.searchsorted(keys, key.contiguous()).clamp_max(len(keys) - 1)
+    if not torch.equal(keys[which], key):
+        return None
+    of_x, of_y = ((part // count, part % count) for part in (keys // size, keys % size))
+    return of_x, of_y, which, left

@@ -1,0 +1,319 @@
+"""The instructions that capture has found so far, and how they are added to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.alignment import Segment, segments
+from pixelcnn_fast.capture.lower.operands import Operands, Steps
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Elements, Map, OfCondition, Value
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.program import (
+    Convolution,
+    FromLevels,
+    Instruction,
+    Pointwise,
+    Read,
+    Step,
+    Tap,
+)
+from pixelcnn_fast.program.zeros import lets_through
+
+
+class Builder:
+    """Instructions in the order of the model's calls; instruction k defines value k.
+
+    ``where`` names the module whose forward made the call, for the instructions' names. levels: what the model is
+    given for each level, or None if it is given real numbers.
+    """
+
+    def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
+        self.space, self.operands = space, operands
+        self.dtype, self.device = operands.dtype, operands.device
+        self.instructions: list[Instruction] = []
+        self.where = "input"
+        self.levels = levels
+        self._sources: list[int] = []  # by value
+        self._windows: dict[tuple[int, int, int], int] = {}
+        self._selected: dict[tuple[int, ...], int] = {}
+        self.states: set[int] = set()  # sources that are what a recurrence gives
+        self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
+        self.closings: dict[int, str] = {}  # by source: the kind of closing softmax that it is
+        table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
+        self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
+
+    def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
+        """Adds an instruction -> the source that is its value."""
+        return self._added(kind(0, channels, self.where, **fields), frame or self.space.grid)
+
+    def _added(self, instruction: Instruction, frame: tuple[int, int]) -> int:
+        out = len(self.instructions)
+        self.instructions.append(replace(instruction, out=out))
+        self._sources.append(self.space.allot(Value(out), instruction.channels, frame))
+        return self._sources[-1]
+
+    def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
+        """Adds a copy of what defines a source; it is part of a closing softmax, too, if that is."""
+        source = self._added(copy, frame)
+        if of in self.closings:
+            self.closings[source] = self.closings[of]
+        return source
+
+    def out(self, source: int) -> int:
+        """The number of the value."""
+        found = self.space.sources[source]
+        assert isinstance(found, Value)
+        return found.out
+
+    def source(self, out: int) -> int:
+        """The source that is a value."""
+        return self._sources[out]
+
+    def instruction(self, source: int) -> Instruction:
+        return self.instructions[self.out(source)]
+
+    def map(self, addresses: Tensor) -> Map:
+        return Map(self.space, addresses)
+
+    def whole(self, source: int) -> Map:
+        return Map(self.space, source=source)
+
+    def moved(self, x: Map, to: dict[int, int], zero: int = 0) -> Map:
+        """x with other sources of the same shapes in place of its own; zero: what stands for a zero."""
+        return (
+            self.whole(to[x.source])
+            if x.source is not None
+            else self.map(self.space.moved(x.addresses, to, zero))
+        )
+
+    # -- steps
+
+    def step(self, source: int, steps: Steps) -> int:
+        return self.emit(
+            Pointwise,
+            self.space.channels(source),
+            self.space.frame(source),
+            base=Read(self.out(source)),
+            steps=tuple(self._affine(source, *s) if isinstance(s, tuple) else s for s in steps),
+        )
+
+    def _affine(self, source: int, scale: float | Tensor, shift: float | Tensor) -> Step:
+        channels = self.space.channels(source)
+
+        def vector(x: float | Tensor) -> Tensor:
+            return torch.as_tensor(x, dtype=self.dtype, device=self.device).expand(channels).clone()
+
+        return Step("affine", scale=vector(scale), shift=vector(shift))
+
+    def pair(self, kind: str, a: int, b: int, alpha: float = 1.0) -> int:
+        return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
+
+    def shifted_state(self, x: Map, beside: int) -> Read | None:
+        """Where a step on a value of the image's size finds x, if that is a whole state of a recurrence, shifted with
+        zeros moved in; else None. Other values are shifted by a convolution, which may go into those that read it."""
+        if (
+            x.source is not None
+            or not self.states
+            or x.shape[1:] != (self.space.channels(beside), *self.space.grid)
+        ):
+            return None
+        if (
+            not self.space.has_whole_frame(beside)
+            or not self.states.issuperset(x.sources)
+            or len(x.sources) != 1
+        ):
+            return None
+        segment, *others = self.segments(x)
+        channels = list(range(self.space.channels(segment.source)))
+        if (
+            others
+            or not segment.at == segment.channels == channels
+            or not self._is_given(segment, self.space.grid, 0, 0)
+        ):
+            return None
+        return Read(self.out(segment.source), segment.dy, segment.dx)
+
+    def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
+        """x + alpha * y, or x * y, for an operand y that broadcasts to the values in x; None if no table holds it, as
+        it varies over more than the channels and the pixels of the image."""
+        operand = self.space.relative(y.addresses)
+        if OfCondition in y.kinds:
+            self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
+        if x.source is not None and operand.shape[-2:] == (1, 1):  # the usual case
+            tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
+        else:
+            elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
+            found = {s: self._table(s, elements, operand) for s in x.sources}
+            tables = {s: table for s, table in found.items() if table is not None}
+            if len(tables) < len(found):
+                return None
+        to = {s: self.step(s, [self._operand_step(kind, s, table, alpha)]) for s, table in tables.items()}
+        result = self.moved(x, to)
+        return self._without_zeros(result) if kind == "multiply" else result
+
+    def _without_zeros(self, x: Map) -> Map:
+        """x without the channels that were multiplied by zero, as by a mask."""
+        addresses = x.addresses
+        for s in x.sources:
+            (step,) = self.instruction(s).steps
+            if step.scale is not None and not bool((live := lets_through(step.scale)).all()):
+                elements = self.space.decode(addresses)
+                dead = ~live.cpu()[elements.channel.clamp_min(0)] & (elements.source == s)
+                addresses = addresses.where(~dead, 0)
+        return x if addresses is x.addresses else self.map(addresses)
+
+    def _check_same_images(self, x: Map, operand: Map) -> None:
+        """Raises Unsupported if a condition is combined with features of another image than its own."""
+        mine, given = (
+            self.space.decode(self.space.only(of.addresses, kinds))
+            for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
+        )
+        if bool(((given.image != mine.image) & (given.source >= 0) & (mine.source >= 0)).any()):
+            raise Unsupported("the condition of one image is combined with another image")
+
+    def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
+        """The addresses of the operand for each channel of a value, [C], or if it varies [H, W, C]; None: no table."""
+        here = elements.source == source
+        found, channel, y, x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
+        table = operand.new_zeros(self.space.channels(source))
+        table[channel] = found
+        if torch.equal(table[channel], found):
+            return table
+        table = operand.new_zeros(*self.space.frame(source), self.space.channels(source))
+        table[y, x, channel] = found
+        fits = torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source)
+        return table if fits else None
+
+    def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
+        operand = self.operands.picked(table)
+        if isinstance(operand, Tensor):
+            if operand.dim() == 1:
+                return self._affine(source, *((1.0, alpha * operand) if kind == "add" else (operand, 0.0)))
+            operand = self.operands.per_pixel(operand)
+        return Step(f"{kind}_condition", alpha, condition=operand)
+
+    # -- parts of values
+
+    def selected(self, source: int, channels: Sequence[int]) -> int:
+        """A value that consists of these channels of another value, in this order."""
+        if list(channels) == list(range(self.space.channels(source))):
+            return source
+        key = (source, *channels)
+        if key not in self._selected:
+            self._selected[key] = self._select(source, torch.tensor(channels))
+        return self._selected[key]
+
+    def _select(self, source: int, pick: Tensor) -> int:
+        definition, frame, n = self.instruction(source), self.space.frame(source), len(pick)
+        if bool((pick[1:] > pick[:-1]).all()):
+            return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick)
+        if isinstance(definition, FromLevels) or any(step.value is not None for step in definition.steps):
+            weight = torch.eye(self.space.channels(source), dtype=self.dtype, device=self.device)[:, pick]
+            return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),))
+
+        def exchanged(base: int, inner: Tensor) -> int:
+            return self.out(self.selected(self.source(base), inner.tolist()))
+
+        copy = definition.picked(pick, exchanged, whole=no_operand)
+        return self._added_copy(replace(copy, name=self.where), source, frame)
+
+    def window(self, source: int, dy: int, dx: int) -> int:
+        """A value of the image's size that holds at (y, x) what this one holds at (y + dy, x + dx)."""
+        if (dy, dx) == (0, 0) and self.space.has_whole_frame(source):
+            return source
+        key = (source, dy, dx)
+        if key not in self._windows:
+            copy = self.instruction(source).rewired(
+                operand=lambda read: read.of(self.out(self.window(self.source(read.value), dy, dx))),
+                tap=lambda tap: self._moved_tap(tap, dy, dx),
+            )
+            if isinstance(copy, Convolution):
+                taps = tuple(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
+                copy = replace(copy, taps=taps)
+            self._windows[key] = self._added_copy(copy, source, self.space.grid)
+        return self._windows[key]
+
+    def _moved_tap(self, tap: Tap, dy: int, dx: int) -> Tap:
+        source, dy, dx = self.source(tap.source), tap.dy + dy, tap.dx + dx
+        if self.space.has_whole_frame(source):
+            return replace(tap, dy=dy, dx=dx)
+        return replace(tap, source=self.out(self.window(source, dy, dx)), dy=0, dx=0)  # some of its channels
+
+    # -- over pixels
+
+    def convolution(
+        self,
+        parts: Sequence[Map],
+        offsets: Sequence[tuple[int, int]],
+        weights: Tensor,
+        bias: Tensor | None,
+        frame: tuple[int, int],
+    ) -> Map:
+        """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
+        [taps, C, channels], of taps at ``offsets``, in any dtype -> [N, channels, *frame]."""
+        live = lets_through(weights).any(2).cpu()
+        of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
+        first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
+        each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
+        taps: dict[tuple[int, int, int], Tensor] = {}
+        for segment in [segment for part in parts for segment in self.segments(part)]:
+            at = torch.tensor(segment.at)
+            reading = live[:, at].any(1).nonzero()[:, 0].tolist()
+            segment = self._readable(segment, frame, [offsets[tap] for tap in reading])
+            rows, count = torch.tensor(segment.channels), self.space.channels(segment.source)
+            for tap in reading:
+                dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
+                if not self._reaches(dy, dx, frame):
+                    continue
+                full = each[tap - first]
+                if not (segment.channels == segment.at and len(rows) == count == len(full)):
+                    full = full.new_zeros(count, full.shape[1])
+                    full.index_add_(0, rows.to(full.device), each[tap - first][at.to(full.device)])
+                key = (self.out(segment.source), dy, dx)
+                taps[key] = taps[key] + full if key in taps else full
+        value = self.emit(
+            Convolution,
+            weights.shape[2],
+            frame,
+            bias=None if bias is None else bias.detach().to(self.dtype).clone(),
+            taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
+        )
+        return self.whole(value)
+
+    def _reaches(self, dy: int, dx: int, frame: tuple[int, int]) -> bool:
+        """Whether a tap is inside the image for some pixel of a value of this size."""
+        shifts = zip((dy, dx), frame, self.space.grid, strict=True)
+        return all(-many < shift < size for shift, many, size in shifts)
+
+    def segments(self, x: Map) -> list[Segment]:
+        """The segments of a map laid out as [N, C, h, w], whose values have the size of the image."""
+        if x.source is None:
+            return segments(self.space, x.addresses)
+        channels = list(range(self.space.channels(x.source)))
+        return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
+
+    def _is_given(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
+        """Whether the segment has all that a frame reads of its source, at (dy, dx), inside the grid."""
+        first = segment.dy + dy, segment.dx + dx
+        rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
+        return bool(segment.given[rows, columns].all())
+
+    def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
+        """A segment from which these taps read, for every element of the frame, what PyTorch reads there: a value is
+        zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
+
+        if all(self._is_given(segment, frame, *tap) for tap in taps):
+            return segment
+        mask = segment.given.to(self.device, self.dtype)[..., None]
+        mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
+        step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
+        return segment._replace(source=self.step(segment.source, [step]))
+
+
+def no_operand(value: Any) -> Any:
+    raise AssertionError(f"value {value} is read by a step")

@@ -1,0 +1,233 @@
+"""Calls over the channels of a pixel: products with matrices, norms, sums and other reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.alignment import placed
+from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.calls.pixels import convolved
+from pixelcnn_fast.capture.lower.calls.pointwise import absolute
+from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
+from pixelcnn_fast.capture.lower.materialize import gathered, materialised, windowed
+from pixelcnn_fast.capture.record.shadow_memory import Map
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.program import Step
+
+MOST_PARTS = 64  # of what is combined one by one
+MOST_GROUPS = 256  # of features that are one pixel's
+
+
+def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
+    """Applies a function to the features of each pixel, which are the last axis of x: [..., C] -> [..., D].
+
+    apply: maps [N, C, h, w] to [N, D, h, w].
+    """
+    split, spatial, channels = placed(b.space, windowed(b, x).addresses)
+    last, axes = split.dim() - 1, list(range(split.dim()))
+    if channels[-1:] != [last]:
+        raise Unsupported(
+            f"it takes the last axis of shape {list(x.shape)} for features, but pixels lie along it"
+        )
+    order = [*channels[:-1], *(dim for dim in spatial if dim >= 0), last]
+    arranged = split.permute(order)
+    groups = arranged.reshape(-1, *(split.shape[dim] if dim >= 0 else 1 for dim in spatial), split.shape[last])
+    if len(groups) > MOST_GROUPS:
+        raise Unsupported(f"it works on {len(groups)} groups of features of a pixel, one by one")
+    parts = [apply(b.map(group.permute(0, 3, 1, 2))).addresses.permute(0, 2, 3, 1) for group in groups]
+    result = torch.stack(parts).reshape(*arranged.shape[:-1], -1).movedim(axes, order)
+    return b.map(result.reshape(*x.shape[:-1], -1))
+
+
+# -- products
+
+
+def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Map:
+    """x [..., in] times a matrix [in, out]."""
+    weight = matrix.T[:, :, None, None]
+    return _by_pixel(b, x, lambda part: convolved(b, part, weight, bias))
+
+
+@lowers("linear")
+def _linear(t: LoweringContext, call: Call, x: View, weight: View, bias: View | None = None) -> Map:
+    return _product(t.builder, t.map(x), t.constant(weight).T, t.constant(bias))
+
+
+@lowers("mv")
+def _mv(t: LoweringContext, call: Call, x: View, y: View) -> Map:
+    if not t.depends_on_image(x):
+        raise Unsupported("only the product of features with a constant vector is supported")
+    return t.builder.map(_product(t.builder, t.map(x), t.constant(y)[:, None]).addresses[..., 0])
+
+
+@lowers("mm", "bmm")
+def _matmul(t: LoweringContext, call: Call, x: View, y: View) -> Map:
+    if t.depends_on_image(x) and t.depends_on_image(y):
+        raise Unsupported("only the product of features with a constant matrix is supported")
+    if not t.depends_on_image(y):
+        return _times_matrices(t.builder, t.map(x), t.constant(y))
+    turned = t.builder.map(t.map(y).addresses.mT)
+    return t.builder.map(_times_matrices(t.builder, turned, t.constant(x).mT).addresses.mT)
+
+
+@lowers("addmm", "baddbmm")
+def _addmm(
+    t: LoweringContext, call: Call, bias: View, x: View, y: View, *, beta: float = 1, alpha: float = 1
+) -> Map:
+    result = _matmul(t, call, x, y)
+    if alpha != 1:
+        result = multiplied(t.builder, result, alpha)
+    return result if beta == 0 else added(t.builder, result, t.map(bias), beta)
+
+
+def _times_matrices(b: Builder, x: Map, matrix: Tensor) -> Map:
+    """[..., M, K] times [..., K, O]; the matrices of a batch may differ."""
+    if matrix.dim() == 2 or bool((matrix == matrix[:1]).all()):
+        return _product(b, x, matrix if matrix.dim() == 2 else matrix[0])
+    rows = zip(x.addresses, matrix, strict=True)
+    return b.map(torch.stack([_product(b, b.map(row), each).addresses for row, each in rows]))
+
+
+# -- norms
+
+
+@lowers(
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"
+)
+def _batch_norm(
+    t: LoweringContext, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
+) -> Map:
+    training, eps = any(r is True for r in rest), float(rest[-1])
+    if training or mean is None or variance is None:
+        raise Unsupported(
+            "the batch's own statistics mix pixels and images, as instance_norm does; call model.eval()"
+        )
+    weight, bias, mean, variance = (t.constant(part) for part in (weight, bias, mean, variance))
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    if t.map(x).source is not None:
+        return stepped(t.builder, t.map(x), (scale, shift))
+    scale, shift = (t.map(part.view(-1, *(1 for _ in x.size[2:]))) for part in (scale, shift))
+    return added(t.builder, multiplied(t.builder, t.map(x), scale), shift)
+
+
+def _layer_norm(
+    b: Builder, x: Map, shape: Sequence[int], weight: Map | None, bias: Map | None, eps: float
+) -> Map:
+    def normed(part: Map) -> Map:
+        value = gathered(b, part)
+        return b.whole(b.pair("layer_norm", value, value, eps))
+
+    result = b.map(_by_pixel(b, b.map(x.addresses.flatten(-len(shape))), normed).addresses.view(x.shape))
+    if weight is not None:
+        result = multiplied(b, result, weight)
+    return result if bias is None else added(b, result, bias)
+
+
+def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool = False) -> Map:
+    if order not in (1, 2):
+        raise Unsupported(f"order {order}; only 1 and 2 are supported")
+    x = materialised(b, x)
+    if order == 1:
+        return _sum(b, absolute(b, x), dims, keepdim)
+    return stepped(b, _sum(b, multiplied(b, x, x), dims, keepdim), Step("power", 0.5))
+
+
+# -- reductions
+
+
+def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
+    """-> (addresses of x, with the elements that are reduced together along the last axis; the shape of the result).
+
+    dims: an axis, several, or none for all.
+    """
+    shape = x.shape
+    reduced = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(shape))))
+    last = x.addresses.movedim(reduced, list(range(-len(reduced), 0))).flatten(-len(reduced))
+    return last, [1 if d in reduced else size for d, size in enumerate(shape) if keepdim or d not in reduced]
+
+
+def _one_by_one(b: Builder, kind: str, elements: Tensor) -> Map:
+    """Combines the elements along the last axis."""
+    return reduce(partial(combined, b, kind), map(b.map, elements.unbind(-1)))
+
+
+def _sum(
+    b: Builder, x: Map, dims: Any = None, keepdim: bool = False, *, mean: bool = False, dtype: Any = None
+) -> Map:
+    """The sum or the mean over channels of a pixel, or over axes along which maps are stacked."""
+    elements, shape = _together(x, dims, keepdim)
+    count = elements.shape[-1]
+    scale = 1 / count if mean else 1.0
+    rows = elements.reshape(-1, count)
+    if count <= MOST_PARTS and len(b.space.source_of(rows[len(rows) // 2]).unique()) == count:  # several maps
+        total = _one_by_one(b, "add", elements)
+        if scale != 1:
+            total = multiplied(b, total, scale)
+    else:
+        matrix = torch.full((count, 1), scale, dtype=b.dtype, device=b.device)
+        try:
+            total = _product(b, b.map(elements), matrix)
+        except Unsupported:
+            raise Unsupported(
+                "only the channels of a pixel may be summed, and pixels lie along these axes"
+            ) from None
+    return b.map(total.addresses.reshape(shape))
+
+
+def _cumsum(b: Builder, x: Map, dim: int, *, dtype: Any = None) -> Map:
+    elements = b.map(x.addresses.movedim(dim, -1))
+    count = elements.shape[-1]
+    matrix = torch.ones(count, count, dtype=b.dtype, device=b.device).triu()
+    return b.map(_product(b, elements, matrix).addresses.movedim(-1, dim))
+
+
+def _var_mean(
+    b: Builder, x: Map, dims: Any = None, *, correction: float = 1, keepdim: bool = False
+) -> list[Map]:
+    mean = _sum(b, x, dims, True, mean=True)
+    centred = materialised(b, added(b, x, mean, -1))
+    total = _sum(b, multiplied(b, centred, centred), dims, keepdim)
+    spread = multiplied(b, total, 1 / (x.shape.numel() // mean.shape.numel() - correction))
+    return [spread, b.map(mean.addresses.reshape(total.shape))]
+
+
+def _std_mean(b: Builder, x: Map, *args: Any, **kwargs: Any) -> list[Map]:
+    variance, mean = _var_mean(b, x, *args, **kwargs)
+    return [stepped(b, variance, Step("power", 0.5)), mean]
+
+
+def _folded(kind: str) -> Callable[..., Map]:
+    def folded(b: Builder, x: Map, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
+        elements, shape = _together(x, dims, keepdim)
+        if elements.shape[-1] > MOST_PARTS:
+            raise Unsupported(f"it combines {elements.shape[-1]} elements, one by one")
+        return b.map(_one_by_one(b, kind, elements).addresses.reshape(shape))
+
+    return folded
+
+
+lowers_to_formulas(
+    {
+        "native_layer_norm": _layer_norm,
+        "linalg_vector_norm": _norm,
+        "norm": _norm,
+        "sum": _sum,
+        "mean": partial(_sum, mean=True),
+        "cumsum": _cumsum,
+        "var": _var_mean,
+        "std": _std_mean,
+        "var_mean": _var_mean,
+        "std_mean": _std_mean,
+        "amax": _folded("maximum"),
+        "amin": _folded("minimum"),
+        "prod": _folded("multiply"),
+    }
+)

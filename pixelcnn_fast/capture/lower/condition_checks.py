@@ -1,0 +1,162 @@
+"""What labels and conditions must not do: count for other images of the batch, or decide what the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
+from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.program.calls import needed
+from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgram, LabelBranch, ReadByPython
+from pixelcnn_fast.program.program import ConditionOperand
+
+MOST_LABELS = 256  # for which recorded calls are run again
+MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads numbers off them
+MOST_TOGETHER = 32  # of them in one batch
+MANY = 8  # images of one kind in a batch
+UNUSUAL = 1e4
+SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
+
+
+def check_conditions(
+    recording: Recording,
+    conditions: ConditionProgram,
+    operands: Sequence[ConditionOperand],
+    given: Conditioning,
+    classes: int | None,
+    record_again: Callable[[Conditioning], None],
+) -> None:
+    """Raises Unsupported if what is computed from labels or conditions depends on other images, or if they decide it.
+
+    given: an example, for two images; classes: how many labels there are, if it is known; record_again: runs the model
+    on labels and conditions for three images, and raises Unsupported if it does something else. What can't be tried
+    for all of them is left in ``conditions.read_by_python``.
+    """
+    labels = list(_labels(conditions, operands, given, classes))
+    _check_each_image(conditions, operands, _varied(given, labels))
+    for escape in recording.escapes:
+        if IMAGE in escape.of:
+            continue
+        if escape.is_branch and CONDITION in escape.of:
+            raise Unsupported(_what(escape) + ": it may fall otherwise for another condition; use torch.where")
+        if escape.is_branch:
+            conditions.guards.append(_guard(recording, escape))
+            for label in labels:
+                assert given.labels is not None
+                two = given._replace(labels=_like(given.labels, [label, label]))
+                try:
+                    conditions([], two, 2)
+                except Unsupported:
+                    raise Unsupported(
+                        f"{_what(escape)}: it falls otherwise for label {label}; {NO_IF}"
+                    ) from None
+        else:
+            conditions.read_by_python.append(ReadByPython(str(escape), CONDITION in escape.of))
+    if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
+        # What Python does with a number can't be seen, but what comes of it can.
+        for other in _one_by_one(given, labels[:: max(1, len(labels) // MOST_RECORDED)]):
+            record_again(other)
+            if other.labels is not None:
+                conditions.verified.add((int(other.labels[0]),))
+
+
+def _check_each_image(
+    conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
+) -> None:
+    """Every image alone, many of it, and all of them in several orders, some of them more than once."""
+    n = given.images
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        torch.arange(n),
+        torch.randperm(n, generator=generator),
+        torch.randint(n, (n,), generator=generator),
+    ]
+    batches += [torch.full((MANY,), image) for image in range(n if given.condition is None else 2)]
+    try:
+        alone = [conditions(operands, given.part(torch.tensor([image, image])), 2) for image in range(n)]
+        for batch in batches:
+            together = conditions(operands, given.part(batch), len(batch))
+            for operand in operands:
+                a = together[operand].double()
+                b = torch.stack([alone[image][operand][0] for image in batch]).double()
+                usual = b.abs()[b.abs() < UNUSUAL]  # not those of masks, such as -1e9
+                least = 1e-6 * max([1.0, *usual.max().view(-1).tolist()] if usual.numel() else [1.0])
+                if not torch.allclose(a, b, rtol=1e-4, atol=least, equal_nan=True):
+                    raise Unsupported(
+                        "cannot sample from this model: what it computes from the labels or the condition of an image "
+                        "depends on the other images of the batch (as e - e.mean(0) does): compute it for each image "
+                        "alone"
+                    )
+    except ModelFailed:  # it takes no such conditions
+        return
+
+
+def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
+    """Many labels, spread over all, or fewer, with conditions of several scales, or of several codes."""
+    spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
+    n = len(spread) if given.condition is None else 2 * len(SCALES)
+    which = torch.arange(n)
+    mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
+    condition = given.condition
+    if condition is not None:
+        scale = torch.tensor([SCALES[i // 2 % len(SCALES)] for i in range(n)]).to(condition.device)
+        condition = condition[(which % 2).to(condition.device)]
+        if condition.is_floating_point():
+            condition = condition * scale.to(condition.dtype).view(-1, *[1] * (condition.dim() - 1))
+        else:  # the two are of few codes, perhaps of the same ones: zeros in place of more and more of them
+            place = torch.arange(condition[0].numel()).view(condition.shape[1:])
+            kept = [place * len(SCALES) >= i // 2 * place.numel() for i in range(n)]
+            condition = condition * torch.stack(kept).to(condition.device)
+    return Conditioning(mine, condition)
+
+
+def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditioning]:
+    """For three images each: every label, and conditions of every scale."""
+    three = given.part(torch.tensor([0, 1, 0]))
+    for label in labels if given.labels is not None else ():
+        assert three.labels is not None
+        yield three._replace(labels=torch.full_like(three.labels, label))
+    if three.condition is not None and three.condition.is_floating_point():
+        for scale in SCALES[1:]:
+            yield three._replace(condition=three.condition * scale)
+    elif three.condition is not None:
+        ends = (
+            torch.arange(three.condition[0].numel()).view(three.condition.shape[1:]) * 2
+            >= three.condition[0].numel()
+        )
+        yield three._replace(condition=three.condition * 0)
+        yield three._replace(condition=three.condition.masked_fill(ends.to(three.condition.device), 0))
+
+
+def _like(labels: Tensor, values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=labels.dtype, device=labels.device)
+
+
+def _what(escape: Escape) -> str:
+    return f"{escape.where}: an if on what depends on the {' and the '.join(sorted(escape.of))}"
+
+
+def _labels(
+    conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning, classes: int | None
+) -> Iterator[int]:
+    """All labels, as far as they can be told; where a wrong one would end the program, those that are known."""
+    if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
+        return
+    n = classes or MOST_LABELS
+    for label in range(0, n, max(1, n // MOST_LABELS)):
+        try:
+            conditions(operands, given.part(torch.tensor([0]))._replace(labels=_like(given.labels, [label])), 1)
+        except ModelFailed:
+            return
+        yield label
+
+
+def _guard(recording: Recording, escape: Escape) -> LabelBranch:
+    assert escape.call is not None and LABELS in escape.of
+    calls = needed(recording.calls[: escape.at], [view.slot for view in escape.call.inputs])
+    read = {view.slot for call in [*calls, escape.call] for view in call.inputs}
+    leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items() if slot in read}
+    return LabelBranch(calls, escape.call, leaves, escape.value, _what(escape))

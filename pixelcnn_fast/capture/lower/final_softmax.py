@@ -1,0 +1,90 @@
+"""A closing softmax over the levels is removed, since logits do as well; any other softmax is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.materialize import copied
+from pixelcnn_fast.capture.record.shadow_memory import Map, Value
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.program.program import Instruction, Pointwise
+
+
+def log_softmax(b: Builder, x: Map, dim: int) -> Map:
+    """The log-softmax over ``dim``; see ``closing``."""
+    result = closing(b, "log_softmax", x)
+    b.distributions.append(result.addresses.movedim(dim, -1))
+    return result
+
+
+def closing(b: Builder, kind: str, x: Map) -> Map:
+    """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
+    once the whole model is lowered, the softmax is removed or refused."""
+    if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
+        x = copied(b, x)
+    to = {s: b.step(s, []) for s in x.sources}
+    b.closings |= {s: kind for s in to.values()}
+    return b.moved(x, to)
+
+
+def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
+    """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
+    to; None if any was computed otherwise."""
+    taken_of = {}
+    for s in x.sources:
+        if not isinstance(b.space.sources[s], Value):
+            return None
+        i = b.instruction(s)
+        if not isinstance(i, Pointwise) or not (
+            b.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
+        ):
+            return None
+        taken_of[s] = b.source(i.base.value)
+    return taken_of if bool(x.addresses.all()) else None
+
+
+def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
+    """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
+    -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
+    taken_of = made_by(b, "log_softmax", b.map(logits))
+    if taken_of is None:
+        return logits, False
+    rows = _sorted_rows(logits.movedim(2, -1))
+    known = [x for x in map(_sorted_rows, b.distributions) if x.shape[1] == rows.shape[1]]
+    if not known or not _among(rows, torch.cat(known)):
+        raise Unsupported("cannot sample from this model: its last call is a softmax, but not over the levels")
+    return b.space.moved(logits, taken_of), True
+
+
+def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
+    """The instructions. Raises Unsupported if one of them is a softmax."""
+    closings = {b.out(source) for source in b.closings}
+    for i in instructions:
+        if i.out in closings and not head.of_logits:
+            raise Unsupported(
+                f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
+                "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
+                "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
+            )
+        if i.out in closings:
+            raise Unsupported(
+                f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
+                "levels. If the model returns probabilities, say so: "
+                "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
+                "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
+            )
+    return instructions
+
+
+def _sorted_rows(addresses: Tensor) -> Tensor:
+    return addresses.flatten(0, -2).sort(-1).values
+
+
+def _among(rows: Tensor, known: Tensor) -> bool:
+    """Whether all of the sorted rows [n, L] are among the known ones [m, L], no two of which share an element."""
+    known = known[known[:, 0].argsort()]
+    at = torch.searchsorted(known[:, 0].contiguous(), rows[:, 0].contiguous()).clamp_max(len(known) - 1)
+    return torch.equal(known[at], rows)

@@ -1,0 +1,145 @@
+"""Maps that consist of parts of several values, and of operands, as one value of the image's size."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelcnn_fast.capture.lower.alignment import standard
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value
+from pixelcnn_fast.errors import Unsupported
+
+OPERANDS = (Constant, OfCondition)
+
+
+def windowed(b: Builder, x: Map) -> Map:
+    """The same map, whose elements are of values that have the size of the image: of a larger one, the window that is
+    read, which is a value of its own.
+
+    x: where it is laid out as [N, C, H, W], a window is chosen that x is not shifted against.
+    """
+    others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
+    if not others:
+        return x
+    addresses, elements = x.addresses.clone(), b.space.decode(x.addresses)
+    for s in others:
+        here = elements.source == s
+        image, channel, *pixel = (part[here] for part in elements[1:])
+        dy, dx = (_window(b, axis, index, here, addresses) for axis, index in enumerate(pixel))
+        addresses[here] = b.space.at(b.window(s, dy, dx), image, channel, pixel[0] - dy, pixel[1] - dx)
+    return b.map(addresses)
+
+
+def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
+    """Which row, or column, of a larger map is the first of its window. index: those that are read."""
+    size = b.space.grid[axis]
+    first, last = int(index.min()), int(index.max())
+    if last - first >= size:
+        raise Unsupported(
+            "it reads more of a feature map that is larger than the image than fits into the image: crop the map first"
+        )
+    wanted = first
+    if addresses.dim() == 4 and addresses.shape[2 + axis] == size:
+        wanted -= int(here.nonzero()[int(index.argmin()), 2 + axis])
+    return max(wanted, last - size + 1)
+
+
+def materialised(b: Builder, x: Map) -> Map:
+    """The same map without operands among its elements: these are elements of a value."""
+    return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
+
+
+def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
+    """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
+    A map that is smaller than the image is put where it, or the map that it is to be ``like``, is least shifted."""
+    x = windowed(b, x)
+    if x.source is not None:
+        return x
+    if x.shape == (b.space.images, *x.shape[1:2], *b.space.grid):  # the usual case
+        with suppress(Unsupported):
+            return b.whole(gathered(b, x))
+    arranged, back = standard(b.space, x.addresses)
+    n, channels, height, width = arranged.shape
+    if height > b.space.grid[0] or width > b.space.grid[1]:
+        raise Unsupported(
+            f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
+            "something else"
+        )
+    top, left = _place(b, arranged if like is None else standard(b.space, windowed(b, like).addresses)[0])
+    whole = arranged.new_zeros(n, channels, *b.space.grid)
+    whole[:, :, top : top + height, left : left + width] = arranged
+    copy = b.space.of(gathered(b, b.map(whole)))
+    return b.map(back(copy[:, :, top : top + height, left : left + width]))
+
+
+def _place(b: Builder, x: Tensor) -> tuple[int, int]:
+    """The row and column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""
+    values = b.space.only(x, Value)
+    place = [0, 0]
+    if bool(values.any()):
+        first = values.nonzero()[0]
+        found = b.space.decode(values[tuple(first)])
+        place = [int(found.y - first[2]), int(found.x - first[3])]
+    sizes = zip(place, b.space.grid, x.shape[2:], strict=True)
+    top, left = (min(max(at, 0), whole - size) for at, whole, size in sizes)
+    return top, left
+
+
+def gathered(b: Builder, x: Map) -> int:
+    """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""
+    channels = x.shape[1]
+    features, operands = divided(b, windowed(b, x))
+    segments = b.segments(features)
+    if operands is None and len(segments) == 1:
+        (s,) = segments
+        if len(s.at) == channels and (s.dy, s.dx) == (0, 0) and bool(s.given.all()):
+            return b.selected(s.source, s.channels)
+    bias = None
+    if operands is not None and OfCondition not in operands.kinds:
+        addresses = b.space.relative(operands.addresses)
+        one = addresses[:1, :, :1, :1]
+        if bool((addresses == one).all()):
+            bias, operands = b.operands.constants(one.flatten()), None
+    identity = torch.eye(channels, dtype=b.dtype, device=b.device)[None]
+    out: Map | None = b.convolution([features], [(0, 0)], identity, bias, b.space.grid)
+    if operands is not None and out is not None:
+        out = b.with_operand("add", out, operands)
+    if out is None or out.source is None:
+        raise Unsupported("a constant differs from image to image")
+    return out.source
+
+
+def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
+    """-> (x with zeros in place of operands, its operands with zeros in place of the rest, if there are any)"""
+    if x.kinds.isdisjoint(OPERANDS):
+        return x, None
+    features, operands = (b.map(b.space.only(x.addresses, kinds)) for kinds in (Value, OPERANDS))
+    return features, operands
+
+
+def of_operands(b: Builder, operands: Map) -> Map | None:
+    """The same map of operands, laid out as [N, C, h, w], as elements of a value, such as a plane of ones; None if they
+    don't fit into the image."""
+    live = operands.addresses != 0
+    _, channel, *pixel = live.nonzero().unbind(1)
+    used, grid = channel.unique(), b.space.grid
+    rows, columns = (
+        slice(0 if int(at.max()) < size else int(at.min()), int(at.max()) + 1)
+        for at, size in zip(pixel, grid, strict=True)
+    )
+    box = operands.addresses[:, used, rows, columns]
+    height, width = box.shape[2:]
+    if height > grid[0] or width > grid[1]:
+        return None
+    one = box.amax((2, 3), keepdim=True)
+    if bool(((box == one) | (box == 0)).all()):  # one for each channel
+        whole = one.expand(-1, -1, *grid)
+    else:
+        whole = F.pad(box, (0, grid[1] - width, 0, grid[0] - height))
+    out = torch.zeros_like(operands.addresses)
+    out[:, used, rows, columns] = b.space.of(gathered(b, b.map(whole)))[:, :, :height, :width]
+    return b.map(out.where(live, 0))

@@ -1,0 +1,279 @@
+"""What a model computes without the image: from its weights alone, or from labels and conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import Recording
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Constant, OfCondition, Source
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import (
+    BatchSize,
+    Call,
+    Memory,
+    View,
+    functional,
+    map_leaves,
+    needed,
+    plain_name,
+    size_at,
+)
+from pixelcnn_fast.program.conditions import ConditionProgram
+from pixelcnn_fast.program.program import ConditionOperand, Step
+from pixelcnn_fast.program.steps import KINDS
+
+Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
+Steps = Sequence["Step | Affine"]
+# The call that is a kind of step, and its settings, where it has another name.
+CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "at_least": ("clamp_min", {}),
+    "at_most": ("clamp_max", {}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "power": ("pow.Tensor_Scalar", {}),
+}
+
+
+class Operands:
+    """Runs the calls on weights as they come, and collects those on conditions, which are run again for each batch."""
+
+    def __init__(
+        self, recording: Recording, space: AddressSpace, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.space, self.dtype, self.device = space, dtype, device
+        self.zero = torch.zeros(1, dtype=dtype, device=device)
+        written = {slot for call in recording.calls for slot in call.written}
+        leaves = {
+            slot: leaf.tensor.clone() if slot in written else leaf.tensor
+            for slot, leaf in recording.leaves.items()
+        }
+        self.leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items()}
+        self.memory = Memory(recording.n, leaves)
+        self.calls: list[Call] = []
+        self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
+        self._given = {view.slot for view in recording.given if view is not None}
+        self._next = 1 + max([*recording.whole, 0])
+        self.whole = recording.whole  # by slot: a view of all that was in it at first
+        self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
+
+    def run(self, call: Call) -> None:
+        """A call that does not depend on the image."""
+        self.calls.append(call)
+        if any(view.slot in self._of_weights for view in call.inputs):
+            self._of_weights |= call.written
+        if any(map(self.is_given, call.inputs)):
+            if call.has_size_of_values:
+                raise Unsupported(
+                    f"{call.where}: {call.name}: the size of its result depends on the labels or the condition: use "
+                    "torch.where, or multiply by a mask"
+                )
+            self._given |= call.written
+        else:
+            self.memory.run(call)
+            if plain_name(call.name).startswith("empty"):  # whatever was in its memory is written over
+                for view in call.outputs:
+                    self.memory.tensor(view).zero_()
+
+    def is_given(self, view: View) -> bool:
+        """Whether it depends on the condition."""
+        return view.slot in self._given
+
+    def tensor(self, x: Any) -> Any:
+        """A constant of the model; other arguments stay as they are. Raises Unsupported for what is given."""
+        return map_leaves(self._constant, x)
+
+    def _constant(self, x: Any) -> Any:
+        if not isinstance(x, View):
+            return size_at(x, self.memory.n)
+        if self.is_given(x):
+            raise Unsupported(
+                "one of its arguments depends on the condition: only operands of sums and products may"
+            )
+        return self.memory.tensor(x)
+
+    def conditions(
+        self, operands: Sequence[ConditionOperand], given: Sequence[View | None]
+    ) -> ConditionProgram:
+        """The calls that operands of steps need. given: where labels and condition are."""
+        slots = {operand.node for operand in operands}
+        calls = needed(self.calls, slots)
+        slots |= {view.slot for call in calls for view in call.inputs}
+        return ConditionProgram(calls, {slot: x for slot, x in self.leaves.items() if slot in slots}, given)
+
+    # -- as sources of elements
+
+    def knows(self, slot: int) -> bool:
+        return slot in self.memory or slot in self._given
+
+    def addresses(self, view: View) -> Tensor:
+        """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
+        if self.is_given(view):
+            return self._of_given(view)
+        x = self.memory.tensor(view)
+        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
+            first = x.narrow(axes[0], 0, 1).expand(x.shape)
+            if bool((x != first).any()):
+                raise Unsupported("a constant differs from image to image")
+            x = first
+        return self.of_constant(x, of_weights=view.slot in self._of_weights)
+
+    def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
+        """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
+        they are weights, which may change. of_weights, is_exact: as for ``Constant``."""
+        x = x.detach()
+        if not x.numel():
+            return torch.zeros(x.shape, dtype=torch.long)
+        once = x
+        for axis, many in enumerate(x.shape):
+            first = once.narrow(axis, 0, 1)
+            if many > 1 and (
+                x.stride(axis) == 0 if of_weights else torch.equal(once, first.expand(once.shape))
+            ):
+                once = first
+        source = self.space.allot(Constant(once.reshape(-1).clone(), of_weights, is_exact), once.numel())
+        addresses = self.space.of(source).view(once.shape)
+        return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
+
+    def _of_given(self, view: View) -> Tensor:
+        """The elements are those of a contiguous copy with the batch first, and the rest of its axis in its place."""
+        n, size = self.memory.n, view.size
+        found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
+        if len(found) != 1 or found[0][1].plus:
+            raise Unsupported(
+                f"a condition of shape {list(view.at(n)[0])} that has no axis for the batch, or mixes the batch with "
+                "others: what is computed from the conditions of several images can't be used for one"
+            )
+        ((axis, batch),) = found
+        stride = view.stride[axis]
+        if batch.times > 1:
+            if isinstance(stride, BatchSize):
+                raise Unsupported("a condition whose batch is not the outermost part of its axis")
+            stride *= batch.times
+        size = (BatchSize(1), *size[:axis], batch.times, *size[axis + 1 :])
+        split = View(view.slot, size, (stride, *view.stride), view.offset, view.dtype)
+        copy = self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
+        shape = split.at(n)[0]
+        source = self.space.allot(OfCondition(copy.slot), math.prod(shape[1:]))
+        return self.space.of(source).view(shape).movedim(0, axis).reshape(view.at(n)[0])
+
+    def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
+        """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
+        strides = [1]
+        for s in size[:0:-1]:
+            strides.insert(0, strides[0] * s)
+        view = View(self._next, tuple(size), tuple(strides), 0, as_dtype)
+        self._flat[self._next] = View(self._next, (BatchSize(1), strides[0]), (strides[0], 1), 0, as_dtype)
+        self._next += 1
+        self.calls.append(Call(name, args, kwargs, (view,)))
+        self._given.add(view.slot)
+        return view
+
+    def stepped(self, source: int, steps: Steps) -> int:
+        """The source that holds what steps make of each element of another one."""
+        for step in steps:
+            if isinstance(step, tuple):
+                for name, number, unchanged in (("mul.Scalar", step[0], 1), ("add.Scalar", step[1], 0)):
+                    if number != unchanged:
+                        source = self._applied(source, name, number)
+            else:
+                name, settings = CALLS.get(step.kind, (step.kind, {}))
+                source = self._applied(
+                    source, name, *([step.alpha] if KINDS[step.kind].alpha else []), **settings
+                )
+        return source
+
+    def _applied(self, source: int, name: str, *args: Any, **kwargs: Any) -> int:
+        """The source that a pointwise call makes of another one."""
+        found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
+        if isinstance(found, Constant):
+            made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
+            return self.space.allot(found._replace(elements=made), count)
+        view = self.record(name, (self._elements(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
+        return self.space.allot(OfCondition(view.slot), count)
+
+    def zero_stepped(self, steps: Steps) -> int:
+        """The address of what steps make of a zero."""
+        found = self.space.sources[self.stepped(self.space.allot(Constant(self.zero), 1), steps)]
+        assert isinstance(found, Constant)
+        return int(self.of_constant(found.elements))
+
+    def _elements(self, found: Source) -> View:
+        """The elements of an operand, [N, R], in the model's dtype."""
+        if isinstance(found, Constant):
+            return self.constant(found.elements.to(self.dtype))
+        assert isinstance(found, OfCondition)
+        x, dtype = self._flat[found.slot], self.dtype
+        return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
+
+    def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+        """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
+        first = self.space.relative(x)
+        if bool((first != first[:1]).any()):
+            raise Unsupported("a constant differs from image to image")
+        found = self.picked(first[0])
+        settings = (None, [1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        example = found if isinstance(found, Tensor) else found.index.to(weight)
+        result = torch.ops.aten.convolution.default(example[None], weight, *settings)
+        if isinstance(found, Tensor):
+            return self.of_constant(result).expand(len(x), -1, -1, -1)
+        taken = self.tensor_of(first[0], self.dtype)
+        size = (BatchSize(1), *result.shape[1:])
+        return self.addresses(
+            self.record("aten::convolution", (taken, self.leaf(weight), *settings), size, self.dtype)
+        )
+
+    def tensor_of(self, addresses: Tensor, as_dtype: torch.dtype) -> View:
+        """The elements at some addresses of operands, in one image, as a tensor [N, ...] of calls on conditions."""
+        found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
+        if isinstance(found, Tensor):
+            view = self.leaf(found.to(as_dtype).contiguous())
+            return View(view.slot, size, (0, *view.stride), view.offset, as_dtype)
+        index = [None, self.leaf(found.index)]
+        elements = self._elements(OfCondition(found.node))
+        taken = self.record("aten::index.Tensor", (elements, index), size, self.dtype)
+        return self.record("aten::_to_copy", (taken,), size, as_dtype, dtype=as_dtype)
+
+    # -- as operands of steps
+
+    def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
+        """The elements at some addresses of operands, [channels] or [H, W, channels], in one image: a constant, or what
+        is looked up when the condition is known."""
+        found, index = self.space.joined(addresses)
+        given = [source for source in found if isinstance(source, OfCondition)]
+        if not given:
+            return self.constants(addresses)
+        if len(found) == 1 and bool((addresses != 0).all()):
+            return ConditionOperand(given[0].slot, index - 1, per_image=True)
+        parts = [self._elements(source) for source in (Constant(self.zero), *found)]
+        count = sum(part.at(1)[0][1] for part in parts)
+        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), count), self.dtype)
+        return ConditionOperand(whole.slot, index, per_image=True)
+
+    def constants(self, addresses: Tensor) -> Tensor:
+        """The elements at some addresses of constants."""
+        found, index = self.space.joined(addresses)
+        constants = [source.elements.to(self.dtype) for source in found if isinstance(source, Constant)]
+        if len(constants) < len(found):
+            raise Unsupported("it depends on more than the weights")
+        return torch.cat([self.zero, *constants])[index.to(self.device)]
+
+    def leaf(self, x: Tensor) -> View:
+        """A constant among the calls on conditions."""
+        slot, self._next = self._next, self._next + 1
+        self.leaves[slot] = x
+        return View.of(x, slot)
+
+    def constant(self, x: Tensor) -> View:
+        """A constant [R] as an operand of calls on conditions: [N, R]."""
+        view = self.leaf(x)
+        return View(view.slot, (BatchSize(1), x.numel()), (0, *view.stride), view.offset, x.dtype)
+
+    def per_pixel(self, table: Tensor) -> ConditionOperand:
+        """A constant [H, W, channels] as the operand of a step."""
+        view = self.constant(table.reshape(-1))
+        return ConditionOperand(view.slot, torch.arange(table.numel()).view(table.shape), per_image=False)

@@ -1,0 +1,197 @@
+"""Functions of one level of the image, for which there is no step: a table holds what each level becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.builder import Builder, no_operand
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise
+
+MOST_COLUMNS = 4096  # of a table
+
+
+def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
+    """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
+    None if they depend on anything else."""
+    i, count = b.instructions[out], b.space.channels(b.images)
+    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+        return None
+    if isinstance(i, FromLevels):
+        table = b.levels[:, None] if i.table is None else i.table
+        start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
+    elif isinstance(i, Pointwise) and i.base.is_here and (base := by_level(b, i.base.value)) is not None:
+        start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
+    elif isinstance(i, Convolution) and (pick := _selected(i)) is not None:
+        base = by_level(b, i.taps[0].source)
+        if base is None:
+            return None
+        start, channel = base[0][:, pick], base[1][pick]
+    else:
+        return None
+    return apply_steps(start, i.steps, no_operand, no_operand), channel
+
+
+def of_levels(b: Builder, x: Map) -> bool:
+    """Whether all of it are functions of levels, or constants."""
+    found = [b.space.sources[s] for s in x.sources]
+    return all(isinstance(f, Constant) or (isinstance(f, Value) and _of_levels(b, f.out)) for f in found)
+
+
+def _of_levels(b: Builder, out: int) -> bool:
+    i = b.instructions[out]
+    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+        return False
+    if isinstance(i, Pointwise):
+        return i.base.is_here and _of_levels(b, i.base.value)
+    return isinstance(i, FromLevels) or (
+        isinstance(i, Convolution)
+        and len(i.taps) == 1
+        and _of_levels(b, i.taps[0].source)
+        and _selected(i) is not None
+    )
+
+
+def told_apart(b: Builder, x: Map) -> int:
+    """How many levels functions of one level tell apart at least."""
+    found = [by_level(b, source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value)]
+    return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
+
+
+def is_made_by_the_model(b: Builder, x: Map) -> bool:
+    """Whether tables of levels hold x as the model computes it, and no steps come after, which round otherwise."""
+
+    def made(out: int) -> bool:
+        i = b.instructions[out]
+        if isinstance(i, Pointwise):
+            return not i.steps and made(i.base.value)
+        return (
+            not i.steps if isinstance(i, FromLevels) else isinstance(i, Convolution) and made(i.taps[0].source)
+        )
+
+    return all(made(source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value))
+
+
+def tabulated(
+    b: Builder,
+    maps: Sequence[Map],
+    function: Callable[..., Tensor],
+    constants: Sequence[Tensor] = (),
+    width: int | None = None,
+    is_needed: bool = True,
+    is_same: bool = True,
+) -> Map:
+    """A function of one level at a time, and of constants, for which there is no step.
+
+    maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
+    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
+    [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
+    differ from pixel to pixel; is_same: whether the function is the same for all elements, but for its constants.
+    """
+    if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
+        return whole
+    shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
+    at = torch.stack([x.addresses.expand(shape) for x in maps])
+    elements, (sources, index) = b.space.decode(at), b.space.joined(at)
+    tables, channels = zip(*(_table_of(b, s) for s in (Constant(b.operands.zero), *sources)), strict=True)
+    level = torch.stack([torch.cat(channels)[index], elements.image, elements.y, elements.x])
+    varies = level[0] >= 0
+    found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
+    if bool(((level != found) & varies).any()):
+        raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
+    columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
+    others = [b.space.relative(x).expand(shape).flatten() for x in constants]
+    keys, inverse = _distinct(torch.stack([*which.cpu()[index].flatten(1), *others]))
+    of_level = varies.any(0)
+    count = len(inverse[of_level.flatten()].unique())
+    rows, across = (int(part.max() - part.min()) + 1 for part in found[2:])
+    if not is_needed and count > 1 and count * b.space.images * rows * across > shape.numel():
+        raise Unsupported("its table would be large")
+    if count > MOST_COLUMNS:
+        raise Unsupported(f"it consists of {count} functions of a level, which is more than a table holds")
+    given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
+    made = _real(function(*given, *(b.operands.constants(key) for key in keys[len(maps) :]))).to(b.dtype)
+    if width is None and torch.equal(made, given[0]):
+        return b.map(at[0])
+    steps = torch.arange(width or 1)
+    inverse, made = inverse.view(shape)[..., None] * len(steps) + steps, made.flatten(1)
+    of_level = of_level[..., None].expand(inverse.shape)
+    if constants:  # such as a mask, which makes zeros of all levels
+        of_level = of_level & (made != 0).any(0).cpu()[inverse]
+    live, column = inverse[of_level].unique(), torch.zeros(made.shape[1], dtype=torch.long)
+    column[live] = torch.arange(len(live))
+    out = torch.zeros_like(inverse)
+    if len(live):
+        table = made[:, live.to(made.device)].contiguous()
+        value = b.emit(FromLevels, b.space.channels(b.images) * len(live), table=table)
+        channel, image, y, x_ = (part[0, ..., None] for part in found)
+        out = b.space.at(value, image, channel * len(live) + column[inverse], y, x_)
+    if not bool(of_level.all()):
+        out = torch.where(of_level, out, b.operands.of_constant(made[0])[inverse])
+    return b.map(out[..., 0] if width is None else out)
+
+
+def _of_whole_tables(
+    b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
+) -> Map | None:
+    """As ``tabulated``, if the function is the same for all elements, as of one-hot vectors: made on the tables that
+    there are; None if it is not."""
+    (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
+    if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
+        return None
+    if not bool(x.addresses.all()):
+        return None
+    numbers = [b.operands.constants(c.flatten()) for c in constants]
+    to = {}
+    for s in x.sources:
+        i = b.instruction(s)
+        if not isinstance(i, FromLevels) or i.table is None or i.steps or i.pick is not None:
+            return None
+        table = _real(function(i.table, *numbers)).to(b.dtype)
+        to[s] = b.emit(FromLevels, i.channels, table=table.contiguous())
+    return b.moved(x, to)
+
+
+def _real(x: Tensor) -> Tensor:
+    if x.is_complex():
+        raise Unsupported("it computes complex numbers")
+    return x
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (the columns of rows [k, n] that there are, each once; for each column, which of these it is)"""
+    which = torch.zeros_like(rows[0])
+    for row in rows:
+        _, one = torch.unique(row, return_inverse=True)
+        _, which = torch.unique(which * (int(one.max()) + 1) + one if len(one) else one, return_inverse=True)
+    first = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.long)
+    first[which] = torch.arange(len(which))
+    return rows[:, first], which
+
+
+def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
+    """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
+    -1 for a constant."""
+    if isinstance(source, Constant):
+        table = source.elements.to(b.dtype).expand(1 if b.levels is None else len(b.levels), -1)
+        return table, torch.full(table.shape[1:], -1)
+    found = by_level(b, source.out) if isinstance(source, Value) else None
+    if found is None:
+        raise Unsupported(
+            "there is no such step, and it is not a function of one level, which a table could hold"
+        )
+    return found
+
+
+def _selected(i: Convolution) -> Tensor | None:
+    """Which channels of its one operand a convolution only repeats, if it does nothing else."""
+    if i.bias is not None or len(i.taps) != 1 or (i.taps[0].dy, i.taps[0].dx) != (0, 0):
+        return None
+    weight = i.taps[0].weight
+    is_selection = bool(((weight == 1).sum(0) == 1).all()) and bool(((weight != 0).sum(0) == 1).all())
+    return weight.argmax(0).cpu() if is_selection else None

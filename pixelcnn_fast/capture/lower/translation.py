@@ -1,0 +1,442 @@
+"""Goes through recorded calls: those on constants are run, those on conditions kept, and those on feature maps lowered.
+
+A call that has no place in a program is refused, but only if the output needs its result.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower import advice
+from pixelcnn_fast.capture.lower.advice import friendly_name
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.calls import (
+    FRESH,
+    LOWERINGS,
+    MASKED,
+    MOVEMENTS,
+    PLACES,
+    by_table,
+    cast,
+    has_table,
+)
+from pixelcnn_fast.capture.lower.final_softmax import made_by, without_log_softmax, without_softmax
+from pixelcnn_fast.capture.lower.materialize import gathered
+from pixelcnn_fast.capture.lower.operands import Operands
+from pixelcnn_fast.capture.record.recorder import Recording
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Constant, Map, OfCondition, Unknown, Value
+from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.program.calls import (
+    Call,
+    View,
+    extent,
+    functional,
+    leaves,
+    map_leaves,
+    needed,
+    out_of_place,
+    plain_name,
+    size_at,
+    unread,
+)
+from pixelcnn_fast.program.program import Instruction, Pointwise, Read
+from pixelcnn_fast.program.program import needed as needed_instructions
+from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.user_model.float64 import no_narrower_than
+
+PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"))
+
+
+class _Slot:
+    """What is known of a storage that holds elements of feature maps: a map laid out as a view, until something is
+    written into it or another view is taken; then the address of each element."""
+
+    def __init__(self, view: View, n: int, content: Map) -> None:
+        self._layout, self._dtype, self._map = view.at(n), view.dtype, content
+        self._array: Tensor | None = None
+
+    def read(self, view: View, n: int, space: AddressSpace) -> Map:
+        layout = view.at(n)
+        if view.dtype != self._dtype:
+            if self._map.kinds == {Unknown}:
+                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
+            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
+        if self._array is None and layout == self._layout:
+            return self._map
+        return Map(space, self.array().as_strided(*layout))
+
+    def write(self, view: View, n: int, content: Map) -> None:
+        self.array().as_strided(*view.at(n)).copy_(content.addresses)
+
+    def array(self) -> Tensor:
+        if self._array is None:
+            size, stride, offset = self._layout
+            self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
+            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
+        return self._array
+
+
+class Translation:
+    """Goes through the recorded calls, and builds instructions; lowerings use what ``registry.LoweringContext`` names.
+
+    as_is: the calls that were run, or put into tables, in the dtype that they were recorded in.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        shape: tuple[int, int, int, int],
+        own: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+        levels: Tensor | None,
+    ) -> None:
+        """own: the model's dtype; dtype: the program's."""
+        n, channels, height, width = self.shape = shape
+        self._n, self._recording = n, recording
+        self.as_is: set[Call] = set()
+        self._as_exact = no_narrower_than(own) | {torch.float64}  # what features may be in
+        self.space = AddressSpace(n, height, width)
+        self.operands = Operands(recording, self.space, dtype, device)
+        self.builder = Builder(self.space, self.operands, channels, levels)
+        assert recording.images is not None
+        images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
+        self._slots = {recording.images.slot: _Slot(recording.images, n, Map(self.space, images))}
+
+    # -- what lowerings use
+
+    def map(self, x: Any) -> Map:
+        """The map of a tensor, or of a number."""
+        if not isinstance(x, View):
+            constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
+            return Map(self.space, self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
+        if x.slot in self._slots:
+            return self._slots[x.slot].read(x, self._n, self.space)
+        return Map(self.space, self.operands.addresses(x))
+
+    def depends_on_image(self, x: Any) -> bool:
+        if not isinstance(x, View) or x.slot not in self._slots:
+            return False
+        return not self.map(x).kinds.isdisjoint((Value, Unknown))
+
+    def constant(self, x: Any, as_is: bool = False) -> Any:
+        """A constant tensor, in the program's dtype or as it is; other arguments stay as they are."""
+        if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
+            raise Unsupported("one of its arguments must be constant, and depends on the image")
+        found = self.operands.tensor(x)
+        return found if as_is else map_leaves(self._in_dtype, found)
+
+    def _in_dtype(self, x: Any) -> Any:
+        return x.to(self.builder.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def rounds_to(self, dtype: torch.dtype) -> bool:
+        """Whether a dtype has fewer digits than the model's own."""
+        return dtype.is_floating_point and dtype not in self._as_exact
+
+    # -- call by call
+
+    def run(self, outputs: Sequence[int], weights: WeightRecorder) -> None:
+        """outputs: the slots that are needed; weights: guards each constant that Python read, when it did."""
+        recording, reads = self._recording, defaultdict(list)
+        for at, view in recording.constants_read:
+            reads[at].append(view)
+        wanted = needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)])
+        decisive = {*needed(recording.calls, outputs)}
+        gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
+        for at, call in enumerate([*recording.calls, None]):
+            for view in reads[at]:
+                with weights.for_python():
+                    found = self.operands.memory.tensor(view)
+                weights.guard(found)
+            if call in gone:
+                with nullcontext() if call in decisive else weights.for_python():
+                    self._run(call)
+                for slot in gone[call]:
+                    self._slots.pop(slot, None)
+
+    def written(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers into which the calls write, by name, as they are then."""
+        changed = {slot for call in self._recording.calls for slot in call.written}
+        for slot, leaf in self._recording.leaves.items():
+            for name, view in leaf.parameters if slot in changed else ():
+                yield name, self.operands.memory.tensor(replace(view, slot=slot))
+
+    def _run(self, call: Call) -> None:
+        slots = {view.slot for view in call.inputs} | call.written
+        if not slots.isdisjoint(self._slots) or call.is_random:
+            self._lower(call)
+            return
+        self.as_is.add(call)
+        try:
+            self.operands.run(call)
+        except Unsupported:
+            raise
+        except Exception as error:  # such as a tensor that was resized
+            what = f"it can't be run again ({type(error).__name__}: {error}): make a new tensor instead"
+            raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
+
+    def _lower(self, call: Call) -> None:
+        self.builder.where = call.where
+        name = friendly_name(call)
+        try:
+            self._write_all(call, self._lowered(call))
+        except Unsupported as error:
+            self._refuse(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
+        except Exception as error:  # never the user's fault
+            what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
+            self._refuse(call, f"{call.where}: {name}: {what}")
+        for view in call.inputs:
+            if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
+                what = f"it writes into tensors that it does not return. {advice.instead(name)}"
+                self._refuse(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
+
+    def _refuse(self, call: Call, reason: str) -> None:
+        """Marks the call's results as refused, in case the output needs them."""
+        try:
+            self._write_all(call, self._refused(call, reason))
+        except Exception:  # their memory is not what it was, such as that of a resized tensor
+            raise Unsupported(f"cannot sample from this model: {reason}") from None
+
+    def _write_all(self, call: Call, results: Sequence[Map]) -> None:
+        for view, result in zip(call.results, results, strict=False):
+            if view is not None:
+                self._write(view, result)
+
+    def _lowered(self, call: Call) -> Sequence[Map]:
+        name = plain_name(call.name)
+        if name in FRESH:
+            return self._fresh(call, FRESH[name])
+        if (reason := self._refusal(call)) is not None:
+            return self._refused(call, reason)
+        if (
+            name in MOVEMENTS
+            and not self._has_places(call, self.depends_on_image)
+            and not (name in MASKED and self._has_places(call, self.operands.is_given))
+        ):
+            return self._moved(call)
+        if self._is_constant(call):
+            return self._computed(call)
+        if self._is_of_condition(call):
+            self.as_is.add(call)
+            return [self._on_condition(call.name, call.args, call.kwargs, call.outputs[0])]
+        if "out" in call.kwargs:
+            raise Unsupported("out= is not supported: use what the call returns")
+        table = self._table(call, is_needed=name in MASKED or name not in LOWERINGS)
+        if name == "_to_copy":
+            return [cast(self, call.args[0], call.outputs[0].dtype, table)]
+        if table is not None:
+            return [table]
+        if name not in LOWERINGS or self._is_exact(call):
+            return [by_table(self, call)]  # which says why there is none
+        try:
+            result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
+        except TypeError as error:
+            raise Unsupported(f"it is not supported with these arguments ({error})") from None
+        except Unsupported:
+            if (table := self._table(call)) is None:  # a large one is better than none
+                raise
+            return [table]
+        return result if isinstance(result, list) else [result]
+
+    def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
+        """What a call on levels gives, made as the model makes it, or a level might fall on the other side of a
+        threshold; None if there is no table of it. of: the recorded call that does that."""
+        if has_table(self, call):
+            with suppress(Unsupported):
+                result = by_table(self, call, is_needed)
+                self.as_is.add(of or call)
+                return result
+        return None
+
+    def _is_constant(self, call: Call) -> bool:
+        """Whether it computes with nothing but constants."""
+        if call.is_random or any(map(self.operands.is_given, call.inputs)):
+            return False
+        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
+
+    def _is_of_condition(self, call: Call) -> bool:
+        """Whether it computes with conditions that were written where there are features, too, and with constants."""
+        has_conditions = False
+        for view in call.inputs:
+            if not (kinds := self.map(view).kinds) <= {OfCondition, Constant}:
+                return False  # no weights are looked at then, which takes long
+            has_conditions |= OfCondition in kinds
+        return has_conditions
+
+    def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
+        """What a call makes of such conditions: it is run for each batch. result: the view that it gave."""
+        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, (args, kwargs))
+        made = self.operands.record(out_of_place(name), args, result.size, result.dtype, **kwargs)
+        return Map(self.space, self.operands.addresses(made))
+
+    def _given(self, view: View) -> View:
+        """A condition as a tensor of its own, if it was written where there are features, too."""
+        if view.slot not in self._slots:
+            return view
+        elements, first = self.map(view), self.space.relative(self.map(view).addresses)
+        images = self.space.decode(self.space.only(elements.addresses, OfCondition))
+        own = torch.arange(len(first)).view(-1, *[1] * (first.dim() - 1))
+        if bool((first != first[:1]).any()) or bool(((images.image != own) & (images.source >= 0)).any()):
+            raise Unsupported("it mixes the conditions of several images")
+        return self.operands.tensor_of(first[0], view.dtype)
+
+    def _computed(self, call: Call) -> list[Map]:
+        """What a call makes of constants that were written where there are features, too. As the model makes it, or
+        what rounds up would fall on the other side of a step; but products, which another batch may round otherwise,
+        and what is made of these, are computed in the program's dtype."""
+        sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
+        is_exact = plain_name(call.name) in PRODUCTS or any(
+            isinstance(s, Constant) and s.is_exact for s in sources
+        )
+        is_exact &= all(
+            view.dtype.is_floating_point and not self.rounds_to(view.dtype) for view in call.outputs
+        )
+        dtypes = self._as_exact if is_exact else ()
+
+        def argument(x: Any) -> Any:
+            if isinstance(x, View):
+                constant = self.operands.constants(self.map(x).addresses)
+                return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
+            return self.builder.dtype if x in dtypes else size_at(x, self._n)
+
+        args, kwargs = map_leaves(argument, (call.args, call.kwargs))
+        results = functional(call.name)(*args, **kwargs)
+        if not is_exact:
+            self.as_is.add(call)
+        return [Map(self.space, self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
+
+    def _is_exact(self, call: Call) -> bool:
+        """Whether it computes truth values, or integers that wrap round."""
+        dtypes = {view.dtype for view in call.outputs}
+        is_pointwise = torch.Tag.pointwise in call.operator.tags
+        return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
+
+    def _refusal(self, call: Call) -> str | None:
+        """Why one of its arguments is refused, if one is."""
+        for view in call.inputs:
+            if view.slot in self._slots:
+                for s in self.map(view).sources:
+                    if isinstance(source := self.space.sources[s], Unknown):
+                        return source.reason
+        return None
+
+    def _refused(self, call: Call, reason: str) -> list[Map]:
+        address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
+        return [
+            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address)))
+            for view in call.results
+        ]
+
+    def _fresh(self, call: Call, value: Any) -> list[Map]:
+        view = call.outputs[0]
+        if value is None:
+            value = call.args[-1] if "fill_value" not in call.kwargs else call.kwargs["fill_value"]
+        settings = dict(dtype=view.dtype, device=self.builder.device)
+        self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
+        return []
+
+    def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
+        """Whether some of the places that it moves elements to are of a kind."""
+        places = [x for argument, x in self._named(call) if argument.name in PLACES]
+        return any(of(x) for x in leaves(places) if isinstance(x, View))
+
+    def _named(self, call: Call) -> list[tuple[Any, Any]]:
+        arguments = call.operator._schema.arguments
+        named = [(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs]
+        return [*zip(arguments, call.args, strict=False), *named]
+
+    def _moved(self, call: Call) -> list[Map]:
+        """Makes a call that only moves elements on their addresses."""
+        operator = functional(call.name)
+
+        def moved(argument: Any, x: Any) -> Any:
+            if argument.name in PLACES:
+                x = self.constant(x)
+                return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, x)
+            if argument.name == "value" and isinstance(x, (int, float)):
+                return int(self.map(x).addresses)
+            return map_leaves(
+                lambda i: self._addresses(call, i) if isinstance(i, View) else size_at(i, self._n), x
+            )
+
+        if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
+            raise Unsupported("it adds to what is there: add a map instead")
+        arguments = call.operator._schema.arguments
+        args = [moved(a, x) for a, x in zip(arguments, call.args, strict=False)]
+        kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
+        result = operator(*args, **kwargs)
+        return [Map(self.space, x) for x in leaves(result)]
+
+    def _addresses(self, call: Call, view: View) -> Tensor:
+        """The addresses of a tensor that is moved into a result of perhaps another dtype."""
+        dtype = call.outputs[0].dtype
+        if view.dtype == dtype:
+            return self.map(view).addresses
+        copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
+        if self.depends_on_image(view):
+            return cast(self, view, dtype, self._table(copy, of=call)).addresses
+        if self._is_constant(copy):
+            return self._computed(copy)[0].addresses
+        return self._on_condition(copy.name, copy.args, copy.kwargs, replace(view, dtype=dtype)).addresses
+
+    def _write(self, view: View, result: Map) -> None:
+        if view.slot in self._slots:
+            self._slots[view.slot].write(view, self._n, result)
+        elif self.operands.knows(view.slot):
+            whole = self.operands.whole[view.slot]
+            self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
+            self._slots[view.slot].write(view, self._n, result)
+        else:
+            own = result if result.source is not None else Map(self.space, result.addresses.clone())
+            self._slots[view.slot] = _Slot(view, self._n, own)
+
+    # -- the result
+
+    def check_last_call(self, output: View, head: Head) -> None:
+        """Raises Unsupported if the last call shows that the output is not what the head reads."""
+        if not self.depends_on_image(output):
+            return
+        for kind in KINDS:
+            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(output)) is not None:
+                raise Unsupported(f"cannot sample from this model: {misread}")
+
+    def finished(self, output: View, head: Head) -> tuple[list[Instruction], int, int, bool]:
+        """-> (instructions, output value, number of parameters, whether the model's output is their log-softmax)."""
+        if not self.depends_on_image(output):
+            raise Unsupported("cannot sample from this model: its output does not depend on the image")
+        found = self.map(output)
+        for s in found.sources:
+            if isinstance(source := self.space.sources[s], Unknown):
+                raise Unsupported(f"cannot sample from this model: {source.reason}")
+        n, c, height, width = self.shape
+        shape = list(found.addresses.shape)
+        expected = [n, head.distributions(c), height, width]
+        if len(shape) != 5 or shape[:4] != expected:
+            raise Unsupported(
+                f"cannot sample from this model: its output has shape {shape}, expected "
+                f"[N, distributions, H, W, parameters] = [{', '.join(map(str, expected))}, parameters]"
+            )
+        parameters, normalised = found.addresses.permute(0, 1, 4, 2, 3), False
+        if head.of_logits:
+            parameters, normalised = without_log_softmax(self.builder, parameters)
+        self.builder.where = "model"
+        try:
+            last = gathered(self.builder, Map(self.space, parameters.flatten(1, 2)))
+        except Unsupported as error:
+            raise Unsupported(f"cannot sample from this model: its output: {error}") from None
+        result = self.builder.out(last)
+        if any(read.value == result for i in self.builder.instructions for read in i.reads()):
+            # Runtimes do not keep logits for other instructions to read.
+            last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
+            result = self.builder.out(last)
+        instructions = needed_instructions(self.builder.instructions, [result])
+        return without_softmax(self.builder, instructions, head), result, shape[4], normalised

@@ -1,0 +1,400 @@
+"""Records what a model does, below Python: every ATen call, on which storages, and what of it escapes to Python."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves, needed
+
+# What a tensor may depend on, besides the weights.
+IMAGE, LABELS, CONDITION = "image", "labels", "condition"
+
+# What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
+PAST_TORCH = {
+    getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
+}
+SHOWN = (Tensor.__repr__, Tensor.__format__)  # as text, from which numbers may be read
+BRANCHES = (
+    Tensor.__bool__,
+    Tensor.is_nonzero,
+    torch.is_nonzero,
+    Tensor.equal,
+    torch.equal,
+    Tensor.allclose,
+    torch.allclose,
+)
+NUMBERS = {
+    Tensor.item: "item()",
+    Tensor.__float__: "float()",
+    Tensor.__int__: "int()",
+    Tensor.__index__: "an index",
+}
+CHECK = "check"  # of a call of PyTorch, which reads numbers only to raise
+SCALAR = torch.ops.aten._local_scalar_dense.default
+YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A number that Python read off a tensor. at: how many calls were recorded before.
+
+    of: what it depends on; is_branch: whether it decided an ``if``; call: the call that read it; value: what it was.
+    """
+
+    at: int
+    where: str
+    what: str
+    of: frozenset[str]
+    is_branch: bool
+    call: Call | None
+    value: Any = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} in {self.where} of a tensor that depends on the {' and the '.join(sorted(self.of))}"
+        )
+
+    @property
+    def taken_for_granted(self) -> str:
+        """What a program of the model takes for granted of all images, if the number was read off one."""
+        if self.is_branch:
+            return f"{self.where}: an if on the image is {self.value}"
+        read = f"{self.where}: {self.what} reads a number off the image"
+        return read if self.value is None else f"{read}, which was {self.value} in an example"
+
+
+@dataclass
+class Leaf:
+    """A storage that no call created.
+
+    held: a tensor on it; parameters: those that it holds, and buffers, by name, and where; before: a copy, if a call
+    has written into it.
+    """
+
+    held: Tensor
+    parameters: tuple[tuple[str, View], ...] = ()
+    before: Tensor | None = None
+
+    @property
+    def name(self) -> str | None:
+        return self.parameters[0][0] if self.parameters else None
+
+    @property
+    def tensor(self) -> Tensor:
+        """A tensor that holds what the storage held at first."""
+        return self.held if self.before is None else self.before
+
+
+@dataclass
+class Recording:
+    """The calls of one forward, in order.
+
+    images: the view that the model was given; given: likewise labels and condition, or None; leaves: by slot;
+    outputs: what the model returned, and that as parameters; constants_read: what Python read that depends on neither,
+    such as weights, and how many calls were recorded before.
+    """
+
+    n: int
+    calls: list[Call] = field(default_factory=list)
+    escapes: list[Escape] = field(default_factory=list)
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    whole: dict[int, View] = field(default_factory=dict)  # how each slot was laid out when it was first seen
+    images: View | None = None
+    given: tuple[View | None, ...] = ()
+    outputs: tuple[View, ...] = ()
+    constants_read: list[tuple[int, View]] = field(default_factory=list)
+
+    def inputs(self) -> set[int]:
+        """The slots that hold what the model was given."""
+        return {view.slot for view in (self.images, *self.given) if view is not None}
+
+    @cached_property
+    def needed(self) -> list[Call]:
+        """The calls on which the output may depend."""
+        return needed(self.calls, [view.slot for view in self.outputs])
+
+    def read(self, by_python: bool = False) -> dict[int, Leaf]:
+        """What the needed calls read of what no call created, besides what the model was given: by slot, in turn.
+        by_python: also, of what Python read as numbers."""
+        calls, slots = [*self.needed], dict[int, None]()
+        if by_python:
+            of_numbers = [view for escape in self.escapes if escape.call for view in escape.call.inputs]
+            slots = dict.fromkeys(
+                view.slot for view in [*(view for _, view in self.constants_read), *of_numbers]
+            )
+            calls += needed(self.calls, slots)
+        slots |= dict.fromkeys(view.slot for call in calls for view in call.inputs)
+        return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
+
+    def unnamed(self) -> list[Tensor]:
+        """What the needed calls read of tensors that have no name and no call created, each as they read it."""
+        found = dict.fromkeys(view for call in self.needed for view in call.inputs)
+        read = {slot: leaf.tensor for slot, leaf in self.read().items() if not leaf.parameters}
+        return [
+            read[view.slot].as_strided(*view.at(self.n))
+            for view in found
+            if view.slot in read and view.dtype == read[view.slot].dtype
+        ]
+
+    def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
+        """The storages before the first call, for n images: copies of those that a call writes into."""
+        written = {slot for call in self.calls for slot in call.written}
+        held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
+        return Memory(n, {slot: x.clone() if slot in written else x for slot, x in held.items()})
+
+
+class Recorder(TorchDispatchMode):
+    """Within it, calls are recorded. ``path`` holds the names of the modules whose forward is running."""
+
+    def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
+        """named: parameters and buffers."""
+        super().__init__()
+        self.recording = Recording(n)
+        self.path: list[str] = []
+        self._named: dict[int, list[tuple[str, View]]] = defaultdict(list)  # by storage
+        for name, x in named:
+            self._named[x.untyped_storage()._cdata].append((name, View.of(x, -1)))
+        # by storage; the weak references keep identities from being used again
+        self._slots: dict[int, int] = {}
+        self._references: list[StorageWeakRef] = []
+        self._depends: list[frozenset[str]] = []
+        self.allows_autocast = False
+        self._reading = ""  # the Python-level call that reads a number, if there is one
+
+    def where(self) -> str:
+        return (self.path[-1] if self.path else "") or "model"
+
+    def depends_on(self, tensor: Tensor) -> frozenset[str]:
+        slot = self._slots.get(tensor.untyped_storage()._cdata)
+        return frozenset() if slot is None else self._depends[slot]
+
+    def input(self, tensor: Tensor, of: str) -> View:
+        """Registers what the model is given."""
+        view = self.view(tensor)
+        self._depends[view.slot] = frozenset({of})
+        return view
+
+    def _new_slot(self, tensor: Tensor, depends: frozenset[str]) -> int:
+        storage = tensor.untyped_storage()
+        self._references.append(StorageWeakRef(storage))
+        slot = self._slots[storage._cdata] = len(self._depends)
+        self._depends.append(depends)
+        return slot
+
+    def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
+        """depends: for a call's result, None: a tensor that is not known is a leaf."""
+        storage = tensor.untyped_storage()._cdata
+        slot = self._slots.get(storage)
+        is_new = slot is None
+        if slot is None:
+            slot = self._new_slot(tensor, depends or frozenset())
+        view = View.of(tensor, slot)
+        if is_new:
+            self.recording.whole[slot] = view
+            if depends is None:
+                self.recording.leaves[slot] = Leaf(tensor.detach(), tuple(self._named.get(storage, ())))
+        return view
+
+    def _check_dense(self, tensors: list[Tensor]) -> None:
+        for x in tensors:
+            if x.is_nested or x.layout is not torch.strided:
+                kind = "nested" if x.is_nested else f"of layout {x.layout}"
+                raise Unsupported(f"{self.where()}: a tensor that is {kind}; only dense tensors are followed")
+            if x.is_neg() or x.is_conj():
+                raise Unsupported(
+                    f"{self.where()}: the conjugate of complex numbers, which PyTorch only takes when it is read, is "
+                    "not followed: write it as torch.complex(x.real, -x.imag)"
+                )
+
+    supports_higher_order_operators = True  # to refuse them
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep its compiler off the method below, PyTorch would import it, which takes a second."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "profiler":  # which marks what is in a trace
+            return func(*args, **kwargs)
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            raise Unsupported(f"{self.where()}: {func.name()}: it takes functions; call them instead")
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode, PyTorch has not taken it apart
+                return func.decompose(*args, **kwargs)
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        self._check_dense(tensors)
+        recorded_args, recorded_kwargs = map_leaves(self._argument, (args, kwargs))
+        depends = frozenset().union(*(self.depends_on(x) for x in tensors))
+        if func._schema.is_mutable:
+            self._keep_leaves(tensors)
+        moves_nothing = not func._schema.is_mutable
+        if torch.Tag.inplace_view in func.tags:  # as transpose_, but resize_ may need more memory
+            before = _memory(tensors[0])
+            out = func(*args, **kwargs)
+            moves_nothing = _memory(tensors[0]) == before
+        else:
+            out = func(*args, **kwargs)
+        if func is SCALAR or func in YES_OR_NO:
+            self._escaped(
+                func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out
+            )
+            return out
+        if draws(func, args, kwargs) and IMAGE not in depends:
+            self._drawn(out)
+            return out
+        results = [x for x in leaves(out)]
+        found = [x for x in results if isinstance(x, Tensor)]
+        self._check_dense(found)
+        storages = {x.untyped_storage()._cdata for x in tensors}
+        if found and moves_nothing and all(x.untyped_storage()._cdata in storages for x in found):
+            return out
+        views = tuple(self.view(x, depends) if isinstance(x, Tensor) else None for x in results)
+        call = Call(func.name(), recorded_args, recorded_kwargs, views, self.where())
+        if depends:
+            for slot in call.written:
+                self._depends[slot] |= depends
+            if call.has_size_of_values:
+                size = [list(x.shape) for x in found]
+                self.recording.escapes.append(
+                    Escape(len(self.recording.calls), self.where(), "the size", depends, False, None, size)
+                )
+        self.recording.calls.append(call)
+        if call.has_size_of_values and not depends:  # which Python may look at
+            masks = [view for view in call.inputs if view.dtype is torch.bool]
+            at = len(self.recording.calls)
+            self.recording.constants_read += [(at, view) for view in masks or call.outputs]
+        return out
+
+    def _drawn(self, out: Any) -> None:
+        """Random numbers are constants, if they are the same in each recording."""
+        for x in leaves(out):
+            if isinstance(x, Tensor):
+                self._slots.pop(x.untyped_storage()._cdata, None)
+                self.view(x)
+
+    def _argument(self, x: Any) -> Any:
+        return self.view(x) if isinstance(x, Tensor) else x
+
+    def _keep_leaves(self, tensors: list[Tensor]) -> None:
+        """Keeps a copy of what leaves hold before a call may write into them."""
+        for x in tensors:
+            leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
+            if leaf is not None and leaf.before is None:
+                leaf.before = flat(leaf.held).clone()
+
+    def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
+        if self._reading == CHECK:
+            return
+        if not depends:
+            self.recording.constants_read += [
+                (len(self.recording.calls), x) for x in leaves(args) if isinstance(x, View)
+            ]
+            return
+        is_branch = is_yes_or_no if not self._reading else self._reading == "if"
+        what = "a branch" if is_branch else (self._reading or "item()")
+        value = bool(value) if is_branch else value
+        call = Call(func.name(), args, {}, (None,), self.where())
+        self.recording.escapes.append(
+            Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)
+        )
+
+    def __reduce__(self) -> tuple:
+        """What it refers to can't be copied or pickled: a copy of what holds it has None in its place."""
+        return NoneType, ()
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        before, self._reading = self._reading, what
+        try:
+            yield
+        finally:
+            self._reading = before
+
+    def check_autocast(self, x: object) -> None:
+        """x: the first argument of a call from Python; below it, autocast does not show any more."""
+        if self.allows_autocast or not isinstance(x, Tensor) or x.dtype != torch.float32:
+            return
+        if torch.is_autocast_enabled(x.device.type):
+            raise Unsupported(
+                f"{self.where()}: autocast within forward, whose rounding is not followed: convert the model itself, "
+                "as by model.to(torch.bfloat16), or leave autocast to those who call it"
+            )
+
+    def read_past_torch(self, tensor: Tensor, name: str) -> None:
+        if self.depends_on(tensor) or name != "data_ptr":  # which says nothing of the values
+            self.read_unseen(tensor, f"{name}()")
+
+    def read_unseen(self, tensor: Tensor, what: str) -> None:
+        """Python may have read any of the elements."""
+        at, depends = len(self.recording.calls), self.depends_on(tensor)
+        if depends:
+            self.recording.escapes.append(Escape(at, self.where(), what, depends, False, None))
+        else:
+            self.recording.constants_read.append((at, self.view(tensor)))
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    storage = x.untyped_storage()
+    return storage._cdata, storage.nbytes()
+
+
+class Reads(TorchFunctionMode):
+    """Sees which Python call reads a number off a tensor."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self._recorder.check_autocast(args[0] if args else None)
+        if func in PAST_TORCH and isinstance(args[0], Tensor):
+            self._recorder.read_past_torch(args[0], PAST_TORCH[func])
+        if func in SHOWN and args[0].numel():
+            self._recorder.read_unseen(args[0], "the text")
+        if func is F.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
+            with self._recorder.reading(CHECK):
+                return func(*args, **(kwargs or {}))
+        if func in NUMBERS:
+            with self._recorder.reading(NUMBERS[func]):
+                return func(*args, **(kwargs or {}))
+        if func in BRANCHES:
+            with self._recorder.reading("if"):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Within the context, ``path`` holds the names of the modules whose forward is running."""
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # which takes no hooks
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,142 @@
+"""A recorded forward, run again on other examples: as the model computes, or with its features in float64."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import Recording
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, flat, leaves, map_leaves, needed, unread
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning
+from pixelcnn_fast.user_model.float64 import no_narrower_than
+
+
+class NotInFloat64(Unsupported):
+    """What was recorded can't be run in float64."""
+
+
+class Replay:
+    """Computes what a model was recorded to compute.
+
+    as_is: calls that are always made as they were recorded, since capture takes their results as they are: those that
+    do not depend on the image, and those on its levels that tables hold.
+    """
+
+    def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
+        """dtype: the model's own."""
+        self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
+        self._calls = needed(recording.calls, [self._result.slot])
+        self._unread = unread(self._calls, [self._result.slot])
+        self._constants = self._without_image() & self._as_is
+        self._replaced = no_narrower_than(dtype)
+        self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, given: Conditioning) -> Tensor:
+        """images: [n, C, H, W] as the model takes them -> what the model returns."""
+        memory = self._memory(images, given)
+        for call, gone in zip(self._calls, self._unread, strict=True):
+            memory.run(call)
+            memory.forget(gone)
+        return memory.tensor(self._result)
+
+    @torch.no_grad()
+    def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
+        """As a call, but what is not made as it was recorded is computed in float64 where it was in the model's dtype,
+        or in a wider one.
+
+        Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
+        """
+        own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
+        recorded = self._recording.memory(EXAMPLE_BATCH, lambda x: x)
+        as_is = [call for call in self._calls if call in self._as_is]
+        self._check_one_dtype([call for call in self._calls if call not in self._as_is])
+        read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
+        for call, gone in zip(self._calls, self._unread, strict=True):
+            if call in read_by_these:
+                own.run(call)
+            if call in self._constants:
+                recorded.run(call)
+            if call in self._as_is:
+                for view in (*call.outputs, *call.inputs):
+                    if view.slot in call.written:
+                        found = repeated(recorded, view, len(images)) if call in self._constants else None
+                        self._write(exact, self._exact(view), own.tensor(view) if found is None else found)
+            else:
+                self._run(exact, call)
+            for memory in (own, exact, recorded):
+                memory.forget(gone)
+        return exact.tensor(self._exact(self._result))
+
+    def _without_image(self) -> set[Call]:
+        """The calls that depend on neither images nor what is given besides."""
+        varying = {view.slot for view in (self._recording.images, *self._recording.given) if view is not None}
+        calls = set()
+        for call in self._calls:
+            if varying.isdisjoint(view.slot for view in call.inputs) and varying.isdisjoint(call.written):
+                calls.add(call)
+            else:
+                varying |= call.written
+        return calls
+
+    def _memory(self, images: Tensor, given: Conditioning, in_float64: bool = False) -> Memory:
+        """The storages before the first call."""
+        memory = self._recording.memory(len(images), self._double if in_float64 else lambda x: x)
+        for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
+            if view is not None and x is not None:
+                seen = self._exact(view) if in_float64 else view
+                memory.put(seen, x.to(view.dtype).to(seen.dtype, copy=True))
+        return memory
+
+    def _double(self, leaf: Tensor) -> Tensor:
+        if id(leaf) not in self._doubles:
+            self._doubles[id(leaf)] = flat(leaf).to(self._exact(leaf.dtype))
+        return self._doubles[id(leaf)]
+
+    def _exact(self, x: Any) -> Any:
+        if isinstance(x, View):
+            return replace(x, dtype=self._exact(x.dtype))
+        return torch.float64 if isinstance(x, torch.dtype) and x in self._replaced else x
+
+    def _run(self, memory: Memory, call: Call) -> None:
+        args, kwargs, results = map_leaves(self._exact, (call.args, call.kwargs, call.results))
+        try:
+            memory.run(replace(call, args=args, kwargs=kwargs, results=results))
+        except Exception as error:
+            raise NotInFloat64(f"{call.where}: {call.name} can't be run in float64: {error}") from error
+
+    def _write(self, memory: Memory, view: View, x: Tensor) -> None:
+        if view.slot not in memory:
+            memory.put(view, x.to(view.dtype, copy=True))
+        elif memory[view.slot].dtype == view.dtype:
+            memory.tensor(view).copy_(x)
+        else:
+            raise NotInFloat64(f"bits are written as {view.dtype}")
+
+    def _check_one_dtype(self, calls: Sequence[Call]) -> None:
+        dtypes = defaultdict(set)
+        for call in calls:
+            for view in leaves((call.args, call.kwargs, call.results)):
+                if isinstance(view, View):
+                    dtypes[view.slot].add(view.dtype)
+                    if len(dtypes[view.slot]) > 1:
+                        raise NotInFloat64(f"{call.where}: {call.name}: it reads bits as {view.dtype}")
+
+
+def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
+    """A constant, which is the same for all images, for n of them, from what it is in another batch; None if its axes
+    do not tell. PyTorch may round it otherwise if it is computed for n, and the program has what was recorded."""
+    axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+    if not axes:
+        return memory.tensor(view)
+    size = view.size[axes[0]]
+    if len(axes) > 1 or not isinstance(size, BatchSize) or size.plus:
+        return None
+    of_one = memory.tensor(view).narrow(axes[0], 0, size.times)
+    return of_one.repeat([n if axis == axes[0] else 1 for axis in range(of_one.dim())])

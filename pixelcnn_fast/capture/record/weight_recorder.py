@@ -1,0 +1,130 @@
+"""Records the calls that make a program's weights of the model's parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import Leaf, Recorder, Recording
+from pixelcnn_fast.program.calls import Call, Memory, View, flat, leaves, needed
+from pixelcnn_fast.program.zeros import asking
+
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """Something that was decided by weights: with others that decide it otherwise, the program would be another one.
+
+    read: the view that decided it, or the call that read it as a number; value: what that was; at: how many calls came
+    before; is_for_more: whether only truth values that are true now and were not would make another program.
+    """
+
+    read: View | Call
+    value: Any
+    at: int
+    is_for_more: bool = False
+
+    @property
+    def views(self) -> Sequence[View]:
+        return [self.read] if isinstance(self.read, View) else self.read.inputs
+
+    @property
+    def slots(self) -> set[int]:
+        return {view.slot for view in self.views}
+
+    def holds(self, memory: Memory) -> bool:
+        """Whether it would be decided alike. memory: what the calls before have made."""
+        if isinstance(self.read, View):
+            found = memory.tensor(self.read)
+            return torch.equal(found & self.value if self.is_for_more else self.value, found)
+        return bool(memory.result(self.read) == self.value)
+
+
+class WeightRecorder(Recorder):
+    """Within it, calls on weights are recorded: capture's own, and those of the passes.
+
+    What is decided by weights, such as which taps are dropped because they are zero, is a guard: weights may be
+    evaluated again only as long as all guards hold.
+    """
+
+    def __init__(self, model: Recording | None = None) -> None:
+        """model: a forward; the storages of parameters and buffers that it has read are registered."""
+        super().__init__(1)
+        self._guards: list[Guard] = []
+        self._read: list[Guard] = []  # of numbers that the model's own code has read
+        self._is_for_python = False
+        self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
+        for leaf in () if model is None else model.leaves.values():
+            if leaf.parameters:
+                self.leaf(leaf)
+
+    def __enter__(self) -> Any:
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._no_grad.__exit__(*error)
+
+    def leaf(self, leaf: Leaf) -> None:
+        """Registers a storage that holds parameters or buffers."""
+        view = self.input(flat(leaf.tensor.detach()), WEIGHTS)
+        self.recording.leaves[view.slot].parameters = leaf.parameters
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
+            return func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        for x in () if self._is_for_python else leaves(out):
+            if isinstance(x, Tensor) and not x.is_floating_point() and self.depends_on(x):
+                view = self.view(x)
+                self._guards.append(Guard(view, x.clone(), len(self.recording.calls), asking.is_for_more))
+                self._depends[view.slot] = frozenset()
+        return out
+
+    def _reads_weights(self, args: Iterable[Any]) -> bool:
+        for x in args:
+            if isinstance(x, Tensor):
+                if self.depends_on(x):
+                    return True
+            elif isinstance(x, (list, tuple)) and self._reads_weights(x):
+                return True
+        return False
+
+    def made_of(self, tensor: Tensor) -> set[str]:
+        """The parameters and buffers, by name, that a tensor was computed from."""
+        if not self.depends_on(tensor):
+            return set()
+        slot = self.view(tensor).slot
+        slots = {slot}.union(*(call.read for call in needed(self.recording.calls, [slot])))
+        leaves = (self.recording.leaves[slot] for slot in slots & self.recording.leaves.keys())
+        return {name for leaf in leaves for name, _ in leaf.parameters}
+
+    @contextmanager
+    def for_python(self) -> Iterator[None]:
+        """Within the context, what is computed, also of integers, only counts if it is guarded below."""
+        self._is_for_python = True
+        try:
+            yield
+        finally:
+            self._is_for_python = False
+
+    def guard(self, tensor: Tensor) -> None:
+        """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
+        if self.depends_on(tensor):
+            with self.for_python():
+                kept = tensor.clone()
+            self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
+
+    def guards(self, does_the_same: bool = False) -> list[Guard]:
+        """What weights must decide alike, or a new program is needed. does_the_same: whether it is known that the
+        model does the same, whatever numbers it reads."""
+        numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
+        return [*self._guards, *numbers, *(() if does_the_same else self._read)]

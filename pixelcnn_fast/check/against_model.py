@@ -1,0 +1,205 @@
+"""Compares a program with the model that it was captured from, distribution by distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import module_paths
+from pixelcnn_fast.capture.record.replay import NotInFloat64, Replay
+from pixelcnn_fast.check.tolerance import (
+    EXACT,
+    HOT,
+    IMPRECISE,
+    UNDEFINED,
+    UNSEEN,
+    WRONG,
+    check_error,
+    check_finite,
+    rounding_unit,
+    slack,
+)
+from pixelcnn_fast.passes.precision import in_dtype
+from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.program import Program, condition_operands
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
+
+Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and what the model takes besides images
+
+
+class Expected(NamedTuple):
+    """What a program is compared with, on images and conditions other than those that it was captured with; of two
+    large images, on the random one alone: whatever the values, a program does the same.
+
+    by_model: for each example, the model's parameters [N, D, H, W, P]; exact: what was recorded gives in float64, or
+    None if it can't be run there.
+    """
+
+    examples: Examples
+    by_model: Sequence[Tensor]
+    exact: Sequence[Tensor] | None
+
+
+def expectations(model: WrappedModel, replay: Replay) -> Expected:
+    """Runs the model, and what was recorded, on other examples.
+
+    Raises CaptureMismatch if these differ, NonFiniteLogits if the model's logits are not finite.
+    """
+    examples = model.examples_to_check()
+    with module_paths(model.module, []):  # its hooks were there when it was recorded, and it may look at them
+        by_model = list(by_module(model, examples))
+    if model.dtype == torch.float64:
+        return Expected(examples, by_model, by_model)
+
+    @cache
+    def exact(at: int) -> Tensor:
+        return model.replayed(*examples[at], replay.in_float64).cpu()
+
+    as_is = [model.replayed(values, given, replay).cpu() for values, given in examples]
+    check_recorded(as_is, by_model, exact, model)
+    first = 0 if len(examples) > 2 else 1
+    try:
+        in_float64 = [exact(at) for at in range(first, len(examples))]
+    except NotInFloat64:
+        in_float64 = None
+    return Expected(examples[first:], by_model[first:], in_float64)
+
+
+def check_recorded(
+    as_is: Sequence[Tensor], by_model: Sequence[Tensor], exact: Callable[[int], Tensor], model: WrappedModel
+) -> None:
+    """Compares what was recorded with the model: the same calls in the same dtype. exact: an example's number -> what
+    was recorded gives in float64; may raise NotInFloat64.
+
+    The results are the same bit by bit, unless PyTorch takes sums in another order, as it does for single images: an
+    axis of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
+    """
+    for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
+        if torch.equal(found, expected):
+            continue
+        try:
+            yardstick = exact(at)
+        except NotInFloat64:
+            yardstick = found
+        error, own = (model.head.distance(found, other, model.shape[0]) for other in (expected, yardstick))
+        least, factor = 4 * rounding_unit(model) + slack(expected, model, 4), 64 if len(found) == 1 else 4
+        check_error(error, least + factor * own.max(), model, UNSEEN)
+        mean = least.mean() / 16 + factor / 2 * own.mean()
+        check_error(error.mean().expand_as(error), mean.expand_as(error), model, UNSEEN)
+
+
+def check_program(
+    program: Program, conditions: ConditionProgram, model: WrappedModel, expected: Expected
+) -> None:
+    """Compares a program with what was recorded, and once it is cast, with the model: distribution by distribution.
+
+    Raises CaptureMismatch if they differ.
+    """
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, expected.examples)
+    examples, by_model, exact = expected
+    if exact is not None:
+        check_exact(computed, model, exact)
+    if model.dtype != torch.float64:
+        cast = in_dtype(program, model.dtype)
+        if exact is None:
+            check_rounded(cast, conditions, model, computed, examples, by_model)
+        else:  # one example tells how much it rounds
+            check_rounded(
+                cast, conditions, model, computed[-1:], examples[-1:], by_model[-1:], 8, is_exact=True
+            )
+
+
+@torch.inference_mode()
+def on_examples(program: Program, conditions: ConditionProgram, examples: Examples) -> list[Tensor]:
+    """What plain PyTorch makes of the program in its dtype: for each example, parameters [N, D, H, W, P]."""
+    wanted = condition_operands(program.instructions)
+    found = [conditions(wanted, given, len(values)) for values, given in examples]
+    condition = {
+        operand: torch.cat([operands[operand] for operands in found]).to(program.device, program.dtype)
+        for operand in wanted
+    }
+    levels = torch.cat([values for values, _ in examples]).to(program.device)
+    together = evaluate(program, levels, condition.__getitem__).cpu()
+    return list(together.split([len(values) for values, _ in examples]))
+
+
+def on_cpu(program: Program) -> Program:
+    """The program where float64 is known to exist."""
+    return replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
+
+
+def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
+    """Compares a program with what was recorded, in float64. computed: by the program, ``on_examples``.
+
+    Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
+    ones that are not masks. Logits are compared at a high temperature, too: a level that is all but certain hides much.
+    """
+    # Logits that are read off probabilities are rounded near 1.
+    gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
+    temperatures = (1, HOT) if gives_logits else (1,)
+    why = UNSEEN if model.dtype == torch.float64 else WRONG
+    for found, expected in zip(computed, exact, strict=True):
+        for temperature in temperatures:
+            one, other = found / temperature, expected / temperature
+            error = model.head.distance(one, other, model.shape[0])
+            if not bool((error <= EXACT).all()):
+                moved = slack(other, model, 1000, torch.finfo(torch.float64).eps)
+                check_error(error, EXACT + moved, model, UNDEFINED if bool(error.isnan().any()) else why)
+
+
+def compare(
+    program: Program, conditions: ConditionProgram, model: WrappedModel, examples: Examples, factor: float = 2
+) -> None:
+    """Compares a program with a model, without what was recorded. Raises CaptureMismatch if they differ, and what
+    ``by_module`` does."""
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
+    by_model = list(by_module(model, examples))
+    if model.dtype == torch.float64:
+        check_exact(computed, model, by_model)
+    else:
+        check_rounded(program, conditions, model, computed, examples, by_model, factor)
+
+
+def check_rounded(
+    program: Program,
+    conditions: ConditionProgram,
+    model: WrappedModel,
+    computed: Sequence[Tensor],
+    examples: Examples,
+    by_model: Iterable[Tensor],
+    factor: float = 2,
+    is_exact: bool = False,
+) -> None:
+    """Compares a program with a model in a dtype in which both round. computed: by the program in float64,
+    ``on_examples``, the yardstick; is_exact: whether that is known to be right.
+
+    The program's error may be at most twice (``factor``) that of plain PyTorch, which is the model's. The other way
+    around, unless the yardstick is right, the model's may be at most four times (or ``factor``) the program's, which
+    passes through fewer roundings: a wrong program, which makes a wrong yardstick, is no further from that than its own
+    rounding, but the model is. Both are allowed a few roundings of the parameters. That holds for the largest error and
+    for the mean: a model that rounding changes much at a few pixels would hide a program that is wrong at all of them.
+    """
+    head, channels = model.head, model.shape[0]
+    plain = on_examples(program, conditions, examples)
+    for exact, rounded, expected in zip(computed, plain, by_model, strict=True):
+        own, theirs = (head.distance(x, exact, channels) for x in (rounded, expected))
+        least = 4 * rounding_unit(model) + slack(expected, model, 4)
+        if not is_exact:
+            check_error(theirs, least + max(4, factor) * own.max(), model, UNSEEN)
+        check_error(own, least + factor * theirs.max(), model, IMPRECISE)
+        mean = least.mean() + factor * theirs.mean()
+        check_error(own.mean().expand_as(own), mean.expand_as(own), model, IMPRECISE)
+
+
+def by_module(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
+    """For each example, the parameters that the model gives. Raises NonFiniteLogits if they are not finite."""
+    for values, given in examples:
+        parameters = model.parameters(values, given)
+        check_finite(parameters, model.head)
+        yield parameters.cpu()

@@ -1,0 +1,212 @@
+"""What a model's forward does, as it was recorded, and whether another module does the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.record.forward import Forward, shared
+from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Leaf, Recording
+from pixelcnn_fast.capture.record.transcript import are_alike
+from pixelcnn_fast.errors import PixelCNNFastError
+from pixelcnn_fast.program.conditions import Conditioning
+from pixelcnn_fast.user_model.conditioning import takes_label, with_label
+from pixelcnn_fast.user_model.contents import Contents
+from pixelcnn_fast.user_model.private_copy import eagerly
+from pixelcnn_fast.user_model.random_state import random_state_kept
+from pixelcnn_fast.user_model.tensors import are_equal, duplicate
+from pixelcnn_fast.user_model.wrapped_model import MOST_DIFFERENT, WrappedModel
+
+MOST_LABELS = 64  # for all of which two models are compared, if Python reads numbers off them
+
+
+class Behaviour:
+    """What a model's forward does.
+
+    recording: of its first forward, or None if it can't be recorded; outside: tensors that it reads and the model does
+    not hold, which copies of the model share; is_captured: whether it was made a program of, which does for all images
+    what it does for one.
+    """
+
+    def __init__(
+        self,
+        model: WrappedModel,
+        recording: Recording | None = None,
+        outside: Sequence[Tensor] = (),
+        is_captured: bool = False,
+    ) -> None:
+        self._model, self.recording, self.is_captured = model, recording, is_captured
+        self.outside = [*outside, *(() if recording is None else _hidden(model, recording))]
+
+    @classmethod
+    def recorded(cls, model: WrappedModel) -> Behaviour:
+        """Of a model that is not captured: one forward is recorded, if that goes."""
+        found = cls(model)
+        with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
+            one, two = (found._forward(found._another()).recording for _ in range(2))
+            if not are_alike(one, two):
+                return found
+            found = cls(model, one, shared(one, two))
+            model.reads_images = IMAGE in found._read
+        if LABELS in found._read and model.can_try:
+            model.labels.explore(partial(takes_label, model))
+        return found
+
+    def of(self, model: WrappedModel) -> Behaviour:
+        """The same of a model with other weights."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
+    @property
+    def may_do_more(self) -> bool:
+        """Whether the forward may do something else for other examples than the one that was recorded."""
+        return bool(self._read)
+
+    @property
+    def _read(self) -> frozenset[str]:
+        """What the numbers depend on by which Python may have decided. A program does for all images what is done for
+        one, whatever they were."""
+        escapes = () if self.recording is None else self.recording.escapes
+        taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
+        return frozenset[str]().union(*taken)
+
+    def read(self, by_python: bool = False) -> dict[str, Leaf]:
+        """What the forward reads of the tensors that the model holds, by path; by_python: also as numbers."""
+        recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
+        leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
+        return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
+
+    # -- for other examples
+
+    @property
+    def decisive_others(self) -> list[Recording] | None:
+        """As ``recorded_others``; none for a program, which does the same for all examples, or they are refused."""
+        return [] if self.is_captured else self.recorded_others
+
+    @cached_property
+    def recorded_others(self) -> list[Recording] | None:
+        """What the forward does for other examples after the first one, if it may do more than for that; None if that
+        can't be tried."""
+        if not self._examples_that_matter:
+            return []
+        with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
+            self._forward(module := self._another())
+            return [self._forward(module, each).recording for each in self._examples_that_matter]
+        return None
+
+    @cached_property
+    def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
+        """For what may be done otherwise, as Python has read numbers."""
+        read, model = self._read, self._model
+        found = model.examples_to_check() if model.reads_images or CONDITION in read else []
+        if CONDITION in read:
+            found += [model.example(seed, n=1) for seed in range(MOST_DIFFERENT)]
+        if LABELS in read:
+            labels = range(model.labels.accepted)
+            spread = labels[:: -(-len(labels) // MOST_LABELS)]
+            found += [with_label(model, label) for label in sorted({*spread, labels[-1]})]
+        return found
+
+    # -- of a module that has run before
+
+    @cached_property
+    def _recorded_again(self) -> Recording | None:
+        """As ``recording``, of a module that has run before, and has kept what it made then; None if it made that of
+        weights, which may be others while it stays."""
+        module, other = self._another(), self._another()
+        shared = {
+            id(x) for x in Contents(module).tensors.values()
+        }  # such as the user's own, that a function holds
+        with torch.no_grad():
+            for x in Contents(other).tensors.values():
+                if x.is_floating_point() and id(x) not in shared:
+                    x.mul_(1.5).add_(0.1)
+        had = Contents(module).tensors
+        for each in (module, other):
+            self._forward(each)
+        again, kept = self._forward(module).recording, Contents(other).tensors
+        for leaf in again.read().values():
+            for name in {name for name, _ in leaf.parameters} - had.keys():
+                if name not in kept or not are_equal(kept[name], leaf.tensor):
+                    return None
+        return again
+
+    def usual(self) -> Recording | None:
+        """What a module does that has perhaps run before, if it keeps anything then; so it does not matter whether the
+        user's has."""
+        if self.recording is None or self._model.held.is_uncopyable:
+            return self.recording
+        module = self._another()
+        had = Contents(module).tensors.keys()
+        with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
+            self._forward(module)
+            if Contents(module).tensors.keys() != had:
+                return self._recorded_again or self.recording
+        return self.recording
+
+    # -- of another module
+
+    def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
+        """Whether another module, in eval mode, makes the calls that were recorded, with its own tensors; if none were,
+        whether it gives the same for an example. weights: the paths of those that may be others; has_values: whether
+        all but its tensors is known to be the same."""
+        try:
+            with random_state_kept(self._model.device):
+                if self.recording is None:
+                    return self._gives_the_same(module, *self._model.example())
+                now = self._forward(module).recording
+                if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
+                    return False
+                if has_values and not self._model.branches:
+                    return True
+                if (others := self.recorded_others) is None:
+                    return False
+                present = (self._forward(module, each).recording for each in self._examples_that_matter)
+                return all(are_alike(one, two, weights) for one, two in zip(others, present, strict=True))
+        except (PixelCNNFastError, RuntimeError):
+            return False
+
+    def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
+        """Whether a module that has run before does what this one would do then. What its copies share with it, such as
+        what a function holds, must be what it was."""
+        assert self.recording is not None
+        if self._model.held.is_uncopyable:
+            return False
+        if not are_alike(self.recording, self._forward(self._another()).recording):
+            return False
+        return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
+
+    def _gives_the_same(self, module: nn.Module, values: Tensor, given: Conditioning) -> bool:
+        """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""
+        if self._model.held.is_uncopyable:
+            return False
+        one, other = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
+        with eagerly:
+            return torch.equal(one.parameters(values, given), other.parameters(values, given))
+
+    def _another(self) -> nn.Module:
+        """Another copy of the module, which has never run, if it can be copied."""
+        held = self._model.held
+        return held.module if held.is_uncopyable else duplicate(held.untouched)
+
+    def _forward(self, module: nn.Module, example: tuple[Tensor, Conditioning] | None = None) -> Forward:
+        model = self._model
+        values, given = example or model.example()
+        with eagerly:
+            encoded, given = model.encode(values), given.in_dtype(model.dtype)
+            return Forward(
+                module, encoded, given, model.head, model.output, allows_autocast=not self.is_captured
+            )
+
+
+def _hidden(model: WrappedModel, recording: Recording) -> list[Tensor]:
+    """Those of the module's tensors that no path leads to and that the forward reads."""
+    unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
+    return [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]

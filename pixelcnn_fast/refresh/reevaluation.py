@@ -1,0 +1,126 @@
+"""Evaluates the weights of a program again, from other weights of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.record.recorder import Leaf, Recording
+from pixelcnn_fast.capture.record.weight_recorder import Guard, WeightRecorder
+from pixelcnn_fast.program.calls import Call, View, flat, needed
+from pixelcnn_fast.refresh.merging import Merged
+from pixelcnn_fast.refresh.plan import Plan, are_pure
+from pixelcnn_fast.refresh.zeros import Zeros, implied_by_zeros
+
+
+class Reevaluation:
+    """Computes the tensors that are in some views after the calls of a recording, from other weights.
+
+    Most guards say of some products of weights which are zero. That follows from the weights that are zero, so as long
+    as these are the same, such guards need not be looked at.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        wanted: Sequence[View],
+        guards: Sequence[Guard],
+        written: Mapping[str, View],
+    ) -> None:
+        """written: weights, by name, as they are after the model has written into them."""
+        self._leaves, self._written = recording.leaves, list(written)
+        wanted = [*wanted, *written.values()]
+        read = [*wanted, *(view for guard in guards for view in guard.views)]
+        self._calls: Sequence[Call] = needed(recording.calls, {view.slot for view in read})
+        self._are_pure = are_pure(self._calls, self._leaves)
+        if self._are_pure:
+            merged = Merged(self._calls, read)
+            wanted, guards = [merged.view(view) for view in wanted], [merged.guard(guard) for guard in guards]
+            self._calls = merged.calls
+        else:
+            self._calls = recording.calls  # a guard says after how many of them
+        self._wanted, self._guards = wanted, guards
+        self._all = self._plan(guards)
+        self._shorter: tuple[Plan, Zeros] | None = None
+        self._held: Mapping[int, Tensor] | None = None  # the last leaves with which all guards were looked at
+
+    @classmethod
+    def of(
+        cls, tensors: Sequence[Tensor], recorded: WeightRecorder, does_the_same: bool = False
+    ) -> Reevaluation:
+        """What evaluates these tensors, which were made within the context of ``recorded``. does_the_same: whether it
+        is known that the model does the same with the other weights, whatever numbers it reads."""
+        wanted = [recorded.view(x) for x in tensors]
+        written = {name: recorded.view(x) for name, x in recorded.written.items()}
+        return cls(recorded.recording, wanted, recorded.guards(does_the_same), written)
+
+    def _plan(self, guards: Sequence[Guard]) -> Plan:
+        return Plan(self._leaves, self._calls, self._wanted, guards)
+
+    @torch.no_grad()
+    def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
+        """weights: by name; those into which the model writes are put there then -> the wanted tensors, or None if a
+        guard does not hold. What does not depend on weights stays as it is. Each weight is asked for when it is about
+        to be read."""
+        found = self._evaluated(weights)
+        if found is None:
+            return None
+        constants = len(found) - len(self._written)
+        weights.update(zip(self._written, found[constants:], strict=True))
+        return found[:constants]
+
+    def _evaluated(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
+        def filled(slot: int) -> Tensor | None:
+            try:
+                return self._filled(self._leaves[slot], weights)
+            except RuntimeError:
+                return None
+
+        held, self._held = self._held, None
+        if held is not None:  # not earlier, so that the first time takes less
+            self._shorten(held)
+        if self._shorter is not None:
+            plan, zeros = self._shorter
+            leaf = zeros.checked(filled)
+            if all(leaf(slot) is not None for slot in zeros.slots - plan.leaves):
+                if (found := plan(leaf)) is not None:
+                    return found
+        found = self._all(filled)
+        if found is not None and self._are_pure:
+            leaves = {slot: filled(slot) for slot in self._leaves}
+            self._held = {slot: x for slot, x in leaves.items() if x is not None}
+        return found
+
+    def _shorten(self, leaves: Mapping[int, Tensor]) -> None:
+        implied = implied_by_zeros(self._calls, leaves, self._guards)
+        behind = needed(self._calls, {slot for guard in implied for slot in guard.slots})
+        read = {
+            slot for call in behind for slot in call.read if slot in leaves and self._leaves[slot].parameters
+        }
+        rest = [guard for guard in self._guards if guard not in implied]
+        self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
+
+    def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
+        """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one.
+
+        Raises RuntimeError if they do not fit into it, as where one number was expanded.
+        """
+        held = leaf.tensor
+        if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
+            ((name, view),) = leaf.parameters
+            weight, layout = weights[name], (*view.at(1), held.numel(), held.dtype, held.device)
+            own = weight.shape, weight.stride(), weight.storage_offset(), weight.numel()
+            if (*own, weight.dtype, weight.device) == layout and layout[2] == 0:
+                return weight
+        if leaf.parameters or not self._are_pure:
+            held = flat(held).clone()
+        for name, view in leaf.parameters:
+            held.as_strided(*view.at(1)).copy_(weights[name])
+        return _seen(leaf, held)
+
+
+def _seen(leaf: Leaf, held: Tensor) -> Tensor:
+    """The storage of a leaf as its parameter, if it has only one."""
+    return held.as_strided(*leaf.parameters[0][1].at(1)) if len(leaf.parameters) == 1 else held

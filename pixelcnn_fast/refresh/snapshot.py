@@ -1,0 +1,285 @@
+"""A model as a sampler took it, and what about it has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from pixelcnn_fast.refresh.behaviour import Behaviour
+from pixelcnn_fast.telling import tell
+from pixelcnn_fast.user_model.contents import Contents, are_same, unwrapped
+from pixelcnn_fast.user_model.private_copy import copy_or_why_not, drifting, in_eval_mode
+from pixelcnn_fast.user_model.tensors import are_as_good_as_equal, are_equal, overlapping
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
+
+
+def held_by(model: WrappedModel) -> tuple[Contents, dict[str, Tensor]]:
+    """-> (what a model's module holds, its tensors by path). Those that others may write into are copies."""
+    with model.in_use():
+        held = Contents(model.module)
+        weights = {
+            path: x.detach().clone() if ":" in path or model.held.is_uncopyable else x.detach()
+            for path, x in held.tensors.items()
+        }
+    return held, weights
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was when it was taken.
+
+    weights: the tensors that the model has and its forward reads, by path; none once it was pickled; values: what else
+    it has, by path; outside: copies of the tensors that its forward reads and it does not have; overlaps: which of the
+    weights share memory, with what; sources: parameters that weights may be made of in eval mode.
+    """
+
+    model: WrappedModel
+    behaviour: Behaviour
+    weights: Mapping[str, Tensor]
+    values: Mapping[str, object]
+    outside: Sequence[Tensor] = ()
+    overlaps: Sequence[tuple[str, str]] = ()
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def taken(
+        cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
+    ) -> Snapshot:
+        """held, weights: what ``held_by`` gave before the model was run."""
+        if model.held.is_uncopyable:
+            with model.in_use():
+                _ = behaviour.recorded_others  # while it is what it was
+        outside = [*behaviour.outside]
+        if behaviour.recording is not None:
+            read = behaviour.read(by_python=True)
+            is_known = behaviour.decisive_others is not None
+            weights = {
+                path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
+            }
+            # What its first call has kept, if it can't be copied, it did not have before.
+            outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
+        if not model.held.is_uncopyable:
+            behaviour.outside = outside
+        if behaviour.outside:
+            each = ", ".join(
+                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in behaviour.outside[:4]
+            )
+            tell(
+                f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
+                "and the warning of changes see whether that is written into, and not whether it is replaced. Make it "
+                "a buffer, by register_buffer, or an attribute of the model"
+            )
+        overlaps = _between(model, model.overlaps, weights)
+        sources = _parameters(held, weights) if model.drifting else {}
+        if model.held.is_uncopyable:  # it gets weights of its own
+            model = model.with_weights(weights)
+        return cls(
+            model,
+            behaviour.of(model),
+            weights,
+            held.values,
+            [x.detach().clone() for x in outside],
+            overlaps,
+            sources,
+        )
+
+    def without_tensors(self) -> Snapshot:
+        """The same for a pickle: it can't be compared with a model any more."""
+        return Snapshot(self.model, Behaviour(self.model), {}, {})
+
+    def is_still(self, module: nn.Module) -> bool:
+        """Whether a model is what it was when it was taken: what it holds, or else what it does."""
+        now = _Present(self, module)
+        held = now.held
+        return (
+            self.weights.keys() <= held.tensors.keys()
+            and self.overlaps_alike(held)
+            and self._surroundings_are_alike
+            and (different := self._different(held.tensors)) <= self._read_as_numbers
+            and (
+                (now.has_values and not different and held.tensors.keys() <= self.model.paths)
+                or now.does_the_same() is not None
+            )
+        )
+
+    def overlaps_alike(self, now: Contents) -> bool:
+        """Whether the same tensors share memory as before, but for those that are gone."""
+        there = [pair for pair in self.overlaps if now.tensors.keys() >= {*pair}]
+        return _between(self.model, overlapping(now.tensors), self.weights) == there
+
+    @property
+    def _surroundings_are_alike(self) -> bool:
+        """Whether the tensors that the forward reads and the model does not hold are what they were."""
+        return all(map(are_equal, self.behaviour.outside, self.outside))
+
+    def _different(self, present: Mapping[str, Tensor]) -> set[str]:
+        """Which weights are others now. Those that were merged and taken apart may be rounded, if what they are made of
+        is the same."""
+        found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
+        if not found or not self.sources:
+            return found
+        made_of = ((path, x) for path, x in self.sources.items() if path not in self.model.drifting)
+        if not all(path in present and are_equal(present[path], x) for path, x in made_of):
+            return found
+        return {
+            path
+            for path in found
+            if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
+        }
+
+    @cached_property
+    def _read_as_numbers(self) -> set[str]:
+        """The weights that the forward reads as nothing else."""
+        return set() if self.behaviour.recording is None else self.weights.keys() - self.behaviour.read().keys()
+
+    def follow(self, module: nn.Module, is_captured: bool) -> Followed | str:
+        """What gives the present weights of a model, or why only a new sampler can have them. is_captured: whether its
+        program sees to it that numbers of weights which Python has read are the same, and tensors in one memory."""
+        if not self.values:
+            return "it is a copy, or comes out of a pickle"
+        if self.model.held.uncopyable not in (None, unwrapped(module)):
+            return "its model can't be copied"
+        now = _Present(self, module)
+        if now.is_copied and ".modes" not in self.model.told:
+            self.model.told.add(".modes")
+            tell(
+                f"parts of {type(unwrapped(module)).__name__} may set other weights in train() or eval(), so each "
+                "refresh() copies the model, which takes longer"
+            )
+        if (why := self._why_not_followed(now.held)) is not None:
+            return why
+        is_guarded = is_captured and not self.model.branches
+        is_guarded &= now.has_values and now.held.tensors.keys() <= self.model.paths
+        if not is_guarded and now.does_the_same(now.has_values) is None:
+            what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
+            return f"the model does something else now{what}"
+        tensors = now.held.tensors
+        if not is_captured and any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps):
+            return "weights of the model lie in the same memory"
+        return Followed(now, not is_captured or bool(self.model.branches))
+
+    def _why_not_followed(self, now: Contents) -> str | None:
+        """What can be seen before the weights are evaluated."""
+        missing = [path for path in self.weights if path not in now.tensors]
+        if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
+            return "the model's parameters and buffers have other names or shapes now"
+        if not self.overlaps_alike(now):
+            return "other weights of the model lie in the same memory now"
+        present = [(now.tensors[path], x) for path, x in self.weights.items()]
+        if any((x.dtype, x.device) != (y.dtype, y.device) for x, y in present):
+            return "the model has another dtype or device now"
+        if self.model.held.is_uncopyable and self.outside:
+            return "it can't be copied, and its first call may have kept something"
+        if not self._surroundings_are_alike:
+            return "a tensor that the model reads, and does not have, is another now"
+        return None
+
+
+class _Present:
+    """A module as it is now, beside the snapshot of it.
+
+    seen: the same in eval mode, in which one that can't be copied is already, else perhaps a copy; held: what that
+    holds; has_values: whether all but its tensors is what it was.
+    """
+
+    def __init__(self, before: Snapshot, module: nn.Module) -> None:
+        self.before, self._module = before, module
+        self._is_uncopyable = before.model.held.is_uncopyable
+        self.seen, self.held = (module, Contents(module)) if self._is_uncopyable else in_eval_mode(module)
+        self.has_values = are_same(self.held.values, before.values)
+        self.same: WrappedModel | None = None
+
+    @property
+    def is_copied(self) -> bool:
+        return self.seen is not self._module
+
+    def does_the_same(self, has_values: bool = False) -> WrappedModel | None:
+        """The model as it is now, if its forward does what it did. has_values: whether that may be taken for granted
+        of whatever follows from equal values."""
+        if self.same is None:
+            is_apart = self.is_copied or self._is_uncopyable
+            copied = self.seen if is_apart else copy_or_why_not(self._module, is_apart=False)
+            before = self.before
+            if not isinstance(copied, str) and before.behaviour.does_the_same(
+                copied, before.weights, has_values
+            ):
+                self.same = before.model.run_by(copied)
+        return self.same
+
+
+class Followed:
+    """A model whose present weights a sampler can take: by path, ``weights`` holds copies of them."""
+
+    def __init__(self, now: _Present, runs_module: bool) -> None:
+        """runs_module: whether what Python code does, besides a program, decides the images."""
+        self._now, self._runs_module = now, runs_module
+        self.weights = _Taken(now.held.tensors, now.before.weights)
+
+    def does_the_same(self) -> bool:
+        """Whether the forward does what it did, although a number of weights that Python read is another now."""
+        recording = self._now.before.behaviour.recording
+        if recording is None or not recording.constants_read:
+            return False
+        return self._now.does_the_same(self._now.has_values) is not None
+
+    def snapshot(self) -> Snapshot:
+        """The model as it is now."""
+        now, before = self._now, self._now.before
+        weights = {path: self.weights[path] for path in before.weights}
+        others: dict[str, Tensor] = {}
+        behaviour = before.behaviour
+        if behaviour.recording is None or behaviour.may_do_more:  # what else the forward reads is not known
+            others = {path: x.detach().clone() for path, x in now.held.tensors.items() if path not in weights}
+        is_another = not now.has_values and self._runs_module and not before.model.held.is_uncopyable
+        source = now.same if is_another and now.same is not None else before.model
+        model = source.with_weights({**weights, **others})
+        model.drifting = drifting(now.seen, now.held)
+        sources = _parameters(now.held, weights) if model.drifting else {}
+        return replace(
+            before,
+            model=model,
+            behaviour=behaviour.of(model),
+            weights=weights,
+            values=now.held.values,
+            sources=sources,
+        )
+
+
+def _between(
+    model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
+) -> list[tuple[str, str]]:
+    """Those in which a weight and a tensor that the model had from the start share memory."""
+    return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
+
+
+def _parameters(held: Contents, but: Container[str]) -> dict[str, Tensor]:
+    """Copies of those that are not among some, by path."""
+    found = {path: x for path, x in held.tensors.items() if isinstance(x, nn.Parameter) and path not in but}
+    return {path: x.detach().clone() for path, x in found.items()}
+
+
+def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str:
+    """What differs first between two modules' values, by path, and how much more does."""
+    paths = [path for path in {**before, **now} if now.get(path, now) != before.get(path, now)]
+    first = (paths or ["order"])[0].replace(":", ".").strip(".") or "type"
+    return f"its {first} is another" + (f", as is what is at {len(paths) - 1} more paths" if paths[1:] else "")
+
+
+class _Taken(dict[str, Tensor]):
+    """Copies of a model's tensors, each made when it is first asked for, and soon read, while it is in the caches."""
+
+    def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+        self._present, self._before = present, before
+
+    def __missing__(self, name: str) -> Tensor:
+        """What it was before, if that is the same, as for masks; else a copy. Raises RuntimeError if it is gone, as
+        what was computed in vain may be."""
+        if (x := self._present.get(name)) is None:
+            raise RuntimeError(f"{name} is gone")
+        before = self._before.get(name)
+        is_kept = before is not None and not x.requires_grad and are_equal(x, before)
+        self[name] = found = before if is_kept and before is not None else x.detach().clone()
+        return found

@@ -1,0 +1,124 @@
+"""Notices that a model has changed since a sampler was built from it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Sequence
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.user_model.contents import Contents, are_same
+from pixelcnn_fast.user_model.private_copy import changes_with_its_mode
+from pixelcnn_fast.user_model.tensors import is_in_memory, span
+
+LOOKED_AT = 1024  # elements of each tensor
+
+
+class Changes:
+    """Whether a model is what it was.
+
+    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them as they were. So a few
+    elements of each tensor are looked at, too; where only its memory or its version are others, all of them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Iterable[str],
+        known: Container[str],
+        outside: Iterable[Tensor],
+        is_still: Callable[[nn.Module], bool],
+    ) -> None:
+        """paths: of its tensors that matter; known: of those of which it is known whether they do; outside: others that
+        do; is_still: whether the model is what it is now, found out at length."""
+        now = Contents(model)
+        becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
+        self._paths, self._known = {*paths, *becoming}, known
+        self._outside, self._is_still = list(outside), is_still
+        self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
+        self._model = ref(model, lambda _: looks.clear())
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, if it is still there."""
+        return self._model()
+
+    def __bool__(self) -> bool:
+        """Whether there are any. A model that is gone does not change."""
+        if (model := self._model()) is None:
+            return False
+        now = Contents(model)
+        if any(look.tells_no_change(now, self._of(now)) for look in self._looks):
+            return False
+        look = _Look(now, self._of(now))  # before all is compared: another thread may be writing
+        if self._is_still(model):
+            self._looks[:] = [look]
+            return False
+        self._looks.clear()
+        return True
+
+    def _of(self, held: Contents) -> list[Tensor]:
+        """What a forward has made and kept may be read from then on."""
+        found = [x for path, x in held.tensors.items() if path in self._paths or path not in self._known]
+        return found + self._outside
+
+
+class _Look:
+    """Where each of a model's tensors is, its version, and some of its elements; and what else the model has.
+
+    Samplers look before each call, so views of these elements are kept. They keep the memory of what the model gives
+    up until the next call.
+    """
+
+    @torch.no_grad()
+    def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
+        self._values = held.values
+        views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        self._marks = []
+        for x in tensors:
+            self._marks.append(_mark(x))
+            if x.numel() and is_in_memory(x):
+                views[x.dtype, x.device] += _some_of(x)
+        self._views = list(views.values())
+        self._elements = _bits(self._views)
+
+    def tells_no_change(self, now: Contents, present: Sequence[Tensor]) -> bool:
+        if len(present) != len(self._marks) or not are_same(now.values, self._values):
+            return False
+        are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
+        return are_there and torch.equal(_bits(self._views), self._elements)
+
+
+def _mark(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
+
+
+def _some_of(x: Tensor) -> list[Tensor]:
+    """Views of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
+    x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
+    if x.is_complex():
+        x = torch.view_as_real(x.conj() if x.is_conj() else x)
+    step = x.numel() // LOOKED_AT | 1
+    chosen, first = range(0, x.numel(), step), int(x.storage_offset())
+    if span(x) == x.numel():
+        return [x.as_strided((len(chosen),), (step,), first)]
+    return [x.as_strided((1,), (1,), first + _place(x, i)) for i in chosen]  # it has gaps
+
+
+def _place(x: Tensor, i: int) -> int:
+    """Of element i, in a tensor's memory."""
+    place = 0
+    for size, stride in reversed([*zip(x.shape, x.stride(), strict=True)]):
+        i, along = divmod(i, size)
+        place += along * stride
+    return place
+
+
+@torch.no_grad()
+def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
+    """What views of several types hold, as bits, so that NaN equals itself."""
+    alike = [torch.cat([*each]).cpu() for each in views]
+    words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *words])

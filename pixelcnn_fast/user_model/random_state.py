@@ -1,0 +1,24 @@
+"""PyTorch's, Python's and NumPy's generators of random numbers, which are the user's."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Within the context, the generators may be used: afterwards they are as they were."""
+    is_cuda, numpy = device.type == "cuda", sys.modules.get("numpy")
+    of_python, of_numpy = random.getstate(), None if numpy is None else numpy.random.get_state()
+    with torch.random.fork_rng([device] if is_cuda else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            if numpy is not None:
+                numpy.random.set_state(of_numpy)

@@ -1,0 +1,358 @@
+"""The user's module, wrapped: it is run as the user runs it, and its output is read as parameters of distributions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.heads import Head, resolved
+from pixelcnn_fast.heads.output import Output, picked
+from pixelcnn_fast.image_forms import ImageForm, from_levels
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning
+from pixelcnn_fast.telling import tell
+from pixelcnn_fast.user_model.contents import Contents, described, unwrapped
+from pixelcnn_fast.user_model.differentiable_copy import standing_for, without_gradients
+from pixelcnn_fast.user_model.float64 import computing
+from pixelcnn_fast.user_model.held_module import HeldModule
+from pixelcnn_fast.user_model.labels import Labels
+from pixelcnn_fast.user_model.model_arguments import (
+    ModelArguments,
+    checked_shape,
+    dtype_and_device,
+    head_of,
+    integer_of,
+    is_integral,
+    takes_labels,
+)
+from pixelcnn_fast.user_model.private_copy import (
+    changes_with_its_mode,
+    drifting,
+    eagerly,
+    exclusively,
+    private_copy,
+)
+from pixelcnn_fast.user_model.tensors import overlapping, with_tensors
+
+# Labels or conditions that are tried, to see whether they matter and are as in the model.
+FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
+CHECKED_WORK = 10**10  # weights times pixels of all images with which more than the fewest are tried
+CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
+# What makes examples of conditions of real numbers; the first that a model takes is used.
+RANDOM_CONDITIONS = (torch.randn, torch.rand)
+
+
+class WrappedModel:
+    """``Sampler`` explains the arguments. ``module`` is a copy in eval mode: the user's own is not touched, unless it
+    can't be copied.
+
+    ``head`` has its layout once the model is captured.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, int, int],
+        *,
+        head: Head | None = None,
+        levels: int | None = None,
+        conditional: bool | None = None,
+        image_form: ImageForm = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
+        condition_dtype: torch.dtype | None = None,
+        output: Output = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the model is a {type(module).__name__}, expected a torch.nn.Module")
+        module = unwrapped(module)
+        self.image_form = image_form
+        self.shape = checked_shape(shape)
+        self.head = head_of(module, self.shape, head, levels, image_form)
+        self.levels = self.head.levels
+        if condition_shape is None and (channels := integer_of(module, "condition_channels")):
+            condition_shape = (channels, *self.shape[1:])
+        self.condition_shape = condition_shape
+        self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
+        self.labels = Labels(integer_of(module, "n_classes"))
+        self.dtype, self.device = dtype_and_device(module)
+        self.head = self.head.of_model_in(self.dtype)
+        self.condition_dtype = condition_dtype
+        if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
+            raise ValueError(
+                f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
+            )
+        self.codes: Labels | None = None  # of a condition of integers
+        self.random_condition = RANDOM_CONDITIONS[0]
+        memo: dict[int, Any] = {}
+        copied, held = private_copy(module, memo), Contents(module)
+        by_path = {id(x) for x in held.tensors.values()}
+        # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
+        self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in by_path]
+        seen = Contents(copied) if copied is not None and changes_with_its_mode(held) else held
+        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
+        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
+        self.drifting = drifting(copied, seen)
+        self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
+        self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
+        self.branches: tuple[
+            str, ...
+        ] = ()  # what its program takes for granted, as Python reads it off the image
+        self.reads_images = (
+            False  # whether Python reads numbers off the image; known once a forward was recorded
+        )
+        self.told = set[str]()  # what was said of it once, as of parameters that get no gradients, by path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hidden": []}
+
+    def copy_in_float64(self) -> WrappedModel | None:
+        """The same model in float64, or None if it is in float64 already or can't be converted."""
+        if self.dtype == torch.float64 or self.held.is_uncopyable:
+            return None
+        try:
+            own = Contents(self.module).tensors  # some may be in networks that are not registered
+            doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
+            module = with_tensors(self.module, doubles).double()
+        except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
+            return None
+        exact = self.run_by(module)
+        exact.dtype = torch.float64
+        return exact
+
+    @property
+    def module(self) -> nn.Module:
+        """What is run. Raises RuntimeError if it is not there, after pickling."""
+        return self.held.module
+
+    @property
+    def output(self) -> Output:
+        return self.held.output
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> WrappedModel:
+        """The same model with other weights, by name."""
+        other = copy.copy(self)
+        other.held = self.held.with_weights(weights)
+        return other
+
+    def run_by(self, module: nn.Module) -> WrappedModel:
+        """The same with another module, which is in eval mode."""
+        other = copy.copy(self)
+        other.held = HeldModule(module, self.output, self.held.is_uncopyable)
+        return other
+
+    def arguments(self) -> ModelArguments:
+        """What another module is wrapped with in the same way."""
+        return ModelArguments(
+            head=self.head,
+            conditional=self.conditional,
+            image_form=self.image_form,
+            condition_shape=self.condition_shape,
+            condition_dtype=self.condition_dtype,
+            output=self.output,
+        )
+
+    def example(
+        self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None
+    ) -> tuple[Tensor, Conditioning]:
+        """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
+
+        half: 0 or 1 for levels of the lower or the upper half alone; of a real number x, for x / 2 or (x + 1) / 2.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        values = self.head.examples((n, *self.shape), generator).to(self.device)
+        if half is not None:
+            values = (values + half) / 2 if self.levels is None else values // 2 + half * (self.levels // 2)
+        if self.levels is None:
+            values = values.to(self.dtype).to(values.dtype)  # as the model sees them
+        labels = self.labels.examples(seed, n, self.device) if self.conditional else None
+        return values, Conditioning(labels, self._example_condition(n, generator))
+
+    def _example_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
+        if self.condition_shape is None:
+            return None
+        if self.codes is None:
+            made = self.random_condition(n, *self.condition_shape, generator=generator)
+            return made.to(self.device, self._own_dtype)
+        codes = torch.randint(self.codes.accepted, (n, *self.condition_shape), generator=generator)
+        return codes.to(self.device, self.condition_dtype)
+
+    def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
+        """For labels and condition, if the model takes them: its name, and the same image with several of them."""
+        many = self._many_labels()
+        values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
+        first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
+        same = values[:1].expand_as(values)
+        if given.labels is not None:
+            yield "labels", same, first._replace(labels=given.labels)
+        if given.condition is not None:
+            yield "condition", same, first._replace(condition=given.condition)
+
+    def _many_labels(self) -> int:
+        """With how many labels, or conditions, an image is tried: fewer for a large model."""
+        weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
+        return max(
+            FEWEST_DIFFERENT, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2]))
+        )
+
+    def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
+        """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
+        every label if these are few and the model is small, and a bright one where images are small."""
+        pixels = self.shape[1] * self.shape[2]
+        n = max(1, min(63, CHECKED_PIXELS // pixels))
+        bright = [self.example(2, 4, half=1)] if n > 3 else []
+        if self.conditional:
+            n = max(n, min(self._many_labels(), self.labels.accepted))
+        if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
+            n = EXAMPLE_BATCH + 2 if self.conditional else 1
+        return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
+
+    def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
+        """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
+        from the second pixel, the second row or the middle on; and one of the highest level."""
+        if self.levels is not None and self.reads_images:
+            values, given = self.example(4)
+            values[1:] = values[:1]  # two of one image: its statistics are those of the batch
+            _, height, width = self.shape
+            for drawn in (0, 1, width, height * width // 2):
+                pixels = torch.arange(height * width, device=values.device).view(height, width)
+                yield values.where(pixels < drawn, 0), given
+            yield torch.full_like(values, self.levels - 1), given
+
+    @torch.no_grad()
+    def parameters(self, values: Tensor, given: Conditioning) -> Tensor:
+        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
+        with computing(self.dtype, self._own_dtype):
+            output = picked(self.run(values, given), self.output)
+            head = resolved(self.head, output, (len(values), *self.shape))
+            return head.arranged(output, self.shape[0])
+
+    def log_probability(
+        self,
+        values: Tensor,
+        given: Conditioning,
+        live: nn.Module | None = None,
+        read: Callable[[], Container[str]] = tuple,
+    ) -> Tensor:
+        """ln p of images, [n, C, H, W] -> [n], under a module of the user's, through whose tensors gradients go; by
+        default under its own. read: gives the paths of the tensors that the forward reads."""
+        with (
+            self.in_use(),
+            eagerly,
+            computing(self.dtype, self._own_dtype),
+            nullcontext(self.module)
+            if live is None
+            else standing_for(live, self.device, self.dtype, read) as module,
+        ):
+            output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
+            head = resolved(self.head, output, (len(values), *self.shape))
+            drawn = self.encode(values) if self.levels is None else values.to(self.device)
+            result = -head.nll(head.arranged(output, self.shape[0]), drawn)
+        found = () if live is None or not torch.is_grad_enabled() else without_gradients(live, result)
+        if new := [path for path in found if path not in self.told]:
+            self.told.update(new)
+            tell(
+                f"log_prob gives no gradients to {', '.join(new)}: eval mode, in which it is computed, computes "
+                f"without them, as parts of {type(live).__name__} set other weights in train() or eval(): to train "
+                "these, compute the loss from the model itself, in train mode"
+            )
+        return result
+
+    def replayed(
+        self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
+    ) -> Tensor:
+        """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
+        return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
+
+    @torch.no_grad()
+    def run(self, values: Tensor, given: Conditioning) -> Any:
+        """values: [N, C, H, W] -> what the module returns."""
+        with computing(self.dtype, self._own_dtype):
+            return given.in_dtype(self.dtype).call(self.module, self.encode(values))
+
+    @property
+    def n_classes(self) -> int | None:
+        """How many labels there are, if the model says so or it was found out."""
+        return self.labels.classes
+
+    @property
+    def can_try(self) -> bool:
+        """Whether labels may be tried that it perhaps does not take: a wrong index leaves CUDA unusable."""
+        return self.device.type == "cpu" and self.held.is_there
+
+    def takes(self, values: Tensor, given: Conditioning) -> bool:
+        """Whether the model can be run on this."""
+        try:
+            with self.in_use():
+                self.run(values, given)
+        except ModelFailed:
+            return False
+        return True
+
+    # -- what users give
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Converts values as they are drawn to images as the module takes them."""
+        values = values.to(self.device)
+        if self.levels is None:
+            return values.to(self.dtype)
+        return from_levels(values, self.image_form, self.levels, self.dtype)
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """A copy of the values of images from a user, as the head draws them: [n, C, H, W]. Codes may come without
+        the axis of channels. Raises ValueError for bad images."""
+        images = torch.as_tensor(images)
+        is_codes = self.image_form == "codes" and images.dim() == 3
+        expected = self.shape[1:] if is_codes else self.shape
+        if images.dim() != 1 + len(expected) or images.shape[1:] != expected:
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, expected))}]"
+            )
+        return self.head.checked(images[:, None] if is_codes else images)
+
+    def as_images(self, values: Tensor) -> Tensor:
+        """Drawn values as users get them: codes as the model takes them, int64 [n, H, W]."""
+        images = self.head.as_images(values)
+        return images[:, 0].long() if self.image_form == "codes" else images
+
+    def identity(self) -> Iterator[object]:
+        """What tells this model from others besides its forward: how it takes images and is read."""
+        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
+        around = nn.Module()
+        vars(around)["head"] = self.head  # which may hold anything
+        held = Contents(around)
+        yield from described(held.values)
+        yield from chain.from_iterable(sorted(held.tensors.items()))
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
+        and in eval mode."""
+        with ExitStack() as stack:
+            if self.held.uncopyable is not None:
+                stack.enter_context(exclusively(self.held.uncopyable))
+            for device in {"cpu", self.device.type}:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+
+
+@contextmanager
+def scripted_parts_named(module: nn.Module) -> Iterator[None]:
+    """Within the context, a model that can't be captured is refused with the name of its first scripted part."""
+    try:
+        yield
+    except (Unsupported, RuntimeError) as error:
+        scripted = [name for name, each in module.named_modules() if isinstance(each, torch.jit.ScriptModule)]
+        if not scripted or isinstance(error, ModelFailed):
+            raise
+        why = str(error).removeprefix("cannot sample from this model: ")
+        raise Unsupported(
+            f"cannot sample from this model: {scripted[0] or 'the model'} is a torch.jit.ScriptModule, which is not "
+            f"followed ({why}): use the module that it was made from"
+        ) from error
