@@ -21,8 +21,9 @@ from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, ConditionProgram
 from pixelcnn_fast.program.listing import ProgramListing
+from pixelcnn_fast.program.operands import Convert
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.program import Convert, Program, condition_operands
+from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.refresh.reevaluation import Reevaluation
 from pixelcnn_fast.runtimes import Precision, RuntimeName

@@ -21,7 +21,7 @@ from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import Leak, leak_of
-from pixelcnn_fast.program.program import Convolution, Instruction, Tap
+from pixelcnn_fast.program.operands import Tap
 from pixelcnn_fast.program.receptive_field.fields import output_field
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
@@ -231,15 +231,11 @@ def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
     def of_zeros(tap: Tap) -> set[str]:
         return zeros & found.weights.made_of(tap.weight)
 
-    def without(i: Instruction, dropped: Tap) -> Instruction:
-        if not isinstance(i, Convolution):
-            return i
-        return replace(i, taps=tuple(tap for tap in i.taps if tap is not dropped))
-
     while (leak := leak_of(program)) is not None and leak.tap is not None and of_zeros(leak.tap):
         first = first or leak
-        instructions = tuple(without(i, leak.tap) for i in program.instructions)
-        program = replace(program, instructions=instructions)
+        dropped = leak.tap
+        others = (i.with_taps(tap for tap in i.taps if tap is not dropped) for i in program.instructions)
+        program = replace(program, instructions=tuple(others))
     if leak is None and first is not None and first.tap is not None:
         tell(
             f"{_named(of_zeros(first.tap))} is zero now; unless training leaves zeros where a mask should be, the "

@@ -24,8 +24,8 @@ from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogit
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.program.instructions import Convolution
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.program import Convolution
 from pixelcnn_fast.runtimes import RUNTIMES
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.networks import pixelcnn

@@ -26,7 +26,8 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
-from pixelcnn_fast.program.program import Instruction, Program, condition_operands
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
 from pixelcnn_fast.user_model.tensors import duplicate
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Convolution, Instruction, Program, Read, Tap
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Read, Tap
+from pixelcnn_fast.program.program import Program
 
 
 def compose(program: Program) -> Program:
@@ -18,20 +20,16 @@ def compose(program: Program) -> Program:
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):
         inner = instructions[value]
-        if not isinstance(inner, Convolution) or not inner.is_sum or value in program.outputs:
+        if not inner.is_sum or value in program.outputs:
             continue
-        readers = [
-            i
-            for i in instructions.values()
-            if isinstance(i, Convolution) and any(tap.source == value for tap in i.taps)
-        ]
+        readers = [i for i in instructions.values() if any(tap.source == value for tap in i.taps)]
         if _is_cheaper(inner, readers, instructions):
             for reader in readers:
                 instructions[reader.out] = composed(inner, reader)
     return replace(program, instructions=tuple(instructions.values()))
 
 
-def _is_cheaper(inner: Convolution, readers: list[Convolution], program: dict[int, Instruction]) -> bool:
+def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[int, Instruction]) -> bool:
     """Whether composing takes fewer multiply-adds per pixel. False if a reader reads another pixel."""
     offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
     if offsets != {(0, 0)}:
@@ -41,7 +39,7 @@ def _is_cheaper(inner: Convolution, readers: list[Convolution], program: dict[in
     return depth * width < inner.channels * width + (0 if stays else depth * inner.channels)
 
 
-def composed(inner: Convolution, reader: Convolution) -> Convolution:
+def composed(inner: Instruction, reader: Instruction) -> Instruction:
     """The reader, which multiplies by what the inner one does where it read its result at the same pixel."""
     weights: dict[tuple[int, int, int], Tensor] = {}
     bias = reader.bias
@@ -61,4 +59,4 @@ def composed(inner: Convolution, reader: Convolution) -> Convolution:
             shift = (inner.bias.double() @ tap.weight.double()).to(tap.weight.dtype)
             bias = shift if bias is None else bias + shift
     taps = tuple(Tap(*key, weight) for key, weight in weights.items())
-    return replace(reader, taps=taps, bias=bias)
+    return reader.with_taps(taps, bias)

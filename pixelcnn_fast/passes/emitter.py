@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixelcnn_fast.program.program import Instruction
+from pixelcnn_fast.program.instruction import Instruction
 
 
 class Emitter:

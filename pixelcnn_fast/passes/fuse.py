@@ -8,7 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Read
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, Pointwise
+from pixelcnn_fast.program.operands import Read
+from pixelcnn_fast.program.program import Program
 
 
 def fuse(program: Program) -> Program:
@@ -46,7 +49,7 @@ def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
 def _can_join(first: Instruction, rest: Pointwise) -> bool:
     """False if levels would need other operands: they become a value one by one, as they are drawn."""
     has_operands = any(step.value is not None or step.condition is not None for step in rest.steps)
-    return not (isinstance(first, FromLevels) and has_operands)
+    return not (first.reads_levels and has_operands)
 
 
 def _joined(

@@ -9,8 +9,10 @@ import torch
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.split_channels import draws_needed
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan, Storage
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.recurrence import Component, components
 
@@ -24,7 +26,7 @@ def computed_by_rows(ordered: Sequence[Component]) -> set[int]:
     for component in ordered:
         given = rows | component.values
         reads = [read for i in component.instructions for read in i.reads()]
-        by_levels = any(isinstance(i, FromLevels) for i in component.instructions)
+        by_levels = any(i.reads_levels for i in component.instructions)
         if not by_levels and all(read.dy < 0 or (read.dy == 0 and read.value in given) for read in reads):
             rows |= component.values
     return rows
@@ -86,11 +88,7 @@ def split_phases(program: Program) -> PhasedProgram:
             phase = Phase.ROW
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
-        if isinstance(i, Convolution):
-            phased = with_runs(i, phase, after, known, members)
-        else:
-            phased = PhasedInstruction(i, phase, after)
-        instructions.append(replace(phased, scan=scan))
+        instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
     return PhasedProgram(
         program.shape,
         program.parameters,
@@ -105,11 +103,11 @@ def split_phases(program: Program) -> PhasedProgram:
 
 
 def with_runs(
-    i: Convolution, phase: Phase, after: int, known: Container[int], members: Container[int] = ()
+    i: Instruction, phase: Phase, after: int, known: Container[int], members: Container[int] = ()
 ) -> PhasedInstruction:
-    """A convolution whose taps are grouped into runs, each summed as soon as what it reads is there.
+    """An instruction whose taps are grouped into runs, each summed as soon as what it reads is there.
 
-    known: the values that are there before the row's pixels; members: those of the convolution's own scan.
+    known: the values that are there before the row's pixels; members: those of the instruction's own scan.
     """
 
     def in_row(tap: Tap) -> bool:
@@ -120,7 +118,7 @@ def with_runs(
     row_runs = _runs([tap for tap in i.taps if in_row(tap)], views)
     pixel_runs = _runs([tap for tap in i.taps if not in_row(tap)], views)
     taps = tuple(views[id(tap)] for tap in i.taps)
-    return PhasedInstruction(replace(i, taps=taps), phase, after, row_runs, pixel_runs)
+    return PhasedInstruction(i.with_taps(taps), phase, after, row_runs, pixel_runs)
 
 
 def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:

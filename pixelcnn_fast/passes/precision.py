@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Program, Tap
+from pixelcnn_fast.program.operands import Tap
+from pixelcnn_fast.program.program import Program
 
 
 def in_dtype(program: Program, dtype: torch.dtype) -> Program:

@@ -13,8 +13,9 @@ import torch
 
 from pixelcnn_fast.passes.compose import composed
 from pixelcnn_fast.passes.phases import with_runs
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Read, Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
-from pixelcnn_fast.program.program import Convolution, Read, Tap
 
 # A sum's readers may take so many weights more. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some
 # 1,000 clock cycles, which is what a layer of one pixel takes.
@@ -29,7 +30,7 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
     def when(i: PhasedInstruction) -> tuple[Phase, int, int]:
         return i.phase, i.after, leads.get(i.out, 0)
 
-    residuals: dict[int, Convolution] = {}
+    residuals: dict[int, Instruction] = {}
     for i in program.instructions:
         if (residual := _residual(i)) is not None:
             readers = [j.channels for j in program.instructions if when(j) == when(i) and _reads(j, i.out)]
@@ -46,14 +47,13 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
 
 
 def _reads(phased: PhasedInstruction, value: int) -> bool:
-    i = phased.instruction
-    return isinstance(i, Convolution) and any(tap.read == Read(value) for tap in i.taps)
+    return any(tap.read == Read(value) for tap in phased.instruction.taps)
 
 
-def _residual(phased: PhasedInstruction) -> Convolution | None:
+def _residual(phased: PhasedInstruction) -> Instruction | None:
     """The instruction as a sum of 1x1 taps alone, if it is one: what it adds to them becomes a tap, too."""
     i = phased.instruction
-    if not isinstance(i, Convolution) or phased.scan is not None or not i.taps:
+    if not i.taps or phased.scan is not None:
         return None
     if not all(tap.read.is_here for tap in i.taps):
         return None
@@ -64,16 +64,16 @@ def _residual(phased: PhasedInstruction) -> Convolution | None:
         return None
     weight = i.taps[0].weight
     itself = Tap(step.value.value, 0, 0, torch.eye(i.channels, dtype=weight.dtype, device=weight.device))
-    return replace(i, taps=(*i.taps, itself), steps=())
+    return replace(i, steps=()).with_taps((*i.taps, itself))
 
 
 def _without_waiting(
-    phased: PhasedInstruction, residuals: Mapping[int, Convolution], rows: Container[int]
+    phased: PhasedInstruction, residuals: Mapping[int, Instruction], rows: Container[int]
 ) -> PhasedInstruction:
     """It reads no sum that was composed itself, as the parts of it are ready a layer earlier. rows: the values that are
     known before the row's pixels."""
     i = phased.instruction
-    if not isinstance(i, Convolution) or phased.scan is not None:
+    if phased.scan is not None:
         return phased
     for tap in i.taps:
         inner = residuals.get(tap.source)

@@ -14,16 +14,10 @@ from torch import Tensor
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.emitter import Emitter
 from pixelcnn_fast.passes.phases import computed_by_rows
-from pixelcnn_fast.program.program import (
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Program,
-    Read,
-    Step,
-    Tap,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import Component, components
 
 
@@ -71,7 +65,7 @@ class _Retiming:
             (i,) = component.instructions
             is_late = not self._is_computable(i.out, 0, 0)
             below = [read.dy + self._up[read.value] for read in reads]
-            self._up[i.out] = 1 if isinstance(i, FromLevels) else max(0, *below) if below else 0
+            self._up[i.out] = 1 if i.reads_levels else max(0, *below) if below else 0
         if is_late:
             self.late |= values
             if component.is_recurrence or any(r.dy == 0 and r.value in self.finished for r in others):
@@ -88,7 +82,7 @@ class _Retiming:
         key = (value, dy, dx)
         if key not in self._computable:
             i = self._producer[value]
-            if isinstance(i, FromLevels):
+            if i.reads_levels:
                 self._computable[key] = (dy, dx) <= (0, 0)
             elif (dy, dx) != (0, 0) and self.in_time(*key):
                 self._computable[key] = True
@@ -151,7 +145,7 @@ class _Retiming:
             return self._new.emit(
                 Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),))
             )
-        if moved and (isinstance(i, FromLevels) or i.out in self._recurrences or i.out in self.finished):
+        if moved and (i.reads_levels or i.out in self._recurrences or i.out in self.finished):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
             operand=lambda read: self._operand(read, dy, dx),

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.passes.emitter import Emitter
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution
+from pixelcnn_fast.program.operands import Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import Field, output_field, receptive_fields
 
 
@@ -88,7 +91,7 @@ class _Splitter:
 
     def split(self) -> Program:
         for i in self._program.instructions:
-            if isinstance(i, FromLevels) and not self._is_split_between_image_channels(i):
+            if not self._can_be_picked(i):
                 self._pieces[i.out] = self._parts_of_input(i)
             else:
                 for out, channels in zip(self._pieces[i.out], self._channels[i.out], strict=True):
@@ -105,9 +108,7 @@ class _Splitter:
 
     def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
         piece = i.picked(channels, self._piece_with, self._whole)
-        if isinstance(piece, Convolution):
-            piece = replace(piece, taps=tuple(self._taps(piece.taps)))
-        return self._new.emit(piece, out)
+        return self._new.emit(piece.with_taps(self._taps(piece.taps)), out)
 
     def _piece_with(self, value: int, channels: Tensor) -> int:
         """The piece that consists of exactly these channels."""
@@ -145,17 +146,17 @@ class _Splitter:
                 taps.append(Tap(piece, 0, 0, weight))
         return self._new.emit(Convolution(0, len(channels), name, taps=tuple(taps)))
 
-    # -- the values that levels are turned into
+    # -- channels that can only be picked together
 
-    def _is_split_between_image_channels(self, i: FromLevels) -> bool:
-        return all(
-            len(rows) % i.width == 0
-            and torch.equal(rows, torch.arange(len(rows)) + rows[0] // i.width * i.width)
+    def _can_be_picked(self, i: Instruction) -> bool:
+        size = i.picked_together
+        return size == 1 or all(
+            len(rows) % size == 0 and torch.equal(rows, torch.arange(len(rows)) + rows[0] // size * size)
             for rows in self._channels[i.out]
         )
 
-    def _parts_of_input(self, i: FromLevels) -> list[int]:
+    def _parts_of_input(self, i: Instruction) -> list[int]:
         """The pieces of an input, gathered from inputs that each hold the image channels of one draw, whole."""
-        together = torch.arange(i.channels).split(i.width if self._ordered else i.channels)
+        together = torch.arange(i.channels).split(i.picked_together if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
         return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixelcnn_fast.program.program import Convolution, Instruction, Program, needed
+from pixelcnn_fast.program.program import Program, needed
 
 
 def without_unread(program: Program) -> Program:
@@ -16,9 +16,5 @@ def without_unread(program: Program) -> Program:
 def without_zeros(program: Program) -> Program:
     """The same program without taps whose weights are all zero, such as those that were scaled by zero."""
 
-    def live(i: Instruction) -> Instruction:
-        if not isinstance(i, Convolution):
-            return i
-        return replace(i, taps=tuple(tap for tap in i.taps if tap.is_live))
-
-    return replace(program, instructions=tuple(map(live, program.instructions)))
+    live = (i.with_taps(tap for tap in i.taps if tap.is_live) for i in program.instructions)
+    return replace(program, instructions=tuple(live))

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NotCausal
-from pixelcnn_fast.program.program import Connection, Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Connection, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import output_field, receptive_fields
 from pixelcnn_fast.program.recurrence import components
 
@@ -81,7 +83,7 @@ def is_ahead(tap: Tap) -> bool:
     return (tap.dy, tap.dx) > (0, 0)
 
 
-def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Convolution, Tap]]:
+def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Instruction, Tap]]:
     """The taps of one path from the output down to the levels; the path looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
@@ -110,11 +112,10 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
             break
         first -= channels
     at = first + int(sees(value, dy, dx)[first : first + program.parameters].int().argmax())
-    path: list[tuple[Convolution, Tap]] = []
-    while not isinstance(i := producer[value], FromLevels):
+    path: list[tuple[Instruction, Tap]] = []
+    while not (i := producer[value]).reads_levels:
         connection, at = step_down(i, at, dy, dx)
         if connection.tap is not None:
-            assert isinstance(i, Convolution)
             path.append((i, connection.tap))
         read = connection.read
         value, dy, dx = read.value, dy - read.dy, dx - read.dx

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.image_forms import other_forms
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
-from pixelcnn_fast.program.program import ConditionOperand, Convert
+from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
 
 class Conditioning(NamedTuple):

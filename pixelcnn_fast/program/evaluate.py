@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.formulas import apply_steps
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, Program, Read
+from pixelcnn_fast.program.instruction import Instruction, Surroundings
+from pixelcnn_fast.program.operands import ConditionOperand, Read
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import Component, components
 
 Condition = Callable[[ConditionOperand], Tensor]
@@ -39,7 +41,7 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     return output.log_softmax(-1) if program.normalised else output
 
 
-class _Grid:
+class _Grid(Surroundings):
     """The surroundings of all pixels at once: [N, H, W, channels]."""
 
     def __init__(self, program: Program, levels: Tensor, condition: Condition) -> None:
@@ -61,7 +63,7 @@ class _Grid:
         return x if operand.varies_over_pixels else x[:, None, None]
 
 
-class _Walk:
+class _Walk(Surroundings):
     """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
 
     Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. Those
@@ -159,17 +161,15 @@ class _Sums:
 def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
     """Value -> the sums that it is among, if it is a convolution of states. Those that need only states at other pixels
     are computed together."""
-    alike: dict[tuple[int | Read, ...], list[Convolution]] = {}
+    alike: dict[tuple[int | Read, ...], list[Instruction]] = {}
     for i in component.instructions:
-        if isinstance(i, Convolution):
-            reads = tuple(tap.read for tap in i.taps if tap.source in component.values)
-            if reads:
-                alike.setdefault((i.out,) if any(read.is_here for read in reads) else reads, []).append(i)
+        if reads := tuple(tap.read for tap in i.taps if tap.source in component.values):
+            alike.setdefault((i.out,) if any(read.is_here for read in reads) else reads, []).append(i)
     found: dict[int, _Sums] = {}
     for group in alike.values():
         of_states = [[tap for tap in i.taps if tap.source in component.values] for i in group]
         known = [
-            replace(i, taps=tuple(tap for tap in i.taps if tap not in inner)).start(grid)
+            i.with_taps(tap for tap in i.taps if tap not in inner).start(grid)
             for i, inner in zip(group, of_states, strict=True)
         ]
         sums = _Sums(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.program.steps import KINDS
 
 if TYPE_CHECKING:
-    from pixelcnn_fast.program.program import ConditionOperand, Read, Step
+    from pixelcnn_fast.program.operands import ConditionOperand, Read, Step
 
 
 def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:

@@ -10,14 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import (
-    ConditionOperand,
-    Convert,
-    Instruction,
-    Read,
-    condition_operands,
-    title,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import ConditionOperand, Convert, Read
+from pixelcnn_fast.program.program import condition_operands, title
 
 
 class Phase(Enum):

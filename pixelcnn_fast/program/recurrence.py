@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import InvalidProgram
-from pixelcnn_fast.program.program import Instruction
+from pixelcnn_fast.program.instruction import Instruction
 
 Offset = tuple[int, int]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import InvalidProgram
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import components
 from pixelcnn_fast.program.steps import KINDS, Operand
 
@@ -32,13 +35,15 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
     _require(len(channels) == len(instructions), instructions[-1], "a value is defined once")
     defined: set[int] = set()
     for i in instructions:
-        _require(isinstance(i, (FromLevels, Convolution, Pointwise)), i, "it is of a known kind of instruction")
         _require(i.channels > 0, i, "a value has channels")
         for read in i.reads():
             _require(read.value in channels, i, f"%{read.value} is defined")
             at_its_pixel = f"%{read.value} is defined before it is read at the pixel itself"
             _require(read.value in defined or not read.is_here, i, at_its_pixel)
-        _verify_start(program, i, channels)
+        for holds, rule in i.rules(channels.__getitem__, program.shape[0]):
+            _require(holds, i, rule)
+        for constant, shape in i.constants(channels.__getitem__):
+            _verify_tensor(program, i, constant, shape)
         for step in i.steps:
             _verify_step(program, i, step, channels)
         defined.add(i.out)
@@ -60,33 +65,6 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
         raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected}")
 
 
-def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: dict[int, int]) -> None:
-    if isinstance(i, FromLevels):
-        _require(i.table is None or i.table.dim() == 2, i, "the table has a row for each level")
-        taken = i.image_channels(program.shape[0])
-        _require(_rises(taken, program.shape[0]), i, "picked image channels rise and exist")
-        _require(
-            i.channels == len(taken) * i.width,
-            i,
-            "each picked image channel gives as many as the table is wide",
-        )
-        if i.table is not None:
-            _verify_tensor(program, i, i.table, i.table.shape)
-    elif isinstance(i, Convolution):
-        for tap in i.taps:
-            _verify_tensor(program, i, tap.weight, (channels[tap.source], i.channels))
-        if i.bias is not None:
-            _verify_tensor(program, i, i.bias, (i.channels,))
-    elif isinstance(i, Pointwise):
-        if i.pick is not None:
-            _require(_rises(i.pick, channels[i.base.value]), i, "picked channels rise and exist")
-        _require(
-            i.channels == (channels[i.base.value] if i.pick is None else len(i.pick)),
-            i,
-            "it has its base's channels",
-        )
-
-
 def _verify_step(
     program: Program | PhasedProgram, i: Instruction, step: Step, channels: dict[int, int]
 ) -> None:
@@ -106,10 +84,7 @@ def _verify_step(
         _require(
             tuple(step.condition.index.shape) == shape, i, f"{step} reads a condition of shape {list(shape)}"
         )
-    for constant in (step.scale, step.shift):
-        if constant is not None:
-            _verify_tensor(program, i, constant, (i.channels,))
-    if isinstance(i, FromLevels):
+    if i.reads_levels:
         alone = step.value is None and step.condition is None
         _require(
             alone or isinstance(program, Program), i, "levels are turned into values one by one: no operands"
@@ -117,7 +92,7 @@ def _verify_step(
 
 
 def _verify_tensor(
-    program: Program | PhasedProgram, i: Instruction, tensor: Tensor, shape: tuple[int, ...]
+    program: Program | PhasedProgram, i: Instruction, tensor: Tensor, shape: Sequence[int]
 ) -> None:
     _require(
         tuple(tensor.shape) == tuple(shape), i, f"a constant has shape {list(shape)}, not {list(tensor.shape)}"
@@ -126,10 +101,6 @@ def _verify_tensor(
     _require(
         alike, i, f"constants are {program.dtype} on {program.device}, not {tensor.dtype} on {tensor.device}"
     )
-
-
-def _rises(channels: Tensor, below: int) -> bool:
-    return bool((channels[1:] > channels[:-1]).all()) and bool(((channels >= 0) & (channels < below)).all())
 
 
 def _verify_phased(program: PhasedProgram) -> None:
@@ -142,7 +113,7 @@ def _verify_phased(program: PhasedProgram) -> None:
         kept = program.storage.get(i.out)
         _require(kept is not None and kept.channels == i.channels, inner, "its channels are kept")
         _verify_runs(program, i, rows)
-        _require(not isinstance(inner, FromLevels) or i.after > 0, inner, "its levels are drawn before it runs")
+        _require(not inner.reads_levels or i.after > 0, inner, "its levels are drawn before it runs")
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
         _require(
             i.phase is Phase.FINISHED or (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows),
@@ -216,7 +187,7 @@ def _verify_wavefront(program: PhasedProgram, front: Wavefront) -> None:
 
 def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -> None:
     """The runs must hold exactly the taps, each in the phase in which what it reads is known."""
-    left = list(i.instruction.taps) if isinstance(i.instruction, Convolution) else []
+    left = list(i.instruction.taps)
     own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:

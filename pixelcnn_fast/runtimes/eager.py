@@ -5,7 +5,7 @@ Values lie channels-last with zero columns on both sides, so that the taps of a 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from itertools import groupby
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.instruction import Instruction, Surroundings
+from pixelcnn_fast.program.operands import ConditionOperand, Read
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Instruction, Read
 from pixelcnn_fast.runtimes.job import Job, Runtime
 
 
@@ -61,7 +62,7 @@ class _Caches:
         }
         self._partial: dict[int, Tensor] = {}
         draws = len(program.outputs)
-        inputs = [i for i in program.instructions if isinstance(i.instruction, FromLevels)]
+        inputs = [i for i in program.instructions if i.instruction.reads_levels]
         others = [i for i in program.instructions if i not in inputs and i.phase in (Phase.PIXEL, Phase.DRAWN)]
         self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
         self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
@@ -76,7 +77,7 @@ class _Caches:
         """Computes what sees only rows above, and sums what others see of them."""
         self._compute_row(Phase.ROW, y)
         for i in self._partly:
-            self._sum_of_row(i, y)
+            self.sum_of_row(i, y)
 
     def finish_row(self, y: int) -> None:
         """Computes what needs the whole of row y."""
@@ -90,23 +91,26 @@ class _Caches:
                 continue
             for i in group:
                 if i.row_runs:
-                    self._sum_of_row(i, y)
+                    self.sum_of_row(i, y)
             for x in reversed(range(self._width)) if scan.from_the_right else range(self._width):
                 around = _Pixel(self, y, x)
                 for i in group:
                     self._at_pixel(i, around)
 
     def _at_row(self, i: PhasedInstruction, y: int) -> None:
-        inner, around = i.instruction, _Row(self, y)
-        x = self._sum_of_row(i, y) if isinstance(inner, Convolution) else inner.start(around)
-        self.row(inner.out, y).copy_(around.stepped(x, inner))
+        self.row(i.out, y).copy_(_Row(self, y).computed(i))
 
-    def _sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
-        assert isinstance(i.instruction, Convolution)
+    def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
+        """What an instruction's row runs add up to, for row y: [n, W, channels]."""
         windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
-        total = self._sum(i.instruction, windows, None, (self._n, self._width))
-        self._partial[i.out] = total
-        return total
+        self._partial[i.out] = self._sum(i.instruction, windows, None, (self._n, self._width))
+        return self._partial[i.out]
+
+    def sum_at_pixel(self, i: PhasedInstruction, y: int, x: int) -> Tensor:
+        """What its row runs and its pixel runs add up to, at pixel (y, x): [n, channels]."""
+        partial = self._partial[i.out][:, x] if i.row_runs else None
+        windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
+        return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
         """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before."""
@@ -123,26 +127,19 @@ class _Caches:
         """Computes what starts from the values that this draw gave. values: [n, C], all those of pixel (y, x)."""
         around = _Pixel(self, y, x, values.to(self._program.device))
         for i in self._inputs[draw]:
-            self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i.instruction))
+            self._at_pixel(i, around)
 
     def _at_pixel(self, i: PhasedInstruction, around: _Pixel) -> None:
-        inner, y, x = i.instruction, around.y, around.x
-        if isinstance(inner, Convolution):
-            partial = self._partial[inner.out][:, x] if i.row_runs else None
-            windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
-            total = self._sum(inner, windows, partial, (self._n,))
-        else:
-            total = inner.start(around)
-        self.pixel(inner.out, y, x).copy_(around.stepped(total, inner))
+        self.pixel(i.out, around.y, around.x).copy_(around.computed(i))
 
     def _sum(
         self,
-        i: Convolution,
+        i: Instruction,
         windows: list[tuple[Tensor, Tensor]],
         start: Tensor | None,
         shape: tuple[int, ...],
     ) -> Tensor:
-        """What a convolution's steps start from: ``start``, else its bias, plus the windows times their weights."""
+        """``start``, else the bias of an instruction, plus the windows times their weights."""
         if start is None and i.bias is not None:
             start = i.bias.expand(*shape, i.channels)
         for window, weight in windows:
@@ -190,14 +187,16 @@ def _scan_or_alone(i: PhasedInstruction) -> Scan | int:
     return i.out if i.scan is None else i.scan
 
 
-class _Around(ABC):
-    """Surroundings (see program.py) of a whole row or of one pixel, read from the caches."""
+class _Around(Surroundings):
+    """The surroundings of a whole row, or of one pixel, in the caches."""
 
     def __init__(self, caches: _Caches, y: int) -> None:
         self.caches, self.y, self.dtype = caches, y, caches.dtype
 
-    @abstractmethod
-    def value(self, read: Read) -> Tensor: ...
+    def computed(self, i: PhasedInstruction) -> Tensor:
+        """What an instruction computes here."""
+        self._present = i
+        return apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
 
     @abstractmethod
     def condition(self, operand: ConditionOperand) -> Tensor: ...
@@ -206,10 +205,7 @@ class _Around(ABC):
         raise AssertionError("only what runs after a draw may read the pixel's values")
 
     def zeros(self, channels: int) -> Tensor:
-        raise AssertionError("a convolution is summed run by run, not by its own start()")
-
-    def stepped(self, x: Tensor, i: Instruction) -> Tensor:
-        return apply_steps(x, i.steps, self.value, self.condition)
+        raise AssertionError("taps are summed run by run")
 
 
 class _Row(_Around):
@@ -217,6 +213,9 @@ class _Row(_Around):
 
     def value(self, read: Read) -> Tensor:
         return self.caches.row(read.value, self.y + read.dy, read.dx)
+
+    def summed(self, i: Instruction) -> Tensor:
+        return self.caches.sum_of_row(self._present, self.y)
 
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self.caches.condition(operand)
@@ -232,6 +231,9 @@ class _Pixel(_Around):
 
     def value(self, read: Read) -> Tensor:
         return self.caches.pixel(read.value, self.y + read.dy, self.x + read.dx)
+
+    def summed(self, i: Instruction) -> Tensor:
+        return self.caches.sum_at_pixel(self._present, self.y, self.x)
 
     def image(self) -> Tensor:
         return super().image() if self.drawn is None else self.drawn

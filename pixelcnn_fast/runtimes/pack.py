@@ -11,8 +11,9 @@ from torch import Tensor
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
 
 
 def why_not_compiled(head: Head) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.operands import ConditionOperand
 from pixelcnn_fast.user_model.labels import HIGHEST, Labels
 from pixelcnn_fast.user_model.model_arguments import fits
 from pixelcnn_fast.user_model.wrapped_model import RANDOM_CONDITIONS, WrappedModel

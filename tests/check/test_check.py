@@ -18,14 +18,10 @@ from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import (
-    Convolution,
-    FromLevels,
-    Instruction,
-    Program,
-    Step,
-    condition_operands,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
+from pixelcnn_fast.program.operands import Step
+from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.foreign import LEVELS, NETWORKS
 from tests.tiers import tiered

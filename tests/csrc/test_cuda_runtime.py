@@ -27,7 +27,7 @@ from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.operands import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.cost import cycles, prefers
 from pixelcnn_fast.runtimes.cuda.runtime import MOST_KEPT, CudaRuntime, Limits, Shape

@@ -9,17 +9,10 @@ import torch
 
 from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import (
-    ConditionOperand,
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Program,
-    Read,
-    Step,
-    Tap,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import ConditionOperand, Read, Step, Tap
+from pixelcnn_fast.program.program import Program
 
 GENERATOR = torch.Generator().manual_seed(0)
 

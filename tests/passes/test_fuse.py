@@ -8,16 +8,10 @@ from torch import Tensor
 
 from pixelcnn_fast.passes.fuse import fuse
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import (
-    ConditionOperand,
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Program,
-    Read,
-    Step,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import ConditionOperand, Read, Step
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.verify import verify
 from tests.passes.test_compose import GENERATOR, random, tap
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from pixelcnn_fast.passes.precision import in_dtype, rounded_weights
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.verify import verify
 
 TABLE, WEIGHT, BIAS, SCALE = (torch.randn(shape).double() for shape in ((5, 2), (2, 3), (3,), (3,)))

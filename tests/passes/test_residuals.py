@@ -12,7 +12,9 @@ from pixelcnn_fast.passes import residuals
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Read, Step
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
+from pixelcnn_fast.program.operands import Read, Step
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.verify import verify
 from tests.passes.test_compose import GENERATOR, no_condition, random, tap
 

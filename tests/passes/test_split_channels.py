@@ -12,16 +12,10 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.passes.split_channels import draws_needed, split_channels
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import (
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Program,
-    Read,
-    Step,
-    Tap,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.verify import verify
 from tests.passes.test_compose import no_condition

@@ -21,7 +21,8 @@ from pixelcnn_fast.program.calls import (
     plain_name,
 )
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
-from pixelcnn_fast.program.program import ConditionOperand, condition_operands
+from pixelcnn_fast.program.operands import ConditionOperand
+from pixelcnn_fast.program.program import condition_operands
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.networks import pixelcnn
 

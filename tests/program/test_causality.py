@@ -12,7 +12,9 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.conditions import Conditioning
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
+from pixelcnn_fast.program.operands import Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from tests.system.networks import pixelcnn, positive, two_stacks
 

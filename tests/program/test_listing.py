@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from pixelcnn_fast.passes.pipeline import phased
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
 from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.operands import Tap
+from pixelcnn_fast.program.program import Program
 from tests.program.test_verify import wide
 
 

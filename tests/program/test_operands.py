@@ -13,7 +13,9 @@ from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import receptive_fields
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime

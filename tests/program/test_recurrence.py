@@ -15,8 +15,10 @@ from pixelcnn_fast.compiler import recorded
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, RowLSTM
 from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
+from pixelcnn_fast.program.operands import ConditionOperand, Step, Tap
 from pixelcnn_fast.program.phased import Phase
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Program, Step, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import components, recurrent
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel

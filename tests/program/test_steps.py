@@ -15,17 +15,10 @@ from pixelcnn_fast.passes.pipeline import for_runtime
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
+from pixelcnn_fast.program.instructions import Convolution, FromLevels
+from pixelcnn_fast.program.operands import ConditionOperand, Read, Step, Tap
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.program import (
-    ConditionOperand,
-    Convolution,
-    FromLevels,
-    Program,
-    Read,
-    Step,
-    Tap,
-    condition_operands,
-)
+from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.program.steps import KINDS, OnZero, Operand, StepKind
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime

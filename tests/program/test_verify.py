@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from typing_extensions import Self
 
 from pixelcnn_fast.errors import InvalidProgram, Unsupported
 from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import ConditionOperand, Read, Step, Tap
 from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Scan, Storage, Wavefront
-from pixelcnn_fast.program.program import (
-    ConditionOperand,
-    Connection,
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Program,
-    Read,
-    Step,
-    Tap,
-)
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.verify import verify
 
 
@@ -40,29 +30,6 @@ LOGITS = Convolution(3, 3, "logits", (Tap(2, 0, 0, weight(4, 3)),))
 
 def program(*instructions: Instruction) -> Program:
     return Program((1, 4, 5), 3, instructions, (3,), torch.float64)
-
-
-class Unknown(Instruction):
-    def sources(self) -> list[str]:
-        return []
-
-    def reads(self) -> list[Read]:
-        return []
-
-    def connections(self, channels_of: object) -> Iterator[Connection]:
-        return iter(())
-
-    def start(self, around: object) -> torch.Tensor:
-        raise NotImplementedError
-
-    def picked(self, *_: object) -> Self:
-        return self
-
-    def rewired(self, *_: object, **__: object) -> Self:
-        return self
-
-    def converted(self, *_: object) -> Self:
-        return self
 
 
 VALID = program(LEVELS, CONV, GATE, LOGITS)
@@ -144,10 +111,6 @@ BROKEN = {
     "a table's dtype": (
         program(replace(LEVELS, table=weight(9, 1, dtype=torch.float32)), CONV, GATE, LOGITS),
         "not torch.float32",
-    ),
-    "a class of its own": (
-        program(LEVELS, Unknown(2, 4, "gate"), LOGITS),
-        "of a known kind of instruction",
     ),
     "a condition's frame": (
         program(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.compiler import Compiled, compiled
-from pixelcnn_fast.program.program import FromLevels
+from pixelcnn_fast.program.instructions import FromLevels
 from pixelcnn_fast.refresh.reevaluation import Reevaluation
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel

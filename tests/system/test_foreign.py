@@ -17,7 +17,10 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, Instruction, Program, Tap
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution
+from pixelcnn_fast.program.operands import ConditionOperand, Tap
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel

@@ -10,7 +10,7 @@ from pixelcnn_fast.capture.lower.materialize import copied, materialised, window
 from pixelcnn_fast.capture.lower.operands import Affine
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.program import Step
+from pixelcnn_fast.program.operands import Step
 
 Channels = tuple[Tensor, Tensor]  # (sources, channels of these)
 

@@ -13,15 +13,9 @@ from pixelcnn_fast.capture.lower.alignment import Segment, segments
 from pixelcnn_fast.capture.lower.operands import Operands, Steps
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Elements, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.program import (
-    Convolution,
-    FromLevels,
-    Instruction,
-    Pointwise,
-    Read,
-    Step,
-    Tap,
-)
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
 from pixelcnn_fast.program.zeros import lets_through
 
 
@@ -212,7 +206,7 @@ class Builder:
         definition, frame, n = self.instruction(source), self.space.frame(source), len(pick)
         if bool((pick[1:] > pick[:-1]).all()):
             return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick)
-        if isinstance(definition, FromLevels) or any(step.value is not None for step in definition.steps):
+        if definition.reads_levels or any(step.value is not None for step in definition.steps):
             weight = torch.eye(self.space.channels(source), dtype=self.dtype, device=self.device)[:, pick]
             return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),))
 
@@ -232,9 +226,7 @@ class Builder:
                 operand=lambda read: read.of(self.out(self.window(self.source(read.value), dy, dx))),
                 tap=lambda tap: self._moved_tap(tap, dy, dx),
             )
-            if isinstance(copy, Convolution):
-                taps = tuple(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
-                copy = replace(copy, taps=taps)
+            copy = copy.with_taps(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
             self._windows[key] = self._added_copy(copy, source, self.space.grid)
         return self._windows[key]
 

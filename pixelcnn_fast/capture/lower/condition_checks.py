@@ -11,7 +11,7 @@ from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Esca
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import needed
 from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgram, LabelBranch, ReadByPython
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.operands import ConditionOperand
 
 MOST_LABELS = 256  # for which recorded calls are run again
 MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads numbers off them

@@ -10,7 +10,7 @@ from pixelcnn_fast.capture.lower.materialize import copied
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.program.program import Instruction, Pointwise
+from pixelcnn_fast.program.instruction import Instruction
 
 
 def log_softmax(b: Builder, x: Map, dim: int) -> Map:
@@ -38,11 +38,10 @@ def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
         if not isinstance(b.space.sources[s], Value):
             return None
         i = b.instruction(s)
-        if not isinstance(i, Pointwise) or not (
-            b.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
-        ):
+        is_made_so = b.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
+        if not is_made_so or (repeated := i.repeated()) is None:
             return None
-        taken_of[s] = b.source(i.base.value)
+        taken_of[s] = b.source(repeated[0].value)
     return taken_of if bool(x.addresses.all()) else None
 
 

@@ -24,7 +24,7 @@ from pixelcnn_fast.program.calls import (
     size_at,
 )
 from pixelcnn_fast.program.conditions import ConditionProgram
-from pixelcnn_fast.program.program import ConditionOperand, Step
+from pixelcnn_fast.program.operands import ConditionOperand, Step
 from pixelcnn_fast.program.steps import KINDS
 
 Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]

@@ -11,7 +11,7 @@ from pixelcnn_fast.capture.lower.builder import Builder, no_operand
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise
+from pixelcnn_fast.program.instructions import FromLevels
 
 MOST_COLUMNS = 4096  # of a table
 
@@ -25,15 +25,11 @@ def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     if isinstance(i, FromLevels):
         table = b.levels[:, None] if i.table is None else i.table
         start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
-    elif isinstance(i, Pointwise) and i.base.is_here and (base := by_level(b, i.base.value)) is not None:
-        start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
-    elif isinstance(i, Convolution) and (pick := _selected(i)) is not None:
-        base = by_level(b, i.taps[0].source)
-        if base is None:
-            return None
-        start, channel = base[0][:, pick], base[1][pick]
     else:
-        return None
+        read, pick = i.repeated() or (None, None)
+        if read is None or not read.is_here or (base := by_level(b, read.value)) is None:
+            return None
+        start, channel = base if pick is None else (base[0][:, pick], base[1][pick])
     return apply_steps(start, i.steps, no_operand, no_operand), channel
 
 
@@ -47,14 +43,8 @@ def _of_levels(b: Builder, out: int) -> bool:
     i = b.instructions[out]
     if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
         return False
-    if isinstance(i, Pointwise):
-        return i.base.is_here and _of_levels(b, i.base.value)
-    return isinstance(i, FromLevels) or (
-        isinstance(i, Convolution)
-        and len(i.taps) == 1
-        and _of_levels(b, i.taps[0].source)
-        and _selected(i) is not None
-    )
+    read, _ = i.repeated() or (None, None)
+    return i.reads_levels or (read is not None and read.is_here and _of_levels(b, read.value))
 
 
 def told_apart(b: Builder, x: Map) -> int:
@@ -68,11 +58,8 @@ def is_made_by_the_model(b: Builder, x: Map) -> bool:
 
     def made(out: int) -> bool:
         i = b.instructions[out]
-        if isinstance(i, Pointwise):
-            return not i.steps and made(i.base.value)
-        return (
-            not i.steps if isinstance(i, FromLevels) else isinstance(i, Convolution) and made(i.taps[0].source)
-        )
+        read, _ = i.repeated() or (None, None)
+        return not i.steps and (i.reads_levels or (read is not None and made(read.value)))
 
     return all(made(source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value))
 
@@ -186,12 +173,3 @@ def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
             "there is no such step, and it is not a function of one level, which a table could hold"
         )
     return found
-
-
-def _selected(i: Convolution) -> Tensor | None:
-    """Which channels of its one operand a convolution only repeats, if it does nothing else."""
-    if i.bias is not None or len(i.taps) != 1 or (i.taps[0].dy, i.taps[0].dx) != (0, 0):
-        return None
-    weight = i.taps[0].weight
-    is_selection = bool(((weight == 1).sum(0) == 1).all()) and bool(((weight != 0).sum(0) == 1).all())
-    return weight.argmax(0).cpu() if is_selection else None

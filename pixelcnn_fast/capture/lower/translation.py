@@ -48,7 +48,9 @@ from pixelcnn_fast.program.calls import (
     size_at,
     unread,
 )
-from pixelcnn_fast.program.program import Instruction, Pointwise, Read
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Pointwise
+from pixelcnn_fast.program.operands import Read
 from pixelcnn_fast.program.program import needed as needed_instructions
 from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.user_model.float64 import no_narrower_than

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pixelcnn_fast.program.program import Connection
+from pixelcnn_fast.program.operands import Connection
 from pixelcnn_fast.program.receptive_field.seen import Seen, Shape, distinct, product, seen_by, shifted
 from pixelcnn_fast.program.recurrence import Component, Offset
 

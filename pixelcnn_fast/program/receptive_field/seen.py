@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelcnn_fast.program.program import Connection, Instruction
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Connection
 
 Shape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
 

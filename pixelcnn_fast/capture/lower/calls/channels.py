@@ -19,7 +19,7 @@ from pixelcnn_fast.capture.lower.materialize import gathered, materialised, wind
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
-from pixelcnn_fast.program.program import Step
+from pixelcnn_fast.program.operands import Step
 
 MOST_PARTS = 64  # of what is combined one by one
 MOST_GROUPS = 256  # of features that are one pixel's

@@ -11,7 +11,7 @@ from pixelcnn_fast.capture.lower.calls.registry import lowers_to_formulas
 from pixelcnn_fast.capture.lower.final_softmax import closing, log_softmax, made_by
 from pixelcnn_fast.capture.lower.materialize import materialised
 from pixelcnn_fast.capture.record.shadow_memory import Map
-from pixelcnn_fast.program.program import Step
+from pixelcnn_fast.program.operands import Step
 
 
 def _exp(b: Builder, x: Map) -> Map:

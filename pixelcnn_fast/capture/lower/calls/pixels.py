@@ -18,7 +18,7 @@ from pixelcnn_fast.capture.lower.materialize import divided, of_operands, window
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
-from pixelcnn_fast.program.program import Step
+from pixelcnn_fast.program.operands import Step
 
 
 @lowers("convolution")

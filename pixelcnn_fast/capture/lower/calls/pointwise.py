@@ -21,7 +21,7 @@ from pixelcnn_fast.capture.lower.operands import Steps
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
-from pixelcnn_fast.program.program import Step
+from pixelcnn_fast.program.operands import Step
 
 LEAST = torch.finfo(torch.float32).tiny  # up to which no probability matters
 NEGATED = (-1.0, 0.0)

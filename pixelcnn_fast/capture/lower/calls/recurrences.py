@@ -14,7 +14,9 @@ from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
-from pixelcnn_fast.program.program import Convolution, Instruction, Pointwise, Read, Step, Tap
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.instructions import Convolution, Pointwise
+from pixelcnn_fast.program.operands import Read, Step, Tap
 
 GATES = ("sigmoid", "sigmoid", "tanh", "sigmoid")  # of i, f, g and o
 UP, LEFT, RIGHT = (-1, 0), (0, -1), (0, 1)

@@ -1,0 +1,189 @@
+"""What instructions are made of: reads of values, weighted taps, and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.program.zeros import lets_through
+
+# Maps a value and some of its channels, [n], to the value that holds exactly those.
+Exchange = Callable[[int, Tensor], int]
+# Maps a constant to what is used in its place, of the same shape.
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Where an instruction reads a value: at (row + dy, column + dx)."""
+
+    value: int
+    dy: int = 0
+    dx: int = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is at the pixel itself."""
+        return (self.dy, self.dx) == (0, 0)
+
+    @property
+    def label(self) -> str:
+        """As listings show it, without an offset of zero."""
+        return f"%{self.value}" if self.is_here else str(self)
+
+    def of(self, value: int) -> Read:
+        """Another value, read at the same offset."""
+        return replace(self, value=value)
+
+    def __str__(self) -> str:
+        return f"%{self.value}({self.dy:+d}, {self.dx:+d})"
+
+
+@cache
+def identity(channels: int) -> Tensor:
+    """Each channel and itself: bool [channels, channels]. Not to be written to."""
+    return torch.eye(channels, dtype=torch.bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """``weight`` [channels of source, channels of out] applied to the source at (row + dy, column + dx)."""
+
+    source: int
+    dy: int
+    dx: int
+    weight: Tensor
+
+    @property
+    def read(self) -> Read:
+        return Read(self.source, self.dy, self.dx)
+
+    @cached_property
+    def connected(self) -> Tensor:
+        """For each channel of out, which of the source's it needs: bool [channels of out, channels of source]."""
+        return lets_through(self.weight).T.cpu()
+
+    @cached_property
+    def is_live(self) -> bool:
+        return bool(self.connected.any())
+
+    def selected(self) -> Tensor | None:
+        """Which channels of the source the tap only repeats, if it does nothing else: [channels of out]."""
+        is_one = bool(((self.weight == 1).sum(0) == 1).all()) and bool(((self.weight != 0).sum(0) == 1).all())
+        return self.weight.argmax(0).cpu() if is_one else None
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionOperand:
+    """An operand that depends on the condition alone, or on nothing: elements of a recorded call's result.
+
+    node: the call; index: into the flattened result, or with ``per_image`` into each image's flattened part of it:
+    [channels], or [H, W, channels] if the operand varies over pixels.
+    """
+
+    node: int
+    index: Tensor
+    per_image: bool
+
+    @property
+    def varies_over_pixels(self) -> bool:
+        return self.index.dim() == 3
+
+    def picked(self, channels: Tensor) -> ConditionOperand:
+        return replace(self, index=self.index[..., channels])
+
+    def shifted(self, dy: int, dx: int) -> ConditionOperand:
+        """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        if not self.varies_over_pixels or (dy, dx) == (0, 0):
+            return self
+        height, width, _ = self.index.shape
+        rows, columns = (
+            (torch.arange(size) + by).clamp(0, size - 1) for size, by in ((height, dy), (width, dx))
+        )
+        return replace(self, index=self.index[rows[:, None], columns])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on an instruction's sum x, channel by channel.
+
+    kind: a name in ``program.steps.KINDS``, which says what alpha means and which operand it has: ``value``,
+    ``condition``, or ``scale`` and ``shift``, both [channels]. ``program.formulas`` has its formula.
+    """
+
+    kind: str
+    alpha: float = 1.0
+    value: Read | None = None
+    condition: ConditionOperand | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.value is None else f"{self.kind} {self.value.label}"
+
+    @property
+    def reads_all_channels(self) -> bool:
+        """Whether every channel reads all channels of the operand, and not just its own."""
+        return KINDS[self.kind].reads_all_channels
+
+    @property
+    def is_infinite_at_zero(self) -> bool:
+        return KINDS[self.kind].is_infinite_at_zero(self.alpha)
+
+    @property
+    def commutes(self) -> bool:
+        """Whether x and the value that it reads may change places."""
+        return self.value is not None and self.alpha == 1.0 and KINDS[self.kind].commutes
+
+    def reads(self) -> list[Read]:
+        return [] if self.value is None else [self.value]
+
+    def connected(self, channels: int, of: int) -> Tensor:
+        """For each channel, the channels of the operand that it reads: bool [channels, of]."""
+        if self.reads_all_channels:
+            return torch.ones(channels, of, dtype=torch.bool)
+        return identity(channels)
+
+    def rewired(self, operand: Callable[[Read], Read]) -> Step:
+        """The same step with another value as its operand."""
+        return self if self.value is None else replace(self, value=operand(self.value))
+
+    def converted(self, convert: Convert) -> Step:
+        """The same step with its constants converted."""
+        if self.scale is None or self.shift is None:
+            return self
+        return replace(self, scale=convert(self.scale), shift=convert(self.shift))
+
+    def shifted(self, dy: int, dx: int) -> Step:
+        """The same step with what depends on the condition alone taken from (dy, dx)."""
+        return self if self.condition is None else replace(self, condition=self.condition.shifted(dy, dx))
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
+        """The same step on some of its channels; see ``Instruction.picked``."""
+        if self.value is not None:
+            value = self.value.value
+            value = whole(value) if self.reads_all_channels else exchanged(value, channels)
+            return replace(self, value=self.value.of(value))
+        if self.condition is not None:
+            return replace(self, condition=self.condition.picked(channels))
+        if self.scale is not None and self.shift is not None:
+            return replace(self, scale=self.scale[channels], shift=self.shift[channels])
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """One thing that an instruction reads, channel by channel.
+
+    channels: bool [channels of out, channels of the value]: for each channel, the channels of the value that it reads.
+    tap: the tap that reads it, or None for an operand.
+    """
+
+    read: Read
+    channels: Tensor
+    tap: Tap | None = None
