@@ -6,28 +6,32 @@ import copy
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from numbers import Integral
-from typing import Any, Literal, TypeVar, overload
+from dataclasses import replace
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from pixelcnn_fast.call import (
+    CallSettings,
+    RunSettings,
+    SamplingArguments,
+    check_count,
+    fields_among,
+    noise_shape,
+    run,
+)
 from pixelcnn_fast.check.conditioning import warn_of_what_changes_nothing
 from pixelcnn_fast.compiler import gc_paused
 from pixelcnn_fast.cores import as_cores_allow, one_thread
 from pixelcnn_fast.engine import Engine
-from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
-from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.changes import Changes
@@ -38,44 +42,6 @@ from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 _telling = threading.Lock()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What jobs, ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
-
-    batch_size: int | None = None
-    runtime: RuntimeName = "auto"
-    progress: bool = False
-    condition: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and not _is_integer(self.batch_size, 1):
-            raise ValueError(f"batch_size is {self.batch_size!r}: expected an integer of 1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallSettings(RunSettings):
-    """With what only ``sample`` and ``complete`` take, since jobs return nothing."""
-
-    device: torch.device | str | None = None
-
-    @cached_property
-    def results_on(self) -> torch.device:
-        """Raises ValueError if nothing can be there."""
-        if self.device is None:
-            return torch.device("cpu")
-        return _usable(self.device, "device is", "without device=, results are on the CPU")
-
-
-class SamplingArguments(OptionArguments, total=False):
-    """All keywords that ``sample`` and ``complete`` share, as type checkers read them."""
-
-    batch_size: int | None
-    runtime: RuntimeName
-    progress: bool
-    condition: Tensor | None
-    device: torch.device | str | None
 
 
 class Sampler(Apart):
@@ -180,8 +146,7 @@ class Sampler(Apart):
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """(D * uniforms, H, W) of the noise that an image is drawn with."""
-        channels, height, width = self.shape
-        return self.head.uniforms * self.head.distributions(channels), height, width
+        return noise_shape(self._engine)
 
     @property
     def device(self) -> torch.device:
@@ -272,42 +237,24 @@ class Sampler(Apart):
 
     @overload
     def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: Literal[False] = False,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor: ...
+        self, n: int, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: Literal[False] = False, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor: ...  # fmt: skip
 
     @overload
     def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: Literal[True],
-        **arguments: Unpack[SamplingArguments],
-    ) -> tuple[Tensor, Tensor]: ...
+        self, n: int, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: Literal[True], **arguments: Unpack[SamplingArguments],
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
     @overload
     def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: bool,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
+        self, n: int, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: bool, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
     @takes_arguments_of(SamplingOptions, CallSettings)
     def sample(
@@ -341,7 +288,7 @@ class Sampler(Apart):
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
         """
-        _check_count(n)
+        check_count(n)
         self._tell_of_changes()
         where = self._workplace(arguments.get("device"))
         values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype, device=where)
@@ -349,45 +296,24 @@ class Sampler(Apart):
 
     @overload
     def complete(
-        self,
-        images: Tensor,
-        known: Tensor,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: Literal[False] = False,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor: ...
+        self, images: Tensor, known: Tensor, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: Literal[False] = False, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor: ...  # fmt: skip
 
     @overload
     def complete(
-        self,
-        images: Tensor,
-        known: Tensor,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: Literal[True],
-        **arguments: Unpack[SamplingArguments],
-    ) -> tuple[Tensor, Tensor]: ...
+        self, images: Tensor, known: Tensor, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: Literal[True], **arguments: Unpack[SamplingArguments],
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
     @overload
     def complete(
-        self,
-        images: Tensor,
-        known: Tensor,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: bool,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
+        self, images: Tensor, known: Tensor, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: bool, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
     @takes_arguments_of(SamplingOptions, CallSettings)
     def complete(
@@ -450,7 +376,7 @@ class Sampler(Apart):
         known = torch.ones_like(values, dtype=torch.bool)
         unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
         settings = CallSettings(runtime=runtime, condition=condition, device=device)
-        self._run(values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
+        run(self._engine, values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
         out = out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
         return out.to(settings.results_on)
 
@@ -466,19 +392,9 @@ class Sampler(Apart):
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
         given = checked_conditioning(engine.model, labels, condition, len(values))
-        if (
-            self._ranks > 1
-            and model is not None
-            and torch.is_grad_enabled()
-            and ".ranks" not in engine.model.told
-        ):
-            engine.model.told.add(".ranks")
-            tell(
-                "the gradients of log_prob are this process's own: DistributedDataParallel averages those of its own "
-                "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"
-            )
         with nullcontext() if model is not None else torch.no_grad():
-            return engine.model.log_probability(values, given, model, engine.snapshot.behaviour.read)
+            read = engine.snapshot.behaviour.read
+            return engine.model.log_probability(values, given, model, read, self._ranks)
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
@@ -495,7 +411,7 @@ class Sampler(Apart):
         a launch that a CUDA graph captures can do neither. On other runtimes it does nothing. batch_size, runtime: as
         for ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
-        _check_count(n)
+        check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
         return self
 
@@ -524,119 +440,11 @@ class Sampler(Apart):
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
-        options = _fields_among(SamplingOptions, arguments, temperature=temperature)
+        options = fields_among(SamplingOptions, arguments, temperature=temperature)
         self.head.check_options(options)
-        settings = _fields_among(CallSettings, arguments)
+        settings = fields_among(CallSettings, arguments)
         found = torch.zeros_like(values, dtype=torch.float64) if log_probability else None
-        images = self._run(values, known, labels, generator, noise, options, settings, log_probability=found)
+        images = run(
+            self._engine, values, known, labels, generator, noise, options, settings, log_probability=found
+        )
         return images if found is None else (images, found.sum((1, 2, 3)).to(images.device))
-
-    def _run(
-        self,
-        values: Tensor,
-        known: Tensor | None,
-        labels: Tensor | None,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
-        options: SamplingOptions,
-        settings: CallSettings,
-        *,
-        log_probability: Tensor | None = None,
-        parameters: Tensor | None = None,
-    ) -> Tensor:
-        """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
-        (n, _, height, _), engine, finished = values.shape, self._engine, 0
-        try:
-            given = checked_conditioning(engine.model, labels, settings.condition, n)
-            shape = torch.Size((n, *self.noise_shape))
-            if noise is not None:
-                noise = self._checked_noise(noise, shape, generator)
-            runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
-            if noise is None:  # a call that is refused leaves the generator as it is
-                noise = self._checked_noise(None, shape, generator)
-            if not isinstance(runtime, ReferenceRuntime):
-                engine.verify_conditioning(given, parts)
-            with (
-                engine.model.in_use(),
-                progress_bar(shown=settings.progress, total=n * height, unit="row") as bar,
-            ):
-
-                def job(part: slice) -> Job:
-                    def on_row(y: int) -> None:
-                        bar.update(part.stop - part.start if y else 0)
-
-                    return Job(
-                        values=values[part],
-                        known=None if known is None else known[part],
-                        noise=noise[part],
-                        given=given.part(part),
-                        options=options,
-                        parameters=None if parameters is None else parameters[part],
-                        log_probability=None if log_probability is None else log_probability[part],
-                        on_row=on_row,
-                    )
-
-                for done in runtime.run_each(map(job, parts)):
-                    finished += len(done.values)
-                    bar.update(len(done.values))
-        except BaseException as error:
-            images = engine.model.as_images(values[:finished]).to(settings.results_on)
-            scored = None
-            if log_probability is not None:
-                scored = log_probability[:finished].sum((1, 2, 3)).to(settings.results_on)
-            if isinstance(error, NonFiniteLogits):
-                error = error.moved(finished)
-            elif isinstance(error, KeyboardInterrupt):
-                error = SamplingInterrupted(images, n)
-            raise keeping(error, images, scored) from error.__cause__
-        return engine.model.as_images(values).to(settings.results_on)
-
-    def _checked_noise(
-        self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
-    ) -> Tensor:
-        if noise is None:
-            device = torch.device("cpu") if generator is None else generator.device
-            device = _usable(device, "generator is on", "pass one on the CPU")
-            return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
-        noise = torch.as_tensor(noise)
-        _usable(noise.device, "noise is on", "pass it on the CPU")
-        if noise.shape != shape or not noise.is_floating_point():
-            raise ValueError(
-                f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"
-            )
-        if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
-            raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
-        return noise.double().contiguous()
-
-
-def _is_integer(x: object, least: int) -> bool:
-    return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= least
-
-
-def _check_count(n: object) -> None:
-    if not _is_integer(n, 0):
-        raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
-
-
-def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64, in which noise and log-probabilities are.
-
-    Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
-    """
-    try:
-        found = torch.empty(0, dtype=torch.float64, device=device).device
-        if found.type == "meta":
-            raise RuntimeError("its tensors have no values")
-    except (RuntimeError, TypeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"{what} {str(device)!r}, which can't be used here: {why}; {instead}") from error
-    return found
-
-
-Fields = TypeVar("Fields")
-
-
-def _fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
-    """The dataclass ``kind``, made from those of the arguments that are its fields."""
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
-    return kind(**more, **{name: value for name, value in arguments.items() if name in names})

@@ -39,6 +39,7 @@ TIERS = [
     {"runtimes"},
     {"compiler", "environment"},
     {"engine"},
+    {"call"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
     {"distributed"},
     {"bench"},

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
+from pixelcnn_fast.call import RunSettings
 from pixelcnn_fast.distributed import ranks
 from pixelcnn_fast.distributed.drawing import DrawingArguments
 from pixelcnn_fast.distributed.per_image import PerImage, told_apart
@@ -34,7 +35,6 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.native import native
 from pixelcnn_fast.noise import noise_of
-from pixelcnn_fast.sampler import RunSettings
 from tests.processes import (
     CLASSES,
     FATEFUL,

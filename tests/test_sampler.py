@@ -19,12 +19,12 @@ import torch
 
 import pixelcnn_fast
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.call import CallSettings, SamplingArguments, _checked_noise
 from pixelcnn_fast.engine import LARGEST_BATCH
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.sampler import CallSettings, SamplingArguments
 from tests.copies import pretended_devices
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 from tests.tiers import thorough
@@ -530,9 +530,9 @@ def test_noise_stays_where_it_is_given_or_drawn(sampler):
         device = gpu
 
     with pretended_devices() as copies:
-        drawn = sampler._checked_noise(None, torch.Size((2, 2, 4, 4)), OnGpu())
+        drawn = _checked_noise(None, torch.Size((2, 2, 4, 4)), OnGpu())
         none = torch.zeros(0, 2, 4, 4, device=gpu)  # has no values to look at
-        given = sampler._checked_noise(none, none.shape, None)
+        given = _checked_noise(none, none.shape, None)
     assert drawn.device == given.device == gpu and not copies.made
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
+from pixelcnn_fast.call import RunSettings
 from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
 from pixelcnn_fast.distributed.per_image import PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.progress import progress_bar
-from pixelcnn_fast.sampler import RunSettings, Sampler
+from pixelcnn_fast.sampler import Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 

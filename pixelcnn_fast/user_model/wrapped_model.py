@@ -238,9 +238,17 @@ class WrappedModel:
         given: Conditioning,
         live: nn.Module | None = None,
         read: Callable[[], Container[str]] = tuple,
+        ranks: int = 1,
     ) -> Tensor:
         """ln p of images, [n, C, H, W] -> [n], under a module of the user's, through whose tensors gradients go; by
-        default under its own. read: gives the paths of the tensors that the forward reads."""
+        default under its own. read: gives the paths of the tensors that the forward reads; ranks: over how many
+        processes that module averages gradients."""
+        if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
+            self.told.add(".ranks")
+            tell(
+                "the gradients of log_prob are this process's own: DistributedDataParallel averages those of its own "
+                "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"
+            )
         with (
             self.in_use(),
             eagerly,

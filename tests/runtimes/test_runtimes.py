@@ -353,7 +353,7 @@ def test_ctrl_c_keeps_the_finished_images(runtime, monkeypatch):
             if rows == 11:  # in the third batch; a batch makes 5 updates
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("pixelcnn_fast.sampler.progress_bar", Bar)
+    monkeypatch.setattr("pixelcnn_fast.call.progress_bar", Bar)
     with pytest.raises(SamplingInterrupted, match="4 of 6") as stopped:
         sampler.sample(6, noise=u, batch_size=2, runtime=runtime)
     assert torch.equal(stopped.value.images, whole[:4])

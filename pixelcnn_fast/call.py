@@ -1,0 +1,174 @@
+"""One call of a sampler: its settings, its noise, and its batches, of which nothing is lost when it is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from numbers import Integral
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.engine import Engine
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
+from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
+from pixelcnn_fast.progress import progress_bar
+from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+from pixelcnn_fast.user_model.conditioning import checked_conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What jobs, ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
+
+    batch_size: int | None = None
+    runtime: RuntimeName = "auto"
+    progress: bool = False
+    condition: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and not _is_integer(self.batch_size, 1):
+            raise ValueError(f"batch_size is {self.batch_size!r}: expected an integer of 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallSettings(RunSettings):
+    """With what only ``sample`` and ``complete`` take, since jobs return nothing."""
+
+    device: torch.device | str | None = None
+
+    @cached_property
+    def results_on(self) -> torch.device:
+        """Raises ValueError if nothing can be there."""
+        if self.device is None:
+            return torch.device("cpu")
+        return _usable(self.device, "device is", "without device=, results are on the CPU")
+
+
+class SamplingArguments(OptionArguments, total=False):
+    """All keywords that ``sample`` and ``complete`` share, as type checkers read them."""
+
+    batch_size: int | None
+    runtime: RuntimeName
+    progress: bool
+    condition: Tensor | None
+    device: torch.device | str | None
+
+
+def noise_shape(engine: Engine) -> tuple[int, int, int]:
+    """(D * uniforms, H, W) of the noise that an image is drawn with."""
+    channels, height, width = engine.model.shape
+    head = engine.model.head
+    return head.uniforms * head.distributions(channels), height, width
+
+
+def run(
+    engine: Engine,
+    values: Tensor,
+    known: Tensor | None,
+    labels: Tensor | None,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+    options: SamplingOptions,
+    settings: CallSettings,
+    *,
+    log_probability: Tensor | None = None,
+    parameters: Tensor | None = None,
+) -> Tensor:
+    """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
+    (n, _, height, _), finished = values.shape, 0
+    try:
+        given = checked_conditioning(engine.model, labels, settings.condition, n)
+        shape = torch.Size((n, *noise_shape(engine)))
+        if noise is not None:
+            noise = _checked_noise(noise, shape, generator)
+        runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
+        if noise is None:  # a call that is refused leaves the generator as it is
+            noise = _checked_noise(None, shape, generator)
+        if not isinstance(runtime, ReferenceRuntime):
+            engine.verify_conditioning(given, parts)
+        with (
+            engine.model.in_use(),
+            progress_bar(shown=settings.progress, total=n * height, unit="row") as bar,
+        ):
+
+            def job(part: slice) -> Job:
+                def on_row(y: int) -> None:
+                    bar.update(part.stop - part.start if y else 0)
+
+                return Job(
+                    values=values[part],
+                    known=None if known is None else known[part],
+                    noise=noise[part],
+                    given=given.part(part),
+                    options=options,
+                    parameters=None if parameters is None else parameters[part],
+                    log_probability=None if log_probability is None else log_probability[part],
+                    on_row=on_row,
+                )
+
+            for done in runtime.run_each(map(job, parts)):
+                finished += len(done.values)
+                bar.update(len(done.values))
+    except BaseException as error:
+        images = engine.model.as_images(values[:finished]).to(settings.results_on)
+        scored = None
+        if log_probability is not None:
+            scored = log_probability[:finished].sum((1, 2, 3)).to(settings.results_on)
+        if isinstance(error, NonFiniteLogits):
+            error = error.moved(finished)
+        elif isinstance(error, KeyboardInterrupt):
+            error = SamplingInterrupted(images, n)
+        raise keeping(error, images, scored) from error.__cause__
+    return engine.model.as_images(values).to(settings.results_on)
+
+
+def _checked_noise(noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    if noise is None:
+        device = torch.device("cpu") if generator is None else generator.device
+        device = _usable(device, "generator is on", "pass one on the CPU")
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+    noise = torch.as_tensor(noise)
+    _usable(noise.device, "noise is on", "pass it on the CPU")
+    if noise.shape != shape or not noise.is_floating_point():
+        raise ValueError(f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}")
+    if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
+        raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
+    return noise.double().contiguous()
+
+
+def _is_integer(x: object, least: int) -> bool:
+    return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= least
+
+
+def check_count(n: object) -> None:
+    if not _is_integer(n, 0):
+        raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
+
+
+def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
+    """The device, with its number, once it is known to hold float64, in which noise and log-probabilities are.
+
+    Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
+    """
+    try:
+        found = torch.empty(0, dtype=torch.float64, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("its tensors have no values")
+    except (RuntimeError, TypeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{what} {str(device)!r}, which can't be used here: {why}; {instead}") from error
+    return found
+
+
+Fields = TypeVar("Fields")
+
+
+def fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
+    """The dataclass ``kind``, made from those of the arguments that are its fields."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
+    return kind(**more, **{name: value for name, value in arguments.items() if name in names})
