@@ -24,7 +24,7 @@ class BatchSize:
 
 
 Size = int | BatchSize
-Shape = tuple[Size, ...]
+Sizes = tuple[Size, ...]
 
 
 def size_at(size: Any, n: int) -> Any:
@@ -37,8 +37,8 @@ class View:
     """A tensor: the elements of a slot from ``offset`` on, with a size and a stride for each axis."""
 
     slot: int
-    size: Shape
-    stride: Shape
+    size: Sizes
+    stride: Sizes
     offset: Size
     dtype: torch.dtype
 

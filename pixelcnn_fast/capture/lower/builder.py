@@ -37,7 +37,7 @@ class Builder:
         self._selected: dict[tuple[int, ...], int] = {}
         self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.closings: dict[int, str] = {}  # by source: the kind of closing softmax that it is
+        self.final_softmaxes: dict[int, str] = {}  # by source: the kind of final softmax that it is
         table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
         self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
 
@@ -52,10 +52,10 @@ class Builder:
         return self._sources[-1]
 
     def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
-        """Adds a copy of what defines a source; it is part of a closing softmax, too, if that is."""
+        """Adds a copy of what defines a source; it is part of a final softmax, too, if that is."""
         source = self._added(copy, frame)
-        if of in self.closings:
-            self.closings[source] = self.closings[of]
+        if of in self.final_softmaxes:
+            self.final_softmaxes[source] = self.final_softmaxes[of]
         return source
 
     def out(self, source: int) -> int:

@@ -1,4 +1,4 @@
-"""A closing softmax over the levels is removed, since logits do as well; any other softmax is refused."""
+"""A final softmax over the levels is removed, since logits do as well; any other softmax is refused."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from pixelcnn_fast.program.instruction import Instruction
 
 
 def log_softmax(b: Builder, x: Map, dim: int) -> Map:
-    """The log-softmax over ``dim``; see ``closing``."""
-    result = closing(b, "log_softmax", x)
+    """The log-softmax over ``dim``; see ``final_softmax``."""
+    result = final_softmax(b, "log_softmax", x)
     b.distributions.append(result.addresses.movedim(dim, -1))
     return result
 
 
-def closing(b: Builder, kind: str, x: Map) -> Map:
-    """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
+def final_softmax(b: Builder, kind: str, x: Map) -> Map:
+    """A final 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
     once the whole model is lowered, the softmax is removed or refused."""
     if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
         x = copied(b, x)
     to = {s: b.step(s, []) for s in x.sources}
-    b.closings |= {s: kind for s in to.values()}
+    b.final_softmaxes |= {s: kind for s in to.values()}
     return b.moved(x, to)
 
 
 def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
-    """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
+    """Maps each source that x is made of to the one that this one step, or part of a final softmax, was applied
     to; None if any was computed otherwise."""
     taken_of = {}
     for s in x.sources:
         if not isinstance(b.space.sources[s], Value):
             return None
         i = b.instruction(s)
-        is_made_so = b.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
+        is_made_so = b.final_softmaxes.get(s) == kind or [step.kind for step in i.steps] == [kind]
         if not is_made_so or (repeated := i.repeated()) is None:
             return None
         taken_of[s] = b.source(repeated[0].value)
@@ -46,7 +46,7 @@ def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
 
 
 def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
-    """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
+    """Removes a final log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
     -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
     taken_of = made_by(b, "log_softmax", b.map(logits))
     if taken_of is None:
@@ -60,15 +60,15 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
 
 def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
     """The instructions. Raises Unsupported if one of them is a softmax."""
-    closings = {b.out(source) for source in b.closings}
+    final_softmaxes = {b.out(source) for source in b.final_softmaxes}
     for i in instructions:
-        if i.out in closings and not head.of_logits:
+        if i.out in final_softmaxes and not head.of_logits:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
                 "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
                 "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
             )
-        if i.out in closings:
+        if i.out in final_softmaxes:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
                 "levels. If the model returns probabilities, say so: "

@@ -58,7 +58,7 @@ from pixelcnn_fast.user_model.float64 import no_narrower_than
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"))
 
 
-class _Slot:
+class _ShadowStorage:
     """What is known of a storage that holds elements of feature maps: a map laid out as a view, until something is
     written into it or another view is taken; then the address of each element."""
 
@@ -112,7 +112,7 @@ class Translation:
         self.builder = Builder(self.space, self.operands, channels, levels)
         assert recording.images is not None
         images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
-        self._slots = {recording.images.slot: _Slot(recording.images, n, Map(self.space, images))}
+        self._slots = {recording.images.slot: _ShadowStorage(recording.images, n, Map(self.space, images))}
 
     # -- what lowerings use
 
@@ -395,11 +395,13 @@ class Translation:
             self._slots[view.slot].write(view, self._n, result)
         elif self.operands.knows(view.slot):
             whole = self.operands.whole[view.slot]
-            self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
+            self._slots[view.slot] = _ShadowStorage(
+                whole, self._n, Map(self.space, self.operands.addresses(whole))
+            )
             self._slots[view.slot].write(view, self._n, result)
         else:
             own = result if result.source is not None else Map(self.space, result.addresses.clone())
-            self._slots[view.slot] = _Slot(view, self._n, own)
+            self._slots[view.slot] = _ShadowStorage(view, self._n, own)
 
     # -- the result
 

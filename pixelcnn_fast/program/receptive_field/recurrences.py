@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pixelcnn_fast.program.operands import Connection
-from pixelcnn_fast.program.receptive_field.seen import Seen, Shape, distinct, product, seen_by, shifted
+from pixelcnn_fast.program.receptive_field.seen import FieldShape, Seen, distinct, product, seen_by, shifted
 from pixelcnn_fast.program.recurrence import Component, Offset
 
 Reads = dict[Offset, np.ndarray]  # by offset, which states channels read there: bool [channels, states]
@@ -21,7 +21,7 @@ Known = dict[
 
 
 def seen_in_recurrence(
-    component: Component, known: Mapping[int, Seen], shape: Shape, sums: Known
+    component: Component, known: Mapping[int, Seen], shape: FieldShape, sums: Known
 ) -> dict[int, Seen]:
     """known: what the values see that its own are computed from; sums: those that are known already, or will be."""
     sizes = {i.out: i.channels for i in component.instructions}

@@ -13,7 +13,7 @@ import numpy as np
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Connection
 
-Shape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
+FieldShape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
 
 
 class Seen(NamedTuple):
@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 def seen_by(
     i: Instruction,
     known: Mapping[int, Seen],
-    shape: Shape,
+    shape: FieldShape,
     channels_of: Callable[[int], int],
     counts: Callable[[Connection], bool] = lambda connection: True,
     others: tuple[tuple[np.ndarray, np.ndarray], ...] = (),
@@ -56,7 +56,7 @@ def _groups_read(channels: np.ndarray, group: np.ndarray, count: int) -> np.ndar
 
 
 def _united(
-    parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: Shape
+    parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: FieldShape
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> (each channel's group, what each group sees)"""
     if not parts:

@@ -8,7 +8,7 @@ from pixelcnn_fast.capture.lower.arithmetic import added, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import bounds
 from pixelcnn_fast.capture.lower.calls.registry import lowers_to_formulas
-from pixelcnn_fast.capture.lower.final_softmax import closing, log_softmax, made_by
+from pixelcnn_fast.capture.lower.final_softmax import final_softmax, log_softmax, made_by
 from pixelcnn_fast.capture.lower.materialize import materialised
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.program.operands import Step
@@ -16,12 +16,12 @@ from pixelcnn_fast.program.operands import Step
 
 def _exp(b: Builder, x: Map) -> Map:
     if made_by(b, "log_softmax", x) is not None:
-        return closing(b, "softmax", x)
+        return final_softmax(b, "softmax", x)
     return stepped(b, x, Step("exp"))
 
 
 def _inverse(b: Builder, x: Map, kind: str) -> Map | None:
-    """What a step, or a closing softmax, was applied to, if it was."""
+    """What a step, or a final softmax, was applied to, if it was."""
     taken_of = made_by(b, kind, x)
     return None if taken_of is None else b.moved(x, taken_of)
 
@@ -41,7 +41,7 @@ def _logit(b: Builder, x: Map, eps: float | None = None) -> Map:
 lowers_to_formulas(
     {
         "_log_softmax": lambda b, x, dim, half_to_float: log_softmax(b, x, dim),
-        "_softmax": lambda b, x, dim, half_to_float: closing(b, "softmax", log_softmax(b, x, dim)),
+        "_softmax": lambda b, x, dim, half_to_float: final_softmax(b, "softmax", log_softmax(b, x, dim)),
         "exp": _exp,
         "log": lambda b, x: _inverse(b, x, "softmax") or stepped(b, x, Step("log")),
         "logit": _logit,
