@@ -258,16 +258,10 @@ class Sampler(Apart):
 
     @takes_arguments_of(SamplingOptions, CallSettings)
     def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: bool = False,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, n: int, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: bool = False, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Draws n images -> [n, C, H, W]: uint8 (int32 beyond 256 levels), or what the head gives. Codes
         (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
@@ -317,17 +311,10 @@ class Sampler(Apart):
 
     @takes_arguments_of(SamplingOptions, CallSettings)
     def complete(
-        self,
-        images: Tensor,
-        known: Tensor,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        *,
-        log_probability: bool = False,
-        **arguments: Unpack[SamplingArguments],
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, images: Tensor, known: Tensor, labels: Tensor | None = None, temperature: float = 1.0,
+        generator: torch.Generator | None = None, noise: Tensor | None = None, *,
+        log_probability: bool = False, **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
         images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
