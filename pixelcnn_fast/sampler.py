@@ -271,8 +271,7 @@ class Sampler(Apart):
         but on the batch size never. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own,
         [n, D * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability:
         return (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
-        temperature 1 and with all levels. ``heads.SamplingOptions`` explains further options of drawing, such as top_k
-        and top_p.
+        temperature 1 and with all levels. ``heads.SamplingOptions`` explains the further options of drawing.
         device: where the results are to be, by default on the CPU. With the model's own device, they are drawn there
         and never copied to the host.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'

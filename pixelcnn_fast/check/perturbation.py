@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pixelcnn_fast.check.tolerance import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
-from pixelcnn_fast.heads import Bernoulli, Head, resolved
+from pixelcnn_fast.heads import resolved
 from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.program.conditions import Conditioning
-from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.conditioning import infer_condition_dtype
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
@@ -67,28 +66,11 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
                 f"W, parameters] = {[*expected, 'parameters']}"
             )
         check_finite(parameters, model.head)
-        _check_logits(parameters, model.head)
+        model.head.check_read(parameters)
         exact = _most_exact(model)
         _check_given(exact)
         draws = _draws(exact, most)
     return Observed(draws, parameters.shape[4], parameters.dtype, parameters[0].numel() * parameters.itemsize)
-
-
-def _check_logits(parameters: Tensor, head: Head) -> None:
-    """Raises UnknownLayout, or warns where it may be chance, if a head that reads logits was given probabilities."""
-    if isinstance(head, Bernoulli):
-        logits = parameters[..., 1]
-        if not head.probabilities and bool(((logits >= 0) & (logits <= 1)).all()):
-            tell(
-                f"all outputs of the model lie between 0 and 1, but {head} reads them as logits: if they are "
-                "probabilities, say so with head=heads.Bernoulli(probabilities=True)",
-            )
-    elif head.of_logits and bool((parameters >= 0).all()):
-        if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
-            raise UnknownLayout(
-                f"the model's output sums to 1 over the levels, but {head} reads it as logits: if it holds "
-                "probabilities, say so with head=heads.Categorical(levels, layout, probabilities=True)"
-            )
 
 
 def _most_exact(model: WrappedModel) -> WrappedModel:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.errors import NonFiniteLogits, UnknownLayout
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.heads.output import picked
 
@@ -111,6 +111,16 @@ class Head(ABC):
             difference = (a - b).abs() / (1 if self.levels is not None else b.abs().clamp_min(1))
             found.append(difference.masked_fill(a == b, 0).amax(-1))  # also where both are infinite
         return torch.stack(found).amax(0).double()
+
+    def check_read(self, parameters: Tensor) -> None:
+        """Raises UnknownLayout, or warns where it may be chance, if parameters [N, D, H, W, P] of a model show that its
+        output is something other than what the head reads."""
+        if self.of_logits and bool((parameters >= 0).all()):
+            if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
+                raise UnknownLayout(
+                    f"the model's output sums to 1 over the levels, but {self} reads it as logits: if it holds "
+                    "probabilities, say so with head=heads.Categorical(levels, layout, probabilities=True)"
+                )
 
     def misread(self, last_call: str) -> str | None:
         """What to say if the model's last call shows that its output is something other than what the head reads."""

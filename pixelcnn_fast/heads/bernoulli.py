@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads.categorical import OfLevels
+from pixelcnn_fast.telling import tell
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Bernoulli(OfLevels):
     eps: float | None = field(
         default=None, repr=False, compare=False
     )  # to which probabilities are kept from 0 and 1
+
+    @classmethod
+    def offered(cls, shape: tuple[int, ...]) -> str:
+        return f"{list(shape)} for two levels and head=Bernoulli() or head=Bernoulli(probabilities=True)"
 
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         if output.shape != shape:
@@ -48,6 +53,14 @@ class Bernoulli(OfLevels):
 
     def comparable(self, parameters: Tensor) -> Tensor:
         return parameters.sigmoid() if self.probabilities else parameters
+
+    def check_read(self, parameters: Tensor) -> None:
+        logits = parameters[..., 1]
+        if not self.probabilities and bool(((logits >= 0) & (logits <= 1)).all()):
+            tell(
+                f"all outputs of the model lie between 0 and 1, but {self} reads them as logits: if they are "
+                "probabilities, say so with head=heads.Bernoulli(probabilities=True)",
+            )
 
     def misread(self, last_call: str) -> str | None:
         if last_call != "sigmoid" or self.probabilities:

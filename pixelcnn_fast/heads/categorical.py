@@ -36,6 +36,11 @@ class OfLevels(Head):
     options = frozenset(option.name for option in fields(SamplingOptions))
     native = "categorical"
 
+    @classmethod
+    def offered(cls, shape: tuple[int, ...]) -> str:
+        """What output for images of ``shape`` the head reads, to name where an output fits no other head."""
+        return ""
+
     def draw(
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
     ) -> Tensor:
@@ -120,9 +125,7 @@ class Categorical(OfLevels):
         else:
             title = f"the model's output has shape {found}; for {self.levels} levels it is expected to be"
             lines = [f"  {head.expected(shape)} for head={head!r}" for head in heads]
-            lines.append(
-                f"  {list(shape)} for two levels and head=Bernoulli() or head=Bernoulli(probabilities=True)"
-            )
+            lines += [f"  {offer}" for kind in OfLevels.__subclasses__() if (offer := kind.offered(shape))]
         raise UnknownLayout("\n".join([title, *lines]))
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
