@@ -122,3 +122,38 @@ SCRIPTS = [path for folder in ("benchmarks", "examples") for path in (PACKAGE.pa
 def test_scripts_do_not_import_the_commands(path: Path) -> None:
     found = imports(path.read_text(), path.name, set(MODULES))
     assert not [module for module in found if part(module) in ("cli", "__main__")]
+
+
+# Passes that are about one kind of instruction, and so test for its class. All others ask the instruction.
+ABOUT_A_KIND = {"capture.lower.tables", "passes.fuse", "runtimes.pack"}
+
+
+def kinds_of_instruction() -> set[str]:
+    tree = ast.parse(MODULES["pixelcnn_fast.program.instructions"].read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def class_tests_in(source: str) -> int:
+    """How many tests of an instruction's class there are in a source."""
+    kinds, found = kinds_of_instruction(), 0
+    for node in ast.walk(ast.parse(source)):
+        is_test = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        compares = isinstance(node, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+        if is_test or compares or isinstance(node, ast.MatchClass):
+            found += bool(kinds & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)})
+    return found
+
+
+def test_passes_ask_instructions_and_do_not_test_for_their_class() -> None:
+    in_rewriting = "pixelcnn_fast.rewriting."  # where a convolution is PyTorch's
+    sources = {name: path.read_text() for name, path in MODULES.items() if not name.startswith(in_rewriting)}
+    found = {name.removeprefix("pixelcnn_fast."): class_tests_in(source) for name, source in sources.items()}
+    assert {name for name, count in found.items() if count} == ABOUT_A_KIND
+    assert 0 < sum(found.values()) <= 15
+
+
+def test_a_planted_test_for_a_class_is_counted() -> None:
+    planted = (
+        "if isinstance(i, (Pointwise, int)) or type(i) is Convolution: pass\nmatch i:\n case FromLevels(): pass"
+    )
+    assert class_tests_in(planted) == 3
