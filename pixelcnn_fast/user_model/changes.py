@@ -31,8 +31,8 @@ class Changes:
         outside: Iterable[Tensor],
         is_still: Callable[[nn.Module], bool],
     ) -> None:
-        """paths: of its tensors that matter; known: of those of which it is known whether they do; outside: others that
-        do; is_still: whether the model is what it is now, found out at length."""
+        """paths: of the model's tensors that matter; known: of the tensors of which it is known whether they matter;
+        outside: other tensors that matter; is_still: finds out at length whether the model is still what it was."""
         now = Contents(model)
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
         self._paths, self._known = {*paths, *becoming}, known
@@ -46,7 +46,7 @@ class Changes:
         return self._model()
 
     def __bool__(self) -> bool:
-        """Whether there are any. A model that is gone does not change."""
+        """Whether the model has changed. A model that is gone does not change."""
         if (model := self._model()) is None:
             return False
         now = Contents(model)
@@ -60,16 +60,18 @@ class Changes:
         return True
 
     def _of(self, held: Contents) -> list[Tensor]:
-        """What a forward has made and kept may be read from then on."""
+        """The tensors to look at: those that matter, and those that a forward has made and kept, which may be read from
+        then on."""
         found = [x for path, x in held.tensors.items() if path in self._paths or path not in self._known]
         return found + self._outside
 
 
 class _Look:
-    """Where each of a model's tensors is, its version, and some of its elements; and what else the model has.
+    """What a look at a model remembers: where each tensor is, its version and some of its elements, and what else the
+    model holds.
 
-    Samplers look before each call, so views of these elements are kept. They keep the memory of what the model gives
-    up until the next call.
+    Samplers look before each call, so the look keeps views of those elements. They keep the memory of what the model
+    gives up alive until the next call.
     """
 
     @torch.no_grad()
@@ -96,7 +98,8 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 
 
 def _some_of(x: Tensor) -> list[Tensor]:
-    """Views of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
+    """Views of some elements, spread over the whole tensor. The step is odd, so that they do not all belong to one tap
+    of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
@@ -108,7 +111,7 @@ def _some_of(x: Tensor) -> list[Tensor]:
 
 
 def _place(x: Tensor, i: int) -> int:
-    """Of element i, in a tensor's memory."""
+    """Where element i of a tensor lies in its memory, counted from its first element."""
     place = 0
     for size, stride in reversed([*zip(x.shape, x.stride(), strict=True)]):
         i, along = divmod(i, size)
@@ -118,7 +121,8 @@ def _place(x: Tensor, i: int) -> int:
 
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
-    """What views of several types hold, as bits, so that NaN equals itself."""
+    """The contents of some views as bits, so that a NaN equals itself. views: lists of views, those of one type
+    together."""
     alike = [torch.cat([*each]).cpu() for each in views]
     words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
     return torch.cat([torch.empty(0, dtype=torch.int64), *words])

@@ -1,4 +1,4 @@
-"""What a model takes besides images: which labels, what kind of condition, and whether a user's are such."""
+"""Finds out what a model takes besides images, and checks what users give."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
 
 
 def _failure(model: WrappedModel) -> Exception | None:
-    """Why the model can't be run, or gives NaN, if so. What its first forward keeps must not come from a trial."""
+    """Why the model can't be run, or gives NaN; None if it runs. It is tried on a copy, so that nothing which a first
+    forward keeps comes from a trial."""
     held = model.held
     if not held.is_uncopyable:
         model.held = copy.deepcopy(held)
@@ -121,7 +122,8 @@ def explore_labels(
 def checked_conditioning(
     model: WrappedModel, labels: Tensor | None, condition: Tensor | None, n: int
 ) -> Conditioning:
-    """What a user gave besides n images, on the model's device. Raises ValueError if the model does not take it."""
+    """The labels and the condition that a user gave with n images, on the model's device. Raises ValueError if the
+    model does not take them."""
     return Conditioning(_checked_labels(model, labels, n), _checked_condition(model, condition, n))
 
 
@@ -176,7 +178,8 @@ def _checked_condition(model: WrappedModel, condition: Tensor | None, n: int) ->
 
 
 def _takes_condition(model: WrappedModel, condition: Tensor) -> bool:
-    """Whether the model can be run with it: its integers may mean different things, and each have its own range."""
+    """Whether the model can be run with this condition. Its integers may mean different things, and each may have a
+    range of its own."""
     if not model.can_try:
         return False
     values, given = model.example(n=len(condition))

@@ -1,4 +1,4 @@
-"""What a module holds, and its copies hold with it, by path: modules, tensors, and what else decides its forward."""
+"""Lists what a module holds, by path: modules, tensors, and everything else that decides what its forward does."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.
 
 
 class Apart:
-    """What is no part of a model that holds it, such as a sampler of that model: copies hold another ``Apart``."""
+    """The base of what is no part of a model that holds it, such as a sampler of that model. Copies of the model hold
+    another ``Apart`` in its place."""
 
 
 class Contents:
@@ -86,7 +87,7 @@ class Contents:
 
     @property
     def device(self) -> torch.device:
-        """Of its tensors, if it has any."""
+        """The device of the tensors; the CPU if there are none."""
         return next((x.device for x in self.tensors.values()), torch.device("cpu"))
 
     def _module(self, path: str, module: nn.Module) -> None:
@@ -175,7 +176,7 @@ class Contents:
 
 
 def _state(module: nn.Module) -> list[tuple[str, Any]]:
-    """What it is copied with."""
+    """The attributes with which a module is copied."""
     if type(module).__getstate__ is not nn.Module.__getstate__:
         with suppress(Exception):
             return [*module.__getstate__().items()]
@@ -183,7 +184,8 @@ def _state(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(x: Any) -> bytes | None:
-    """What says all of a container that holds nothing but ``ATOMS``, and containers of them, at whatever depth."""
+    """The whole content of a container as bytes, if it holds nothing but ``ATOMS`` and containers of them, at any
+    depth; else None."""
     try:
         found = marshal.dumps(x, 2)  # a version in which it does not matter which objects are the same one
     except (ValueError, RuntimeError):  # another thread may be filling a dictionary
@@ -198,7 +200,7 @@ def _plain(x: Any) -> bytes | None:
 
 
 def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """-> (what tells it from others, what it holds, by name)."""
+    """-> (what tells the object from others, what it holds by name)."""
     kind = type(x)
     if isinstance(x, MethodType):
         return kind, [(".__func__", x.__func__), (".__self__", x.__self__)]
@@ -239,7 +241,8 @@ def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """As ``_taken_apart``, by what ``copy.deepcopy`` asks for: a function, its arguments, and a state."""
+    """As ``_taken_apart``, for any object: it is taken apart by what ``copy.deepcopy`` asks it for, which are a
+    function, its arguments, and a state."""
     kind = type(x)
     try:
         made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
@@ -262,8 +265,8 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _settings(x: object) -> Iterator[tuple[str, object]]:
-    """The plain attributes, by name, of a class, and of those within it, or of a Python module, that a model holds to
-    read its settings from."""
+    """The plain attributes, by name, of a class (and of the classes within it) or of a Python module that a model holds
+    in order to read its settings."""
     is_file = isinstance(x, ModuleType) and not hasattr(x, "__path__")  # and no package, such as torch
     owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if is_file else ()
     for owner in owners:
@@ -291,17 +294,17 @@ def _attributes(x: Any) -> dict[str, Any]:
 
 
 def _is_plain(x: Any) -> bool:
-    """Whether it is equal to its copies, and its text says all."""
+    """Whether an object equals its copies and is fully described by its text."""
     return type(x) in ATOMS or isinstance(x, Enum) or (type(x) in (tuple, frozenset) and all(map(_is_plain, x)))
 
 
 def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:
-    """Whether two modules have the same values, in the same order, in which a forward may go through them."""
+    """Whether two modules have the same values in the same order, since a forward may go through them in that order."""
     return values == others and list(values) == list(others)
 
 
 def described(values: Mapping[str, object]) -> list[str]:
-    """``Contents.values`` as texts that are the same in another process, in the order of their paths."""
+    """``Contents.values`` as texts, in the order of their paths, which are the same in another process."""
     return [f"{path}: {_text(x)}" for path, x in sorted(values.items(), key=itemgetter(0))]
 
 
@@ -320,7 +323,8 @@ def _text(x: object) -> str:
 
 
 def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The module and those in it, by paths that do not tell of wrappers; what is there twice has both."""
+    """The module and all modules in it, by paths that leave wrappers out. A module that is there twice comes under both
+    paths."""
     module = unwrapped(module)
     yield path, module
     for name, child in [*module._modules.items()]:
@@ -345,19 +349,21 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def parameters_of(module: nn.Module, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those by which it says in what dtype it computes: the registered ones, or if there are none, those among the
-    tensors that it holds."""
+    """The parameters that say in which dtype a module computes: those that are registered, or if there are none, those
+    among ``tensors``, which it holds."""
     return [*module.parameters()] or [x for x in tensors if isinstance(x, nn.Parameter)]
 
 
 def ranks_averaged_over(module: nn.Module) -> int:
-    """Over how many processes a module averages gradients, as ``DistributedDataParallel`` does; 1 if it does not."""
+    """The number of processes over which a module averages gradients, as ``DistributedDataParallel`` does; 1 if it does
+    not."""
     if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
         module = cast(nn.Module, module._orig_mod)
     return module.process_group.size() if isinstance(module, nn.parallel.DistributedDataParallel) else 1
 
 
 def if_imported(module: str, name: str) -> tuple[type, ...]:
-    """A type, if there can be instances of it: another thread may just be importing the compiler."""
+    """The type of that name, as a tuple for isinstance, which is empty if its module is not imported, since there are
+    no instances then. Another thread may be importing the compiler right now."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

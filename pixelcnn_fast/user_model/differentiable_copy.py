@@ -1,4 +1,4 @@
-"""The user's module as it is now, in eval mode, for gradients that go to its own tensors."""
+"""A copy of the user's module as it is now, in eval mode, through which gradients reach the module's own tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
 ) -> Iterator[nn.Module]:
-    """A copy of the module in eval mode, with clones of its tensors on a device and in a dtype, since it may write into
-    them; if it can't be copied, itself, with the clones in the place of parameters and buffers.
+    """A context that gives a copy of the module in eval mode. In the place of its tensors, the copy has clones of them
+    on a device and in a dtype, since it may write into them. A module that can't be copied is given itself, with the
+    clones in the place of its parameters and buffers.
 
-    read: the paths of what it computes with. Raises ValueError if these hold nothing.
+    read: gives the paths of the tensors that the forward reads. Raises ValueError if some of those have no values.
     """
     own = Contents(live).tensors
     on_meta = [path for path, x in own.items() if x.is_meta]
@@ -46,16 +47,17 @@ def standing_for(
 
 
 def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
-    """Whether a copy has any of the trained tensors that were to be in it, which a ``__deepcopy__`` of its own may not
-    know of."""
+    """Whether a copy contains any of the trained tensors that it was given. A module with a ``__deepcopy__`` of its own
+    may not know of them."""
     wanted = {id(x) for x in others.values() if x.requires_grad}
     found = {id(x) for x in Contents(copied).tensors.values()}
     return not wanted or not wanted.isdisjoint(found)
 
 
 def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
-    """A copy whose ``eval()`` has found parameters; those that are still trained then are clones of the module's own,
-    with the numbers that they have in eval mode. Or else why it can't be copied."""
+    """A copy that is made with parameters, for modules whose ``eval()`` asks for these. Those that are still trained
+    afterwards are replaced by clones of the module's own tensors, with the numbers that they have in eval mode. If the
+    module can't be copied, the reason."""
     parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
     origins = {id(parameters[id(x)]): x for x in own.values()}
     copied = copy_or_why_not(live, dict(parameters), is_trained=True)
@@ -73,8 +75,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones by path. Those of tensors that share memory do, too, unless they are trained. What has the dtype in
-    which the module computes gets ``dtype``."""
+    """Clones of tensors, by path. Clones of tensors that share memory share it, too, unless they are trained. Tensors
+    of the dtype in which the module computes get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
@@ -91,8 +93,8 @@ def _clones(
 
 
 def without_gradients(live: nn.Module, result: Tensor) -> list[str]:
-    """The trainable parameters, by path, that get no gradients of a result since eval mode computes with something
-    else that was made of them."""
+    """The paths of trainable parameters that get no gradients of a result, because eval mode computes with other
+    tensors that were made of them."""
     held = Contents(live)
     if not changes_with_its_mode(held):
         return []

@@ -1,4 +1,4 @@
-"""Running a model in float64 although its code names other dtypes, so that rounding hides no mistake."""
+"""Runs a model in float64 although its code names other dtypes, so that rounding hides no mistake."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
 
 
 class InFloat64(TorchFunctionMode):
-    """Within it, calls compute in float64 where they would in ``dtype``, the model's own, or in a wider one.
+    """Within this mode, calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64.
 
-    That is where they ask for such a dtype by name (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), or get
-    PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left alone.
+    Those are calls that ask for such a dtype by name (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and
+    calls that get PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it
+    is left alone.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""The module that a sampler runs, which is its own: with other weights, as a copy, and out of a pickle."""
+"""The module that a sampler runs: its own copy, which can get other weights, be copied again, and be pickled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pixelcnn_fast.user_model.tensors import duplicate, with_tensors
 
 
 class Substituted(nn.Module):
-    """A module that can't be copied, with other tensors in the place of its own whenever it is called."""
+    """Runs a module that can't be copied, with other tensors in the place of its own during each call."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Substituted(nn.Module):
 
 @contextmanager
 def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, tensors that a module holds, by path, have the numbers of others."""
+    """Within the context, the tensors that a module holds, by path, have the numbers of others."""
     held = Contents(module).tensors if others else {}
     found = [(held[path], x.detach()) for path, x in others.items() if path in held]
     pairs = [(x, x.data, y) for x, y in found if (x.dtype, x.device) == (y.dtype, y.device)]
@@ -49,10 +49,11 @@ def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]
 
 
 class HeldModule:
-    """A module, what picks the part of its output that is read, and weights to put into it when it is asked for.
+    """A module, together with what picks the part of its output that is read. Other weights are put into the module
+    when it is next asked for.
 
-    uncopyable: the user's own module, if that can't be copied. In a pickle, a module that can't be pickled is left out,
-    with a warning.
+    uncopyable: the user's own module, if that can't be copied, else None. A module that can't be pickled is left out of
+    pickles, with a warning.
     """
 
     def __init__(self, module: nn.Module, output: Output = None, is_uncopyable: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Which labels, or codes of a condition, a model takes, whether it says so or not."""
+"""Finds out which labels a model takes, or which codes as a condition, whether it says so or not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ CHECKED = 64  # labels among which those of examples are, if the model does not 
 
 
 class Labels:
-    """The labels of a model, or the integers of its condition: 0...K-1. K is said by the model, or found by trying.
+    """The labels of a model, or the integers of its condition: 0...K-1, where the model says K or it is found by
+    trying.
 
-    classes: K, or None while it is not known. accepted: labels below it are known to be taken. name: what they are,
-    for messages. highest: the label up to which K is looked for.
+    classes: K, or None while it is not known; accepted: all labels below it are known to be taken; name: what they are
+    called in messages; highest: the label up to which K is looked for.
     """
 
     def __init__(self, classes: int | None, name: str = "labels", highest: int = HIGHEST) -> None:
@@ -33,7 +34,7 @@ class Labels:
             self.accepted = self.classes or max(self.accepted, min(CHECKED, self._highest + 1))
 
     def restrict(self, takes: Callable[[int], bool]) -> None:
-        """As ``explore``, by a stricter judge of labels that are thought to be taken."""
+        """As ``explore``, with a stricter judge of labels that were thought to be taken."""
         if not takes(self.accepted - 1):
             self.classes = self.accepted = first_refused(takes, 1, self.accepted - 1) or self.accepted
 
@@ -52,8 +53,8 @@ class Labels:
 
 
 def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:
-    """The smallest number that is not taken, if all those below it are: found by doubling, then by bisection; None if
-    ``most`` is taken, too. taken: numbers below it are known to be."""
+    """The smallest number that is not taken, found by doubling and then by bisection; None if ``most`` is taken, too.
+    All numbers below it are taken to be accepted. taken: numbers below this one are known to be taken."""
     good, bad = taken - 1, None
     while bad is None:
         if good >= most:

@@ -1,4 +1,4 @@
-"""The arguments that describe a model, and what can be read off the model itself."""
+"""The arguments that describe a model to a sampler, and what can be read off the model itself."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def head_of(
     levels: int | None,
     image_form: ImageForm,
 ) -> Head:
-    """How a module's output is read, from what was said and what it says of itself.
+    """The head that reads a module's output, from the arguments and from what the module says of itself.
 
-    Raises ValueError for a head, levels and a form of images that do not go together, or with images of this shape.
+    Raises ValueError for a head, levels and a form of images that do not go together, or that do not fit images of this
+    shape.
     """
     if head is not None and not isinstance(head, Head):
         raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
@@ -111,7 +112,7 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether the model says so, or has to be given something besides images and a condition.
+    """Whether a model takes labels: it says so, or it has to be given something besides images and a condition.
 
     Raises ValueError for a model that takes a condition of unknown shape.
     """
@@ -145,7 +146,6 @@ def is_integral(dtype: torch.dtype) -> bool:
 
 
 def integer_of(model: nn.Module, name: str) -> int | None:
-    """What the model, or the one in a wrapper, says of itself by an attribute of that name, if it is a positive
-    integer."""
+    """The model's attribute of that name, or that of the model in a wrapper, if it is a positive integer; else None."""
     found = getattr(model, name, getattr(getattr(model, "module", None), name, None))
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

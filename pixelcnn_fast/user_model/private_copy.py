@@ -1,4 +1,4 @@
-"""The module that is captured: a copy of the user's in eval mode, so that theirs is never touched."""
+"""Copies the user's module into eval mode, so that the module itself is never touched."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pixelcnn_fast.user_model.tensors import are_equal, duplicate
 
 
 def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | None:
-    """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied. memo: what
-    was copied, as ``copy.deepcopy`` keeps it."""
+    """A copy in eval mode that runs eagerly; or None, with a warning, for a module that can't be copied. memo: as
+    ``copy.deepcopy`` takes and fills it."""
     copied = copy_or_why_not(module, memo)
     if isinstance(copied, nn.Module):
         return copied
@@ -35,8 +35,9 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 def copy_or_why_not(
     module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
-    """As ``private_copy``, or else why it can't be copied. memo: what takes the place of tensors, by their id;
-    is_apart: whether functions must not lead from the copy to the module; is_trained: whether gradients are wanted."""
+    """As ``private_copy``, but for a module that can't be copied, the reason. memo: by id, what takes the place of
+    tensors; is_apart: whether no function of the copy may lead to the module; is_trained: whether gradients are
+    wanted."""
     held, memo = Contents(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
@@ -82,7 +83,7 @@ def _copied(
 
 
 def _check_apart(one: Contents, other: Contents) -> None:
-    """Raises TypeError if two share a module, a parameter or a buffer."""
+    """Raises TypeError if two modules share a module, a parameter or a buffer."""
     # What a hook alone has seen is not what the module computes with.
     own = {id(x) for path, x in (*one.modules.items(), *one.tensors.items()) if not _is_of_a_hook(path)}
     for path, x in (*other.modules.items(), *other.tensors.items()):
@@ -111,8 +112,8 @@ def sets_more(module: nn.Module) -> bool:
 
 
 def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Contents]:
-    """A module that holds what this one does in eval mode, to look at, which is a copy if its mode changes more; and
-    what it holds."""
+    """-> (a module that holds what this one holds in eval mode, to look at; what it holds). It is a copy if ``eval()``
+    may do more than set the mode, else the module itself."""
     held = Contents(module)
     if changes_with_its_mode(held) and isinstance(copied := copy_or_why_not(module), nn.Module):
         return copied, Contents(copied)
@@ -120,8 +121,8 @@ def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Contents]:
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:
-    """The tensors, by path, of a copy in eval mode that train mode makes others of, so that rounding may move them.
-    held: what it holds."""
+    """The paths of the tensors of a copy in eval mode that train mode would make anew, so that rounding may move them.
+    held: what the copy holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()
     with suppress(Exception), random_state_kept(held.device):
@@ -138,8 +139,8 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def exclusively(module: nn.Module) -> Iterator[None]:
-    """For a module that can't be copied: within the context it is in eval mode, and no other thread is in one for the
-    same module; afterwards each of its modules is as it was."""
+    """A context in which a module that can't be copied is in eval mode, and no other thread is in such a context for
+    the same module. Afterwards each of its modules is as it was."""
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
@@ -167,7 +168,7 @@ def exclusively(module: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """What a module has as attributes, its mode among them."""
+    """The attributes of a module, its mode among them, so that they can be restored."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
@@ -185,7 +186,7 @@ class _State:
 
 
 class _Eagerly:
-    """A context, for all threads together, in which what is wrapped by ``torch.compile`` runs eagerly."""
+    """A context, shared by all threads, in which whatever ``torch.compile`` has wrapped runs eagerly."""
 
     def __init__(self) -> None:
         self._lock, self._inside, self._stance = threading.Lock(), 0, nullcontext()

@@ -1,4 +1,4 @@
-"""PyTorch's, Python's and NumPy's generators of random numbers, which are the user's."""
+"""Keeps the random number generators of PyTorch, Python and NumPy, which belong to the user, as they were."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Within the context, the generators may be used: afterwards they are as they were."""
+    """Within the context, the generators may be used; afterwards they are as they were before."""
     is_cuda, numpy = device.type == "cuda", sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng([device] if is_cuda else []):

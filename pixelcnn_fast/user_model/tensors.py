@@ -1,4 +1,4 @@
-"""Tensors compared by what is in memory, and modules that have others in their place."""
+"""Compares tensors by what is in memory, and copies modules with other tensors in the place of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pixelcnn_fast.user_model.random_state import random_state_kept
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Which of some tensors, by name, lie in the same memory."""
+    """The pairs of tensors, by name, that lie in the same memory."""
     by_storage: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, x in tensors.items():
         if x.numel() and x.device.type != "meta":
@@ -39,21 +39,21 @@ def span(x: Tensor) -> int:
 
 
 def is_in_memory(x: Tensor) -> bool:
-    """Whether a tensor's storage holds it; what shards models frees the memory of tensors that stay."""
+    """Whether a tensor's storage still holds it. Libraries that shard models free the memory of tensors that remain."""
     if not x.numel() or x.device.type == "meta":
         return not x.numel()
     return x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
 
 
 def are_equal(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are the same: their dtype, device and shape, and bit by bit their numbers."""
+    """Whether two tensors have the same dtype, device, shape and, bit by bit, the same numbers."""
     if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape) or not is_in_memory(x):
         return False
     return torch.equal(_bits(x), _bits(y))
 
 
 def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
-    """As ``are_equal``, but for rounding, which remains where weights were merged and taken apart again."""
+    """As ``are_equal``, but for the rounding that remains when weights were merged and taken apart again."""
     if not x.is_floating_point() or (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
         return are_equal(x, y)
     if not x.numel() or not is_in_memory(x):
@@ -63,7 +63,8 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """What a tensor holds, as words if that goes, which takes half the time that numbers do."""
+    """The content of a tensor as integers, of eight bytes where possible: to compare these takes half as long as
+    comparing numbers."""
     x = x.detach().resolve_conj().contiguous().flatten()
     if x.storage_offset():
         x = x.clone()
@@ -71,7 +72,7 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The trainable ones of some tensors, by path, that gradients of a result do not reach."""
+    """The paths of those trainable tensors that gradients of a result do not reach."""
     nodes, reached = [result.grad_fn], dict[object, object]()
     while nodes:
         if (node := nodes.pop()) is not None and node not in reached:
@@ -82,7 +83,7 @@ def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy with other tensors, by path, in the place of its own.
+    """A copy of a module with other tensors, by path, in the place of its own.
 
     A tensor that is computed from others stays one, so that gradients go through it.
     """
@@ -91,9 +92,9 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None) -> nn.Module:
-    """A deep copy. An attribute that leads to what has no copies, such as a lock or an open file, is shared as a whole,
-    unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it, with tensors that are to be in the copy; held:
-    what the module holds, if known."""
+    """A deep copy of a module. An attribute that leads to something which can't be copied, such as a lock or an open
+    file, is shared as a whole, unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it, with the tensors
+    that the copy is to have; held: what the module holds, if that is known."""
     held, memo = held or Contents(module), {} if memo is None else memo
     replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
@@ -121,8 +122,8 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Puts tensors, by path, into a copy where it has others than those that are known, by id: what copies itself may
-    not know of a memo. TorchScript's modules, and what is not registered, get their numbers."""
+    """Puts tensors, by path, into a copy wherever it has tensors that are not ``known``, by id: modules that copy
+    themselves may not heed a memo. TorchScript's modules, and what is not registered, get the numbers only."""
     held = Contents(copied)
     others = {
         id(x): tensors[path] for path, x in held.tensors.items() if path in tensors and id(x) not in known
@@ -137,7 +138,7 @@ def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container
 
 
 def _copies_itself(module: nn.Module) -> bool:
-    """Whether it is the user's code that copies it."""
+    """Whether the user's code decides how the module is copied."""
     methods = (
         getattr(type(module), name, None)
         for name in ("__deepcopy__", "__reduce__", "__reduce_ex__", "__setstate__")
@@ -154,7 +155,7 @@ def _has_no_copies(x: object) -> bool:
 
 
 def in_place_of(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[int, Any]:
-    """What makes ``copy.deepcopy`` put other tensors, by path, in the place of its own."""
+    """A memo by which ``copy.deepcopy`` puts other tensors, by path, in the place of a module's own."""
     memo: dict[int, Any] = {}
     for path, x in own.items():
         if (other := others.get(path)) is not None:

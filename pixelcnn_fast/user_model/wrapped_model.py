@@ -1,4 +1,4 @@
-"""The user's module, wrapped: it is run as the user runs it, and its output is read as parameters of distributions."""
+"""Wraps the user's module: runs it as the user does, and reads its output as the parameters of distributions."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 
 
 class WrappedModel:
-    """``Sampler`` explains the arguments. ``module`` is a copy in eval mode: the user's own is not touched, unless it
-    can't be copied.
+    """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``head`` has its layout once the model is captured.
+    ``module`` is a copy in eval mode, so that the user's own is not touched, unless it can't be copied. ``head`` gets
+    its layout when the model is captured.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class WrappedModel:
 
     @property
     def module(self) -> nn.Module:
-        """What is run. Raises RuntimeError if it is not there, after pickling."""
+        """The module that is run. Raises RuntimeError if it did not travel in a pickle."""
         return self.held.module
 
     @property
@@ -141,13 +141,13 @@ class WrappedModel:
         return other
 
     def run_by(self, module: nn.Module) -> WrappedModel:
-        """The same with another module, which is in eval mode."""
+        """The same model with another module, which is in eval mode."""
         other = copy.copy(self)
         other.held = HeldModule(module, self.output, self.held.is_uncopyable)
         return other
 
     def arguments(self) -> ModelArguments:
-        """What another module is wrapped with in the same way."""
+        """The arguments by which another module is wrapped in the same way."""
         return ModelArguments(
             head=self.head,
             conditional=self.conditional,
@@ -160,9 +160,9 @@ class WrappedModel:
     def example(
         self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None
     ) -> tuple[Tensor, Conditioning]:
-        """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
+        """Random values [n, C, H, W], with what the model takes besides images. Another seed gives other labels.
 
-        half: 0 or 1 for levels of the lower or the upper half alone; of a real number x, for x / 2 or (x + 1) / 2.
+        half: 0 or 1, for levels of the lower or the upper half only; a real number x becomes x / 2 or (x + 1) / 2.
         """
         generator = torch.Generator().manual_seed(seed)
         values = self.head.examples((n, *self.shape), generator).to(self.device)
@@ -183,7 +183,8 @@ class WrappedModel:
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
-        """For labels and condition, if the model takes them: its name, and the same image with several of them."""
+        """Yields, for the labels and for the condition, if the model takes them: the name, one image repeated, and a
+        different label or condition for each repetition."""
         many = self._many_labels()
         values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
         first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
@@ -194,15 +195,15 @@ class WrappedModel:
             yield "condition", same, first._replace(condition=given.condition)
 
     def _many_labels(self) -> int:
-        """With how many labels, or conditions, an image is tried: fewer for a large model."""
+        """The number of labels, or conditions, that are tried with one image: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
         return max(
             FEWEST_DIFFERENT, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2]))
         )
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
-        every label if these are few and the model is small, and a bright one where images are small."""
+        """Examples other than those that were recorded, in batches of other sizes: a dark image; random images, with
+        every label if there are few and the model is small; and bright images where images are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
@@ -213,8 +214,8 @@ class WrappedModel:
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
-        """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
-        from the second pixel, the second row or the middle on; and one of the highest level."""
+        """Images as sampling meets them, if Python reads numbers off the image: images that have the lowest level
+        everywhere, or from the second pixel, the second row or the middle on, and one of the highest level."""
         if self.levels is not None and self.reads_images:
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
@@ -274,7 +275,8 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
+        """As ``parameters``, computed by a function that takes the place of the module and gives the part of its output
+        that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
@@ -285,7 +287,7 @@ class WrappedModel:
 
     @property
     def n_classes(self) -> int | None:
-        """How many labels there are, if the model says so or it was found out."""
+        """The number of labels, if the model says it or it was found out; else None."""
         return self.labels.classes
 
     @property
@@ -329,7 +331,7 @@ class WrappedModel:
         return images[:, 0].long() if self.image_form == "codes" else images
 
     def identity(self) -> Iterator[object]:
-        """What tells this model from others besides its forward: how it takes images and is read."""
+        """What tells this model from others, besides its forward: how it takes images, and how its output is read."""
         yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
         around = nn.Module()
         vars(around)["head"] = self.head  # which may hold anything
@@ -339,7 +341,7 @@ class WrappedModel:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
+        """A context in which the module may be run: autocast is off, and a module that could not be copied is locked
         and in eval mode."""
         with ExitStack() as stack:
             if self.held.uncopyable is not None:
@@ -352,7 +354,7 @@ class WrappedModel:
 
 @contextmanager
 def scripted_parts_named(module: nn.Module) -> Iterator[None]:
-    """Within the context, a model that can't be captured is refused with the name of its first scripted part."""
+    """A context that names the first scripted part of a model in the error which refuses to capture it."""
     try:
         yield
     except (Unsupported, RuntimeError) as error:
