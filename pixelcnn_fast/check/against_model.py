@@ -34,11 +34,11 @@ Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and wha
 
 
 class Expected(NamedTuple):
-    """What a program is compared with, on images and conditions other than those that it was captured with; of two
-    large images, on the random one alone: whatever the values, a program does the same.
+    """What a program is compared with, on other images and conditions than those that it was captured with. Of two
+    large images, the random one alone is compared, since a program does the same whatever the values.
 
-    by_model: for each example, the model's parameters [N, D, H, W, P]; exact: what was recorded gives in float64, or
-    None if it can't be run there.
+    by_model: for each example, the model's parameters [N, D, H, W, P]; exact: what the recorded calls give in float64,
+    or None if they can't be made there.
     """
 
     examples: Examples
@@ -47,7 +47,7 @@ class Expected(NamedTuple):
 
 
 def expectations(model: WrappedModel, replay: Replay) -> Expected:
-    """Runs the model, and what was recorded, on other examples.
+    """Runs the model, and the recorded calls, on other examples.
 
     Raises CaptureMismatch if these differ, NonFiniteLogits if the model's logits are not finite.
     """
@@ -74,11 +74,11 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 def check_recorded(
     as_is: Sequence[Tensor], by_model: Sequence[Tensor], exact: Callable[[int], Tensor], model: WrappedModel
 ) -> None:
-    """Compares what was recorded with the model: the same calls in the same dtype. exact: an example's number -> what
-    was recorded gives in float64; may raise NotInFloat64.
+    """Compares the recorded calls with the model, in the same dtype. exact: by an example's number, what the recorded
+    calls give in float64; it may raise NotInFloat64.
 
-    The results are the same bit by bit, unless PyTorch takes sums in another order, as it does for single images: an
-    axis of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
+    The results are the same bit by bit, unless PyTorch takes sums in another order, as it does for single images, where
+    an axis of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
     """
     for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
         if torch.equal(found, expected):
@@ -97,7 +97,7 @@ def check_recorded(
 def check_program(
     program: Program, conditions: ConditionProgram, model: WrappedModel, expected: Expected
 ) -> None:
-    """Compares a program with what was recorded, and once it is cast, with the model: distribution by distribution.
+    """Compares a program, distribution by distribution, with the recorded calls and, once it is cast, with the model.
 
     Raises CaptureMismatch if they differ.
     """
@@ -117,7 +117,8 @@ def check_program(
 
 @torch.inference_mode()
 def on_examples(program: Program, conditions: ConditionProgram, examples: Examples) -> list[Tensor]:
-    """What plain PyTorch makes of the program in its dtype: for each example, parameters [N, D, H, W, P]."""
+    """The parameters [N, D, H, W, P] that plain PyTorch computes of the program for each example, in the program's
+    dtype."""
     wanted = condition_operands(program.instructions)
     found = [conditions(wanted, given, len(values)) for values, given in examples]
     condition = {
@@ -130,15 +131,16 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
 
 
 def on_cpu(program: Program) -> Program:
-    """The program where float64 is known to exist."""
+    """The program on the CPU, where float64 is known to exist."""
     return replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
 
 
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
-    """Compares a program with what was recorded, in float64. computed: by the program, ``on_examples``.
+    """Compares a program with the recorded calls, both in float64. computed: what ``on_examples`` gave for the program.
 
-    Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
-    ones that are not masks. Logits are compared at a high temperature, too: a level that is all but certain hides much.
+    Besides ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large ones
+    that are not masks. Logits are compared at a high temperature, too, since a level that is all but certain hides
+    much.
     """
     # Logits that are read off probabilities are rounded near 1.
     gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
@@ -156,8 +158,8 @@ def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence
 def compare(
     program: Program, conditions: ConditionProgram, model: WrappedModel, examples: Examples, factor: float = 2
 ) -> None:
-    """Compares a program with a model, without what was recorded. Raises CaptureMismatch if they differ, and what
-    ``by_module`` does."""
+    """Compares a program with the model alone, without the recorded calls. Raises CaptureMismatch if they differ, and
+    what ``by_module`` raises."""
     computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
     by_model = list(by_module(model, examples))
     if model.dtype == torch.float64:
@@ -198,7 +200,7 @@ def check_rounded(
 
 
 def by_module(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
-    """For each example, the parameters that the model gives. Raises NonFiniteLogits if they are not finite."""
+    """Yields the model's parameters for each example. Raises NonFiniteLogits if they are not finite."""
     for values, given in examples:
         parameters = model.parameters(values, given)
         check_finite(parameters, model.head)

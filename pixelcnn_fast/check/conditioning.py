@@ -17,7 +17,7 @@ MOST_AT_ONCE = 64  # images that are compared together
 def verify_conditioning(
     program: Program, conditions: ConditionProgram, model: WrappedModel, given: Conditioning
 ) -> None:
-    """Compares program and model on labels and conditions that a user gives, if Python reads numbers off them.
+    """Compares program and model for labels and conditions that a user gives, if Python reads numbers off these.
 
     Raises Unsupported if they differ.
     """

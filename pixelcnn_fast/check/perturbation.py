@@ -1,4 +1,4 @@
-"""Causality of a model that has no program: change sub-pixels, and what must not see them must not move."""
+"""Tests the causality of a model that has no program: when sub-pixels change, what must not see them must not move."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ SEEN = 1e-9  # a move by which a channel sees another, in any dtype: to draw cha
 class Observed:
     """What a model's forwards show of it.
 
-    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, the numbers that the head
-    reads for a distribution, in ``dtype``; output_bytes: of all of them, for one image.
+    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, how many numbers the head
+    reads for a distribution, in ``dtype``; output_bytes: the size of all of them for one image.
     """
 
     draws: int
@@ -46,8 +46,8 @@ class Observed:
 
 
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
-    """Runs the model, whose head then has its layout, and tests whether it is causal. most: at how many pixels, at
-    most.
+    """Runs the model, whose head then has its layout, and tests whether it is causal. most: the most pixels that are
+    tested; None: as many as are tested at first.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
@@ -86,7 +86,7 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
 
 
 def _check_given(model: WrappedModel) -> None:
-    """Raises Unsupported unless labels and conditions count for their own image alone."""
+    """Raises Unsupported unless labels and conditions matter for their own image alone."""
     n = max(4, min(MOST_GIVEN, model.labels.accepted))
     values, given = model.example(6, n)
     if given.images:
@@ -96,7 +96,7 @@ def _check_given(model: WrappedModel) -> None:
 
 
 def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> None:
-    """Raises Unsupported unless images have the distributions that they have in a smaller batch."""
+    """Raises Unsupported unless images have the same distributions as in a smaller batch."""
     moved = model.head.distance(alone.cpu(), among_others.cpu(), model.shape[0])
     if not bool((moved <= max(TOLERANCE[model.dtype], TOLERANCE[torch.float32])).all()):
         raise Unsupported(
@@ -106,7 +106,7 @@ def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> Non
 
 
 def _draws(model: WrappedModel, most: int | None) -> int:
-    """How often a pixel needs the model. Raises NotCausal."""
+    """How often the model has to be run for a pixel. Raises NotCausal."""
     c, height, width = model.shape
     pixels = _pixels(height, width)
     firsts = [pixel * c for pixel in pixels[:: -(-len(pixels) // most) if most else 1]]
@@ -159,7 +159,7 @@ class _Pairs:
         self._alone = self._outputs(self._images, torch.arange(PAIRS))
 
     def check(self, cuts: Sequence[int]) -> bool:
-        """-> whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
+        """Whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
         channels, _, width = self._model.shape
         ordered = False
         for start in range(0, len(cuts), CUTS_AT_ONCE):
@@ -179,7 +179,8 @@ class _Pairs:
         return ordered
 
     def check_singly(self, cuts: Sequence[int]) -> None:
-        """As ``check``, one image at a time: a number that is taken over a batch hides what one image does to it."""
+        """As ``check``, with one image at a time, since a number that is taken over a batch hides what one image does
+        to it."""
         for cut in cuts:
             rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
             changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut

@@ -1,4 +1,4 @@
-"""How far distributions may be from a model's, and what is said when they are further."""
+"""Says how far a program's distributions may be from the model's, and raises the error when they are further."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EXACT = 1e-9  # how far a program's distributions may be from the model's if bot
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float | None = None) -> Tensor:
-    """How far distributions move if each parameter is a bit larger or smaller, by so many roundings: [N, D, H, W].
-    unit: of one rounding, if not in the model's dtype."""
+    """How far distributions move, [N, D, H, W], if each parameter is larger or smaller by so many roundings. unit: the
+    size of one rounding; by default that of the model's dtype."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * (unit or rounding_unit(model)) * sign)
@@ -25,7 +25,7 @@ def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float
 
 
 def rounding_unit(model: WrappedModel) -> float:
-    """The relative error of one rounding in what the model computes in."""
+    """The relative error of one rounding in the arithmetic of the model."""
     # Not cudnn.allow_tf32, which raises where convolutions and recurrences differ.
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
     if model.device.type == "cuda" and model.dtype == torch.float32 and conv.fp32_precision == "tf32":
@@ -50,7 +50,8 @@ IMPRECISE = (
 
 
 def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str) -> None:
-    """error, allowed: of each distribution, [N, D, H, W]. Raises CaptureMismatch if one is too large, or NaN."""
+    """Raises CaptureMismatch if the error of a distribution is larger than allowed, or NaN. error, allowed: [N, D, H,
+    W]."""
     if bool((error <= allowed).all()):
         return
     worst = int((error - allowed).nan_to_num(math.inf).argmax())
@@ -65,7 +66,7 @@ def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str
 
 
 def check_finite(logits: Tensor, head: Head) -> None:
-    """logits: [N, C, H, W, L]. Raises NonFiniteLogits, naming the first sub-pixel whose logits are not finite."""
+    """Raises NonFiniteLogits, naming the first sub-pixel whose logits are not finite. logits: [N, C, H, W, L]."""
     bad = ~head.comparable(logits).isfinite()
     if bool(bad.any()):
         raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())

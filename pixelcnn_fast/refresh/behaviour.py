@@ -1,4 +1,4 @@
-"""What a model's forward does, as it was recorded, and whether another module does the same."""
+"""Knows what a model's forward does, as it was recorded, and tells whether another module does the same."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ MOST_LABELS = 64  # for all of which two models are compared, if Python reads nu
 class Behaviour:
     """What a model's forward does.
 
-    recording: of its first forward, or None if it can't be recorded; outside: tensors that it reads and the model does
-    not hold, which copies of the model share; is_captured: whether it was made a program of, which does for all images
-    what it does for one.
+    recording: the model's first forward, or None if it can't be recorded; outside: tensors that the forward reads and
+    the model does not hold, so that its copies share them; is_captured: whether the model became a program, which does
+    for all images what the model did for one.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Behaviour:
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
-        """Of a model that is not captured: one forward is recorded, if that goes."""
+        """The behaviour of a model that is not captured. Its forward is recorded, if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
             one, two = (found._forward(found._another()).recording for _ in range(2))
@@ -59,7 +59,7 @@ class Behaviour:
         return found
 
     def of(self, model: WrappedModel) -> Behaviour:
-        """The same of a model with other weights."""
+        """The same behaviour, for the model with other weights."""
         other = copy.copy(self)
         other._model = model
         return other
@@ -71,14 +71,15 @@ class Behaviour:
 
     @property
     def _read(self) -> frozenset[str]:
-        """What the numbers depend on by which Python may have decided. A program does for all images what is done for
-        one, whatever they were."""
+        """What the numbers depend on that Python has read and may have decided by. A program does the same for all
+        images, so numbers that depend on the image do not count for it."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
-        """What the forward reads of the tensors that the model holds, by path; by_python: also as numbers."""
+        """The tensors of the model that the forward reads, by path. by_python: also those that it reads as numbers
+        only."""
         recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
@@ -87,13 +88,13 @@ class Behaviour:
 
     @property
     def decisive_others(self) -> list[Recording] | None:
-        """As ``recorded_others``; none for a program, which does the same for all examples, or they are refused."""
+        """As ``recorded_others``, but none for a program: it does the same for all examples, or they are refused."""
         return [] if self.is_captured else self.recorded_others
 
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What the forward does for other examples after the first one, if it may do more than for that; None if that
-        can't be tried."""
+        """What the forward does for other examples after the first one, where it may do something else for them; None
+        if that can't be tried."""
         if not self._examples_that_matter:
             return []
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
@@ -103,7 +104,7 @@ class Behaviour:
 
     @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
-        """For what may be done otherwise, as Python has read numbers."""
+        """Examples for which the forward may do something else, since Python has read numbers of their kind."""
         read, model = self._read, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
@@ -118,8 +119,8 @@ class Behaviour:
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
-        """As ``recording``, of a module that has run before, and has kept what it made then; None if it made that of
-        weights, which may be others while it stays."""
+        """As ``recording``, for a module that has run before and has kept what it made then. None if what it keeps was
+        made of weights, which may have changed since."""
         module, other = self._another(), self._another()
         shared = {
             id(x) for x in Contents(module).tensors.values()
@@ -139,8 +140,8 @@ class Behaviour:
         return again
 
     def usual(self) -> Recording | None:
-        """What a module does that has perhaps run before, if it keeps anything then; so it does not matter whether the
-        user's has."""
+        """What a module does that has run before, if it keeps anything from its first forward; else ``recording``. So
+        it does not matter whether the user's module has run."""
         if self.recording is None or self._model.held.is_uncopyable:
             return self.recording
         module = self._another()
@@ -154,9 +155,12 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the calls that were recorded, with its own tensors; if none were,
-        whether it gives the same for an example. weights: the paths of those that may be others; has_values: whether
-        all but its tensors is known to be the same."""
+        """Whether another module, in eval mode, makes the recorded calls with its own tensors. If nothing was recorded,
+        whether it gives the same for an example.
+
+        weights: the paths of tensors that may differ; has_values: whether everything but the module's tensors is known
+        to be the same.
+        """
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
@@ -174,8 +178,8 @@ class Behaviour:
             return False
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
-        """Whether a module that has run before does what this one would do then. What its copies share with it, such as
-        what a function holds, must be what it was."""
+        """Whether a recorded forward of a module that has run before is what this model would do then. What copies of
+        the model share, such as what a function holds, must still be what it was."""
         assert self.recording is not None
         if self._model.held.is_uncopyable:
             return False
@@ -184,7 +188,8 @@ class Behaviour:
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
     def _gives_the_same(self, module: nn.Module, values: Tensor, given: Conditioning) -> bool:
-        """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""
+        """Whether another module gives, bit by bit, the parameters that this model would give with the module's
+        tensors."""
         if self._model.held.is_uncopyable:
             return False
         one, other = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
@@ -192,7 +197,7 @@ class Behaviour:
             return torch.equal(one.parameters(values, given), other.parameters(values, given))
 
     def _another(self) -> nn.Module:
-        """Another copy of the module, which has never run, if it can be copied."""
+        """A copy of the module that has never run; the module itself if it can't be copied."""
         held = self._model.held
         return held.module if held.is_uncopyable else duplicate(held.untouched)
 
@@ -207,6 +212,6 @@ class Behaviour:
 
 
 def _hidden(model: WrappedModel, recording: Recording) -> list[Tensor]:
-    """Those of the module's tensors that no path leads to and that the forward reads."""
+    """The tensors of the module that the forward reads although no path leads to them."""
     unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
     return [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]

@@ -1,4 +1,4 @@
-"""Makes few calls of many recorded ones, where none writes into what another one has made."""
+"""Replaces many recorded calls by few that give the same, where no call writes into what another one has made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Merged:
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:
-        """read: what is read when all calls are made."""
+        """read: the views that are read once all calls are made."""
         self.calls: list[Call] = []
         self._place: dict[int, tuple[int, int]] = {}  # of a slot that is gone: what slot it is in, from where
         self._added = 0
@@ -44,14 +44,14 @@ class Merged:
                 self.calls += [self._at_once(run) if len(run) > 1 else run[0] for run in _runs(alike)]
 
     def view(self, view: View) -> View:
-        """Where a recorded view is now."""
+        """The view that has taken the place of a recorded one."""
         if view.slot not in self._place:
             return view
         slot, start = self._place[view.slot]
         return View(slot, view.size, view.stride, _start(view) + start, view.dtype)  # faster than replace
 
     def call(self, call: Call) -> Call:
-        """A recorded call on what is now in the place of its views."""
+        """A recorded call, on the views that have taken the places of its own."""
         if self._place.keys().isdisjoint(call.read):
             return call
         args, kwargs = map_leaves(
@@ -60,12 +60,12 @@ class Merged:
         return Call(call.name, args, kwargs, call.results, call.where)
 
     def guard(self, guard: Guard) -> Guard:
-        """A guard that reads what is now in the place of its views, when all merged calls are made."""
+        """The guard, on the views that have taken the places of its own, once all merged calls are made."""
         read = self.view(guard.read) if isinstance(guard.read, View) else self.call(guard.read)
         return replace(guard, read=read, at=len(self.calls))
 
     def _is_there(self, call: Call) -> bool:
-        """Whether what a call gives is there already, and then it has its place."""
+        """Whether the result of a call lies in memory already. If so, the result's place is noted."""
         if len(call.outputs) != 1 or call.outputs[0].slot in self._of_two_dtypes:
             return False
         (result,), sources = call.outputs, call.inputs
@@ -82,7 +82,7 @@ class Merged:
         return is_there
 
     def _small_put_together(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls, where those that convert small tensors of one size read them side by side."""
+        """The calls, where small tensors of one size that are to be converted are put side by side before."""
 
         def size(call: Call) -> object:
             if plain_name(call.name) != "_to_copy" or "device" in call.kwargs:
@@ -109,7 +109,7 @@ class Merged:
         return -self._added
 
     def _kind(self, call: Call) -> tuple[object, ...]:
-        """The same for calls that may be made at once, if what they read lies at equal distances."""
+        """A key that is the same for calls which may be made at once, if what they read lies at equal distances."""
         if plain_name(call.name) not in ELEMENTWISE or len(call.outputs) != 1:
             return (call,)
         (result,) = call.outputs
@@ -128,7 +128,7 @@ class Merged:
         return call.name, *map(alike, call.args), repr(call.kwargs), result.size, result.dtype
 
     def _at_once(self, calls: Sequence[Call]) -> Call:
-        """Calls of one kind, made at once."""
+        """One call in the place of several of one kind."""
         first, second = calls[0], calls[1]
         (result,) = first.outputs
         slot, length = self._new_slot(), _length(result)
@@ -146,7 +146,7 @@ class Merged:
 
 
 def _levels(calls: Sequence[Call]) -> list[list[Call]]:
-    """The calls, each as early as what it reads is there."""
+    """The calls in groups, each call in the earliest one in which everything that it reads has been made."""
     levels: list[list[Call]] = []
     made_in: dict[int, int] = {}  # by slot
     for call in calls:
@@ -174,7 +174,7 @@ def _length(view: View) -> int:
 
 
 def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
-    """Calls of one kind, together where what they read lies at equal distances."""
+    """Groups of calls of one kind whose arguments lie at equal distances in memory."""
     run: list[Call] = []
     step: list[int] = []
     before: list[int] = []
@@ -191,13 +191,13 @@ def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 
 def _lie_alike(x: View, y: View) -> bool:
-    """Whether a new tensor y has its elements where x has them, from its offset on."""
+    """Whether the elements of a new tensor y, from its offset on, lie in the same order as those of x."""
     axes = zip(x.size, x.stride, y.stride, strict=True)
     return (x.dtype, x.size) == (y.dtype, y.size) and all(s == t for n, s, t in axes if n != 1)
 
 
 def _side_by_side(sources: Sequence[View], result: View) -> bool:
-    """Whether tensors lie in one slot as they do in their concatenation."""
+    """Whether tensors already lie in one slot as they would in their concatenation."""
     end = _start(sources[0])
     for x in sources:
         if not x.is_contiguous or (x.slot, x.dtype, x.offset) != (sources[0].slot, result.dtype, end):

@@ -1,4 +1,4 @@
-"""Recorded calls prepared to be made many times, in an order that suits the processor's caches."""
+"""Prepares recorded calls so that they can be made many times, in an order that suits the processor's caches."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Plan:
         wanted: Sequence[View],
         guards: Sequence[Guard],
     ) -> None:
-        """leaves: what no call creates, by slot; wanted: the views whose tensors are to be computed."""
+        """leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed."""
         self._leaves, self._calls, self._wanted, self._guards = leaves, calls, wanted, guards
 
     @cached_property
     def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
-        """The steps, and what gives the wanted tensors."""
+        """The steps, and for each wanted view a function that gives its tensor."""
         wanted, guards = self._wanted, self._guards
         slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
         calls = needed(self._calls, slots)
@@ -79,13 +79,15 @@ class Plan:
 
     @cached_property
     def leaves(self) -> set[int]:
-        """The slots that it reads and no call creates."""
+        """The slots that the calls read and no call creates."""
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
-        """leaf: what a slot holds that no call creates, or None if that does not fit -> the wanted tensors, or None
-        then, if a guard does not hold, or if a call does not go with these weights, such as one whose result has
-        another size now."""
+        """Computes the wanted tensors. leaf: gives what is in a slot that no call creates, or None if it does not fit.
+
+        Returns None if a leaf does not fit, if a guard does not hold, or if a call can't be made with these weights,
+        such as one whose result has another size now.
+        """
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
@@ -104,8 +106,8 @@ class Plan:
 
 @dataclass(slots=True)
 class _Step:
-    """The leaves that are read from now on, what makes a call, the guards that are looked at then, and the slots that
-    nobody reads any more."""
+    """What happens around one call: the leaves that are loaded before it, the call, the guards that are looked at after
+    it, and the slots that nobody reads any more."""
 
     loaded: list[int] = field(default_factory=list)
     run: Callable[[Memory], None] = lambda memory: None
@@ -114,7 +116,7 @@ class _Step:
 
 
 def are_pure(calls: Sequence[Call], leaves: Mapping[int, Leaf]) -> bool:
-    """Whether none writes into what another one made, or into a leaf."""
+    """Whether no call writes into a leaf, or into what another call has made."""
     writers = _writers(calls)
     return all(len(each) == 1 for each in writers.values()) and leaves.keys().isdisjoint(writers)
 
@@ -129,7 +131,7 @@ def _writers(calls: Sequence[Call]) -> Mapping[int, list[Call]]:
 
 
 def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
-    """The calls that these slots need, slot by slot. made: by slot, the call that makes it."""
+    """The calls that some slots need, slot by slot. made: by slot, the call that makes it."""
     found: dict[Call, None] = {}
     for slot in slots:
         wanted = [slot]
@@ -145,7 +147,7 @@ def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
 
 
 def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
-    """What makes a call. made: by slot, the view that the call which made it gave."""
+    """A function that makes a call. made: by slot, the view that the call which made the slot has given."""
     fill_args, fill_kwargs = _filling(call.args, made), _filling(call.kwargs, made)
     is_usual = call.kwargs.keys().isdisjoint(("layout", "pin_memory"))
     operator = FASTER.get(call.name, call.operator) if is_usual else call.operator
@@ -165,7 +167,7 @@ def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
 
 
 def _filling(x: Any, made: Mapping[int, View]) -> Callable[[Memory], Any]:
-    """What puts tensors in the places of the views in a call's arguments."""
+    """A function that puts tensors in the places of the views among a call's arguments."""
     if not x:
         return lambda memory: x
     if isinstance(x, View):

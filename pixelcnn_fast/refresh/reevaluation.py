@@ -16,10 +16,10 @@ from pixelcnn_fast.refresh.zeros import Zeros, implied_by_zeros
 
 
 class Reevaluation:
-    """Computes the tensors that are in some views after the calls of a recording, from other weights.
+    """Computes, from other weights, the tensors that some views hold after a recording's calls.
 
-    Most guards say of some products of weights which are zero. That follows from the weights that are zero, so as long
-    as these are the same, such guards need not be looked at.
+    Most guards ask which products of weights are zero. That follows from which weights are zero, so such guards need
+    not be looked at as long as the same weights are zero.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Reevaluation:
         guards: Sequence[Guard],
         written: Mapping[str, View],
     ) -> None:
-        """written: weights, by name, as they are after the model has written into them."""
+        """written: by name, weights as they are after the model has written into them."""
         self._leaves, self._written = recording.leaves, list(written)
         wanted = [*wanted, *written.values()]
         read = [*wanted, *(view for guard in guards for view in guard.views)]
@@ -50,8 +50,8 @@ class Reevaluation:
     def of(
         cls, tensors: Sequence[Tensor], recorded: WeightRecorder, does_the_same: bool = False
     ) -> Reevaluation:
-        """What evaluates these tensors, which were made within the context of ``recorded``. does_the_same: whether it
-        is known that the model does the same with the other weights, whatever numbers it reads."""
+        """A reevaluation of tensors that were made within the context of ``recorded``. does_the_same: whether it is
+        known that the model does the same with the other weights, whatever numbers it reads."""
         wanted = [recorded.view(x) for x in tensors]
         written = {name: recorded.view(x) for name, x in recorded.written.items()}
         return cls(recorded.recording, wanted, recorded.guards(does_the_same), written)
@@ -61,9 +61,11 @@ class Reevaluation:
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """weights: by name; those into which the model writes are put there then -> the wanted tensors, or None if a
-        guard does not hold. What does not depend on weights stays as it is. Each weight is asked for when it is about
-        to be read."""
+        """The wanted tensors with other weights, or None if a guard does not hold.
+
+        weights: by name. Each is asked for when it is about to be read, and those into which the model writes are put
+        there afterwards. What does not depend on weights stays as it is.
+        """
         found = self._evaluated(weights)
         if found is None:
             return None
@@ -103,9 +105,9 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one.
+        """What a leaf holds with these weights. If it has only one parameter, that parameter itself, where it fits.
 
-        Raises RuntimeError if they do not fit into it, as where one number was expanded.
+        Raises RuntimeError if the weights do not fit into it, as where one number was expanded.
         """
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
@@ -122,5 +124,5 @@ class Reevaluation:
 
 
 def _seen(leaf: Leaf, held: Tensor) -> Tensor:
-    """The storage of a leaf as its parameter, if it has only one."""
+    """The storage of a leaf, seen as its parameter if it has only one."""
     return held.as_strided(*leaf.parameters[0][1].at(1)) if len(leaf.parameters) == 1 else held

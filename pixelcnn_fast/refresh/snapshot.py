@@ -1,4 +1,4 @@
-"""A model as a sampler took it, and what about it has changed since."""
+"""Keeps a model as it was when a sampler took it, and finds out what has changed since."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 
 def held_by(model: WrappedModel) -> tuple[Contents, dict[str, Tensor]]:
-    """-> (what a model's module holds, its tensors by path). Those that others may write into are copies."""
+    """-> (what a model's module holds; its tensors by path, as copies where others may write into them)."""
     with model.in_use():
         held = Contents(model.module)
         weights = {
@@ -31,9 +31,9 @@ def held_by(model: WrappedModel) -> tuple[Contents, dict[str, Tensor]]:
 class Snapshot:
     """A model as it was when it was taken.
 
-    weights: the tensors that the model has and its forward reads, by path; none once it was pickled; values: what else
-    it has, by path; outside: copies of the tensors that its forward reads and it does not have; overlaps: which of the
-    weights share memory, with what; sources: parameters that weights may be made of in eval mode.
+    weights: by path, the tensors that the model holds and its forward reads (none in a pickle); values: by path, what
+    else it holds; outside: copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a
+    weight and another tensor that share memory; sources: the parameters of which weights may be made in eval mode.
     """
 
     model: WrappedModel
@@ -48,7 +48,7 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """held, weights: what ``held_by`` gave before the model was run."""
+        """Takes a model. held, weights: what ``held_by`` gave before the model was run."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
@@ -87,11 +87,11 @@ class Snapshot:
         )
 
     def without_tensors(self) -> Snapshot:
-        """The same for a pickle: it can't be compared with a model any more."""
+        """The snapshot for a pickle, which can't be compared with a model any more."""
         return Snapshot(self.model, Behaviour(self.model), {}, {})
 
     def is_still(self, module: nn.Module) -> bool:
-        """Whether a model is what it was when it was taken: what it holds, or else what it does."""
+        """Whether a model still is what it was when it was taken: it holds the same, or else it does the same."""
         now = _Present(self, module)
         held = now.held
         return (
@@ -116,8 +116,8 @@ class Snapshot:
         return all(map(are_equal, self.behaviour.outside, self.outside))
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
-        """Which weights are others now. Those that were merged and taken apart may be rounded, if what they are made of
-        is the same."""
+        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, as long as
+        what they are made of is the same."""
         found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
         if not found or not self.sources:
             return found
@@ -132,12 +132,15 @@ class Snapshot:
 
     @cached_property
     def _read_as_numbers(self) -> set[str]:
-        """The weights that the forward reads as nothing else."""
+        """The weights that the forward reads as numbers only."""
         return set() if self.behaviour.recording is None else self.weights.keys() - self.behaviour.read().keys()
 
     def follow(self, module: nn.Module, is_captured: bool) -> Followed | str:
-        """What gives the present weights of a model, or why only a new sampler can have them. is_captured: whether its
-        program sees to it that numbers of weights which Python has read are the same, and tensors in one memory."""
+        """Gives the present weights of a model, or says why only a new sampler can have them.
+
+        is_captured: whether there is a program, whose guards see to it that the numbers of weights which Python has
+        read are the same.
+        """
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
@@ -162,7 +165,7 @@ class Snapshot:
         return Followed(now, not is_captured or bool(self.model.branches))
 
     def _why_not_followed(self, now: Contents) -> str | None:
-        """What can be seen before the weights are evaluated."""
+        """Why only a new sampler can have the present weights, as far as that can be seen before they are evaluated."""
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
@@ -179,10 +182,10 @@ class Snapshot:
 
 
 class _Present:
-    """A module as it is now, beside the snapshot of it.
+    """A module as it is now, beside the snapshot that was taken of it before.
 
-    seen: the same in eval mode, in which one that can't be copied is already, else perhaps a copy; held: what that
-    holds; has_values: whether all but its tensors is what it was.
+    seen: the module in eval mode, which may be a copy; held: what that holds; has_values: whether everything but its
+    tensors is what it was.
     """
 
     def __init__(self, before: Snapshot, module: nn.Module) -> None:
@@ -197,8 +200,8 @@ class _Present:
         return self.seen is not self._module
 
     def does_the_same(self, has_values: bool = False) -> WrappedModel | None:
-        """The model as it is now, if its forward does what it did. has_values: whether that may be taken for granted
-        of whatever follows from equal values."""
+        """The model as it is now, if its forward does what it did; else None. has_values: whether everything but its
+        tensors is known to be the same."""
         if self.same is None:
             is_apart = self.is_copied or self._is_uncopyable
             copied = self.seen if is_apart else copy_or_why_not(self._module, is_apart=False)
@@ -211,22 +214,22 @@ class _Present:
 
 
 class Followed:
-    """A model whose present weights a sampler can take: by path, ``weights`` holds copies of them."""
+    """A model whose present weights a sampler can take. ``weights`` gives copies of them by path."""
 
     def __init__(self, now: _Present, runs_module: bool) -> None:
-        """runs_module: whether what Python code does, besides a program, decides the images."""
+        """runs_module: whether images depend on what the module's Python code does, besides a program."""
         self._now, self._runs_module = now, runs_module
         self.weights = _Taken(now.held.tensors, now.before.weights)
 
     def does_the_same(self) -> bool:
-        """Whether the forward does what it did, although a number of weights that Python read is another now."""
+        """Whether the forward does what it did, although a number that Python reads off weights has changed."""
         recording = self._now.before.behaviour.recording
         if recording is None or not recording.constants_read:
             return False
         return self._now.does_the_same(self._now.has_values) is not None
 
     def snapshot(self) -> Snapshot:
-        """The model as it is now."""
+        """A snapshot of the model as it is now."""
         now, before = self._now, self._now.before
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
@@ -251,32 +254,33 @@ class Followed:
 def _between(
     model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
 ) -> list[tuple[str, str]]:
-    """Those in which a weight and a tensor that the model had from the start share memory."""
+    """Those pairs in which a weight and a tensor that the model had from the start share memory."""
     return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
 
 
 def _parameters(held: Contents, but: Container[str]) -> dict[str, Tensor]:
-    """Copies of those that are not among some, by path."""
+    """Copies of the parameters, by path, that are not among ``but``."""
     found = {path: x for path, x in held.tensors.items() if isinstance(x, nn.Parameter) and path not in but}
     return {path: x.detach().clone() for path, x in found.items()}
 
 
 def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str:
-    """What differs first between two modules' values, by path, and how much more does."""
+    """Says at which path the values of two modules differ first, and at how many more."""
     paths = [path for path in {**before, **now} if now.get(path, now) != before.get(path, now)]
     first = (paths or ["order"])[0].replace(":", ".").strip(".") or "type"
     return f"its {first} is another" + (f", as is what is at {len(paths) - 1} more paths" if paths[1:] else "")
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of a model's tensors, each made when it is first asked for, and soon read, while it is in the caches."""
+    """Copies of a model's tensors. Each is made when it is first asked for, and is soon read, while it is in the
+    processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """What it was before, if that is the same, as for masks; else a copy. Raises RuntimeError if it is gone, as
-        what was computed in vain may be."""
+        """What the tensor was before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is
+        gone, as what was computed in vain may be."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

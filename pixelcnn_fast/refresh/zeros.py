@@ -1,4 +1,4 @@
-"""Where weights are zero, and which guards follow from that."""
+"""Remembers which weights are zero, and finds the guards that follow from that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pixelcnn_fast.program.calls import Call, Memory, View, plain_name
 
 
 class Zeros:
-    """Where weights are zero; all others are finite."""
+    """Which elements of some weights are zero, while all others are finite."""
 
     def __init__(self, weights: Mapping[int, Tensor]) -> None:
         """weights: by slot."""
@@ -25,7 +25,7 @@ class Zeros:
         return set(self._weights)
 
     def checked(self, leaf: Callable[[int], Tensor | None]) -> Callable[[int], Tensor | None]:
-        """leaf: by slot, a weight -> the same, or None if it is zero elsewhere."""
+        """A function that gives what ``leaf`` gives for a slot, or None if that is zero elsewhere than before."""
 
         def found(slot: int) -> Tensor | None:
             x = leaf(slot)
@@ -34,7 +34,7 @@ class Zeros:
         return found
 
     def _are_in(self, slot: int, x: Tensor) -> bool:
-        """Whether a weight is zero in the same places, and finite; integers must be the same."""
+        """Whether the same elements of a weight are zero, and all are finite; integers must be the same."""
         before = self._weights[slot]
         if x.data_ptr() == before.data_ptr():
             return True
@@ -48,7 +48,7 @@ class Zeros:
 
 
 def _has_no_zero(x: Tensor) -> bool:
-    """Whether all numbers are finite, and none is zero."""
+    """Whether all numbers are finite and none is zero."""
     if not x.numel():
         return True
     least, most = map(float, torch.aminmax(x.abs()))  # a tenth of the time that counting them takes
@@ -63,10 +63,11 @@ NEVER_ZERO = frozenset(("rsqrt",))
 def implied_by_zeros(
     calls: Sequence[Call], weights: Mapping[int, Tensor], guards: Sequence[Guard]
 ) -> set[Guard]:
-    """The guards on which numbers are zero that hold as long as these weights, by slot, are zero in the same places.
+    """The guards, among those that ask which numbers are zero, that hold as long as the same elements of these weights,
+    by slot, are zero.
 
-    They look at products, and at what is moved. That is tried with ones in the place of all that is not zero, since
-    what is zero by underflow does not stay so.
+    They look at products, and at elements that are moved. To find them, the calls are made with ones in the place of
+    all that is not zero, since zeros that come from underflow do not stay.
     """
     made = {slot: call for call in calls for slot in call.written}
     comparisons = {
@@ -79,7 +80,7 @@ def implied_by_zeros(
     device = next(iter(weights.values())).device
 
     def is_product(slot: int) -> bool:
-        """Whether that is what made a slot, which then holds ones and zeros."""
+        """Whether a slot holds products of weights. If so, the memory then holds ones and zeros for it."""
         wanted = [slot]
         while wanted:
             call = made.get(wanted[-1])
