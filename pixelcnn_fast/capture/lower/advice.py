@@ -1,4 +1,4 @@
-"""What to do instead of a call that has no place in a program: for messages, and for docs/supported_calls.md."""
+"""Says what to do in place of a call that has no place in a program, for messages and for docs/supported_calls.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the axes of the image are among those of a tensor of addresses, and how it is shifted against them."""
+"""Finds the axes of the image among those of a tensor of addresses, and how the tensor is shifted against the image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MOST_SHIFTS = 2  # of the pixels of one map
 
 
 class Segment(NamedTuple):
-    """Channels of a map laid out as [N, C, h, w] that come from one value, all shifted alike.
+    """Channels of a map, laid out as [N, C, h, w], that come from one value and are all shifted alike.
 
-    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx), if that pixel is
+    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx) if that pixel is
     ``given``, bool [H, W]; else it is zero.
     """
 
@@ -121,7 +121,7 @@ def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
 
 
 def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """The segments of one value, whose frame is the grid."""
+    """The segments of one value that has the size of the image."""
     used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
     here, (height, width) = addresses[:, used], addresses.shape[2:]
     live = here[0] != 0
@@ -147,8 +147,8 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
 
 
 def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """As ``_segments_of``, where some pixels of a channel are shifted in another way than the others: where pixels are
-    shifted one after the other in raster order, say, the first of a row is the last of the row above."""
+    """As ``_segments_of``, where the pixels of a channel are shifted in different ways. Where pixels are shifted along
+    the raster order, for instance, the first pixel of a row is the last one of the row above."""
     if len(addresses) > space.images:
         raise Unsupported(
             f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
@@ -172,8 +172,8 @@ def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> l
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs,
-    too, but does not count one by one."""
+    """The dimensions along which an index counts. Where channels are shifted against each other, it varies along
+    theirs, too, but does not count one by one."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:

@@ -1,4 +1,4 @@
-"""Steps on maps, and sums, products and other combinations of two maps."""
+"""Applies steps to maps, and combines two maps to sums, products and the like."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Channels = tuple[Tensor, Tensor]  # (sources, channels of these)
 
 
 def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
-    """Puts x through steps, operands and zeros among its elements included."""
+    """Puts all elements of x through steps, operands and zeros included."""
     if x.source is not None:
         return b.whole(b.step(x.source, steps))
     to = {
@@ -69,7 +69,7 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
 
 
 def _number(b: Builder, x: Map | float) -> float | None:
-    """The one number that x is, if it is a constant that never changes."""
+    """The number that x is, if it is a single constant that never changes; else None."""
     if not isinstance(x, Map):
         return x
     found = [b.space.sources[source] for source in x.sources]
@@ -79,7 +79,7 @@ def _number(b: Builder, x: Map | float) -> float | None:
 
 
 def _with_number(kind: str, scale: float, number: float) -> Step | Affine:
-    """What combines x, or in a sum scale * x, with a number."""
+    """The step that combines x with a number; in a sum, x is multiplied by ``scale`` first."""
     if kind in ("add", "multiply"):
         return (scale, number) if kind == "add" else (number, 0.0)
     return Step("at_least" if kind == "maximum" else "at_most", number)
@@ -90,7 +90,7 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 
 
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
-    """x and y of one shape, element by element."""
+    """Combines x and y, which have one shape, element by element."""
     pairs = _pairs(b, x, y)
     if pairs is None:
         pairs = _pairs(b, copied(b, x), copied(b, y, like=x))
@@ -111,8 +111,8 @@ def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
 
 
 def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
-    """Which channels meet in x and y -> (those of x and those of y, [pairs]; for each element its pair; x, decoded);
-    None unless each pixel meets itself, and the same features everywhere."""
+    """-> (the channels of x and those of y that meet, [pairs] each; for each element, the number of its pair; the
+    elements of x). None unless each pixel meets itself, and the same features meet everywhere."""
     sources = [*x.sources, *y.sources]
     if len({b.space.frame(s) for s in sources}) != 1:
         return None

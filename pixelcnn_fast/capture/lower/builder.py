@@ -1,4 +1,4 @@
-"""The instructions that capture has found so far, and how they are added to."""
+"""Collects the instructions that capture finds, and makes new ones of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pixelcnn_fast.program.zeros import lets_through
 
 
 class Builder:
-    """Instructions in the order of the model's calls; instruction k defines value k.
+    """The instructions so far, in the order of the model's calls; instruction k defines value k.
 
-    ``where`` names the module whose forward made the call, for the instructions' names. levels: what the model is
-    given for each level, or None if it is given real numbers.
+    ``where`` names the module whose forward made the present call, for the names of instructions. levels: what the
+    model is given for each level, or None if it is given real numbers.
     """
 
     def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
@@ -52,20 +52,21 @@ class Builder:
         return self._sources[-1]
 
     def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
-        """Adds a copy of what defines a source; it is part of a final softmax, too, if that is."""
+        """Adds a copy of the instruction that defines a source. If that is part of a final softmax, the copy is,
+        too."""
         source = self._added(copy, frame)
         if of in self.final_softmaxes:
             self.final_softmaxes[source] = self.final_softmaxes[of]
         return source
 
     def out(self, source: int) -> int:
-        """The number of the value."""
+        """The number of the value that a source is."""
         found = self.space.sources[source]
         assert isinstance(found, Value)
         return found.out
 
     def source(self, out: int) -> int:
-        """The source that is a value."""
+        """The source that is the value of that number."""
         return self._sources[out]
 
     def instruction(self, source: int) -> Instruction:
@@ -108,8 +109,9 @@ class Builder:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
 
     def shifted_state(self, x: Map, beside: int) -> Read | None:
-        """Where a step on a value of the image's size finds x, if that is a whole state of a recurrence, shifted with
-        zeros moved in; else None. Other values are shifted by a convolution, which may go into those that read it."""
+        """Where a step on a value of the image's size can read x, if x is a whole state of a recurrence, shifted with
+        zeros moved in; else None. Other values are shifted by convolutions, which the convolutions that read them can
+        take over."""
         if (
             x.source is not None
             or not self.states
@@ -133,8 +135,8 @@ class Builder:
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
     def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
-        """x + alpha * y, or x * y, for an operand y that broadcasts to the values in x; None if no table holds it, as
-        it varies over more than the channels and the pixels of the image."""
+        """x + alpha * y, or x * y, for an operand y that broadcasts to the values in x. None if y varies over more than
+        the channels and the pixels of the image, so that no table holds it."""
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
@@ -171,7 +173,8 @@ class Builder:
             raise Unsupported("the condition of one image is combined with another image")
 
     def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
-        """The addresses of the operand for each channel of a value, [C], or if it varies [H, W, C]; None: no table."""
+        """The addresses of the operand for each channel of a value: [C], or [H, W, C] if it varies over pixels; None if
+        no table holds it."""
         here = elements.source == source
         found, channel, y, x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
         table = operand.new_zeros(self.space.channels(source))
@@ -217,7 +220,7 @@ class Builder:
         return self._added_copy(replace(copy, name=self.where), source, frame)
 
     def window(self, source: int, dy: int, dx: int) -> int:
-        """A value of the image's size that holds at (y, x) what this one holds at (y + dy, x + dx)."""
+        """A value of the image's size that holds at (y, x) what the source holds at (y + dy, x + dx)."""
         if (dy, dx) == (0, 0) and self.space.has_whole_frame(source):
             return source
         key = (source, dy, dx)
@@ -246,8 +249,11 @@ class Builder:
         bias: Tensor | None,
         frame: tuple[int, int],
     ) -> Map:
-        """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
-        [taps, C, channels], of taps at ``offsets``, in any dtype -> [N, channels, *frame]."""
+        """The sum of convolutions of some maps, [N, channels, *frame].
+
+        parts: maps laid out as [N, C, h, w], whose values have the size of the image; weights: [taps, C, channels], for
+        taps at ``offsets``, in any dtype.
+        """
         live = lets_through(weights).any(2).cpu()
         of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
@@ -278,7 +284,7 @@ class Builder:
         return self.whole(value)
 
     def _reaches(self, dy: int, dx: int, frame: tuple[int, int]) -> bool:
-        """Whether a tap is inside the image for some pixel of a value of this size."""
+        """Whether a tap lies inside the image for some pixel of a value of this size."""
         shifts = zip((dy, dx), frame, self.space.grid, strict=True)
         return all(-many < shift < size for shift, many, size in shifts)
 
@@ -290,14 +296,14 @@ class Builder:
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
     def _is_given(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
-        """Whether the segment has all that a frame reads of its source, at (dy, dx), inside the grid."""
+        """Whether the segment holds all that a frame reads of its source, at (dy, dx), inside the grid."""
         first = segment.dy + dy, segment.dx + dx
         rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
         return bool(segment.given[rows, columns].all())
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """A segment from which these taps read, for every element of the frame, what PyTorch reads there: a value is
-        zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
+        """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
+        zero only outside the grid, so zeros that the segment has inside the grid are multiplied in."""
 
         if all(self._is_given(segment, frame, *tap) for tap in taps):
             return segment

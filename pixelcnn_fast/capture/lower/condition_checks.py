@@ -1,4 +1,5 @@
-"""What labels and conditions must not do: count for other images of the batch, or decide what the model computes."""
+"""Checks that labels and conditions matter for their own image alone, and that they do not decide what the model
+computes."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def check_conditions(
 def _check_each_image(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
 ) -> None:
-    """Every image alone, many of it, and all of them in several orders, some of them more than once."""
+    """Compares each image alone with many copies of it, and with all images in several orders, some of them more than
+    once."""
     n = given.images
     generator = torch.Generator().manual_seed(0)
     batches = [
@@ -95,7 +97,7 @@ def _check_each_image(
 
 
 def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
-    """Many labels, spread over all, or fewer, with conditions of several scales, or of several codes."""
+    """Many labels, spread over all of them, with conditions of several scales or of several codes."""
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
     n = len(spread) if given.condition is None else 2 * len(SCALES)
     which = torch.arange(n)
@@ -114,7 +116,7 @@ def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
 
 
 def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditioning]:
-    """For three images each: every label, and conditions of every scale."""
+    """Yields every label, and conditions of every scale, each for three images."""
     three = given.part(torch.tensor([0, 1, 0]))
     for label in labels if given.labels is not None else ():
         assert three.labels is not None
@@ -142,7 +144,8 @@ def _what(escape: Escape) -> str:
 def _labels(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning, classes: int | None
 ) -> Iterator[int]:
-    """All labels, as far as they can be told; where a wrong one would end the program, those that are known."""
+    """Yields all labels, as far as they can be found out. Where a wrong label would end the program, only those that
+    are known."""
     if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
         return
     n = classes or MOST_LABELS

@@ -1,4 +1,4 @@
-"""A final softmax over the levels is removed, since logits do as well; any other softmax is refused."""
+"""Removes a final softmax over the levels, since logits do as well, and refuses any other softmax."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pixelcnn_fast.program.instruction import Instruction
 
 
 def log_softmax(b: Builder, x: Map, dim: int) -> Map:
-    """The log-softmax over ``dim``; see ``final_softmax``."""
+    """The log-softmax over ``dim``, marked as ``final_softmax`` says."""
     result = final_softmax(b, "log_softmax", x)
     b.distributions.append(result.addresses.movedim(dim, -1))
     return result
 
 
 def final_softmax(b: Builder, kind: str, x: Map) -> Map:
-    """A final 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
-    once the whole model is lowered, the softmax is removed or refused."""
+    """A 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark. Once the
+    whole model is lowered, the softmax is removed, or refused."""
     if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
         x = copied(b, x)
     to = {s: b.step(s, []) for s in x.sources}
@@ -31,8 +31,8 @@ def final_softmax(b: Builder, kind: str, x: Map) -> Map:
 
 
 def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
-    """Maps each source that x is made of to the one that this one step, or part of a final softmax, was applied
-    to; None if any was computed otherwise."""
+    """By each source that x is made of, the source that this one step, or part of a final softmax, was applied to. None
+    if any of them was computed otherwise."""
     taken_of = {}
     for s in x.sources:
         if not isinstance(b.space.sources[s], Value):
@@ -59,7 +59,7 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
 
 
 def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
-    """The instructions. Raises Unsupported if one of them is a softmax."""
+    """The instructions, unless one of them is a softmax: then it raises Unsupported."""
     final_softmaxes = {b.out(source) for source in b.final_softmaxes}
     for i in instructions:
         if i.out in final_softmaxes and not head.of_logits:

@@ -1,4 +1,4 @@
-"""Maps that consist of parts of several values, and of operands, as one value of the image's size."""
+"""Makes one value of the image's size out of a map that consists of parts of several values and of operands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OPERANDS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, whose elements are of values that have the size of the image: of a larger one, the window that is
-    read, which is a value of its own.
+    """The same map, with elements of values that have the size of the image only. Of a larger value, the window that is
+    read becomes a value of its own.
 
-    x: where it is laid out as [N, C, H, W], a window is chosen that x is not shifted against.
+    If x is laid out as [N, C, H, W], a window is chosen against which x is not shifted.
     """
     others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
     if not others:
@@ -35,7 +35,7 @@ def windowed(b: Builder, x: Map) -> Map:
 
 
 def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
-    """Which row, or column, of a larger map is the first of its window. index: those that are read."""
+    """The first row, or column, of the window of a larger map. index: the rows or columns that are read."""
     size = b.space.grid[axis]
     first, last = int(index.min()), int(index.max())
     if last - first >= size:
@@ -49,13 +49,16 @@ def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tenso
 
 
 def materialised(b: Builder, x: Map) -> Map:
-    """The same map without operands among its elements: these are elements of a value."""
+    """The same map with elements of values only: its operands become elements of a value."""
     return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
 
 
 def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
     """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
-    A map that is smaller than the image is put where it, or the map that it is to be ``like``, is least shifted."""
+
+    A map that is smaller than the image is put where it is least shifted, or where the map that it is to be ``like``
+    is.
+    """
     x = windowed(b, x)
     if x.source is not None:
         return x
@@ -77,7 +80,7 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:
-    """The row and column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""
+    """The row and the column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""
     values = b.space.only(x, Value)
     place = [0, 0]
     if bool(values.any()):
@@ -90,7 +93,8 @@ def _place(b: Builder, x: Tensor) -> tuple[int, int]:
 
 
 def gathered(b: Builder, x: Map) -> int:
-    """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""
+    """The value that x, laid out as [N, C, H, W], equals. It is a new one unless x consists of some channels of one
+    value."""
     channels = x.shape[1]
     features, operands = divided(b, windowed(b, x))
     segments = b.segments(features)
@@ -122,8 +126,8 @@ def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
 
 
 def of_operands(b: Builder, operands: Map) -> Map | None:
-    """The same map of operands, laid out as [N, C, h, w], as elements of a value, such as a plane of ones; None if they
-    don't fit into the image."""
+    """The same map of operands, laid out as [N, C, h, w], as elements of a value, such as a plane of ones. None if they
+    do not fit into the image."""
     live = operands.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
     used, grid = channel.unique(), b.space.grid

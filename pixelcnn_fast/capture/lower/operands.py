@@ -1,4 +1,4 @@
-"""What a model computes without the image: from its weights alone, or from labels and conditions."""
+"""Keeps what a model computes without the image: from its weights alone, or from labels and conditions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Operands:
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
 
     def run(self, call: Call) -> None:
-        """A call that does not depend on the image."""
+        """Takes a call that does not depend on the image."""
         self.calls.append(call)
         if any(view.slot in self._of_weights for view in call.inputs):
             self._of_weights |= call.written
@@ -79,7 +79,7 @@ class Operands:
                     self.memory.tensor(view).zero_()
 
     def is_given(self, view: View) -> bool:
-        """Whether it depends on the condition."""
+        """Whether a view depends on labels or a condition."""
         return view.slot in self._given
 
     def tensor(self, x: Any) -> Any:
@@ -98,7 +98,7 @@ class Operands:
     def conditions(
         self, operands: Sequence[ConditionOperand], given: Sequence[View | None]
     ) -> ConditionProgram:
-        """The calls that operands of steps need. given: where labels and condition are."""
+        """The program of calls that operands of steps need. given: the views of labels and condition."""
         slots = {operand.node for operand in operands}
         calls = needed(self.calls, slots)
         slots |= {view.slot for call in calls for view in call.inputs}
@@ -140,7 +140,8 @@ class Operands:
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
     def _of_given(self, view: View) -> Tensor:
-        """The elements are those of a contiguous copy with the batch first, and the rest of its axis in its place."""
+        """The source that a tensor of the calls on conditions is: the elements of a contiguous copy with the batch
+        first."""
         n, size = self.memory.n, view.size
         found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
         if len(found) != 1 or found[0][1].plus:
@@ -174,7 +175,7 @@ class Operands:
         return view
 
     def stepped(self, source: int, steps: Steps) -> int:
-        """The source that holds what steps make of each element of another one."""
+        """The source that holds what steps make of each element of another source."""
         for step in steps:
             if isinstance(step, tuple):
                 for name, number, unchanged in (("mul.Scalar", step[0], 1), ("add.Scalar", step[1], 0)):
@@ -188,7 +189,7 @@ class Operands:
         return source
 
     def _applied(self, source: int, name: str, *args: Any, **kwargs: Any) -> int:
-        """The source that a pointwise call makes of another one."""
+        """The source that a pointwise call makes of another source."""
         found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
         if isinstance(found, Constant):
             made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
@@ -228,7 +229,7 @@ class Operands:
         )
 
     def tensor_of(self, addresses: Tensor, as_dtype: torch.dtype) -> View:
-        """The elements at some addresses of operands, in one image, as a tensor [N, ...] of calls on conditions."""
+        """The elements at some addresses of operands of one image, as a tensor [N, ...] of the calls on conditions."""
         found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
         if isinstance(found, Tensor):
             view = self.leaf(found.to(as_dtype).contiguous())
@@ -241,8 +242,8 @@ class Operands:
     # -- as operands of steps
 
     def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
-        """The elements at some addresses of operands, [channels] or [H, W, channels], in one image: a constant, or what
-        is looked up when the condition is known."""
+        """The elements at some addresses of operands of one image, [channels] or [H, W, channels]: a constant, or what
+        is looked up once the condition is known."""
         found, index = self.space.joined(addresses)
         given = [source for source in found if isinstance(source, OfCondition)]
         if not given:
@@ -263,7 +264,7 @@ class Operands:
         return torch.cat([self.zero, *constants])[index.to(self.device)]
 
     def leaf(self, x: Tensor) -> View:
-        """A constant among the calls on conditions."""
+        """Adds a constant to the calls on conditions."""
         slot, self._next = self._next, self._next + 1
         self.leaves[slot] = x
         return View.of(x, slot)

@@ -1,4 +1,4 @@
-"""Functions of one level of the image, for which there is no step: a table holds what each level becomes."""
+"""Makes tables of functions of one level of the image, for which there is no step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_COLUMNS = 4096  # of a table
 
 
 def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
-    """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
+    """-> (what each level makes of a value's channels, [L, channels]; the image channel that each of these depends on).
     None if they depend on anything else."""
     i, count = b.instructions[out], b.space.channels(b.images)
     if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
@@ -34,7 +34,7 @@ def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
 
 
 def of_levels(b: Builder, x: Map) -> bool:
-    """Whether all of it are functions of levels, or constants."""
+    """Whether a map consists of functions of levels and of constants."""
     found = [b.space.sources[s] for s in x.sources]
     return all(isinstance(f, Constant) or (isinstance(f, Value) and _of_levels(b, f.out)) for f in found)
 
@@ -48,13 +48,14 @@ def _of_levels(b: Builder, out: int) -> bool:
 
 
 def told_apart(b: Builder, x: Map) -> int:
-    """How many levels functions of one level tell apart at least."""
+    """The number of levels that the functions of levels in a map tell apart, at the least."""
     found = [by_level(b, source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value)]
     return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
 
 
 def is_made_by_the_model(b: Builder, x: Map) -> bool:
-    """Whether tables of levels hold x as the model computes it, and no steps come after, which round otherwise."""
+    """Whether tables of levels hold x as the model computes it, without steps after them, which would round
+    otherwise."""
 
     def made(out: int) -> bool:
         i = b.instructions[out]
@@ -126,8 +127,8 @@ def tabulated(
 def _of_whole_tables(
     b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
 ) -> Map | None:
-    """As ``tabulated``, if the function is the same for all elements, as of one-hot vectors: made on the tables that
-    there are; None if it is not."""
+    """As ``tabulated``, for a function that is the same for all elements, as of one-hot vectors: it is applied to the
+    tables that there are. None if it is not the same."""
     (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
     if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
         return None
@@ -151,7 +152,7 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """-> (the columns of rows [k, n] that there are, each once; for each column, which of these it is)"""
+    """-> (the distinct columns of rows [k, n]; for each column, which of these it is)."""
     which = torch.zeros_like(rows[0])
     for row in rows:
         _, one = torch.unique(row, return_inverse=True)
@@ -162,8 +163,8 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
-    """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
-    -1 for a constant."""
+    """-> (what each level makes of a source's elements, [L, elements]; the image channel that each of them depends on,
+    -1 for a constant)."""
     if isinstance(source, Constant):
         table = source.elements.to(b.dtype).expand(1 if b.levels is None else len(b.levels), -1)
         return table, torch.full(table.shape[1:], -1)

@@ -59,8 +59,8 @@ PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "co
 
 
 class _ShadowStorage:
-    """What is known of a storage that holds elements of feature maps: a map laid out as a view, until something is
-    written into it or another view is taken; then the address of each element."""
+    """What a storage with elements of feature maps holds: a map laid out as a view, until something is written into it
+    or another view of it is taken; from then on, the address of each element."""
 
     def __init__(self, view: View, n: int, content: Map) -> None:
         self._layout, self._dtype, self._map = view.at(n), view.dtype, content
@@ -88,9 +88,9 @@ class _ShadowStorage:
 
 
 class Translation:
-    """Goes through the recorded calls, and builds instructions; lowerings use what ``registry.LoweringContext`` names.
+    """Goes through the recorded calls and builds instructions. Lowerings use what ``registry.LoweringContext`` names.
 
-    as_is: the calls that were run, or put into tables, in the dtype that they were recorded in.
+    as_is: the calls that were made, or put into tables, in the dtype that they were recorded in.
     """
 
     def __init__(
@@ -147,7 +147,8 @@ class Translation:
     # -- call by call
 
     def run(self, outputs: Sequence[int], weights: WeightRecorder) -> None:
-        """outputs: the slots that are needed; weights: guards each constant that Python read, when it did."""
+        """Takes the calls in order. outputs: the slots that are needed; weights: guards each constant that Python read,
+        at the time when it did."""
         recording, reads = self._recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
@@ -166,7 +167,7 @@ class Translation:
                     self._slots.pop(slot, None)
 
     def written(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters and buffers into which the calls write, by name, as they are then."""
+        """The parameters and buffers into which calls write, by name, with what they hold afterwards."""
         changed = {slot for call in self._recording.calls for slot in call.written}
         for slot, leaf in self._recording.leaves.items():
             for name, view in leaf.parameters if slot in changed else ():
@@ -250,8 +251,8 @@ class Translation:
         return result if isinstance(result, list) else [result]
 
     def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
-        """What a call on levels gives, made as the model makes it, or a level might fall on the other side of a
-        threshold; None if there is no table of it. of: the recorded call that does that."""
+        """The map that a call on levels gives, computed as the model computes it, or else a level might fall on the
+        other side of a threshold. None if there is no table of it. of: the recorded call that does this."""
         if has_table(self, call):
             with suppress(Unsupported):
                 result = by_table(self, call, is_needed)
@@ -260,13 +261,14 @@ class Translation:
         return None
 
     def _is_constant(self, call: Call) -> bool:
-        """Whether it computes with nothing but constants."""
+        """Whether a call computes with nothing but constants."""
         if call.is_random or any(map(self.operands.is_given, call.inputs)):
             return False
         return all(self.map(view).kinds <= {Constant} for view in call.inputs)
 
     def _is_of_condition(self, call: Call) -> bool:
-        """Whether it computes with conditions that were written where there are features, too, and with constants."""
+        """Whether a call computes with constants and with conditions that were written into the same storage as
+        features."""
         has_conditions = False
         for view in call.inputs:
             if not (kinds := self.map(view).kinds) <= {OfCondition, Constant}:
@@ -275,13 +277,14 @@ class Translation:
         return has_conditions
 
     def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
-        """What a call makes of such conditions: it is run for each batch. result: the view that it gave."""
+        """The map that a call makes of such conditions, which is made again for each batch. result: the view that it
+        gave."""
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, (args, kwargs))
         made = self.operands.record(out_of_place(name), args, result.size, result.dtype, **kwargs)
         return Map(self.space, self.operands.addresses(made))
 
     def _given(self, view: View) -> View:
-        """A condition as a tensor of its own, if it was written where there are features, too."""
+        """A condition as a tensor of its own, if it was written into the same storage as features."""
         if view.slot not in self._slots:
             return view
         elements, first = self.map(view), self.space.relative(self.map(view).addresses)
@@ -292,9 +295,12 @@ class Translation:
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """What a call makes of constants that were written where there are features, too. As the model makes it, or
-        what rounds up would fall on the other side of a step; but products, which another batch may round otherwise,
-        and what is made of these, are computed in the program's dtype."""
+        """The maps that a call makes of constants that were written into the same storage as features.
+
+        They are computed as the model computes them, or what is rounded up would fall on the other side of a step. Only
+        products, which another batch may round otherwise, and what is made of products, are computed in the program's
+        dtype.
+        """
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources
@@ -317,13 +323,13 @@ class Translation:
         return [Map(self.space, self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
-        """Whether it computes truth values, or integers that wrap round."""
+        """Whether a call computes truth values, or integers that wrap round."""
         dtypes = {view.dtype for view in call.outputs}
         is_pointwise = torch.Tag.pointwise in call.operator.tags
         return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
 
     def _refusal(self, call: Call) -> str | None:
-        """Why one of its arguments is refused, if one is."""
+        """Why an argument of the call was refused before, if one was."""
         for view in call.inputs:
             if view.slot in self._slots:
                 for s in self.map(view).sources:
@@ -347,7 +353,7 @@ class Translation:
         return []
 
     def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
-        """Whether some of the places that it moves elements to are of a kind."""
+        """Whether some of the places to which a call moves elements satisfy ``of``."""
         places = [x for argument, x in self._named(call) if argument.name in PLACES]
         return any(of(x) for x in leaves(places) if isinstance(x, View))
 
@@ -357,7 +363,7 @@ class Translation:
         return [*zip(arguments, call.args, strict=False), *named]
 
     def _moved(self, call: Call) -> list[Map]:
-        """Makes a call that only moves elements on their addresses."""
+        """The maps that a call which only moves elements gives: it is made on their addresses."""
         operator = functional(call.name)
 
         def moved(argument: Any, x: Any) -> Any:
@@ -379,7 +385,7 @@ class Translation:
         return [Map(self.space, x) for x in leaves(result)]
 
     def _addresses(self, call: Call, view: View) -> Tensor:
-        """The addresses of a tensor that is moved into a result of perhaps another dtype."""
+        """The addresses of a tensor that is moved into a result, perhaps of another dtype."""
         dtype = call.outputs[0].dtype
         if view.dtype == dtype:
             return self.map(view).addresses

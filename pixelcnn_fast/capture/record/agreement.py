@@ -1,4 +1,5 @@
-"""Two recordings of one model must agree: what differs between them depends on the example, and can't be followed."""
+"""Compares two recordings of one model, which must agree: what differs between them depends on the example, and can't
+be followed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
 
 
 def agreed(one: Recording, two: Recording) -> Recording:
-    """The first recording, in which numbers that follow the batch say so; the second is of one image more.
+    """The first recording, in which the numbers that follow the batch are marked as such; the second one is of one
+    image more.
 
     Raises Unsupported, naming the last number that Python read before, where the recordings differ otherwise.
     """
@@ -122,14 +124,14 @@ class _Agreement:
         raise Unsupported(f"{_short(a)} and {_short(b)}")
 
     def size(self, a: int, b: int) -> BatchSize:
-        """An integer that was a for one batch and b for the other."""
+        """The size that is ``a`` for one batch and ``b`` for the other."""
         size = self.following(a, b)
         if not (size.plus == 0 or (size.times == 1 and abs(size.plus) == 1)):
             raise Unsupported(f"{a} and {b}")
         return size
 
     def following(self, a: Any, b: Any) -> BatchSize:
-        """As ``size``, for an offset, which may be of any image."""
+        """As ``size``, for an offset, which may point to any image."""
         times = b - a
         return BatchSize(times, a - times * self.one.n)
 
@@ -143,7 +145,7 @@ def _check_alike(a: Leaf, b: Leaf) -> None:
 
 
 def _given(call: Call, at: int, argument: Any) -> Any:
-    """What a call was given for an argument of its operator: PyTorch leaves out what is the default."""
+    """What a call was given for an argument of its operator. PyTorch leaves out arguments that have their default."""
     return call.args[at] if at < len(call.args) else call.kwargs.get(argument.name, argument.default_value)
 
 

@@ -1,4 +1,4 @@
-"""One forward of a model, recorded."""
+"""Runs one forward of a model and records it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Records what a model does, below Python: every ATen call, on which storages, and what of it escapes to Python."""
+"""Records what a model does, below Python: every ATen call, the storages that it reads and writes, and what Python
+reads off tensors."""
 
 from __future__ import annotations
 
@@ -50,9 +51,10 @@ YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 
 @dataclass(frozen=True)
 class Escape:
-    """A number that Python read off a tensor. at: how many calls were recorded before.
+    """A number that Python read off a tensor.
 
-    of: what it depends on; is_branch: whether it decided an ``if``; call: the call that read it; value: what it was.
+    at: how many calls were recorded before; of: what the tensor depends on; is_branch: whether the number decided an
+    ``if``; call: the call that read it; value: the number.
     """
 
     at: int
@@ -81,8 +83,8 @@ class Escape:
 class Leaf:
     """A storage that no call created.
 
-    held: a tensor on it; parameters: those that it holds, and buffers, by name, and where; before: a copy, if a call
-    has written into it.
+    held: a tensor on it; parameters: the parameters and buffers on it, by name, with their places; before: a copy, if a
+    call has written into it.
     """
 
     held: Tensor
@@ -95,7 +97,7 @@ class Leaf:
 
     @property
     def tensor(self) -> Tensor:
-        """A tensor that holds what the storage held at first."""
+        """A tensor that holds what the storage held at the beginning."""
         return self.held if self.before is None else self.before
 
 
@@ -103,9 +105,10 @@ class Leaf:
 class Recording:
     """The calls of one forward, in order.
 
-    images: the view that the model was given; given: likewise labels and condition, or None; leaves: by slot;
-    outputs: what the model returned, and that as parameters; constants_read: what Python read that depends on neither,
-    such as weights, and how many calls were recorded before.
+    images: the view that the model was given as images; given: the views that it was given as labels and condition, or
+    None; leaves: by slot; outputs: the view that the model returned, and the same as parameters; constants_read: the
+    views that Python read of tensors that depend on neither, such as weights, with the number of calls that were
+    recorded before.
     """
 
     n: int
@@ -128,8 +131,8 @@ class Recording:
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """What the needed calls read of what no call created, besides what the model was given: by slot, in turn.
-        by_python: also, of what Python read as numbers."""
+        """By slot, in order, the storages which no call created and the needed calls read, without what the model was
+        given. by_python: also those that Python read as numbers."""
         calls, slots = [*self.needed], dict[int, None]()
         if by_python:
             of_numbers = [view for escape in self.escapes if escape.call for view in escape.call.inputs]
@@ -141,7 +144,7 @@ class Recording:
         return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
 
     def unnamed(self) -> list[Tensor]:
-        """What the needed calls read of tensors that have no name and no call created, each as they read it."""
+        """The tensors without a name that no call created and the needed calls read, each as it was read."""
         found = dict.fromkeys(view for call in self.needed for view in call.inputs)
         read = {slot: leaf.tensor for slot, leaf in self.read().items() if not leaf.parameters}
         return [
@@ -151,17 +154,17 @@ class Recording:
         ]
 
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
-        """The storages before the first call, for n images: copies of those that a call writes into."""
+        """The storages before the first call, for n images. Those that a call writes into are copies."""
         written = {slot for call in self.calls for slot in call.written}
         held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
         return Memory(n, {slot: x.clone() if slot in written else x for slot, x in held.items()})
 
 
 class Recorder(TorchDispatchMode):
-    """Within it, calls are recorded. ``path`` holds the names of the modules whose forward is running."""
+    """A mode within which calls are recorded. ``path`` holds the names of the modules whose forward is running."""
 
     def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
-        """named: parameters and buffers."""
+        """named: the parameters and buffers, with their names."""
         super().__init__()
         self.recording = Recording(n)
         self.path: list[str] = []
@@ -183,7 +186,7 @@ class Recorder(TorchDispatchMode):
         return frozenset() if slot is None else self._depends[slot]
 
     def input(self, tensor: Tensor, of: str) -> View:
-        """Registers what the model is given."""
+        """Registers a tensor that the model is given, and says what it is ``of``."""
         view = self.view(tensor)
         self._depends[view.slot] = frozenset({of})
         return view
@@ -196,7 +199,8 @@ class Recorder(TorchDispatchMode):
         return slot
 
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
-        """depends: for a call's result, None: a tensor that is not known is a leaf."""
+        """The view that a tensor is. depends: what the result of a call depends on; None for another tensor, which is a
+        leaf if it is not known yet."""
         storage = tensor.untyped_storage()._cdata
         slot = self._slots.get(storage)
         is_new = slot is None
@@ -224,7 +228,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """To keep its compiler off the method below, PyTorch would import it, which takes a second."""
+        """Says no: to keep its compiler off the method below, PyTorch would import it, which takes a second."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -281,7 +285,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _drawn(self, out: Any) -> None:
-        """Random numbers are constants, if they are the same in each recording."""
+        """Registers random numbers as constants, which they are if they are the same in each recording."""
         for x in leaves(out):
             if isinstance(x, Tensor):
                 self._slots.pop(x.untyped_storage()._cdata, None)
@@ -314,7 +318,8 @@ class Recorder(TorchDispatchMode):
         )
 
     def __reduce__(self) -> tuple:
-        """What it refers to can't be copied or pickled: a copy of what holds it has None in its place."""
+        """Lets copies and pickles of what holds a recorder have None in its place, since what it refers to can't be
+        copied."""
         return NoneType, ()
 
     @contextmanager
@@ -326,7 +331,8 @@ class Recorder(TorchDispatchMode):
             self._reading = before
 
     def check_autocast(self, x: object) -> None:
-        """x: the first argument of a call from Python; below it, autocast does not show any more."""
+        """Raises Unsupported within autocast, which does not show below Python. x: the first argument of a call from
+        Python."""
         if self.allows_autocast or not isinstance(x, Tensor) or x.dtype != torch.float32:
             return
         if torch.is_autocast_enabled(x.device.type):
@@ -340,7 +346,7 @@ class Recorder(TorchDispatchMode):
             self.read_unseen(tensor, f"{name}()")
 
     def read_unseen(self, tensor: Tensor, what: str) -> None:
-        """Python may have read any of the elements."""
+        """Notes that Python may have read any element of a tensor."""
         at, depends = len(self.recording.calls), self.depends_on(tensor)
         if depends:
             self.recording.escapes.append(Escape(at, self.where(), what, depends, False, None))
@@ -354,7 +360,7 @@ def _memory(x: Tensor) -> tuple[int, int]:
 
 
 class Reads(TorchFunctionMode):
-    """Sees which Python call reads a number off a tensor."""
+    """A mode that notices which call from Python reads a number off a tensor."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

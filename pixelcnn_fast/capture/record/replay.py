@@ -1,4 +1,5 @@
-"""A recorded forward, run again on other examples: as the model computes, or with its features in float64."""
+"""Makes the calls of a recorded forward again on other examples, as the model makes them, or with its features in
+float64."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 
 class NotInFloat64(Unsupported):
-    """What was recorded can't be run in float64."""
+    """The recorded calls can't be made in float64."""
 
 
 class Replay:
-    """Computes what a model was recorded to compute.
+    """Makes the calls of a recording again.
 
-    as_is: calls that are always made as they were recorded, since capture takes their results as they are: those that
-    do not depend on the image, and those on its levels that tables hold.
+    as_is: the calls that are always made as they were recorded, since capture takes their results as they are: those
+    that do not depend on the image, and those on its levels that tables hold.
     """
 
     def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
@@ -48,10 +49,11 @@ class Replay:
 
     @torch.no_grad()
     def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
-        """As a call, but what is not made as it was recorded is computed in float64 where it was in the model's dtype,
-        or in a wider one.
+        """As a call, but what is not made as it was recorded is computed in float64 where it was computed in the
+        model's dtype, or in a wider one.
 
-        Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
+        Raises NotInFloat64 for calls that can't be made so, and for those that read the bits of a tensor as another
+        dtype.
         """
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
         recorded = self._recording.memory(EXAMPLE_BATCH, lambda x: x)
@@ -130,8 +132,8 @@ class Replay:
 
 
 def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
-    """A constant, which is the same for all images, for n of them, from what it is in another batch; None if its axes
-    do not tell. PyTorch may round it otherwise if it is computed for n, and the program has what was recorded."""
+    """A constant for n images, from what it was for another batch; None if its axes do not show which elements belong
+    to an image. Computed for n images, PyTorch might round it otherwise, and the program holds what was recorded."""
     axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
     if not axes:
         return memory.tensor(view)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 class Elements(NamedTuple):
-    """What each address means, in tensors of the addresses' shape. source is -1 for a zero; an operand has no pixels,
-    and numbers its elements of one image as channels."""
+    """What each address stands for, in tensors of the addresses' shape. source is -1 for a zero. An operand has no
+    pixels; its elements of one image are numbered as channels."""
 
     source: Tensor
     image: Tensor
@@ -28,17 +28,17 @@ class Elements(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A source that is a value of the program: number ``out``, of a frame other than the grid where a convolution was
+    """A source that is a value of the program, number ``out``. Its frame differs from the grid where a convolution was
     padded by more or less than its kernel needs."""
 
     out: int
 
 
 class Constant(NamedTuple):
-    """A source that depends on neither image nor condition: all elements, [R].
+    """A source that depends on neither image nor condition: all its elements, [R].
 
-    of_weights: whether it depends on weights, which may change; is_exact: whether it was not rounded to the model's
-    dtype since a product was.
+    of_weights: whether it depends on weights, which may change; is_exact: whether it is a product, or made of one, that
+    was not rounded to the model's dtype.
     """
 
     elements: Tensor
@@ -53,7 +53,7 @@ class OfCondition(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """The source of what depends on the image in a way that no instruction expresses."""
+    """A source that depends on the image in a way that no instruction expresses."""
 
     reason: str
 
@@ -62,7 +62,8 @@ Source = Value | Constant | OfCondition | Unknown
 
 
 class AddressSpace:
-    """Sources are numbered from 0 as they are allotted. Each has a shape [N or 1, channels, h, w]."""
+    """Numbers the sources, from 0, and the addresses of their elements. Each source has a shape [N or 1, channels, h,
+    w]."""
 
     def __init__(self, images: int, height: int, width: int) -> None:
         self.images, self.grid = images, (height, width)
@@ -115,7 +116,7 @@ class AddressSpace:
         return Elements(source, rest // channels, rest % channels, y, x)
 
     def relative(self, operands: Tensor) -> Tensor:
-        """Addresses of operands, all as if they were of the first image."""
+        """Addresses of operands, moved to where the first image has the same elements."""
         elements = self.decode(operands)
         first = torch.tensor(self._starts)[elements.source]
         return torch.where(operands != 0, first + elements.channel, 0)
@@ -132,7 +133,7 @@ class AddressSpace:
         return counts[1:].nonzero()[:, 0].tolist()
 
     def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
-        """The sources that occur, and for each address the place of its channel, if a zero and all channels of these
+        """The sources that occur, and for each address the place of its channel when a zero and all channels of these
         sources are put in a row."""
         found, starts, start = self.found(addresses), torch.zeros(len(self.sources), dtype=torch.long), 1
         for s in found:
@@ -142,15 +143,15 @@ class AddressSpace:
         return [self.sources[s] for s in found], index
 
     def _range(self, addresses: Tensor) -> tuple[int, int]:
-        """The first and the last source among the addresses, -1 for a zero."""
+        """The numbers of the first and the last source among the addresses, -1 for a zero."""
         if not addresses.numel():
             return -1, -1
         least, largest = addresses.aminmax()
         return bisect_right(self._starts, int(least)) - 1, bisect_right(self._starts, int(largest)) - 1
 
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
-        """Addresses of the same elements in other sources of the same shapes: ``to`` maps each source to the other.
-        zero: what stands for a zero."""
+        """Addresses of the same elements in other sources of the same shapes. to: by source, the other one; zero: the
+        address that takes the place of a zero."""
         by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
             by[old] = self._starts[new] - self._starts[old]
@@ -162,12 +163,12 @@ class AddressSpace:
         return torch.where(self.is_of(self.source_of(addresses), kinds), addresses, 0)
 
     def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
-        """Whether sources, by number, are of some kinds; -1 is not."""
+        """Whether sources, by number, are of some kinds. -1, which stands for a zero, is of none."""
         return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
 
 
 class Map:
-    """A feature map of the captured model: a whole value, laid out as [N, C, h, w], or any addresses."""
+    """A feature map of the captured model: either a whole value, laid out as [N, C, h, w], or any addresses."""
 
     def __init__(self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None) -> None:
         self._space, self._source, self._addresses = space, source, addresses
@@ -187,7 +188,7 @@ class Map:
 
     @cached_property
     def sources(self) -> list[int]:
-        """The sources that its elements are of, in order."""
+        """The sources of its elements, in order."""
         return [self._source] if self._source is not None else self._space.found(self.addresses)
 
     @property
@@ -196,7 +197,7 @@ class Map:
 
     @property
     def source(self) -> int | None:
-        """The value that this map equals as it stands, or None."""
+        """The value that the map equals as it stands, or None."""
         if self._source is None:
             x = self.addresses
             if x.dim() == 4 and x.numel() and int(x[0, 0, 0, 0]):

@@ -1,4 +1,4 @@
-"""A recorded forward as text: what the calls on which the output depends do, and with what."""
+"""Writes a recorded forward as text: what the calls do on which the output depends, and with what."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ SETTINGS = int, float, complex, str, NoneType, torch.dtype, BatchSize
 
 
 def transcript(recording: Recording) -> list[str]:
-    """The needed calls, one after the other: what Python gave them, and which parts of which tensors. What else was
-    called does not matter, nor how tensors are laid out.
-    """
+    """The needed calls, one after the other, with what Python gave them and which parts of which tensors they read.
+    Other calls do not matter, nor does how tensors are laid out."""
     numbers, known, lines = count(), dict[int, str](), []
 
     def text(x: Any) -> str:
@@ -40,8 +39,8 @@ def transcript(recording: Recording) -> list[str]:
 
 
 def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> bool:
-    """Whether two forwards, recorded for equal examples, do the same, with tensors of the same names. These are equal,
-    but for those that are named as weights."""
+    """Whether two forwards, recorded for equal examples, do the same with tensors of the same names. These must be
+    equal, unless they are named in ``weights``."""
     if transcript(one) != transcript(two):
         return False
     for leaf, other in zip(one.read().values(), two.read().values(), strict=True):
@@ -55,14 +54,14 @@ def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> b
 
 
 def _name(call: Call) -> str:
-    """Of an operation that devices have of their own, what it does."""
+    """The name of an operation, the same for all devices that have one of their own for it."""
     return next(
         (kind for kind in ("batch_norm", "attention", "rnn", "lstm", "gru") if kind in call.name), call.name
     )
 
 
 def _given(call: Call) -> list[Any]:
-    """Its arguments, with their names, but for the momentum of a batch norm that does not train."""
+    """The arguments of a call with their names, without the momentum of a batch norm that does not train."""
     named = dict(zip((argument.name for argument in call.operator._schema.arguments), call.args, strict=False))
     named |= call.kwargs
     if "momentum" in named and not named.get("training", named.get("train", False)):
@@ -71,14 +70,14 @@ def _given(call: Call) -> list[Any]:
 
 
 def _whole(recording: Recording, slot: int) -> View:
-    """What a slot's storage was first seen as; of a parameter, itself."""
+    """The view as which a storage was first seen; for a parameter, the parameter."""
     leaf = recording.leaves.get(slot)
     return leaf.parameters[0][1] if leaf is not None and leaf.parameters else recording.whole[slot]
 
 
 def _part(x: View, of: View, n: int) -> str:
-    """Which elements of a tensor a view has, of n images: its first one, and the step of each axis, along the tensor's
-    axes."""
+    """Which elements of a tensor a view has, for n images: the place of its first one, and the step of each of its
+    axes, along the tensor's axes."""
     (own, strides, first), (sizes, steps, start) = x.at(n), of.at(n)
     if x.at(n) == of.at(n):
         return ""

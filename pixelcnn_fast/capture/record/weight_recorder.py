@@ -1,4 +1,4 @@
-"""Records the calls that make a program's weights of the model's parameters and buffers."""
+"""Records the calls that make a program's weights out of the model's parameters and buffers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """Something that was decided by weights: with others that decide it otherwise, the program would be another one.
+    """Something that weights have decided. With weights that decide it otherwise, another program is needed.
 
-    read: the view that decided it, or the call that read it as a number; value: what that was; at: how many calls came
-    before; is_for_more: whether only truth values that are true now and were not would make another program.
+    read: the view that decided it, or the call that read it as a number; value: what it was; at: how many calls came
+    before; is_for_more: whether only truth values that were false and become true need another program.
     """
 
     read: View | Call
@@ -47,14 +47,14 @@ class Guard:
 
 
 class WeightRecorder(Recorder):
-    """Within it, calls on weights are recorded: capture's own, and those of the passes.
+    """A mode within which calls on weights are recorded: those of capture, and those of the passes.
 
-    What is decided by weights, such as which taps are dropped because they are zero, is a guard: weights may be
-    evaluated again only as long as all guards hold.
+    What weights decide, such as which taps are dropped because they are zero, becomes a guard. Weights may be evaluated
+    again only as long as all guards hold.
     """
 
     def __init__(self, model: Recording | None = None) -> None:
-        """model: a forward; the storages of parameters and buffers that it has read are registered."""
+        """model: a recorded forward, whose parameters and buffers are registered."""
         super().__init__(1)
         self._guards: list[Guard] = []
         self._read: list[Guard] = []  # of numbers that the model's own code has read
@@ -109,7 +109,8 @@ class WeightRecorder(Recorder):
 
     @contextmanager
     def for_python(self) -> Iterator[None]:
-        """Within the context, what is computed, also of integers, only counts if it is guarded below."""
+        """A context within which nothing that is computed, not even integers, becomes a guard, unless ``guard`` is
+        called for it."""
         self._is_for_python = True
         try:
             yield
@@ -124,7 +125,7 @@ class WeightRecorder(Recorder):
             self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
     def guards(self, does_the_same: bool = False) -> list[Guard]:
-        """What weights must decide alike, or a new program is needed. does_the_same: whether it is known that the
-        model does the same, whatever numbers it reads."""
+        """All that other weights must decide as these did. does_the_same: whether the model is known to do the same,
+        whatever numbers it reads."""
         numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
         return [*self._guards, *numbers, *(() if does_the_same else self._read)]

@@ -1,4 +1,4 @@
-"""Calls over the channels of a pixel: products with matrices, norms, sums and other reductions."""
+"""Lowers calls over the channels of a pixel: products with matrices, norms, sums and other reductions."""
 
 from __future__ import annotations
 

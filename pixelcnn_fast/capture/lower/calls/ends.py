@@ -1,4 +1,4 @@
-"""The calls that a model ends in, and those that may undo them."""
+"""Lowers the calls that a model ends in, and those that may undo them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _exp(b: Builder, x: Map) -> Map:
 
 
 def _inverse(b: Builder, x: Map, kind: str) -> Map | None:
-    """What a step, or a final softmax, was applied to, if it was."""
+    """What a step, or a final softmax, was applied to, if one was."""
     taken_of = made_by(b, kind, x)
     return None if taken_of is None else b.moved(x, taken_of)
 

@@ -1,4 +1,4 @@
-"""Calls on levels of the image, which tables hold; any other pointwise call may be among them."""
+"""Lowers calls on levels of the image, which tables hold; any pointwise call may be among them."""
 
 from __future__ import annotations
 
@@ -83,17 +83,15 @@ def _is_pointwise(call: Call) -> bool:
 
 
 def has_table(t: LoweringContext, call: Call) -> bool:
-    """Whether it is a pointwise call on functions of levels."""
+    """Whether a call is pointwise and works on functions of levels."""
     return _is_pointwise(call) and all(
         of_levels(t.builder, t.map(x)) for x in call.inputs if t.depends_on_image(x)
     )
 
 
 def by_table(t: LoweringContext, call: Call, is_needed: bool = True) -> Map:
-    """Any pointwise call on one level of the image and constants, made in the dtype that it was recorded in.
-
-    is_needed: False if there is another way, which is better where the table would be large.
-    """
+    """The map that a pointwise call on one level of the image and constants gives, made in the dtype that it was
+    recorded in. is_needed: False if there is another way, which is better where the table would be large."""
     if not _is_pointwise(call):
         raise Unsupported("this call is not supported")
     args = list(call.args)
@@ -130,7 +128,7 @@ def by_table(t: LoweringContext, call: Call, is_needed: bool = True) -> Map:
 
 
 def cast(t: LoweringContext, x: View, dtype: torch.dtype, table: Map | None) -> Map:
-    """x, converted to another dtype. table: what that gives, if there is a table of it."""
+    """x converted to another dtype. table: what that gives, if there is a table of it."""
     if table is not None:
         is_cut = x.dtype.is_floating_point and not dtype.is_floating_point
         if is_cut and told_apart(t.builder, table) <= 2 < told_apart(t.builder, t.map(x)):

@@ -1,4 +1,4 @@
-"""Convolutions, and the library's own ops."""
+"""Lowers convolutions, and the library's own ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that change each element by itself, or combine the elements of several maps."""
+"""Lowers calls that change each element by itself, or combine the elements of several maps."""
 
 from __future__ import annotations
 

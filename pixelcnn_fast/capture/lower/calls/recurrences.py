@@ -1,4 +1,4 @@
-"""The library's recurrent ops: instructions that read what later ones computed at earlier pixels."""
+"""Lowers the library's recurrent ops to instructions that read what later ones computed at earlier pixels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UP, LEFT, RIGHT = (-1, 0), (0, -1), (0, 1)
 
 
 class _StateTap(NamedTuple):
-    """A tap of the state, weight [h, 4h]: at (dy, dx). There lies the initial state where the neighbour in a direction
-    is outside of the image, and the column is inside."""
+    """A tap on the state, weight [h, 4h], at (dy, dx). It meets the initial state where the neighbour in a direction
+    lies outside of the image, and its column inside."""
 
     direction: tuple[int, int]
     dx: int
@@ -71,7 +71,8 @@ def _lstm(
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> list[Map]:
-    """before: where the cell before lies -> h, and nothing for the op's other results, which training keeps."""
+    """The map h, and nothing for the op's other results, which only training keeps. before: where the cell before
+    lies."""
     b, hidden = t.builder, len(taps[0].weight)
     if tuple(sums.size[2:]) != tuple(b.space.grid):
         size, image = ("×".join(map(str, pair)) for pair in (sums.size[2:], b.space.grid))

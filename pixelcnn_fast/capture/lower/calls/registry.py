@@ -1,4 +1,4 @@
-"""The table of lowerings, which the other modules here fill, and the tables of calls that need none."""
+"""Holds the table of lowerings, which the other modules here fill, and the tables of calls that need none."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 
 
 def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> None:
-    """Registers calls by what they are in terms of others. A formula takes the builder, and then the call's arguments,
-    with a map for each tensor."""
+    """Registers calls that can be written in terms of others. A formula takes the builder, and then the call's
+    arguments, with a map in place of each tensor."""
 
     def lowering(formula: Callable[..., Map | list[Map]]) -> Lowering:
         def lowered(t: LoweringContext, call: Call, *args: Any, **kwargs: Any) -> Map | list[Map]:
@@ -59,7 +59,7 @@ def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> N
 
 
 def lowers_to_steps(steps: dict[str, Callable[..., Steps]]) -> None:
-    """Registers calls by the steps that they put their first argument through, a function of the other arguments."""
+    """Registers calls that put their first argument through steps, which are a function of the other arguments."""
 
     def formula(of: Callable[..., Steps]) -> Callable[..., Map]:
         return lambda b, x, *args, **kwargs: stepped(b, x, *of(*args, **kwargs))
