@@ -1,4 +1,5 @@
-"""One call of a sampler: its settings, its noise, and its batches, of which nothing is lost when it is ended."""
+"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost when the call is
+ended."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from pixelcnn_fast.user_model.conditioning import checked_conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What jobs, ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
+    """The keywords that jobs, ``sample`` and ``complete`` share, besides the options of drawing."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
@@ -37,13 +38,14 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(RunSettings):
-    """With what only ``sample`` and ``complete`` take, since jobs return nothing."""
+    """The keywords of ``sample`` and ``complete`` besides the options of drawing; jobs, which return nothing, have
+    fewer."""
 
     device: torch.device | str | None = None
 
     @cached_property
     def results_on(self) -> torch.device:
-        """Raises ValueError if nothing can be there."""
+        """The device on which results are to be. Raises ValueError if nothing can be there."""
         if self.device is None:
             return torch.device("cpu")
         return _usable(self.device, "device is", "without device=, results are on the CPU")
@@ -151,7 +153,7 @@ def check_count(n: object) -> None:
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64, in which noise and log-probabilities are.
+    """The device, with its number, once it is known to hold float64, which noise and log-probabilities are.
 
     Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
     """
@@ -169,6 +171,6 @@ Fields = TypeVar("Fields")
 
 
 def fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
-    """The dataclass ``kind``, made from those of the arguments that are its fields."""
+    """A dataclass of this kind, made from those of the arguments that are its fields."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
     return kind(**more, **{name: value for name, value in arguments.items() if name in names})

@@ -1,4 +1,4 @@
-"""From a model to what the runtimes execute, as the order of events: capture, causality, passes, the check."""
+"""Turns a model into what the runtimes execute. It is the order of events: capture, causality, passes, the check."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ class Compiled:
     def with_weights(
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
-        """The same with other weights of the model, by name, among which it puts those into which the model writes;
-        None if it must be compiled anew, since what is zero, or a number that Python read, is another now, or since it
-        comes out of a pickle. does_the_same: whether it is known that such numbers do not matter."""
+        """The same with other weights of the model, by name, among which it puts those into which the model writes.
+
+        None if the model must be compiled anew: another weight is zero, Python has read another number, or this comes
+        out of a pickle. does_the_same: whether such numbers are known not to matter.
+        """
         first = self.first or self
         if first.weights is None:
             return None
@@ -72,7 +74,7 @@ class Compiled:
 
     @cached_property
     def _reevaluations(self) -> dict[bool, Reevaluation]:
-        """What evaluates its constants from weights, by whether the model is known to do the same with them."""
+        """What evaluates the constants from weights, by whether the model is known to do the same with these."""
         return {}
 
     def _reevaluation(self, does_the_same: bool) -> Reevaluation:
@@ -139,7 +141,7 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
 
 
 def captured(model: WrappedModel) -> Captured:
-    """The model, captured and compared with its program, which is then in the model's dtype, but not compiled.
+    """The captured model, compared with its program, which is in the model's dtype; no pass has changed it.
 
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
@@ -149,8 +151,8 @@ def captured(model: WrappedModel) -> Captured:
 
 
 def recorded(model: WrappedModel, watch: Watch | None = None) -> Captured:
-    """The model's program as capture gives it, not compared with the model yet. The model then has its head's layout,
-    and knows which labels it takes.
+    """The captured model, before its program is compared with it. After this, the model has its head's layout, and
+    knows which labels it takes.
 
     Raises NonFiniteLogits if the model's logits are not finite.
     """
@@ -173,7 +175,7 @@ def recorded(model: WrappedModel, watch: Watch | None = None) -> Captured:
 
 
 def checked(found: Captured, model: WrappedModel, watch: Watch | None = None) -> Program:
-    """The program in the model's dtype, once it is compared with the model: it is compared in float64, where rounding
+    """The program in the model's dtype, once it was compared with the model. That is done in float64, where rounding
     hides no mistake. Raises CaptureMismatch if they differ."""
     check_program(found.program, found.conditions, model, expectations(model, found.replay))
     with found.weights:
@@ -183,7 +185,7 @@ def checked(found: Captured, model: WrappedModel, watch: Watch | None = None) ->
 
 
 def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
-    """What the program's weights are rounded to, if they are to be stored in fewer bits."""
+    """The dtype to which the program's weights are rounded; None if they keep their own."""
     if precision != "same" and program.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {program.dtype}")
     return STORED.get(precision)
@@ -191,7 +193,7 @@ def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Within the context, Python does not look for garbage: with so many small objects, that takes a fifth of the
+    """A context in which Python does not look for garbage: with so many small objects, that takes a fifth of the
     time."""
     was_enabled = gc.isenabled()
     gc.disable()

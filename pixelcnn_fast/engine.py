@@ -1,4 +1,4 @@
-"""A model made ready for sampling: what its runtimes share. It never changes, so other weights make another one."""
+"""A model made ready for sampling, with its runtimes. It never changes: other weights make another engine."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
-    model's program, or observed: what is known of a model without one."""
+    """A model that is ready for sampling.
+
+    snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
+    model's program; observed: what is known of a model that has no program.
+    """
 
     snapshot: Snapshot
     preferred: RuntimeName = "auto"
@@ -83,14 +86,14 @@ class Engine:
 
     @property
     def captured(self) -> Compiled:
-        """Raises RuntimeError if the model was not captured."""
+        """The model's program. Raises RuntimeError, saying why, if there is none."""
         if self.compiled is None:
             raise RuntimeError(f"there is no program: {self.why_no_program}")
         return self.compiled
 
     @property
     def listing(self) -> ProgramListing:
-        """The program of what 'auto' stands for. Raises RuntimeError if the model was not captured."""
+        """The program that the runtime 'auto' executes. Raises RuntimeError if there is none."""
         return self.captured.listing(self.auto)
 
     @property
@@ -98,7 +101,7 @@ class Engine:
         return "same" if self.compiled is None else self.compiled.precision
 
     def with_weights(self, module: nn.Module) -> Engine | str:
-        """The same with the present weights of a model, or why only a new one can have them."""
+        """The engine with the present weights of a model, or why only a new engine can have them."""
         followed = self.snapshot.follow(module, is_captured=self.compiled is not None)
         if isinstance(followed, str):
             return followed
@@ -112,15 +115,16 @@ class Engine:
         return replace(self, snapshot=followed.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """The same; without a program, it is tested again, at some pixels, whether the model is causal, and which
-        channels are drawn together. Raises NotCausal, as ``observed`` does."""
+        """The same engine. If the model has no program, its causality and the order in which channels are drawn are
+        tested again, at some pixels. Raises NotCausal, as ``observed`` does."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model, SOME))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the runtimes, which are built again when they are asked for."""
+        """The fields without the runtimes, which are built again when they are asked for, and without what only the
+        model's process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         none = {"snapshot": self.snapshot.without_tensors(), "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
@@ -134,7 +138,8 @@ class Engine:
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:
-        """Of what decides the images: the bits of each tensor that the forward read, and what it does with them."""
+        """A hash of what decides the images: the bits of each tensor that the forward read, and what it does with
+        them."""
         if self._fingerprint is not None:
             return self._fingerprint
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
@@ -173,8 +178,8 @@ class Engine:
         return self._runtimes[name]
 
     def prepared(self, name: RuntimeName, n: int, batch_size: int | None = None) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, ready to draw n images, and their batches. Where what 'auto' stands for turns out
-        to be unavailable, this is another runtime."""
+        """The runtime of that name, ready to draw n images, and the batches that it draws them in. If what 'auto'
+        stands for turns out to be unavailable, this is another runtime."""
         runtime = self.runtime(name)
         parts = self.batches(n, runtime, batch_size)
         try:
@@ -247,8 +252,8 @@ class Engine:
                 verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
-        """n images in batches of this size; by default of equal sizes that fit, and so many that there are finished
-        ones if the run is interrupted."""
+        """n images in batches of this size. By default, batches are of equal sizes that fit into memory, and so many
+        that some are finished if the run is interrupted."""
         if size is None:
             if isinstance(runtime, CudaRuntime):
                 largest = runtime.largest_batch()

@@ -1,4 +1,5 @@
-"""The sampler: what a user calls. Captures the model once, then samples, completes or teacher-forces batches."""
+"""The sampler, which is what a user calls: it captures a model once, and then samples, completes or teacher-forces
+batches."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ class Sampler(Apart):
         self._use(engine, model)
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
-        """From now on, draws from an engine that was built from a model's present weights."""
+        """Makes the sampler draw from an engine that was built from a model's present weights."""
         engine.runtime("auto")
         self._engine = engine
         self._changes: Changes | None = Changes(
@@ -116,7 +117,7 @@ class Sampler(Apart):
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what comes out of a pickle, stands alone: it does not know the model any more."""
+        """The attributes of a copy, or of a pickle, which stands alone: it does not know the model any more."""
         return {**self.__dict__, "_changes": None}
 
     def __repr__(self) -> str:

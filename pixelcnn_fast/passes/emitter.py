@@ -1,4 +1,4 @@
-"""The instructions of a program that a pass writes anew."""
+"""Collects the instructions of a program that a pass writes anew."""
 
 from __future__ import annotations
 

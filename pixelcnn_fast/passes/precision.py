@@ -1,4 +1,4 @@
-"""What a program's constants are rounded to."""
+"""Rounds a program's constants: to the model's dtype, or to what weights are stored in."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def _reads(phased: PhasedInstruction, value: int) -> bool:
 
 
 def _residual(phased: PhasedInstruction) -> Instruction | None:
-    """The instruction as a sum of 1x1 taps alone, if it is one: what it adds to them becomes a tap, too."""
+    """The instruction as a sum of 1x1 taps, in which what a step adds to its taps has become a tap, too; None if it is
+    no such sum."""
     i = phased.instruction
     if not i.taps or phased.scan is not None:
         return None
@@ -70,8 +71,8 @@ def _residual(phased: PhasedInstruction) -> Instruction | None:
 def _without_waiting(
     phased: PhasedInstruction, residuals: Mapping[int, Instruction], rows: Container[int]
 ) -> PhasedInstruction:
-    """It reads no sum that was composed itself, as the parts of it are ready a layer earlier. rows: the values that are
-    known before the row's pixels."""
+    """The instruction, reading the parts of residual sums in place of them. It reads no sum that was composed itself,
+    since the parts of that are ready a layer earlier. rows: the values that are known before the row's pixels."""
     i = phased.instruction
     if phased.scan is not None:
         return phased

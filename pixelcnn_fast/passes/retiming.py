@@ -111,7 +111,8 @@ class _Retiming:
         return self._made[key]
 
     def _make_recurrence(self, component: Component) -> None:
-        """Its values need each other, so their numbers are known before they are made."""
+        """Makes all instructions of a recurrence. They need each other, so their numbers are known before they are
+        made."""
         for i in component.instructions:
             for read in i.reads():
                 if read.value not in component.values:
@@ -121,7 +122,7 @@ class _Retiming:
             self._new.emit(self._unmoved(i), self._made[i.out, 0, 0])
 
     def _unmoved(self, i: Instruction) -> Instruction:
-        """The instruction as it is, with what it reads in its new form."""
+        """The instruction at its own pixel, with what it reads in its new form."""
 
         def tap(tap: Tap) -> Tap:
             read = self._as_it_is(tap.read, i)
@@ -130,8 +131,8 @@ class _Retiming:
         return i.rewired(lambda read: self._as_it_is(read, i), tap)
 
     def _as_it_is(self, read: Read, by: Instruction) -> Read:
-        """What an instruction reads that is not moved. One that is late is computed when its row is finished, and may
-        read all of it."""
+        """Where an instruction that is not moved reads a value in its new form. If the instruction is late, it is
+        computed when its row is finished, and may read all of the row."""
         if by.out in self.late or self.in_time(read.value, read.dy, read.dx):
             return read.of(self._at(read.value, 0, 0))
         return Read(self._at(read.value, read.dy, read.dx))
@@ -175,7 +176,7 @@ class _Retiming:
         return Tap(self._at(source, dy, dx), 0, 0, weight)
 
     def _operand(self, read: Read, dy: int, dx: int) -> Read:
-        """What is read, from (dy, dx)."""
+        """Where an operand is read from, if the instruction is moved to (dy, dx)."""
         dy, dx = dy + read.dy, dx + read.dx
         if not read.is_here and self.in_time(read.value, dy, dx):
             return Read(self._at(read.value, 0, 0), dy, dx)

@@ -82,7 +82,7 @@ class Call:
     where: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the operator, which is found again by its name."""
+        """The fields without the operator, which is found again by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
@@ -108,7 +108,7 @@ class Call:
 
     @cached_property
     def follows_batch(self) -> bool:
-        """Whether a number among its arguments follows the batch."""
+        """Whether a number among the arguments follows the batch."""
         return any(isinstance(x, BatchSize) for x in leaves((self.args, self.kwargs)))
 
     @property
@@ -139,7 +139,7 @@ def _operator(name: str) -> torch._ops.OpOverload:
 
 
 def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call draws random numbers: attention does not unless it drops something out."""
+    """Whether a call draws random numbers. Attention has a seed, but draws none unless it drops something out."""
     if torch.Tag.nondeterministic_seeded not in operator.tags:
         return False
     for at, argument in enumerate(operator._schema.arguments):
@@ -150,7 +150,7 @@ def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any
 
 
 def functional(name: str) -> Callable[..., Any]:
-    """What a call does, without writing into its arguments; the overload is found by the arguments."""
+    """The operation of a call, which does not write into its arguments. Its overload is found by the arguments."""
     namespace, _, rest = out_of_place(name).partition("::")
     return getattr(getattr(torch.ops, namespace), rest.partition(".")[0])
 
@@ -201,7 +201,7 @@ class Memory:
         self.keep(call, self.result(call))
 
     def keep(self, call: Call, results: Any) -> None:
-        """Puts what a call has given into the slots that it creates."""
+        """Puts the results of a call into the slots that it creates."""
         for view, result in zip(call.results, leaves(results), strict=False):
             if view is not None and view.slot not in call.read:
                 self.put(view, result)
@@ -215,7 +215,7 @@ class Memory:
         return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)
 
     def put(self, view: View, result: Tensor) -> None:
-        """Lets a slot hold a tensor, laid out as the view, which is as it was when it was recorded."""
+        """Puts a tensor into a slot, laid out as the view, which is as the tensor was when it was recorded."""
         size, stride, offset = view.at(self.n)
         if result.is_floating_point() and view.dtype.is_floating_point:
             result = result.to(view.dtype)  # a call that names no dtype gives PyTorch's default
@@ -240,7 +240,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
-    """Those calls, in their order, on which what is in the slots in the end may depend."""
+    """The calls, in their order, on which the content of some slots may depend in the end."""
     wanted, found = set(slots), []
     for call in reversed(calls):
         if not wanted.isdisjoint(call.written):
@@ -250,7 +250,7 @@ def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
 
 
 def unread(calls: Sequence[Call], kept: Iterable[int]) -> list[list[int]]:
-    """For each call, the slots that no later one reads or writes into, but for those that are to be kept."""
+    """For each call, the slots that no later call reads or writes into, except those that are to be kept."""
     last = {slot: at for at, call in enumerate(calls) for slot in (*call.read, *call.written)}
     found: list[list[int]] = [[] for _ in calls]
     for slot in last.keys() - set(kept):
@@ -259,7 +259,7 @@ def unread(calls: Sequence[Call], kept: Iterable[int]) -> list[list[int]]:
 
 
 def leaves(x: Any) -> list[Any]:
-    """What is in nested tuples, lists and dictionaries."""
+    """The items of nested tuples, lists and dictionaries."""
     if isinstance(x, dict):
         x = x.values()
     elif not isinstance(x, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Whether a program is causal, and if not, which layer lets an output see what it must not."""
+"""Finds out whether a program is causal, and if not, which layer lets an output see what it must not."""
 
 from __future__ import annotations
 

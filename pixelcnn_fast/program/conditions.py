@@ -1,4 +1,5 @@
-"""The part of a model that depends on the condition alone: recorded once, replayed by PyTorch for each batch."""
+"""The part of a model that depends on labels and condition alone: recorded once, and made again by PyTorch for each
+batch."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class Conditioning(NamedTuple):
 
     @property
     def images(self) -> int:
-        """For how many images it is, 0 if there is nothing."""
+        """The number of images that it is for; 0 if it is empty."""
         return next((len(x) for x in self if x is not None), 0)
 
     def part(self, images: slice | Tensor) -> Conditioning:
@@ -58,7 +59,7 @@ class Conditioning(NamedTuple):
             ) from error
 
     def described(self) -> str:
-        """To go on with in a sentence: ", labels [2] of 0, 1"; nothing if there is nothing."""
+        """What it is, to continue a sentence with, such as ", labels [2] of 0, 1"; empty if there is nothing."""
         labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
         if self.condition is None:
             return labels
@@ -67,7 +68,7 @@ class Conditioning(NamedTuple):
 
 
 def _what_to_say(images: Tensor) -> str:
-    """What to pass if the model does not take what it was given."""
+    """Advice on what to pass to ``Sampler`` if the model does not take what it was given."""
     others = "conditional=, condition_shape= and condition_dtype= say what else it takes."
     if images.dtype != torch.uint8:
         return f"image_form= says in what form it takes images, {others}"
@@ -76,13 +77,13 @@ def _what_to_say(images: Tensor) -> str:
 
 
 def _some(x: Tensor) -> str:
-    """The values in x, if they are few."""
+    """The values in x as text, or the first and the last one if there are many."""
     values = [str(value) for value in x.unique().tolist()]
     return ", ".join(values) if len(values) <= 8 else f"{values[0]}...{values[-1]}"
 
 
 def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """What the module's forward takes besides images, by name; nothing if that can't be found out."""
+    """The arguments of a module's forward besides the images, by name; none if they can't be found out."""
     try:
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):  # it is not written in Python
@@ -95,7 +96,7 @@ EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that 
 
 
 class ReadByPython(NamedTuple):
-    """What Python read off labels or a condition, and where."""
+    """A number that Python read off labels or a condition, and where."""
 
     what: str
     of_condition: bool
@@ -103,9 +104,10 @@ class ReadByPython(NamedTuple):
 
 @dataclass
 class LabelBranch:
-    """A branch on labels, which must fall as it did when it was recorded.
+    """A branch on labels, which must be taken as it was when it was recorded.
 
-    calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates.
+    calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates;
+    value: how it was taken; what: where it is, in words.
     """
 
     calls: Sequence[Call]
@@ -121,10 +123,10 @@ class LabelBranch:
 
 
 class ConditionProgram:
-    """The recorded calls on labels and conditions. Operands read slots of theirs.
+    """The recorded calls on labels and condition. Operands of steps read slots of theirs.
 
-    read_by_python: what Python read, and might decide otherwise for labels or conditions that were not tried; verified:
-    batches of labels that were.
+    read_by_python: the numbers that Python read, by which it may decide otherwise for labels or conditions that were
+    not tried; verified: the batches of labels that were tried.
     """
 
     def __init__(
@@ -151,9 +153,10 @@ class ConditionProgram:
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Conditioning, n: int
     ) -> dict[ConditionOperand, Tensor]:
-        """given: for n images -> for each operand [n, channels], or [n, H, W, channels].
+        """By operand, what the calls give for n images: [n, channels], or [n, H, W, channels].
 
-        Raises ModelFailed if a call raises, such as one that looks up a label that there is not.
+        Raises ModelFailed if a call raises, such as one that looks up a label which does not exist, and Unsupported if
+        a branch on labels would be taken otherwise.
         """
         for guard in self.guards:
             if not guard.falls_alike(self._memory(guard.calls, guard.leaves, given, n)):
@@ -176,7 +179,8 @@ class ConditionProgram:
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
     def rows_looked_up(self, which: int) -> int | None:
-        """How many rows the smallest table has in which labels (0), or codes (1), are looked up, if there is one."""
+        """The number of rows of the smallest table in which labels (which = 0) or codes (1) are looked up; None if
+        there is no such table."""
         rows = []
         copies = {view.slot for view in self._given[which : which + 1] if view is not None}
         for call in self._calls:
@@ -200,8 +204,8 @@ class ConditionProgram:
         return memory
 
     def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:
-        """The calls that are needed for some slots, and leaves: what depends on neither labels nor condition, nor on
-        the size of the batch, is computed here, once."""
+        """-> (the calls that some slots need for each batch; what is in the slots that these do not create). What
+        depends on neither labels nor condition, nor on the size of the batch, is computed here, once."""
         calls = needed(self._calls, slots)
         each_time = self._each_time(calls)
         once = [call for call in calls if each_time.isdisjoint(call.written)]
@@ -216,7 +220,7 @@ class ConditionProgram:
         return rest, leaves
 
     def _each_time(self, calls: Sequence[Call]) -> set[int]:
-        """The slots whose content is computed for each batch."""
+        """The slots whose content has to be computed for each batch."""
         slots = {view.slot for view in self._given if view is not None}
         while True:
             before = len(slots)

@@ -1,4 +1,4 @@
-"""What a program means, in plain PyTorch."""
+"""Evaluates a program in plain PyTorch: this is what a program means."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class _Grid(Surroundings):
 class _Walk(Surroundings):
     """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
 
-    Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. Those
-    of the recurrence's own values have room for what lies outside of the image: zeros.
+    Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. The
+    maps of the recurrence's own values have room for zeros outside of the image.
     """
 
     def __init__(self, component: Component, grid: _Grid) -> None:
@@ -140,9 +140,10 @@ class _Walk(Surroundings):
 
 @dataclass(frozen=True)
 class _Sums:
-    """Convolutions of a recurrence that read the same of its values, as one product.
+    """Several sums of a recurrence that read the same of its values, computed as one product.
 
-    known: their biases, and what they read elsewhere; channels: of each, by the values they compute.
+    known: their biases and what they read of other values; channels: the channels of each, by the value that it
+    computes.
     """
 
     reads: tuple[Read, ...]
@@ -159,8 +160,8 @@ class _Sums:
 
 
 def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
-    """Value -> the sums that it is among, if it is a convolution of states. Those that need only states at other pixels
-    are computed together."""
+    """By value, the sums that compute it, if it reads the recurrence's own values by taps. Those that need only earlier
+    pixels are computed together."""
     alike: dict[tuple[int | Read, ...], list[Instruction]] = {}
     for i in component.instructions:
         if reads := tuple(tap.read for tap in i.taps if tap.source in component.values):

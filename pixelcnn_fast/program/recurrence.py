@@ -1,4 +1,5 @@
-"""Which instructions of a program need each other: recurrences, which read values of their own at other pixels."""
+"""Finds the recurrences of a program: instructions that need each other, since they read each other's values at other
+pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights let something through, and who only asks that."""
+"""Tells which weights are not zero, and lets recorders know when only that is asked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ asking = _Asking()
 
 
 def lets_through(weights: Tensor) -> Tensor:
-    """Where weights are not zero: bool, of their shape. That others become zero later must make no difference to who
-    asks: a program that multiplies by zero is as right as one without the product."""
+    """Which weights are not zero, as a bool tensor of their shape.
+
+    The caller must not mind if more of them become zero later: a program that multiplies by zero is as right as one
+    without the product.
+    """
     asking.is_for_more = True
     try:
         return weights != 0

@@ -1,4 +1,4 @@
-"""What each value of a program can see, exactly, from the weights."""
+"""Computes what each value of a program sees of the image, exactly, from the weights."""
 
 from __future__ import annotations
 

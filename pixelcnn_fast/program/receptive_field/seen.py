@@ -1,6 +1,6 @@
-"""What an instruction's channels see, from what those that it reads see.
+"""Computes what the channels of one instruction see, from what those see that it reads.
 
-In NumPy, whose calls on small arrays take a fraction of the time.
+This is done in NumPy, whose calls on small arrays take a fraction of the time that PyTorch's take.
 """
 
 from __future__ import annotations
