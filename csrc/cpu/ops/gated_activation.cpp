@@ -14,7 +14,7 @@ constexpr int64_t kValuesOfATask = 1 << 14;
 // Calls f(input, at, at_half, half, n) for each line of memory: n values of either half. `at` is where they begin in an
 // array of C channels, `at_half` where the first half's begin in one of 2C; the second half's begin `half` further on.
 template <class E, class F>
-void each_line(const GateShape& s, const void* x, const void* condition, int threads, const F& f) {
+void each_line(const GateLayout& s, const void* x, const void* condition, int threads, const F& f) {
   const int64_t lines = s.images * (s.channels_last ? s.pixels : s.channels);
   const int64_t length = s.channels_last ? s.channels : s.pixels;
   if (lines == 0 || length == 0) return;
@@ -25,10 +25,10 @@ void each_line(const GateShape& s, const void* x, const void* condition, int thr
     const int64_t at_half = s.channels_last ? 2 * i * length : (2 * image * s.channels + in_image) * length;
     const E* a = static_cast<const E*>(x) + at_half;
     GateInput<E> in{a, a + half, nullptr, nullptr, 1};
-    if (s.condition == GateCondition::per_pixel) {
+    if (condition && s.condition_per_pixel) {
       in.condition_a = static_cast<const E*>(condition) + at_half;
       in.condition_b = in.condition_a + half;
-    } else if (s.condition == GateCondition::per_image) {
+    } else if (condition) {
       in.condition_a = static_cast<const E*>(condition) + 2 * image * s.channels + (s.channels_last ? 0 : in_image);
       in.condition_b = in.condition_a + s.channels;
       in.condition_stride = s.channels_last;
@@ -43,7 +43,7 @@ void each_line(const GateShape& s, const void* x, const void* condition, int thr
 
 }  // namespace
 
-void gated_activation(Element element, const GateShape& shape, const void* x, const void* condition, void* out,
+void gated_activation(Element element, const GateLayout& shape, const void* x, const void* condition, void* out,
                       int threads) {
   with_element(element, [&](auto e) {
     using E = decltype(e);
@@ -54,7 +54,7 @@ void gated_activation(Element element, const GateShape& shape, const void* x, co
   });
 }
 
-void gated_activation_gradient(Element element, const GateShape& shape, const void* x, const void* condition,
+void gated_activation_gradient(Element element, const GateLayout& shape, const void* x, const void* condition,
                                const void* grad, void* grad_x, int threads) {
   with_element(element, [&](auto e) {
     using E = decltype(e);

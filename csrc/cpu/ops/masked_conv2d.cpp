@@ -27,24 +27,20 @@ constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 template <class T, class X = T>
 class Convolution {
  public:
-  Convolution(const MaskedWeight& w, std::vector<Tap> taps, bool transposed, const void* scale, int threads)
+  Convolution(const MaskedWeight& w, std::vector<KernelTap> taps, bool transposed, const void* scale, int threads)
       : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
-        channels_in_(transposed ? w.out : w.in), channels_out_(transposed ? w.in : w.out),
+        channels_in_(transposed ? w.out() : w.in()), channels_out_(transposed ? w.in() : w.out()),
         blocks_((channels_out_ + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block) {
     if (transposed)
-      for (Tap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
+      for (KernelTap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
     reach_ = Reach(taps);
     weights_ = int64_t(taps.size()) * channels_in_ * padded_;
-    with_element(w.element, [&](auto element) {
-      using E = decltype(element);
-      for (const Run& run : runs_of(taps)) {
+    with_element(w.element(), [&](auto element) {
+      for (const TapRun& run : runs_of(taps)) {
         const auto weight = [&](int tap, int in, int out) {
           if (out >= channels_out_) return T(0);
           const int o = transposed ? in : out, i = transposed ? out : in;
-          const int64_t *s = w.weight_strides, *m = w.mask_strides;
-          const Tap& t = run.taps[tap];
-          const T value = convert<T>(static_cast<const E*>(w.weight)[o * s[0] + i * s[1] + t.ky * s[2] + t.kx * s[3]]) *
-                          convert<T>(static_cast<const E*>(w.mask)[o * m[0] + i * m[1] + t.ky * m[2] + t.kx * m[3]]);
+          const T value = w.at<T, decltype(element)>(o, i, run.taps[tap].ky, run.taps[tap].kx);
           const T scaled = scale ? value * static_cast<const T*>(scale)[o] : value;
           return packed_as_ == Weights::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
         };
@@ -72,11 +68,11 @@ class Convolution {
 
  private:
   struct DirectRun {
-    Run run;
+    TapRun run;
     ZeroedBlock weights;  // a matrix [taps * channels in, channels out]
   };
   struct PairRun {
-    Run run;
+    TapRun run;
     NeighbourWeights<T> weights;
   };
 
@@ -129,13 +125,13 @@ class Convolution {
   };
 
   template <class Weight>
-  NeighbourWeights<T> of_pairs(const Run& run, const Weight& weight, int threads) const {
+  NeighbourWeights<T> of_pairs(const TapRun& run, const Weight& weight, int threads) const {
     const int taps = static_cast<int>(run.taps.size());
     return {isa_, Scheme(2, taps), taps, channels_in_, padded_, weight, threads};
   }
 
   template <class Weight>
-  ZeroedBlock pack(const Run& run, const Weight& weight, int threads) const {
+  ZeroedBlock pack(const TapRun& run, const Weight& weight, int threads) const {
     const int depth = static_cast<int>(run.taps.size()) * channels_in_, block = kernels_.block;
     const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
     ZeroedBlock packed(blocks_ * bytes);
@@ -236,8 +232,9 @@ class Convolution {
           return kernels_.matmul_rounded;
       }();
       Result<T> result{s.begun.data() + first, s.all.data() + first};
-      applied = &run == &runs_.back().run && n == static_cast<int>(s.all.size()) && in_products(e);
-      if (applied) result.added = e.residual.data ? s.residual_rows.data() : nullptr, result.relu = e.activates;
+      applied = &run == &runs_.back().run && n == static_cast<int>(s.all.size()) && e.is_none_or_relu();
+      if (applied)
+        result.added = e.residual.data ? s.residual_rows.data() : nullptr, result.relu = e.activation.has_value();
       matmul(s.x.data(), n, packed, 0, blocks_, result);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
@@ -246,13 +243,10 @@ class Convolution {
     return applied;
   }
 
-  // Whether products can end with it.
-  static bool in_products(const ConvEpilogue& e) { return !e.activates || e.activation == StepKind::relu; }
-
   // x: where a run reads, for n pixels of each row y...y+rows-1 that are `step` apart, but for rows for which that is
   // outside the map; returns the first of the others, counted from y.
   template <class PaddedRow>
-  int read_rows(const FeatureMap& in, const Run& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
+  int read_rows(const FeatureMap& in, const TapRun& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
                 std::vector<X*>& x) const {
     const int first = std::clamp(-(y + run.dy), 0, rows), last = std::clamp(in.height - (y + run.dy), first, rows);
     x.clear();
@@ -310,7 +304,7 @@ class Convolution {
   void apply(const ConvEpilogue& e, Scratch& s, int pixels) const {
     std::vector<BoundStep<T>> steps;
     if (e.residual.data) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
-    if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
+    if (e.activation) steps.push_back({*e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
     if (!steps.empty())
       kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(),
                         s.all.data());
@@ -341,7 +335,7 @@ void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geomet
                    const ConvEpilogue& epilogue, const FeatureMap& out, int threads) {
   with_rows_of(x, weight, [&](auto t, auto row) {
     using T = decltype(t);
-    const std::vector<Tap> taps = live_taps(weight, geometry);
+    const std::vector<KernelTap> taps = live_taps(weight, geometry);
     if (PlaneConvolution<T>::computes(x, out, weight, taps, epilogue))
       return PlaneConvolution<T>(weight, taps[0], epilogue).run(x, out, threads);
     Convolution<T, decltype(row)>(weight, taps, false, epilogue.scale, threads).run(x, out, epilogue, threads);

@@ -22,7 +22,7 @@ constexpr int kForwardStates = 256, kBackwardStates = 128;
 // above is position p - 1, and the one to the left is p.
 class Walk {
  public:
-  Walk(const Recurrence& r, int height, int width) : r_(r), height_(height), width_(width) {}
+  Walk(const StateToState& r, int height, int width) : r_(r), height_(height), width_(width) {}
 
   int steps() const { return r_.diagonal ? height_ + width_ - 1 : height_; }
   int positions() const { return r_.diagonal ? height_ : width_; }
@@ -43,7 +43,7 @@ class Walk {
   }
 
  private:
-  const Recurrence& r_;
+  const StateToState& r_;
   const int height_, width_;
 };
 
@@ -163,7 +163,7 @@ class Scan {
   using T = Computed<E>;
 
  public:
-  Scan(const Recurrence& r, int hidden, int height, int width)
+  Scan(const StateToState& r, int hidden, int height, int width)
       : r_(r), walk_(r, height, width), hidden_(hidden), isa_(chosen_isa()), kernels_(layer_kernels<E>(isa_)) {}
 
   void forward(const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads) const {
@@ -376,7 +376,7 @@ class Scan {
     }
   }
 
-  const Recurrence r_;
+  const StateToState r_;
   const Walk walk_;
   const int hidden_;
   const char* isa_;
@@ -385,15 +385,15 @@ class Scan {
 
 }  // namespace
 
-void recurrence(const Recurrence& r, const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates,
+void recurrence(const StateToState& r, const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates,
                 int threads) {
-  with_element(r.element,
+  with_element(sums.element,
                [&](auto e) { Scan<decltype(e)>(r, h.channels, h.height, h.width).forward(sums, h, gates, threads); });
 }
 
-void recurrence_gradient(const Recurrence& r, const FeatureMap& grad, const FeatureMap& gates,
+void recurrence_gradient(const StateToState& r, const FeatureMap& grad, const FeatureMap& gates,
                          const FeatureMap& grad_sums, void* grad_h0, void* grad_c0, int threads) {
-  with_element(r.element, [&](auto e) {
+  with_element(grad.element, [&](auto e) {
     using E = decltype(e);
     Scan<E>(r, grad.channels, grad.height, grad.width)
         .backward(grad, gates, grad_sums, static_cast<E*>(grad_h0), static_cast<E*>(grad_c0), threads);

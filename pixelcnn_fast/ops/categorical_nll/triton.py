@@ -9,7 +9,10 @@ from torch import Tensor
 
 from pixelcnn_fast.ops.categorical_nll.reference import NO_LEVEL
 from pixelcnn_fast.ops.triton_support import check_dtype
-from pixelcnn_fast.ops.triton_tuning import Tile, tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
+
+# rows: sub-pixels; columns: levels at a time
+TILES: Tiles = {INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8, 1),)}
 
 
 def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
@@ -80,7 +83,7 @@ def _rows(logits: Tensor) -> Tensor:
 def _grid(rows: Tensor) -> tuple[Tile, int, tuple[int]]:
     """-> (tile, blocks of positions in a channel, number of programs)."""
     n, channels, pixels, levels = rows.shape
-    size = tile("categorical nll", rows.device, pixels, levels)
+    size = tile(TILES, rows.device, pixels, levels)
     blocks = triton.cdiv(pixels, size.rows)
     return size, blocks, (n * channels * blocks,)
 

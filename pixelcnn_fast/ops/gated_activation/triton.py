@@ -9,7 +9,10 @@ from torch import Tensor
 
 from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.triton_support import check_dtype, tanh
-from pixelcnn_fast.ops.triton_tuning import tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
+
+# rows: elements
+TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)}
 
 
 def forward(x: Tensor, condition: Tensor | None) -> Tensor:
@@ -48,7 +51,7 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tenso
     rows, size = (n * pixels, channels // 2) if channels_last else (n, channels // 2 * pixels)
     if rows * size == 0:
         return
-    elements, *_, warps, _ = tile("gated activation", x.device, rows * size)
+    elements, *_, warps, _ = tile(TILES, x.device, rows * size)
     block = min(elements, triton.next_power_of_2(size))
     block_rows = elements // block
     grid = (triton.cdiv(rows, block_rows) * triton.cdiv(size, block),)
