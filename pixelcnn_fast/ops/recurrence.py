@@ -133,17 +133,7 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
         return of_sums, of_weight, of_h0, of_c0
 
-    def backward(
-        grad: Tensor,
-        needed: set[str],
-        weight: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        h: Tensor,
-        gates: Tensor,
-        reverse: bool,
-        backend: str,
-    ) -> dict[str, Tensor]:
+    def backward(grad, needed, weight, h0, c0, h, gates, reverse, backend):
         found = gradients(grad, weight, h0, c0, h, gates, *own(reverse), backend)
         return dict(zip(("sums", "weight", "h0", "c0"), found, strict=True))
 

@@ -100,20 +100,11 @@ def backward(
     if grad.numel():
         elements, *_, warps, _ = tile(CELL_TILES, grad.device, n * positions * hidden)
         with torch.cuda.device_of(grad):
-            _cells_kernel[triton.cdiv(n * positions * hidden, elements),](
-                gates,
-                c0,
-                cells,
-                n * positions * hidden,
-                height,
-                width,
-                gates.stride(),
-                cells.stride(),
-                HIDDEN=hidden,
-                DIAGONAL=diagonal,
-                REVERSE=reverse,
-                BLOCK=elements,
-                num_warps=warps,
+            walk = (height, width, gates.stride(), cells.stride())
+            how = dict(DIAGONAL=diagonal, REVERSE=reverse)
+            many = n * positions * hidden
+            _cells_kernel[triton.cdiv(many, elements),](
+                gates, c0, cells, many, *walk, HIDDEN=hidden, BLOCK=elements, num_warps=warps, **how
             )
             _backward_kernel[n,](
                 grad,
@@ -123,12 +114,8 @@ def backward(
                 cells,
                 grad_cells,
                 grad_sums,
-                height,
-                width,
-                gates.stride(),
-                grad.stride(),
-                DIAGONAL=diagonal,
-                REVERSE=reverse,
+                *walk,
+                **how,
                 **_sizes(grad, positions, hidden, weight.shape[2], 4 * hidden),
             )
     return grad_sums.contiguous(memory_format=layout), grad_cells.sum((0, 1)).to(grad.dtype)

@@ -115,7 +115,7 @@ void check_convolution(Element element, int in, int out, int height, int width) 
     return FeatureMap{values.data(), element, out, in, height, width, in * taps, taps, width, 1};
   };
   const MaskedWeight w{dense(weight), dense(mask)};
-  const Geometry same{height / 2, width / 2, 1, 1};
+  const Geometry same{{height / 2, width / 2}, {1, 1}};
   const auto x = drawn(int64_t{kImages} * in * kHeight * kWidth, 1);
   const auto grad = drawn(int64_t{kImages} * out * kHeight * kWidth, 1);
   const auto run = [&](int images, bool channels_last, int threads) {

@@ -15,7 +15,6 @@ from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import EACH_ISA, instruction_set, needs_native
-from tests.tiers import few
 from tests.tolerances import assert_right
 
 FORMATS = {
@@ -241,13 +240,6 @@ def test_dead_weights_do_not_matter_and_inputs_are_not_written():
     assert torch.equal(ops.masked_conv2d(x, weight + 1e6 * (1 - mask), bias, mask), expected)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_gradients_against_finite_differences(backend):
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
-    inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
-
-
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 def test_each_gradient_may_be_asked_for_alone(wanted: tuple[int, ...]) -> None:
     x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
@@ -268,22 +260,6 @@ def test_vectors_may_have_gaps() -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("has_bias", few([True, False], 1))
-def test_second_and_third_derivatives(backend, has_bias):
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
-    inputs = [t.requires_grad_() for t in ((x, weight, bias) if has_bias else (x, weight))]
-
-    def convolved(x, weight, bias=None):
-        return ops.masked_conv2d(x, weight, bias, mask, (1, 1), 1, backend)
-
-    def gradients(*inputs):
-        return torch.autograd.grad(convolved(*inputs).pow(3).sum(), inputs, create_graph=True)
-
-    torch.autograd.gradgradcheck(convolved, inputs)
-    torch.autograd.gradgradcheck(gradients, inputs)
-
-
 def test_a_gradient_penalty_is_that_of_plain_pytorch():
     x, weight, bias, mask = problem(2, 2, 3, (3, 3), 5, 4)
     x, weight, bias = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
@@ -296,14 +272,6 @@ def test_a_gradient_penalty_is_that_of_plain_pytorch():
     expected = penalty(F.conv2d(x, weight * mask, bias, padding=1))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_forward_mode_derivatives_are_refused():
-    x, weight, bias, mask = problem(1, 2, 2, (3, 3), 4, 4)
-    with pytest.raises(NotImplementedError, match="masked_conv2d has no forward-mode derivative"):
-        torch.func.jvp(
-            lambda x: ops.masked_conv2d(x, weight.detach(), None, mask), (x.detach(),), (x.detach(),)
-        )
 
 
 def test_functional_transforms_are_right_or_refused():
@@ -329,15 +297,6 @@ def test_functional_transforms_are_right_or_refused():
         for y, of in ((found, list(other.values())), (layer(x), list(layer.parameters())))
     )
     assert all(map(torch.equal, *gradients))
-
-
-@pytest.mark.parametrize("dtype", few([torch.float32, torch.float16], 1))
-@pytest.mark.parametrize("layout", few(["channels_last", "contiguous"], 1))
-def test_registration(layout, dtype):
-    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)
-    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
-    args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
-    torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv2d.default, args)
 
 
 def test_autocast_computes_as_convolutions_do():

@@ -59,90 +59,81 @@ struct type_caster<cpu::LogitsTensor> {
   }
 };
 
+// A struct, from a tuple of its fields.
+template <class Struct, class... Fields>
+struct FieldsCaster {
+  PYBIND11_TYPE_CASTER(Struct, const_name("tuple"));
+  bool load(handle source, bool convert) {
+    make_caster<std::tuple<Fields...>> fields;
+    if (!fields.load(source, convert)) return false;
+    value = std::make_from_tuple<Struct>(cast_op<std::tuple<Fields...>>(std::move(fields)));
+    return true;
+  }
+};
+
+template <>
+struct type_caster<cpu::MaskedWeight> : FieldsCaster<cpu::MaskedWeight, cpu::FeatureMap, cpu::FeatureMap> {};
+template <>
+struct type_caster<cpu::Geometry> : FieldsCaster<cpu::Geometry, std::array<int, 2>, std::array<int, 2>> {};
+
 }  // namespace pybind11::detail
 
 namespace {
 
 using cpu::FeatureMap;
 using Address = uintptr_t;
-using Pair = std::array<int, 2>;  // vertical and horizontal
 
-void* at(Address address) { return reinterpret_cast<void*>(address); }
+template <class T>
+using Taken = std::conditional_t<std::is_pointer_v<T>, Address, T>;
 
-cpu::Geometry geometry(const Pair& padding, const Pair& dilation) {
-  return {padding[0], padding[1], dilation[0], dilation[1]};
+template <class T>
+T passed(const Taken<T>& value) {
+  if constexpr (std::is_pointer_v<T>)
+    return reinterpret_cast<T>(value);
+  else
+    return value;
 }
 
-void masked_conv2d(const FeatureMap& x, const FeatureMap& weight, const FeatureMap& mask, const Pair& padding,
-                   const Pair& dilation, Address bias, const FeatureMap& out, int threads) {
-  cpu::masked_conv2d(x, {weight, mask}, geometry(padding, dilation), {.bias = at(bias)}, out, threads);
+// Binds a function as it is: Python passes addresses where it takes pointers.
+template <class Result, class... Arguments>
+void bind(py::module_& m, const char* name, Result (*function)(Arguments...)) {
+  m.def(
+      name,
+      [=](const Taken<std::decay_t<Arguments>>&... arguments) {
+        return function(passed<std::decay_t<Arguments>>(arguments)...);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
-void masked_conv_block(const FeatureMap& x, const FeatureMap& weight, const FeatureMap& mask, const Pair& padding,
-                       const Pair& dilation, Address bias, Address scale, Address shift, Address condition,
-                       const std::optional<FeatureMap>& residual, std::optional<pcf::StepKind> activation, double alpha,
-                       const FeatureMap& out, int threads) {
-  const cpu::ConvEpilogue epilogue{.bias = at(bias),
-                                   .scale = at(scale),
-                                   .shift = at(shift),
-                                   .condition = at(condition),
+void masked_conv2d(const FeatureMap& x, const cpu::MaskedWeight& weight, const cpu::Geometry& geometry,
+                   const void* bias, const FeatureMap& out, int threads) {
+  cpu::masked_conv2d(x, weight, geometry, {.bias = bias}, out, threads);
+}
+
+void masked_conv_block(const FeatureMap& x, const cpu::MaskedWeight& weight, const cpu::Geometry& geometry,
+                       const void* bias, const void* scale, const void* shift, const void* condition,
+                       const std::optional<FeatureMap>& residual, const std::optional<pcf::StepKind>& activation,
+                       double alpha, const FeatureMap& out, int threads) {
+  const cpu::ConvEpilogue epilogue{.bias = bias,
+                                   .scale = scale,
+                                   .shift = shift,
+                                   .condition = condition,
                                    .residual = residual.value_or(FeatureMap{}),
                                    .activation = activation,
                                    .alpha = alpha};
-  cpu::masked_conv2d(x, {weight, mask}, geometry(padding, dilation), epilogue, out, threads);
+  cpu::masked_conv2d(x, weight, geometry, epilogue, out, threads);
 }
 
-void masked_conv2d_input_gradient(const FeatureMap& grad, const FeatureMap& weight, const FeatureMap& mask,
-                                  const Pair& padding, const Pair& dilation, const FeatureMap& grad_x, int threads) {
-  cpu::masked_conv2d_input_gradient(grad, {weight, mask}, geometry(padding, dilation), grad_x, threads);
+void recurrence(bool diagonal, bool reverse, int taps, const void* weight, const void* h0, const void* c0,
+                const FeatureMap& sums, const FeatureMap& h, const std::optional<FeatureMap>& gates, int threads) {
+  cpu::recurrence({diagonal, reverse, taps, weight, h0, c0}, sums, h, gates.value_or(FeatureMap{}), threads);
 }
 
-void masked_conv2d_weight_gradient(const FeatureMap& grad, const FeatureMap& x, const FeatureMap& mask,
-                                   const Pair& padding, const Pair& dilation, Address grad_weight, Address grad_bias,
-                                   int threads) {
-  cpu::masked_conv2d_weight_gradient(grad, x, {mask, mask}, geometry(padding, dilation), at(grad_weight), at(grad_bias),
-                                     threads);
-}
-
-cpu::GateLayout gate_layout(const FeatureMap& x, bool channels_last, bool condition_per_pixel) {
-  return {x.images, x.channels / 2, int64_t{x.height} * x.width, channels_last, condition_per_pixel};
-}
-
-void gated_activation(const FeatureMap& x, bool channels_last, bool condition_per_pixel, Address condition, Address out,
-                      int threads) {
-  cpu::gated_activation(x.element, gate_layout(x, channels_last, condition_per_pixel), x.data, at(condition), at(out),
-                        threads);
-}
-
-void gated_activation_gradient(const FeatureMap& x, bool channels_last, bool condition_per_pixel, Address condition,
-                               Address grad, Address grad_x, int threads) {
-  cpu::gated_activation_gradient(x.element, gate_layout(x, channels_last, condition_per_pixel), x.data, at(condition),
-                                 at(grad), at(grad_x), threads);
-}
-
-bool categorical_nll(const cpu::LogitsTensor& logits, Address levels, int64_t ignored, Address nll, Address log_sum_exp,
-                     int threads) {
-  return cpu::categorical_nll(logits, static_cast<int64_t*>(at(levels)), ignored, at(nll),
-                              static_cast<double*>(at(log_sum_exp)), threads);
-}
-
-void categorical_nll_gradient(const cpu::LogitsTensor& logits, Address levels, int64_t ignored, Address log_sum_exp,
-                              Address grad_nll, Address grad_logits, int threads) {
-  cpu::categorical_nll_gradient(logits, static_cast<int64_t*>(at(levels)), ignored,
-                                static_cast<double*>(at(log_sum_exp)), at(grad_nll), at(grad_logits), threads);
-}
-
-void recurrence(bool diagonal, bool reverse, int taps, Address weight, Address h0, Address c0, const FeatureMap& sums,
-                const FeatureMap& h, const std::optional<FeatureMap>& gates, int threads) {
-  cpu::recurrence({diagonal, reverse, taps, at(weight), at(h0), at(c0)}, sums, h, gates.value_or(FeatureMap{}),
-                  threads);
-}
-
-void recurrence_gradient(bool diagonal, bool reverse, int taps, Address weight, Address c0, const FeatureMap& grad,
-                         const FeatureMap& gates, const FeatureMap& grad_sums, Address grad_h0, Address grad_c0,
-                         int threads) {
-  cpu::recurrence_gradient({diagonal, reverse, taps, at(weight), nullptr, at(c0)}, grad, gates, grad_sums, at(grad_h0),
-                           at(grad_c0), threads);
+void recurrence_gradient(bool diagonal, bool reverse, int taps, const void* weight, const void* c0,
+                         const FeatureMap& grad, const FeatureMap& gates, const FeatureMap& grad_sums, void* grad_h0,
+                         void* grad_c0, int threads) {
+  cpu::recurrence_gradient({diagonal, reverse, taps, weight, nullptr, c0}, grad, gates, grad_sums, grad_h0, grad_c0,
+                           threads);
 }
 
 }  // namespace
@@ -160,17 +151,14 @@ void bind_layers(py::module_& m) {
         return py::buffer_info(static_cast<uint8_t*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
       });
 
-  const auto def = [&](const char* name, auto function) {
-    m.def(name, function, py::call_guard<py::gil_scoped_release>());
-  };
-  def("masked_conv2d", masked_conv2d);
-  def("masked_conv_block", masked_conv_block);
-  def("masked_conv2d_input_gradient", masked_conv2d_input_gradient);
-  def("masked_conv2d_weight_gradient", masked_conv2d_weight_gradient);
-  def("gated_activation", gated_activation);
-  def("gated_activation_gradient", gated_activation_gradient);
-  def("recurrence", recurrence);
-  def("recurrence_gradient", recurrence_gradient);
-  def("categorical_nll", categorical_nll);
-  def("categorical_nll_gradient", categorical_nll_gradient);
+  bind(m, "masked_conv2d", masked_conv2d);
+  bind(m, "masked_conv_block", masked_conv_block);
+  bind(m, "masked_conv2d_input_gradient", cpu::masked_conv2d_input_gradient);
+  bind(m, "masked_conv2d_weight_gradient", cpu::masked_conv2d_weight_gradient);
+  bind(m, "gated_activation", cpu::gated_activation);
+  bind(m, "gated_activation_gradient", cpu::gated_activation_gradient);
+  bind(m, "recurrence", recurrence);
+  bind(m, "recurrence_gradient", recurrence_gradient);
+  bind(m, "categorical_nll", cpu::categorical_nll);
+  bind(m, "categorical_nll_gradient", cpu::categorical_nll_gradient);
 }

@@ -95,21 +95,19 @@ class Convolution {
   struct Scratch {
     Scratch(const Convolution& c, const FeatureMap& out, const Frame& f, const ConvEpilogue& e) {
       const int64_t pixels = int64_t{f.rows} * out.width, pairs = int64_t{f.rows} * f.pairs;
-      int64_t size = 0;
-      const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
+      const bool copies_residual = e.residual.data && !c.in_blocks(e.residual);
       constexpr int64_t in_a_word = sizeof(T) / sizeof(X);
-      const int64_t at_ring = take((int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word);
-      const int64_t at_bias = take(c.padded_);
-      const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
-      const int64_t at_residual = take(e.residual.data && !c.in_blocks(e.residual) ? pixels * c.padded_ : 0);
-      const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
-                    at_prepared = take(pairs * c.channels_in_);
-      memory.emplace(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory->get());
-      ring = reinterpret_cast<X*>(begin + at_ring);
-      bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
-      residual = begin + at_residual, shared = begin + at_shared, prepared = begin + at_prepared,
-      zeros = begin + at_zeros;
+      T* words;
+      memory.emplace(
+          zeroed_arrays<T>({{&words, (int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word},
+                            {&bias, c.padded_},
+                            {&sums, f.direct ? 0 : pixels * f.sum_pitch},
+                            {&spare, c.padded_},
+                            {&residual, copies_residual ? pixels * c.padded_ : 0},
+                            {&zeros, c.padded_},
+                            {&shared, 2 * pairs * c.padded_},
+                            {&prepared, pairs * c.channels_in_}}));
+      ring = reinterpret_cast<X*>(words);
       for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
     }
     std::optional<ZeroedBlock> memory;

@@ -3,6 +3,7 @@
 // No result depends on the number of threads, except that of the weight gradient.
 #pragma once
 
+#include <array>
 #include <optional>
 
 #include "cpu/ops/feature_map.h"
@@ -26,7 +27,7 @@ struct MaskedWeight {
 };
 
 struct Geometry {
-  int pad_y, pad_x, dilation_y, dilation_x;
+  std::array<int, 2> padding, dilation;  // vertical, horizontal
 };
 
 // out = activation(scale * (convolution + bias) + shift + condition + residual). Null or empty terms are left out.

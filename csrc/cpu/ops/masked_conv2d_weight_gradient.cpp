@@ -94,21 +94,17 @@ class WeightGradient {
 
   struct Part {
     void allocate(const WeightGradient& g) {
-      int64_t size = 0;
-      const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
-      const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);
-      const int64_t at_zeros = take(g.padded_);
-      const int64_t at_copy = take(g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_);
-      const int64_t at_packed = take(g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / sizeof(T));
-      const int64_t at_wide = take(g.packed_as_ == Weights::bf16 ? int64_t{g.depth()} * g.padded_ : 0);
-      const int64_t at_planes = take(g.has_terms(false) ? g.w_.in() * g.plane_ : 0);
-      const int64_t at_pixels = take(g.has_terms(true) ? g.w_.in() * g.plane_ : 0);
-      const int64_t at_product = take(2 * int64_t{g.w_.in()} * g.rows_ * g.groups_);
-      memory.emplace(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory->get());
-      sums = begin + at_sums, bias = begin + at_bias, zeros = begin + at_zeros, copy = begin + at_copy;
-      packed = begin + at_packed, wide = begin + at_wide, planes = begin + at_planes, pixels = begin + at_pixels,
-      product = begin + at_product;
+      const int64_t in = g.w_.in(), depth = g.depth();
+      memory.emplace(zeroed_arrays<T>(
+          {{&sums, g.sum_rows() * int64_t{g.padded_}},
+           {&bias, g.padded_},
+           {&zeros, g.padded_},
+           {&copy, g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_},
+           {&packed, g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / static_cast<int64_t>(sizeof(T))},
+           {&wide, g.packed_as_ == Weights::bf16 ? depth * g.padded_ : 0},
+           {&planes, g.has_terms(false) ? in * g.plane_ : 0},
+           {&pixels, g.has_terms(true) ? in * g.plane_ : 0},
+           {&product, 2 * in * g.rows_ * g.groups_}}));
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
       for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
       for (int k = 0; k < g.rows_ * g.groups_; k++) {

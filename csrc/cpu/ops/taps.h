@@ -26,7 +26,8 @@ inline std::vector<KernelTap> live_taps(const MaskedWeight& w, const Geometry& g
     std::vector<KernelTap> taps;
     for (int ky = 0; ky < mask.height; ky++)
       for (int kx = 0; kx < mask.width; kx++)
-        if (live(ky, kx)) taps.push_back({ky, kx, ky * g.dilation_y - g.pad_y, kx * g.dilation_x - g.pad_x});
+        if (live(ky, kx))
+          taps.push_back({ky, kx, ky * g.dilation[0] - g.padding[0], kx * g.dilation[1] - g.padding[1]});
     return taps;
   });
 }

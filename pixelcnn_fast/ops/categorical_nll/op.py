@@ -95,21 +95,11 @@ def _like_logits(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _backward(
-    grad: Tensor,
-    needed: set[str],
-    logits: Tensor,
-    levels: Tensor,
-    log_sum_exp: Tensor,
-    backend: str,
-    ignored: int,
-) -> dict[str, Tensor]:
+def _backward(grad, needed, logits, levels, log_sum_exp, backend, ignored):
     return {"logits": _gradient(grad, logits, levels, log_sum_exp, backend, ignored)}
 
 
-def _backward_of_gradient(
-    along: Tensor, needed: set[str], grad: Tensor, logits: Tensor, levels: Tensor, ignored: int
-) -> dict[str, Tensor | None]:
+def _backward_of_gradient(along, needed, grad, logits, levels, ignored):
     """In plain PyTorch, which can go on differentiating it. What depends on the log-sum-exp is counted with the
     logits, from which it comes."""
     wide = torch.promote_types(logits.dtype, torch.float32)

@@ -95,9 +95,7 @@ def _like_x(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _backward(
-    grad: Tensor, needed: set[str], x: Tensor, condition: Tensor | None, backend: str
-) -> dict[str, Tensor]:
+def _backward(grad, needed, x, condition, backend):
     return _by_that_of_the_sum(_gradient(grad, x, condition, backend), needed, condition)
 
 
@@ -107,9 +105,7 @@ def _by_that_of_the_sum(grad: Tensor, needed: set[str], condition: Tensor | None
     return {"x": grad, "condition": grad.sum((2, 3)) if of_images else grad}
 
 
-def _backward_of_gradient(
-    along: Tensor, needed: set[str], grad: Tensor, x: Tensor, condition: Tensor | None
-) -> dict[str, Tensor]:
+def _backward_of_gradient(along, needed, grad, x, condition):
     """In plain PyTorch, which can go on differentiating it."""
     (t, s), (along_a, along_b) = reference.factors(x, condition), along.chunk(2, 1)
     of_t, of_s = 1 - t * t, s * (1 - s)

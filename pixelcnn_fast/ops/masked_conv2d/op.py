@@ -146,7 +146,7 @@ def _compute(
         return out
     bias = computed(bias)
     required().masked_conv2d(
-        raw(x), raw(weight), raw(mask), padding, dilation, address(bias), raw(out), torch.get_num_threads()
+        raw(x), (raw(weight), raw(mask)), (padding, dilation), address(bias), raw(out), torch.get_num_threads()
     )
     return out
 
@@ -182,7 +182,7 @@ def _input_gradient(
         return empty.zero_()
     grad_x = pooled(empty)
     required().masked_conv2d_input_gradient(
-        raw(grad), raw(weight), raw(mask), padding, dilation, raw(grad_x), torch.get_num_threads()
+        raw(grad), (raw(weight), raw(mask)), (padding, dilation), raw(grad_x), torch.get_num_threads()
     )
     return grad_x
 
@@ -217,7 +217,13 @@ def weight_gradient(
 ) -> None:
     """Writes the compiled module's gradients of weight and bias into these, which are dense."""
     required().masked_conv2d_weight_gradient(
-        raw(grad), raw(x), raw(mask), padding, dilation, address(weight), address(bias), torch.get_num_threads()
+        raw(grad),
+        raw(x),
+        (raw(mask), raw(mask)),
+        (padding, dilation),
+        address(weight),
+        address(bias),
+        torch.get_num_threads(),
     )
 
 
@@ -225,20 +231,11 @@ def _like_weight(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-# -- gradients. The convolution is linear in x and in the weight, so what its gradients need for theirs are these ops.
+# -- gradients; the signatures above have the types. The convolution is linear in x and in the weight, so what its
+# gradients need for theirs are these ops again.
 
 
-def _backward(
-    grad: Tensor,
-    needed: set[str],
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-    dense_gradient: bool,
-) -> dict[str, Tensor]:
+def _backward(grad, needed, x, weight, mask, padding, dilation, backend, dense_gradient):
     found, how = {}, (padding, dilation, backend)
     if "x" in needed:
         last = _is_last(x, weight)
@@ -254,16 +251,7 @@ def _is_last(*tensors: Tensor) -> bool:
     return any(memory_format(x) == torch.channels_last for x in tensors)
 
 
-def _gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-    dense_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _gradients(grad, x, weight, mask, padding, dilation, backend, dense_gradient):
     """Of weight and bias."""
     if not dense_gradient:
         return _backward_weight(grad, x, mask.expand_as(weight), padding, dilation, backend)
@@ -273,17 +261,7 @@ def _gradients(
     return torch.ops.aten.convolution_backward(grad, x, weight, weight.shape[:1], *how)[1:]
 
 
-def _backward_of_input_gradient(
-    along: Tensor,
-    needed: set[str],
-    grad: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-    dense_gradient: bool,
-) -> dict[str, Tensor]:
+def _backward_of_input_gradient(along, needed, grad, weight, mask, padding, dilation, backend, dense_gradient):
     found, how = {}, (padding, dilation, backend, dense_gradient)
     if "grad" in needed:
         found["grad"] = _forward(along, weight, None, mask, *how, None, grad.shape[2:])
@@ -292,17 +270,7 @@ def _backward_of_input_gradient(
     return found
 
 
-def _backward_of_weight_gradient(
-    along: Tensor,
-    along_bias: Tensor,
-    needed: set[str],
-    grad: Tensor,
-    x: Tensor,
-    mask: Tensor,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-) -> dict[str, Tensor]:
+def _backward_of_weight_gradient(along, along_bias, needed, grad, x, mask, padding, dilation, backend):
     found, how = {}, (padding, dilation, backend, False)
     if "grad" in needed:
         found["grad"] = _forward(x, along, along_bias, mask, *how, None, grad.shape[2:])

@@ -110,10 +110,8 @@ def _compute(
     module = required()
     module.masked_conv_block(
         raw(x),
-        raw(weight),
-        raw(mask),
-        padding,
-        dilation,
+        (raw(weight), raw(mask)),
+        (padding, dilation),
         address(bias),
         address(scale),
         address(shift),
