@@ -34,8 +34,8 @@ def define(
     compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The others name those of its
     arguments that they read. fake: the results, empty, from shapes alone. casts: the tensors that autocast converts to
     its dtype, as it does for convolutions. backward: (gradients of the first results, needed, **arguments) -> the
-    gradients by the arguments' names; needed: the names of those that are asked for. results: their names, if
-    ``backward`` reads some as it reads arguments, or takes the gradients of fewer than there are.
+    gradients by the arguments' names; needed: the names of those that are asked for. results: the names of the op's
+    results, where ``backward`` reads some as it reads arguments; those whose gradients it does not take have none.
 
     Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes longer than a
     small op itself.
@@ -67,7 +67,7 @@ def define(
 
 
 def _signature(function: Callable) -> Signature:
-    """With types for strings, and without the arguments that a partial function has by name already."""
+    """The function's signature with its types evaluated, and without the arguments that a partial function fixes."""
     given = function.keywords if isinstance(function, functools.partial) else {}
     types = typing.get_type_hints(getattr(function, "func", function))
     known = signature(function)

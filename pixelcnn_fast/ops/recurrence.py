@@ -71,18 +71,9 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         h, gates = pooled(h), pooled(gates)
         weight = weight.contiguous()
         h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
-        required().recurrence(
-            lstm.diagonal,
-            reverse,
-            weight.shape[2],
-            address(weight),
-            address(h0),
-            address(c0),
-            raw(sums),
-            raw(h),
-            raw(gates) if keep else None,
-            torch.get_num_threads(),
-        )
+        states = (lstm.diagonal, reverse, weight.shape[2], address(weight), address(h0), address(c0))
+        kept = raw(gates) if keep else None
+        required().recurrence(states, raw(sums), raw(h), kept, torch.get_num_threads())
         return h, gates
 
     def compute_gradients(
@@ -118,11 +109,7 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         of_sums, (_, of_h0, of_c0) = pooled(results[0]), results[1:]
         weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
         required().recurrence_gradient(
-            lstm.diagonal,
-            reverse,
-            weight.shape[2],
-            address(weight),
-            address(c0),
+            (lstm.diagonal, reverse, weight.shape[2], address(weight), 0, address(c0)),
             raw(grad),
             raw(gates),
             raw(of_sums),

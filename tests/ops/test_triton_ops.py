@@ -87,7 +87,7 @@ def test_block(left_out: tuple[str, ...], dtype: torch.dtype) -> None:
     given = {name: random(*shape) for name, shape in shapes.items() if name not in left_out}
 
     def block(x: Tensor, weight: Tensor, *terms: Tensor, backend: str) -> Tensor:
-        named = {"bias": None} | dict(zip(given, terms, strict=True))
+        named: dict[str, Any] = {"bias": None} | dict(zip(given, terms, strict=True))
         return ops.masked_conv_block(
             x, weight, mask=MASK, **named, activation="elu", alpha=0.3, backend=backend
         )

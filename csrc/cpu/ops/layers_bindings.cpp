@@ -14,6 +14,22 @@
 namespace py = pybind11;
 namespace cpu = pcf::cpu;
 
+namespace {
+
+// Python passes addresses where C++ takes pointers.
+template <class T>
+using Taken = std::conditional_t<std::is_pointer_v<T>, uintptr_t, T>;
+
+template <class T>
+T passed(const Taken<T>& value) {
+  if constexpr (std::is_pointer_v<T>)
+    return reinterpret_cast<T>(value);
+  else
+    return value;
+}
+
+}  // namespace
+
 namespace pybind11::detail {
 
 // A tensor with so many numbers in all: its address, its Element, and then its sizes and strides.
@@ -64,37 +80,32 @@ template <class Struct, class... Fields>
 struct FieldsCaster {
   PYBIND11_TYPE_CASTER(Struct, const_name("tuple"));
   bool load(handle source, bool convert) {
-    make_caster<std::tuple<Fields...>> fields;
+    make_caster<std::tuple<Taken<Fields>...>> fields;
     if (!fields.load(source, convert)) return false;
-    value = std::make_from_tuple<Struct>(cast_op<std::tuple<Fields...>>(std::move(fields)));
+    value = std::apply([](const auto&... each) { return Struct{passed<Fields>(each)...}; },
+                       cast_op<std::tuple<Taken<Fields>...>>(std::move(fields)));
     return true;
   }
 };
 
+using Pointer = const void*;
+using Pair = std::array<int, 2>;
 template <>
 struct type_caster<cpu::MaskedWeight> : FieldsCaster<cpu::MaskedWeight, cpu::FeatureMap, cpu::FeatureMap> {};
 template <>
-struct type_caster<cpu::Geometry> : FieldsCaster<cpu::Geometry, std::array<int, 2>, std::array<int, 2>> {};
+struct type_caster<cpu::Geometry> : FieldsCaster<cpu::Geometry, Pair, Pair> {};
+template <>
+struct type_caster<cpu::ConvEpilogue>
+    : FieldsCaster<cpu::ConvEpilogue, Pointer, Pointer, Pointer, Pointer, std::optional<cpu::FeatureMap>,
+                   std::optional<pcf::StepKind>, double> {};
+template <>
+struct type_caster<cpu::StateToState> : FieldsCaster<cpu::StateToState, bool, bool, int, Pointer, Pointer, Pointer> {};
 
 }  // namespace pybind11::detail
 
 namespace {
 
-using cpu::FeatureMap;
-using Address = uintptr_t;
-
-template <class T>
-using Taken = std::conditional_t<std::is_pointer_v<T>, Address, T>;
-
-template <class T>
-T passed(const Taken<T>& value) {
-  if constexpr (std::is_pointer_v<T>)
-    return reinterpret_cast<T>(value);
-  else
-    return value;
-}
-
-// Binds a function as it is: Python passes addresses where it takes pointers.
+// Binds a function with the arguments that it has in C++.
 template <class Result, class... Arguments>
 void bind(py::module_& m, const char* name, Result (*function)(Arguments...)) {
   m.def(
@@ -103,37 +114,6 @@ void bind(py::module_& m, const char* name, Result (*function)(Arguments...)) {
         return function(passed<std::decay_t<Arguments>>(arguments)...);
       },
       py::call_guard<py::gil_scoped_release>());
-}
-
-void masked_conv2d(const FeatureMap& x, const cpu::MaskedWeight& weight, const cpu::Geometry& geometry,
-                   const void* bias, const FeatureMap& out, int threads) {
-  cpu::masked_conv2d(x, weight, geometry, {.bias = bias}, out, threads);
-}
-
-void masked_conv_block(const FeatureMap& x, const cpu::MaskedWeight& weight, const cpu::Geometry& geometry,
-                       const void* bias, const void* scale, const void* shift, const void* condition,
-                       const std::optional<FeatureMap>& residual, const std::optional<pcf::StepKind>& activation,
-                       double alpha, const FeatureMap& out, int threads) {
-  const cpu::ConvEpilogue epilogue{.bias = bias,
-                                   .scale = scale,
-                                   .shift = shift,
-                                   .condition = condition,
-                                   .residual = residual.value_or(FeatureMap{}),
-                                   .activation = activation,
-                                   .alpha = alpha};
-  cpu::masked_conv2d(x, weight, geometry, epilogue, out, threads);
-}
-
-void recurrence(bool diagonal, bool reverse, int taps, const void* weight, const void* h0, const void* c0,
-                const FeatureMap& sums, const FeatureMap& h, const std::optional<FeatureMap>& gates, int threads) {
-  cpu::recurrence({diagonal, reverse, taps, weight, h0, c0}, sums, h, gates.value_or(FeatureMap{}), threads);
-}
-
-void recurrence_gradient(bool diagonal, bool reverse, int taps, const void* weight, const void* c0,
-                         const FeatureMap& grad, const FeatureMap& gates, const FeatureMap& grad_sums, void* grad_h0,
-                         void* grad_c0, int threads) {
-  cpu::recurrence_gradient({diagonal, reverse, taps, weight, nullptr, c0}, grad, gates, grad_sums, grad_h0, grad_c0,
-                           threads);
 }
 
 }  // namespace
@@ -151,14 +131,13 @@ void bind_layers(py::module_& m) {
         return py::buffer_info(static_cast<uint8_t*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
       });
 
-  bind(m, "masked_conv2d", masked_conv2d);
-  bind(m, "masked_conv_block", masked_conv_block);
+  bind(m, "masked_conv2d", cpu::masked_conv2d);
   bind(m, "masked_conv2d_input_gradient", cpu::masked_conv2d_input_gradient);
   bind(m, "masked_conv2d_weight_gradient", cpu::masked_conv2d_weight_gradient);
   bind(m, "gated_activation", cpu::gated_activation);
   bind(m, "gated_activation_gradient", cpu::gated_activation_gradient);
-  bind(m, "recurrence", recurrence);
-  bind(m, "recurrence_gradient", recurrence_gradient);
+  bind(m, "recurrence", cpu::recurrence);
+  bind(m, "recurrence_gradient", cpu::recurrence_gradient);
   bind(m, "categorical_nll", cpu::categorical_nll);
   bind(m, "categorical_nll_gradient", cpu::categorical_nll_gradient);
 }

@@ -45,9 +45,9 @@ class Convolution {
           return packed_as_ == Weights::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
         };
         if (packed_as_ == Weights::same && in_pairs(w, run))
-          pair_runs_.push_back({run, of_pairs(run, weight, threads)});
+          pair_runs_.emplace_back(run, of_pairs(run, weight, threads));
         else
-          runs_.push_back({run, pack(run, weight, threads)});
+          runs_.emplace_back(run, pack(run, weight, threads));
       }
     });
   }
@@ -67,15 +67,6 @@ class Convolution {
   }
 
  private:
-  struct DirectRun {
-    TapRun run;
-    ZeroedBlock weights;  // a matrix [taps * channels in, channels out]
-  };
-  struct PairRun {
-    TapRun run;
-    NeighbourWeights<T> weights;
-  };
-
   // Sizes that follow from the maps: rows that are computed together, and the padded rows of `in` they read.
   struct Frame {
     int rows, kept, pitch, pairs;
@@ -95,7 +86,7 @@ class Convolution {
   struct Scratch {
     Scratch(const Convolution& c, const FeatureMap& out, const Frame& f, const ConvEpilogue& e) {
       const int64_t pixels = int64_t{f.rows} * out.width, pairs = int64_t{f.rows} * f.pairs;
-      const bool copies_residual = e.residual.data && !c.in_blocks(e.residual);
+      const bool copies_residual = e.residual && !c.in_blocks(*e.residual);
       constexpr int64_t in_a_word = sizeof(T) / sizeof(X);
       T* words;
       memory.emplace(
@@ -108,7 +99,7 @@ class Convolution {
                             {&shared, 2 * pairs * c.padded_},
                             {&prepared, pairs * c.channels_in_}}));
       ring = reinterpret_cast<X*>(words);
-      for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
+      prepared_rows = rows_from(prepared, pairs, c.channels_in_);
     }
     std::optional<ZeroedBlock> memory;
     X* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
@@ -167,17 +158,16 @@ class Convolution {
       loaded = std::max(loaded, needed);
 
       locate(out, frame.direct, image, y, rows, s.sums, frame.sum_pitch, s.all);
-      if (e.residual.data) locate_residual(e, s, image, y, rows);
+      if (e.residual) locate_residual(e, s, image, y, rows);
       if (!sum(in, out, frame, e, s, y, rows, padded_row)) apply(e, s, rows * out.width);
       if (!frame.direct) store(out, frame, s, image, y, rows);
     }
   }
 
-  // Whether the channels of a map's pixels lie side by side, as T.
-  static bool has_pixels(const FeatureMap& map) { return map.element == element_of<T> && map.stride_c == 1; }
-
   // Whether products can work on the map's own memory.
-  bool in_blocks(const FeatureMap& map) const { return has_pixels(map) && map.channels == padded_; }
+  bool in_blocks(const FeatureMap& map) const {
+    return map.element == element_of<T> && map.stride_c == 1 && map.channels == padded_;
+  }
 
   // Where the pixels of rows y...y+rows-1 begin: in the map's own memory or, `pitch` apart, in a buffer.
   static void locate(const FeatureMap& map, bool direct, int image, int y, int rows, T* buffer, int64_t pitch,
@@ -200,14 +190,14 @@ class Convolution {
   }
 
   void locate_residual(const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {
-    const bool direct = in_blocks(e.residual);
-    locate(e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
+    const bool direct = in_blocks(*e.residual);
+    locate(*e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
     if (direct) {  // the last product reads it, at once
       for (const T* row : s.residual_rows) prefetch_line<false>(row, channels_out_);
       return;
     }
-    const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual.width]; };
-    load_rows<T>(e.residual, image, y, y + rows, row_at, 1, padded_);
+    const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual->width]; };
+    load_rows<T>(*e.residual, image, y, y + rows, row_at, 1, padded_);
   }
 
   // Writes the bias and all products into s.all. Returns whether the last product went to every pixel and so could
@@ -230,9 +220,8 @@ class Convolution {
           return kernels_.matmul_rounded;
       }();
       Result<T> result{s.begun.data() + first, s.all.data() + first};
-      applied = &run == &runs_.back().run && n == static_cast<int>(s.all.size()) && e.is_none_or_relu();
-      if (applied)
-        result.added = e.residual.data ? s.residual_rows.data() : nullptr, result.relu = e.activation.has_value();
+      applied = &run == &runs_.back().first && n == static_cast<int>(s.all.size()) && e.is_none_or_relu();
+      if (applied) result.added = e.residual ? s.residual_rows.data() : nullptr, result.relu = e.activation.has_value();
       matmul(s.x.data(), n, packed, 0, blocks_, result);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
@@ -258,7 +247,7 @@ class Convolution {
   template <class PaddedRow>
   void sum_pairs(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
                  const PaddedRow& padded_row) const {
-    const Scheme& scheme = pair_runs_[0].weights.scheme;  // their sums are the same for all
+    const Scheme& scheme = pair_runs_[0].second.scheme;  // their sums are the same for all
     T* shared = s.shared;
     for (int sum = 0; sum < kPairSums; sum++) {
       const int only = scheme.only_output(sum);
@@ -301,7 +290,7 @@ class Convolution {
 
   void apply(const ConvEpilogue& e, Scratch& s, int pixels) const {
     std::vector<BoundStep<T>> steps;
-    if (e.residual.data) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
+    if (e.residual) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
     if (e.activation) steps.push_back({*e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
     if (!steps.empty())
       kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(),
@@ -312,8 +301,9 @@ class Convolution {
   const Kernels<T>& kernels_;
   const Weights packed_as_;
   const int channels_in_, channels_out_, blocks_, padded_;
-  std::vector<DirectRun> runs_;
-  std::vector<PairRun> pair_runs_;
+  // Taps with their weights: a matrix [taps * channels in, channels out], or products for pairs of pixels.
+  std::vector<std::pair<TapRun, ZeroedBlock>> runs_;
+  std::vector<std::pair<TapRun, NeighbourWeights<T>>> pair_runs_;
   Reach reach_;
   int64_t weights_;
 };

@@ -30,11 +30,12 @@ struct Geometry {
   std::array<int, 2> padding, dilation;  // vertical, horizontal
 };
 
-// out = activation(scale * (convolution + bias) + shift + condition + residual). Null or empty terms are left out.
+// out = activation(scale * (convolution + bias) + shift + condition + residual). Those that are null or empty are left
+// out.
 struct ConvEpilogue {
   const void *bias = nullptr, *scale = nullptr, *shift = nullptr;  // [O], float64 with float64 tensors, else float32
   const void* condition = nullptr;                                 // [N, O] of the same type
-  FeatureMap residual{};                                           // [N, O, H', W']
+  std::optional<FeatureMap> residual{};                            // [N, O, H', W']
   std::optional<StepKind> activation{};
   double alpha = 1;
 

@@ -105,10 +105,10 @@ class WeightGradient {
            {&planes, g.has_terms(false) ? in * g.plane_ : 0},
            {&pixels, g.has_terms(true) ? in * g.plane_ : 0},
            {&product, 2 * in * g.rows_ * g.groups_}}));
-      for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
+      sum_rows = rows_from(sums, g.sum_rows(), g.padded_);
       for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
+      product_rows = rows_from(product, g.rows_ * g.groups_, in);
       for (int k = 0; k < g.rows_ * g.groups_; k++) {
-        product_rows.push_back(product + int64_t{k} * g.w_.in());
         groups.push_back(pixels + (k / g.groups_ * g.pitch_ + k % g.groups_ * g.scheme_.outputs) * int64_t{g.w_.in()});
       }
     }

@@ -39,6 +39,14 @@ class ZeroedBlock {
   Block block_;
 };
 
+// Where n rows begin that are `pitch` apart.
+template <class T>
+std::vector<T*> rows_from(T* begin, int64_t n, int64_t pitch) {
+  std::vector<T*> rows(n);
+  for (T*& row : rows) row = std::exchange(begin, begin + pitch);
+  return rows;
+}
+
 // Arrays of T side by side in one zeroed block, each given by its pointer, which is set, and its size.
 template <class T>
 ZeroedBlock zeroed_arrays(const std::vector<std::pair<T**, int64_t>>& arrays) {

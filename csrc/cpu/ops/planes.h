@@ -23,7 +23,7 @@ class PlaneConvolution {
     const auto is_line = [](const FeatureMap& map) {  // whether pixels are equally far apart
       return map.element == element_of<T> && map.stride_y == map.width * map.stride_x;
     };
-    const bool is_plain = !e.condition && !e.residual.data && e.is_none_or_relu();
+    const bool is_plain = !e.condition && !e.residual && e.is_none_or_relu();
     return w.element() == element_of<T> && taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 &&
            in.height == out.height && in.width == out.width && is_line(in) && is_line(out) && out.stride_x == 1 &&
            is_plain && out.height * out.width >= kernels<T>(chosen_isa()).block;
@@ -62,9 +62,8 @@ class PlaneConvolution {
 
   struct Scratch {
     Scratch(const PlaneConvolution& c, int planes, int blocks, const T* zeros)
-        : x(int64_t{blocks} * c.depth_ * c.kernels_.block * sizeof(T)), from(planes, zeros), to(planes) {
-      for (int o = 0; o < planes; o++) rows.push_back(const_cast<T*>(c.rows_.data()) + int64_t{o} * c.depth_);
-    }
+        : x(int64_t{blocks} * c.depth_ * c.kernels_.block * sizeof(T)), from(planes, zeros),
+          rows(rows_from(const_cast<T*>(c.rows_.data()), planes, c.depth_)), to(planes) {}
     Block x;  // pixels, [blocks][depth][block]
     std::vector<const T*> from;
     std::vector<T*> rows, to;

@@ -2,6 +2,8 @@
 // Results do not depend on the number of threads, except for the gradients of the initial states.
 #pragma once
 
+#include <optional>
+
 #include "cpu/ops/feature_map.h"
 
 namespace pcf::cpu {
@@ -16,9 +18,9 @@ struct StateToState {
   const void *h0, *c0;  // [hidden] of what lies before the first row or column, or null for zeros
 };
 
-// sums [N, 4 hidden, H, W] -> h [N, hidden, H, W] and, unless `gates.data` is null, what the gates were, of sums'
-// sizes.
-void recurrence(const StateToState&, const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads);
+// sums [N, 4 hidden, H, W] -> h [N, hidden, H, W] and, where they are given, what the gates were, of sums' sizes.
+void recurrence(const StateToState&, const FeatureMap& sums, const FeatureMap& h,
+                const std::optional<FeatureMap>& gates, int threads);
 
 // The gradient of h and the gates -> the gradients of sums, and of h0 and c0 [hidden].
 void recurrence_gradient(const StateToState&, const FeatureMap& grad, const FeatureMap& gates,

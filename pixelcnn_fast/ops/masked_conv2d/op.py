@@ -146,7 +146,12 @@ def _compute(
         return out
     bias = computed(bias)
     required().masked_conv2d(
-        raw(x), (raw(weight), raw(mask)), (padding, dilation), address(bias), raw(out), torch.get_num_threads()
+        raw(x),
+        (raw(weight), raw(mask)),
+        (padding, dilation),
+        (address(bias), 0, 0, 0, None, None, 1.0),
+        raw(out),
+        torch.get_num_threads(),
     )
     return out
 

@@ -108,17 +108,17 @@ def _compute(
         return out
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
-    module.masked_conv_block(
-        raw(x),
-        (raw(weight), raw(mask)),
-        (padding, dilation),
-        address(bias),
-        address(scale),
-        address(shift),
-        address(condition),
+    epilogue = (
+        *map(address, (bias, scale, shift, condition)),
         None if residual is None else raw(residual),
         None if activation == "none" else getattr(module.StepKind, activation),
         alpha,
+    )
+    module.masked_conv2d(
+        raw(x),
+        (raw(weight), raw(mask)),
+        (padding, dilation),
+        epilogue,
         raw(out),
         torch.get_num_threads(),
     )
