@@ -260,20 +260,6 @@ def test_vectors_may_have_gaps() -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_gradient_penalty_is_that_of_plain_pytorch():
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 5, 4)
-    x, weight, bias = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
-
-    def penalty(y):
-        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), (weight, bias, x))
-
-    found = penalty(ops.masked_conv2d(x, weight, bias, mask))
-    expected = penalty(F.conv2d(x, weight * mask, bias, padding=1))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_functional_transforms_are_right_or_refused():
     x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6)
 
@@ -378,6 +364,16 @@ def test_what_a_tap_does_not_read_has_no_part(isa: str, size: tuple[int, int]) -
             assert torch.equal(found, out[0, channel, row, column].detach())
 
 
+def assert_equal_derivatives(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    """The first, and those of a gradient penalty."""
+    results = []
+    for y in (found, expected):
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
+        results.append((*first, *torch.autograd.grad(penalty, inputs)))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1, 3, 3), (5, 1, 3, 3), (5, 4, 3, 3)])
 @pytest.mark.parametrize("dense", [False, True])
 def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], dense: bool) -> None:
@@ -391,13 +387,7 @@ def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], den
     expected = F.conv2d(x, used if dense else used * mask, bias, padding=1)
     found = ops.masked_conv2d(x, used, bias, mask, dense_gradient=dense)
     torch.testing.assert_close(found, expected)
-    results = []
-    for y in (found, expected):
-        first = torch.autograd.grad(y.square().sum(), (x, used, bias), create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, used, bias))
-        results.append((*first, *second))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_equal_derivatives(found, expected, x, used, bias)
 
 
 WINDOWS = {  # padding above and to the left, kernel, dilation, size of the result for a map of 6x5
@@ -430,13 +420,8 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
     expected = F.conv2d(far, weight * mask, bias, dilation=dilation)[:, :, : size[0], : size[1]]
     op = torch.ops.pixelcnn_fast.masked_conv2d.default
     found = op(x, weight, bias, mask, padding, (dilation, dilation), backend, False, False, size)
-    results = []
-    for y in (found, expected):
-        first = torch.autograd.grad(y.square().sum(), (x, weight, bias), create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, weight))
-        results.append((y, *first, *second))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found, expected)
+    assert_equal_derivatives(found, expected, x, weight, bias)
 
 
 @pytest.mark.parametrize("name", WINDOWS)

@@ -96,8 +96,8 @@ def _compute(
             bias = bias * scale if bias is not None else None
         if shift is not None:
             bias = shift if bias is None else bias + shift
-        epilogue = (activation, alpha, residual, condition)
-        return triton.forward(x, weight, bias, mask, dilation, padding, *epilogue, result_format)
+        how = (dilation, padding, activation, alpha, residual, condition, result_format)
+        return triton.forward(x, weight, bias, mask, *how)
     mask = mask_like(mask, weight)
     if backend == "reference":
         terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
