@@ -81,8 +81,10 @@ def test_sums_in_parts_end_once(activation: str) -> None:
     """Those over many bf16: the residual is added, and relu taken, in the end."""
     inputs, residual = problem(1, 261, 32, (3, 3), 3, 4), terms(1, 32, 3, 4).residual
     assert residual is not None
-    low = on_both(*inputs.to(torch.bfloat16), residual=(99 * residual).bfloat16(), activation=activation)
-    assert_right(*low, on_both(*inputs, residual=99 * residual, activation=activation)[1])
+    how: dict[str, Any] = dict(residual=99 * residual, activation=activation)
+    _, exact = on_both(*inputs, **how)
+    found, plain = on_both(*inputs.to(torch.bfloat16), **how | dict(residual=how["residual"].bfloat16()))
+    assert_right(found, plain, exact)
 
 
 @pytest.mark.parametrize("channels", [5, 64])
