@@ -64,7 +64,7 @@ STAGES = (
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
     of_sampler("tests of the sampler", f"'not ({' or '.join(RISKY.values())})'{WORKERS}", 50),
     *(of_sampler(f"tests of {name}", part, 22) for name, part in RISKY.items()),
-    Stage("tests of the ops", f"{TESTS}{WORKERS} tests/ops/test_ops_on_cuda.py", 39, of_tests),
+    Stage("tests of the ops", f"{TESTS}{WORKERS} tests/ops/test_triton_ops.py", 39, of_tests),
     Stage("sampling", "{python} -m gpu.sampling ours", 20, needs="build"),
     Stage("sampling, other families", "{python} -m gpu.sampling families", 15, needs="build"),
     *(watched(tool, 15) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),

@@ -28,7 +28,7 @@ from triton.runtime.jit import KernelInterface
 
 from pixelcnn_fast.ops import triton_tuning
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d
-from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block
+from pixelcnn_fast.ops.masked_conv2d import triton_weight_gradient
 
 
 class Device(NamedTuple):
@@ -90,7 +90,7 @@ def compiling(device: Device) -> Iterator[list[Launch]]:
     with (
         patch.object(triton_tuning, "capability", lambda _: device.capability),
         patch.object(triton_tuning, "multiprocessors", multiprocessors),
-        patch.object(masked_conv2d, "multiprocessors", multiprocessors),
+        patch.object(triton_weight_gradient, "multiprocessors", multiprocessors),
         patch.object(triton.runtime.driver, "_active", Driver(device.capability)),
         patch.object(KernelInterface, "__getitem__", launcher),
     ):
@@ -178,9 +178,9 @@ def table(device: Device) -> str:
         how = torch.empty(3, 3, dtype=torch.bool, device="meta"), (1, 1), (1, 1)
         with compiling(device) as launches:
             masked_conv2d.forward(x, weight, bias, *how)
-            masked_conv_block.forward(x, weight, bias, *how, "relu", x, None)
+            masked_conv2d.forward(x, weight, bias, *how, "relu", 1.0, x)
             masked_conv2d.input_gradient(x, weight, how[0], x.shape, *how[1:])
-            masked_conv2d.weight_gradient(x, x, weight.shape, *how)
+            triton_weight_gradient.weight_gradient(x, x, weight.shape, *how)
         products = [launch for launch in launches if "PRECISION" in launch.arguments]
         passes = "forward", "forward, relu and residual", "input gradient", "weight gradient"
         rows += [row(device, *each) for each in zip(passes, products, strict=True)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Collection
+from inspect import Signature, signature
 from typing import Any
 
 import torch
@@ -15,25 +17,44 @@ from pixelcnn_fast.native import native, required
 NAME = "pixelcnn_fast"
 library = torch.library.Library(NAME, "DEF")
 
-Map = tuple[int, tuple[int, ...], tuple[int, ...]]
+Pair = tuple[int, int]
+RawTensor = tuple[int, ...]  # its address, the number of its dtype, then its sizes, then its strides
 
 
-def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """Registers an op: ``compute`` for CPU and CUDA tensors, ``fake`` for shapes alone -> a function that calls it.
+def define(
+    name: str,
+    compute: Callable,
+    fake: Callable,
+    casts: Collection[str] = (),
+    backward: Callable | None = None,
+    results: Collection[str] = (),
+) -> Callable[..., Any]:
+    """Registers an op -> a function that calls it, with arguments by position.
 
-    casts: positions of the tensors that autocast converts to its dtype, as it does for convolutions.
+    compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The others name those of its
+    arguments that they read. fake: the results, empty, from shapes alone. casts: the tensors that autocast converts to
+    its dtype, as it does for convolutions. backward: (gradients of the first results, needed, **arguments) -> the
+    gradients by the arguments' names; needed: the names of those that are asked for. results: the names of the op's
+    results, where ``backward`` reads some as it reads arguments; those whose gradients it does not take have none.
+
     Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes longer than a
     small op itself.
     """
-    name = schema.partition("(")[0]
-    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    declared = _signature(compute)
+    names = list(declared.parameters)
+    if isinstance(compute, functools.partial):
+        compute = _by_name(compute, declared)
+    library.define(f"{name}{_schema(declared)}", tags=(torch.Tag.needs_fixed_stride_order,))
     for key in ("CPU", "CUDA"):
         library.impl(name, compute, key)
-    torch.library.register_fake(f"{NAME}::{name}", fake, lib=library)
+    torch.library.register_fake(f"{NAME}::{name}", _by_name(fake, declared), lib=library)
     overload = getattr(getattr(torch.ops, NAME), name).default
     if casts:
+        positions = [names.index(cast) for cast in casts]
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            library.impl(name, _autocast(overload, device, key, casts), key)
+            library.impl(name, _autocast(overload, device, key, positions), key)
+    if backward is not None:
+        _register_backward(name, names, backward, list(results))
 
     def call(*args: Any) -> Any:
         if _bare(args):
@@ -43,6 +64,82 @@ def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...
         return overload(*args)
 
     return call
+
+
+def _signature(function: Callable) -> Signature:
+    """The function's signature with its types evaluated, and without the arguments that a partial function fixes."""
+    given = function.keywords if isinstance(function, functools.partial) else {}
+    types = typing.get_type_hints(getattr(function, "func", function))
+    known = signature(function)
+    left = [
+        each.replace(annotation=types.get(each.name), kind=each.POSITIONAL_OR_KEYWORD)
+        for each in known.parameters.values()
+        if each.name not in given
+    ]
+    return known.replace(parameters=left, return_annotation=types.get("return"))
+
+
+def _schema(declared: Signature) -> str:
+    arguments = []
+    for argument in declared.parameters.values():
+        default = "" if argument.default is argument.empty else f"={argument.default}"
+        arguments.append(f"{_schema_type(argument.annotation)} {argument.name}{default}")
+    return f"({', '.join(arguments)}) -> {_schema_type(declared.return_annotation)}"
+
+
+def _schema_type(annotation: Any) -> str:
+    """A tuple of numbers is SymInt[...], for sizes that are unknown while PyTorch compiles."""
+    parts = typing.get_args(annotation)
+    if type(None) in parts:
+        return f"{_schema_type(parts[0])}?"
+    if parts and parts[0] is int:
+        return f"SymInt[{len(parts)}]"
+    if parts:
+        return f"({', '.join(map(_schema_type, parts))})"
+    return "MemoryFormat" if annotation is torch.memory_format else annotation.__name__
+
+
+def _by_name(function: Callable, declared: Signature) -> Callable:
+    """Called like ``declared`` -> hands on, by name, those of the arguments that the function takes."""
+    names = list(declared.parameters)
+    read = [name for name in _signature(function).parameters if name in names]
+    defaults = {
+        each.name: each.default for each in declared.parameters.values() if each.default is not each.empty
+    }
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = defaults | dict(zip(names, args, strict=False)) | kwargs
+        return function(**{name: known[name] for name in read})
+
+    return call
+
+
+def _register_backward(name: str, names: list[str], backward: Callable, results: list[str]) -> None:
+    parameters = list(_signature(backward).parameters)
+    differentiable = parameters.index("needed")
+    read = parameters[differentiable + 1 :]
+
+    def save(ctx: Any, inputs: tuple, output: Any) -> None:
+        known = dict(zip(names, inputs, strict=True))
+        if results:
+            known |= dict(zip(results, output, strict=True))
+            ctx.mark_non_differentiable(*output[differentiable:])
+            ctx.set_materialize_grads(False)  # else zeros would be made for them
+        ctx.tensors = [each for each in read if known[each] is None or isinstance(known[each], Tensor)]
+        ctx.save_for_backward(*(known[each] for each in ctx.tensors))
+        ctx.others = {each: known[each] for each in read if each not in ctx.tensors}
+
+    def run(ctx: Any, *gradients: Tensor | None) -> tuple:
+        given = gradients[:differentiable]
+        if all(gradient is None for gradient in given):
+            return (None,) * len(names)
+        # PyTorch leaves out last arguments that have their default.
+        needed = {each for each, is_needed in zip(names, ctx.needs_input_grad, strict=False) if is_needed}
+        saved = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
+        found = backward(*given, needed, **saved, **ctx.others)
+        return tuple(found[each] if each in needed else None for each in names)
+
+    torch.library.register_autograd(f"{NAME}::{name}", run, setup_context=save, lib=library)
 
 
 def differentiable_once(name: str) -> None:
@@ -112,7 +209,7 @@ def _check_no_transform(name: str) -> None:
         )
 
 
-def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tuple[int, ...]) -> Callable:
+def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: list[int]) -> Callable:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def cast(*args: Any) -> Any:
@@ -138,15 +235,15 @@ def _lowered(x: Any, dtype: torch.dtype) -> Any:
 # -- tensors for the compiled module
 
 
-@functools.cache
-def _elements() -> dict[torch.dtype, Any]:
-    kinds = required().Element
-    return {torch.float32: kinds.float32, torch.float64: kinds.float64, torch.bfloat16: kinds.bfloat16}
+class _Elements(dict[torch.dtype, int]):
+    """The compiled module's numbers for dtypes."""
+
+    def __missing__(self, dtype: torch.dtype) -> int:
+        self[dtype] = int(required().Element.__members__[str(dtype).removeprefix("torch.")])
+        return self[dtype]
 
 
-def element(x: Tensor) -> Any:
-    """The compiled module's name for the dtype of x."""
-    return _elements()[x.dtype]
+_ELEMENTS = _Elements()
 
 
 POOLED = 2**21  # bytes from which a result's memory is kept for later results
@@ -161,8 +258,9 @@ def pooled(empty: Tensor) -> Tensor:
     return torch.empty(0, dtype=empty.dtype).set_(storage, 0, empty.shape, empty.stride())
 
 
-def as_map(x: Tensor) -> Map:
-    return x.data_ptr(), tuple(x.shape), x.stride()
+def raw(x: Tensor) -> RawTensor:
+    """The tensor as the compiled module takes it."""
+    return x.data_ptr(), _ELEMENTS[x.dtype], *x.shape, *x.stride()
 
 
 def address(x: Tensor | None) -> int:

@@ -1,8 +1,9 @@
-"""What ``row_lstm`` and ``diagonal_lstm`` have in common: schema, checks, gradients, backends."""
+"""What ``row_lstm`` and ``diagonal_lstm`` have in common: arguments, checks, gradients, backends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,116 +11,108 @@ from torch import Tensor
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import (
-    NAME,
-    address,
-    as_map,
-    define,
-    differentiable_once,
-    element,
-    library,
-    memory_format,
-    pooled,
-)
+from pixelcnn_fast.ops.library import address, define, differentiable_once, memory_format, pooled, raw
+from pixelcnn_fast.ops.masked_conv2d.op import weight_gradient
 
-STATES = "Tensor? h0, Tensor? c0"
-COMPUTED = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}  # what cells are in, if not in h's dtype
+# What cells are computed in, where not in the dtype of h.
+COMPUTED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
-class Tap(NamedTuple):
-    """Where a pixel's tap lies, and the pixels for which that is the initial state, rows and columns."""
+class StateTap(NamedTuple):
+    """Where a tap of the state-to-state weight lies, seen from a pixel, and the pixels for which that is an initial
+    state, as rows and columns."""
 
     dy: int
     dx: int
     initial: tuple[slice, slice]
 
 
-class Recurrence(NamedTuple):
+class Lstm(NamedTuple):
     """What an op computes. reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients
-    of sums, weight, h0 and c0; taps: (how many, *settings) -> each; diagonal: whether a state follows on the one to the
-    left, too."""
+    of sums, weight, h0 and c0; diagonal: whether a state follows on the one to the left, too, and its rows have a
+    direction; taps: (how many, *direction) -> each."""
 
     name: str
-    settings: str  # the schema of the op's own arguments, each followed by a comma
     reference: Any
     diagonal: bool
-    taps: Callable[..., list[Tap]]
+    taps: Callable[..., list[StateTap]]
 
 
-def recurrence(which: Recurrence) -> Callable[..., Tensor]:
-    """Registers an op -> the function (sums, weight, h0, c0, *settings, backend) -> h."""
-    name, reference = which.name, which.reference
+def register(lstm: Lstm) -> Callable[..., Tensor]:
+    """Registers an op and that of its gradients -> the function (sums, weight, h0, c0, *direction, backend) -> h."""
+    name, reference = lstm.name, lstm.reference
 
-    def compute(sums, weight, h0, c0, *rest):  # the schema has the types
-        *own, keep, backend = rest
+    def own(reverse: bool) -> tuple[bool, ...]:
+        """The argument that only the diagonal one has."""
+        return (reverse,) if lstm.diagonal else ()
+
+    def compute(
+        sums: Tensor,
+        weight: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        reverse: bool,
+        keep: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
         backend = choose(backend, sums.device, sums.dtype)
         if backend == "triton" and sums.numel():
             from pixelcnn_fast.ops import triton_recurrence as triton
 
-            return triton.forward(sums, weight, h0, c0, which.diagonal, any(own), keep)
-        h, gates = fake(sums, weight, h0, c0, *rest)
+            return triton.forward(sums, weight, h0, c0, lstm.diagonal, reverse, keep)
+        h, gates = _like_states(sums, weight, keep)
         if not sums.numel():
             return h, gates
         if backend == "reference":
             dtype = COMPUTED.get(sums.dtype, sums.dtype)
-            found = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
+            given = (_in(dtype, x) for x in (sums, weight, h0, c0))
+            found = reference.forward(*given, *own(reverse), keep=keep)
             return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
         h, gates = pooled(h), pooled(gates)
-        weight, h0, c0 = (x if x is None else x.contiguous() for x in (weight, h0, c0))
-        required().recurrence(
-            element(sums),
-            which.diagonal,
-            any(own),
-            weight.shape[2],
-            address(weight),
-            address(h0),
-            address(c0),
-            as_map(sums),
-            as_map(h),
-            as_map(gates) if keep else None,
-            torch.get_num_threads(),
-        )
+        weight = weight.contiguous()
+        h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
+        states = (lstm.diagonal, reverse, weight.shape[2], address(weight), address(h0), address(c0))
+        kept = raw(gates) if keep else None
+        required().recurrence(states, raw(sums), raw(h), kept, torch.get_num_threads())
         return h, gates
 
-    def fake(sums, weight, h0, c0, *rest):
-        *_, keep, _ = rest
-        n, many, *size = sums.shape
-        like: dict[str, Any] = dict(dtype=sums.dtype, device=sums.device, memory_format=memory_format(sums))
-        h = torch.empty((n, weight.shape[1], *size), **like)
-        return h, torch.empty((n, many, *size), **like) if keep else sums.new_empty(0)
-
-    def compute_gradients(grad, weight, h0, c0, h, gates, *rest):
-        *own, backend = rest
+    def compute_gradients(
+        grad: Tensor,
+        weight: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        h: Tensor,
+        gates: Tensor,
+        reverse: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         backend = choose(backend, grad.device, grad.dtype)
-        taps = which.taps(weight.shape[2], *own)
+        taps = lstm.taps(weight.shape[2], *own(reverse))
         if backend == "triton" and grad.numel():
             from pixelcnn_fast.ops import triton_recurrence as triton
 
-            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, which.diagonal, any(own))
+            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, lstm.diagonal, reverse)
             of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
             return of_sums, of_weight, _initial_gradient(of_sums, weight, taps), of_c0
-        results = fake_gradients(grad, weight, h0, c0, h, gates, *rest)
+        results = _like_gradients(weight, gates)
         if not grad.numel():
-            return tuple(x.zero_() for x in results)
+            for x in results:
+                x.zero_()
+            return results
         if backend == "reference":
             dtype = COMPUTED.get(grad.dtype, grad.dtype)
-            found = reference.backward(*(_in(dtype, x) for x in (grad, weight, h0, c0, h, gates)), *own)
-            return tuple(to.copy_(x) for to, x in zip(results, found, strict=True))
+            given = (_in(dtype, x) for x in (grad, weight, h0, c0, h, gates))
+            found = reference.backward(*given, *own(reverse))
+            for to, x in zip(results, found, strict=True):
+                to.copy_(x)
+            return results
         of_sums, (_, of_h0, of_c0) = pooled(results[0]), results[1:]
         weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
         required().recurrence_gradient(
-            element(grad),
-            which.diagonal,
-            any(own),
-            weight.shape[2],
-            address(weight),
-            address(c0),
-            as_map(grad),
-            as_map(gates),
-            as_map(of_sums),
+            (lstm.diagonal, reverse, weight.shape[2], address(weight), 0, address(c0)),
+            raw(grad),
+            raw(gates),
+            raw(of_sums),
             address(of_h0),
             address(of_c0),
             torch.get_num_threads(),
@@ -127,53 +120,48 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
         of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
         return of_sums, of_weight, of_h0, of_c0
 
-    def fake_gradients(grad, weight, h0, c0, h, gates, *rest):
-        hidden = weight.new_empty(weight.shape[1])
-        return torch.empty_like(gates), weight.new_empty(weight.shape), hidden, torch.empty_like(hidden)
+    def backward(grad, needed, weight, h0, c0, h, gates, reverse, backend):
+        found = gradients(grad, weight, h0, c0, h, gates, *own(reverse), backend)
+        return dict(zip(("sums", "weight", "h0", "c0"), found, strict=True))
 
+    def of_this(function: Callable) -> Callable:
+        return function if lstm.diagonal else partial(function, reverse=False)
+
+    of_gradients = f"{name}_gradients"
+    gradients = define(of_gradients, of_this(compute_gradients), _like_gradients)
+    differentiable_once(of_gradients)
     forward = define(
-        f"{name}(Tensor sums, Tensor weight, {STATES}, {which.settings}bool keep, str backend) -> (Tensor, Tensor)",
-        compute,
-        fake,
-        casts=(0, 1, 2, 3),
+        name,
+        of_this(compute),
+        _like_states,
+        casts=("sums", "weight", "h0", "c0"),
+        backward=of_this(backward),
+        results=("h", "gates"),
     )
-    gradients = define(
-        f"{name}_gradients(Tensor grad, Tensor weight, {STATES}, Tensor h, Tensor gates, {which.settings}"
-        "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-        compute_gradients,
-        fake_gradients,
-    )
-
-    differentiable_once(f"{name}_gradients")
-
-    def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        _, weight, h0, c0, *ctx.settings, _, ctx.backend = inputs
-        ctx.save_for_backward(weight, h0, c0, *output)
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # else zeros would be made for the gates
-
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple:
-        if grad is None:
-            return (None,) * (len(ctx.settings) + 6)
-        weight, h0, c0, *states = ctx.saved_tensors
-        given = (grad, weight, h0, c0, *states, *ctx.settings, ctx.backend)
-        of_sums, of_weight, of_h0, of_c0 = gradients(*given)
-        of_states = (None if x is None else g for x, g in ((h0, of_h0), (c0, of_c0)))
-        return of_sums, of_weight, *of_states, *(None for _ in ctx.settings), None, None
-
-    torch.library.register_autograd(f"{NAME}::{name}", backward, setup_context=save, lib=library)
 
     def call(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *rest: Any) -> Tensor:
-        *own, backend = rest
+        *direction, backend = rest
         states = [x for x in (sums, weight, h0, c0) if x is not None]
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in states)
-        return forward(sums, weight, h0, c0, *own, keep, backend)[0]
+        return forward(sums, weight, h0, c0, *direction, keep, backend)[0]
 
     return call
 
 
+def _like_states(sums: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    n, many, *size = sums.shape
+    like: dict[str, Any] = dict(dtype=sums.dtype, device=sums.device, memory_format=memory_format(sums))
+    h = torch.empty((n, weight.shape[1], *size), **like)
+    return h, torch.empty((n, many, *size), **like) if keep else sums.new_empty(0)
+
+
+def _like_gradients(weight: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    hidden = weight.new_empty(weight.shape[1])
+    return torch.empty_like(gates), weight.new_empty(weight.shape), hidden, torch.empty_like(hidden)
+
+
 def _weight_gradient(
-    grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[Tap], weight: Tensor, backend: str
+    grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[StateTap], weight: Tensor, backend: str
 ) -> Tensor:
     """The gradient of the state-to-state weight [4h, h, taps] by that of the sums: that of a convolution of h."""
     top, left = (min(offsets) for offsets in zip(*((tap.dy, tap.dx) for tap in taps), strict=True))
@@ -184,22 +172,12 @@ def _weight_gradient(
     for y, x in places:
         live[..., y, x] = 1
     if backend == "triton":
-        from pixelcnn_fast.ops.masked_conv2d import triton
+        from pixelcnn_fast.ops.masked_conv2d import triton_weight_gradient as triton
 
         of_kernel = triton.weight_gradient(grad, h, shape, live, (1, 1), padding)
     else:
         of_kernel = weight.new_empty(shape)
-        required().masked_conv2d_weight_gradient(
-            element(h),
-            as_map(grad),
-            as_map(h),
-            as_map(live.expand(shape)),
-            padding,
-            (1, 1),
-            address(of_kernel),
-            0,
-            torch.get_num_threads(),
-        )
+        weight_gradient(grad, h, live.expand(shape), padding, (1, 1), of_kernel, None)
     of_weight = weight.new_empty(weight.shape)
     for k, (tap, (y, x)) in enumerate(zip(taps, places, strict=True)):
         of_weight[..., k] = of_kernel[..., y, x]
@@ -208,7 +186,7 @@ def _weight_gradient(
     return of_weight
 
 
-def _initial_gradient(grad: Tensor, weight: Tensor, taps: list[Tap]) -> Tensor:
+def _initial_gradient(grad: Tensor, weight: Tensor, taps: list[StateTap]) -> Tensor:
     """The gradient of h0 [h] by that of the sums."""
     of_taps = (grad[(..., *tap.initial)].sum((0, 2, 3)) @ weight[:, :, k] for k, tap in enumerate(taps))
     return torch.stack(list(of_taps)).sum(0)

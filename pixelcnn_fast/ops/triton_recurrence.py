@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.triton_support import (
-    INTERPRETED,
     check_dtype,
     load_tile,
     multiply_add,
@@ -25,7 +24,16 @@ from pixelcnn_fast.ops.triton_support import (
     store_tile,
     tanh,
 )
-from pixelcnn_fast.ops.triton_tuning import tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
+
+# rows: positions of a step; columns: channels, of which there are four gates; depth: channels of the states
+TILES: dict[str, Tiles] = {
+    "16 bit": {INTERPRETER: (Tile(16, 16, 16, 4, 1),), 80: (Tile(32, 32, 64, 4, 3),)},
+    "tf32": {INTERPRETER: (Tile(16, 16, 16, 4, 1),), 80: (Tile(32, 32, 32, 4, 3),)},
+    "ieee": {INTERPRETER: (Tile(16, 16, 16, 4, 1),), 80: (Tile(32, 32, 16, 4, 3),)},
+}
+# rows: elements
+CELL_TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(256, 16, 16, 4, 1),)}
 
 
 def forward(
@@ -90,22 +98,13 @@ def backward(
     cells = torch.empty_like(grad, dtype=torch.float32)
     grad_cells = grad.new_zeros((n, positions, hidden), dtype=torch.float32)
     if grad.numel():
-        elements, *_, warps, _ = tile("cells", grad.device, n * positions * hidden)
+        elements, *_, warps, _ = tile(CELL_TILES, grad.device, n * positions * hidden)
         with torch.cuda.device_of(grad):
-            _cells_kernel[triton.cdiv(n * positions * hidden, elements),](
-                gates,
-                c0,
-                cells,
-                n * positions * hidden,
-                height,
-                width,
-                gates.stride(),
-                cells.stride(),
-                HIDDEN=hidden,
-                DIAGONAL=diagonal,
-                REVERSE=reverse,
-                BLOCK=elements,
-                num_warps=warps,
+            walk = (height, width, gates.stride(), cells.stride())
+            how = dict(DIAGONAL=diagonal, REVERSE=reverse)
+            many = n * positions * hidden
+            _cells_kernel[triton.cdiv(many, elements),](
+                gates, c0, cells, many, *walk, HIDDEN=hidden, BLOCK=elements, num_warps=warps, **how
             )
             _backward_kernel[n,](
                 grad,
@@ -115,12 +114,8 @@ def backward(
                 cells,
                 grad_cells,
                 grad_sums,
-                height,
-                width,
-                gates.stride(),
-                grad.stride(),
-                DIAGONAL=diagonal,
-                REVERSE=reverse,
+                *walk,
+                **how,
                 **_sizes(grad, positions, hidden, weight.shape[2], 4 * hidden),
             )
     return grad_sums.contiguous(memory_format=layout), grad_cells.sum((0, 1)).to(grad.dtype)
@@ -128,17 +123,15 @@ def backward(
 
 def _sizes(x: Tensor, positions: int, hidden: int, taps: int, depth: int) -> dict[str, Any]:
     precision = precision_of(x.dtype)
-    size = tile(f"recurrence, {precision}", x.device, positions, hidden, depth)
+    size = tile(TILES[precision], x.device, positions, hidden, depth)
     return {
         "HIDDEN": hidden,
         "TAPS": taps,
         "PRECISION": precision,
-        "INTERPRETED": INTERPRETED,
         "BLOCK_P": size.rows,
         "BLOCK_C": size.columns,
         "BLOCK_K": size.depth,
-        "num_warps": size.warps,
-        "num_stages": size.stages,
+        **size.launch_options(),
     }
 
 
@@ -204,6 +197,18 @@ def _store_gates(pixels, active, c, known, stride, i, f, g, o, HIDDEN: tl.conste
 
 
 @triton.jit
+def _add_product(total, a, rows, k, columns, known, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a @ matrix, for the terms k < DEPTH; the matrix [k, c] lies at ``rows`` [k] + ``columns`` [c]."""
+    return multiply_add(a, load_tile(rows, k < DEPTH, columns, known), total, PRECISION)
+
+
+@triton.jit
+def _pixel(image, y, x, strides):
+    """Where the channels of pixels begin."""
+    return y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3] + image * strides[0]
+
+
+@triton.jit
 def _or_initial(before, is_first, c0, c, known):
     """The cells before [P, C]: c0, if there is one, where a walk begins."""
     if c0 is not None:
@@ -230,7 +235,6 @@ def _forward_kernel(
     HIDDEN: tl.constexpr,
     TAPS: tl.constexpr,
     PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -245,10 +249,8 @@ def _forward_kernel(
             p = first + tl.arange(0, BLOCK_P)
             active = p < end
             y, x, walked = _pixels(step, p, width, DIAGONAL, REVERSE)
-            pixel = y.to(tl.int64) * h_strides[2] + x.to(tl.int64) * h_strides[3] + image * h_strides[0]
-            sum_pixel = (
-                y.to(tl.int64) * sum_strides[2] + x.to(tl.int64) * sum_strides[3] + image * sum_strides[0]
-            )
+            pixel = _pixel(image, y, x, h_strides)
+            sum_pixel = _pixel(image, y, x, sum_strides)
             is_first = (walked == 0) if DIAGONAL else (y == 0)
             for channel in range(0, HIDDEN, BLOCK_C):
                 c = channel + tl.arange(0, BLOCK_C)
@@ -275,29 +277,13 @@ def _forward_kernel(
                     rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
                     columns = c.to(tl.int64) * HIDDEN
                     gate = HIDDEN * HIDDEN
-                    total_i = multiply_add(
-                        states, load_tile(rows, k < HIDDEN, columns, known), total_i, PRECISION, INTERPRETED
+                    total_i = _add_product(total_i, states, rows, k, columns, known, HIDDEN, PRECISION)
+                    total_f = _add_product(total_f, states, rows + gate, k, columns, known, HIDDEN, PRECISION)
+                    total_g = _add_product(
+                        total_g, states, rows + 2 * gate, k, columns, known, HIDDEN, PRECISION
                     )
-                    total_f = multiply_add(
-                        states,
-                        load_tile(rows + gate, k < HIDDEN, columns, known),
-                        total_f,
-                        PRECISION,
-                        INTERPRETED,
-                    )
-                    total_g = multiply_add(
-                        states,
-                        load_tile(rows + 2 * gate, k < HIDDEN, columns, known),
-                        total_g,
-                        PRECISION,
-                        INTERPRETED,
-                    )
-                    total_o = multiply_add(
-                        states,
-                        load_tile(rows + 3 * gate, k < HIDDEN, columns, known),
-                        total_o,
-                        PRECISION,
-                        INTERPRETED,
+                    total_o = _add_product(
+                        total_o, states, rows + 3 * gate, k, columns, known, HIDDEN, PRECISION
                     )
                 sum_i, sum_f, sum_g, sum_o = _load_gates(
                     sums + sum_pixel, active, c, known, sum_strides[1], HIDDEN
@@ -345,13 +331,13 @@ def _cells_kernel(
         begin, end = _active(step, height, width, DIAGONAL)
         active = (element < elements) & (p >= begin) & (p < end)
         y, x, _ = _pixels(step, p, width, DIAGONAL, REVERSE)
-        at = gates + image * gate_strides[0] + y * gate_strides[2] + x * gate_strides[3] + c * gate_strides[1]
+        at = gates + _pixel(image, y, x, gate_strides) + c * gate_strides[1]
         gate = HIDDEN * gate_strides[1]
         i = tl.load(at, mask=active, other=0.0).to(tl.float32)
         f = tl.load(at + gate, mask=active, other=0.0).to(tl.float32)
         g = tl.load(at + 2 * gate, mask=active, other=0.0).to(tl.float32)
         cell = tl.where(active, f * cell + i * g, cell)
-        to = cells + image * cell_strides[0] + y * cell_strides[2] + x * cell_strides[3] + c * cell_strides[1]
+        to = cells + _pixel(image, y, x, cell_strides) + c * cell_strides[1]
         tl.store(to, cell, mask=active)
 
 
@@ -373,7 +359,6 @@ def _backward_kernel(
     HIDDEN: tl.constexpr,
     TAPS: tl.constexpr,
     PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -391,10 +376,8 @@ def _backward_kernel(
             p = first + tl.arange(0, BLOCK_P)
             active = p < end
             y, x, walked = _pixels(step, p, width, DIAGONAL, REVERSE)
-            pixel = y.to(tl.int64) * h_strides[2] + x.to(tl.int64) * h_strides[3] + image * h_strides[0]
-            gate_pixel = (
-                y.to(tl.int64) * gate_strides[2] + x.to(tl.int64) * gate_strides[3] + image * gate_strides[0]
-            )
+            pixel = _pixel(image, y, x, h_strides)
+            gate_pixel = _pixel(image, y, x, gate_strides)
             is_first = (walked == 0) if DIAGONAL else (y == 0)
             if DIAGONAL:
                 before_pixel = pixel + (h_strides[3] if REVERSE else -h_strides[3])
@@ -416,8 +399,8 @@ def _backward_kernel(
                         k < 4 * HIDDEN,
                     )
                     rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
-                    by = load_tile(rows, k < 4 * HIDDEN, c.to(tl.int64) * (4 * HIDDEN), known)
-                    of_h = multiply_add(of_gates, by, of_h, PRECISION, INTERPRETED)
+                    columns = c.to(tl.int64) * (4 * HIDDEN)
+                    of_h = _add_product(of_h, of_gates, rows, k, columns, known, 4 * HIDDEN, PRECISION)
                 of_h += load_tile(grad + pixel, active, c * h_strides[1], known).to(tl.float32)
                 i, f, g, o = _load_gates(gates + gate_pixel, active, c, known, gate_strides[1], HIDDEN)
                 t = tanh(load_tile(cells + pixel, active, c * h_strides[1], known))

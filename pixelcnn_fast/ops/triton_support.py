@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+_IS_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 def check_dtype(*tensors: Tensor) -> None:
@@ -70,9 +71,9 @@ def store_tile(rows, row_mask, columns, column_mask, tile, ROWS_INNERMOST: tl.co
 
 
 @triton.jit
-def multiply_add(a, b, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+def multiply_add(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b in float32; a: [M, K], b: [K, N], of one dtype; PRECISION: '16 bit', 'tf32' or 'ieee'."""
-    if INTERPRETED:  # it stores bfloat16 as integers, and numpy's float16 product is slow
+    if _IS_INTERPRETED:  # it stores bfloat16 as integers, and numpy's float16 product is slow
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="tf32" if PRECISION == "tf32" else "ieee")

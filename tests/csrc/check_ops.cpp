@@ -81,7 +81,7 @@ void check_recurrence(bool diagonal, bool reverse, int taps) {
   const auto weight = drawn(4 * kHidden * kHidden * taps, 0.2), h0 = drawn(kHidden, 1), c0 = drawn(kHidden, 1);
   const auto sums = drawn(int64_t{kImages} * 4 * kHidden * kHeight * kWidth, 1);
   const auto grad = drawn(int64_t{kImages} * kHidden * kHeight * kWidth, 1);
-  const Recurrence r{diagonal, reverse, taps, Element::float32, weight.data(), h0.data(), c0.data()};
+  const StateToState r{diagonal, reverse, taps, weight.data(), h0.data(), c0.data()};
   const auto run = [&](int images, bool channels_last, int threads) {
     const Map from = in_layout(sums, images, 4 * kHidden, channels_last);
     const Map of_h = in_layout(grad, images, kHidden, channels_last);
@@ -110,10 +110,12 @@ void check_convolution(Element element, int in, int out, int height, int width) 
     const int k = weight.size() % (height * width);
     weight.push_back(convert<E>(w)), mask.push_back(convert<E>(k > height * width / 2 ? 0.f : 1.f));
   }
-  const int64_t s[4] = {int64_t{in} * height * width, int64_t{height} * width, width, 1};
-  const MaskedWeight w{weight.data(),           mask.data(), element, out, in, height, width, {s[0], s[1], s[2], s[3]},
-                       {s[0], s[1], s[2], s[3]}};
-  const Geometry same{height / 2, width / 2, 1, 1};
+  const auto dense = [&](std::vector<E>& values) {
+    const int64_t taps = int64_t{height} * width;
+    return FeatureMap{values.data(), element, out, in, height, width, in * taps, taps, width, 1};
+  };
+  const MaskedWeight w{dense(weight), dense(mask)};
+  const Geometry same{{height / 2, width / 2}, {1, 1}};
   const auto x = drawn(int64_t{kImages} * in * kHeight * kWidth, 1);
   const auto grad = drawn(int64_t{kImages} * out * kHeight * kWidth, 1);
   const auto run = [&](int images, bool channels_last, int threads) {

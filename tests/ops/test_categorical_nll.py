@@ -90,15 +90,6 @@ def test_no_image_and_small_integer_levels():
     assert torch.allclose(nll, torch.full((2,), 8.0).log())
 
 
-def test_gradients_and_registration():
-    logits = torch.randn(2, 2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
-    levels = torch.randint(0, 5, (2, 2, 2, 3))
-    torch.autograd.gradcheck(lambda x: ops.categorical_nll(x, levels), (logits,))
-    for dtype in (torch.float32, torch.float16):
-        args = (logits.detach().to(dtype).requires_grad_(), levels, "auto")
-        torch.library.opcheck(torch.ops.pixelcnn_fast.categorical_nll.default, args)
-
-
 @pytest.mark.parametrize(
     ("logits", "levels", "message"),
     [
@@ -115,27 +106,6 @@ def test_gradients_and_registration():
 def test_refusals(logits, levels, message, backend):
     with pytest.raises(ValueError, match=message):
         ops.categorical_nll(logits, levels, backend)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_second_and_third_derivatives(backend):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 1, 2, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
-    levels = torch.randint(4, (2, 1, 2, 3), generator=generator)
-
-    def nll(logits: Tensor) -> Tensor:
-        return ops.categorical_nll(logits, levels, backend)
-
-    torch.autograd.gradgradcheck(nll, logits)
-    torch.autograd.gradgradcheck(
-        lambda x: torch.autograd.grad(nll(x).exp().sum(), x, create_graph=True)[0], logits
-    )
-
-
-def test_derivatives_that_are_not_there_are_refused():
-    logits, levels = torch.randn(1, 1, 2, 2, 3, requires_grad=True), torch.zeros(1, 1, 2, 2, dtype=torch.long)
-    with pytest.raises(NotImplementedError, match="categorical_nll has no forward-mode derivative"):
-        torch.func.jvp(lambda x: ops.categorical_nll(x, levels), (logits.detach(),), (logits.detach(),))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("compiled", marks=needs_native)])

@@ -62,17 +62,6 @@ def test_a_map_with_gaps():
         torch.testing.assert_close(got, expected)
 
 
-def test_gradients_and_registration():
-    x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
-    for c in (None, torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 4, 3, 2, dtype=torch.float64)):
-        c = None if c is None else c.requires_grad_()
-        inputs = (x,) if c is None else (x, c)
-        torch.autograd.gradcheck(ops.gated_activation, inputs)
-        for low in (torch.float32, torch.float16):
-            args = [t.detach().to(low).requires_grad_() for t in inputs] + [None] * (2 - len(inputs))
-            torch.library.opcheck(torch.ops.pixelcnn_fast.gated_activation.default, (*args, "auto"))
-
-
 @pytest.mark.parametrize(
     ("x", "condition", "message"),
     [
@@ -87,29 +76,3 @@ def test_gradients_and_registration():
 def test_refusals(x, condition, message):
     with pytest.raises(ValueError, match=message):
         ops.gated_activation(x, condition)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("size", [None, (1, 4), (1, 4, 1, 2)])
-def test_second_and_third_derivatives(size, backend):
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_()
-        for size in ((1, 4, 1, 2), size)
-        if size is not None
-    ]
-
-    def gate(x, condition=None):
-        return ops.gated_activation(x, condition, backend)
-
-    def gradient(*inputs):
-        return torch.autograd.grad(gate(*inputs).square().sum(), inputs, create_graph=True)
-
-    torch.autograd.gradgradcheck(gate, inputs)
-    torch.autograd.gradgradcheck(gradient, inputs)
-
-
-def test_derivatives_that_are_not_there_are_refused():
-    x = torch.randn(1, 4, 2, 2, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="gated_activation has no forward-mode derivative"):
-        torch.func.jvp(ops.gated_activation, (x.detach(),), (x.detach(),))

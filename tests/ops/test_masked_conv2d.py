@@ -15,7 +15,6 @@ from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import EACH_ISA, instruction_set, needs_native
-from tests.tiers import few
 from tests.tolerances import assert_right
 
 FORMATS = {
@@ -241,13 +240,6 @@ def test_dead_weights_do_not_matter_and_inputs_are_not_written():
     assert torch.equal(ops.masked_conv2d(x, weight + 1e6 * (1 - mask), bias, mask), expected)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_gradients_against_finite_differences(backend):
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
-    inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
-
-
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 def test_each_gradient_may_be_asked_for_alone(wanted: tuple[int, ...]) -> None:
     x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
@@ -266,44 +258,6 @@ def test_vectors_may_have_gaps() -> None:
         for (bias, scale, shift), condition in (spread, [x.contiguous() for x in spread])
     )
     assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("has_bias", few([True, False], 1))
-def test_second_and_third_derivatives(backend, has_bias):
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
-    inputs = [t.requires_grad_() for t in ((x, weight, bias) if has_bias else (x, weight))]
-
-    def convolved(x, weight, bias=None):
-        return ops.masked_conv2d(x, weight, bias, mask, (1, 1), 1, backend)
-
-    def gradients(*inputs):
-        return torch.autograd.grad(convolved(*inputs).pow(3).sum(), inputs, create_graph=True)
-
-    torch.autograd.gradgradcheck(convolved, inputs)
-    torch.autograd.gradgradcheck(gradients, inputs)
-
-
-def test_a_gradient_penalty_is_that_of_plain_pytorch():
-    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 5, 4)
-    x, weight, bias = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
-
-    def penalty(y):
-        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), (weight, bias, x))
-
-    found = penalty(ops.masked_conv2d(x, weight, bias, mask))
-    expected = penalty(F.conv2d(x, weight * mask, bias, padding=1))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_forward_mode_derivatives_are_refused():
-    x, weight, bias, mask = problem(1, 2, 2, (3, 3), 4, 4)
-    with pytest.raises(NotImplementedError, match="masked_conv2d has no forward-mode derivative"):
-        torch.func.jvp(
-            lambda x: ops.masked_conv2d(x, weight.detach(), None, mask), (x.detach(),), (x.detach(),)
-        )
 
 
 def test_functional_transforms_are_right_or_refused():
@@ -329,15 +283,6 @@ def test_functional_transforms_are_right_or_refused():
         for y, of in ((found, list(other.values())), (layer(x), list(layer.parameters())))
     )
     assert all(map(torch.equal, *gradients))
-
-
-@pytest.mark.parametrize("dtype", few([torch.float32, torch.float16], 1))
-@pytest.mark.parametrize("layout", few(["channels_last", "contiguous"], 1))
-def test_registration(layout, dtype):
-    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)
-    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
-    args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
-    torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv2d.default, args)
 
 
 def test_autocast_computes_as_convolutions_do():
@@ -419,6 +364,16 @@ def test_what_a_tap_does_not_read_has_no_part(isa: str, size: tuple[int, int]) -
             assert torch.equal(found, out[0, channel, row, column].detach())
 
 
+def assert_equal_derivatives(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    """The first, and those of a gradient penalty."""
+    results = []
+    for y in (found, expected):
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
+        results.append((*first, *torch.autograd.grad(penalty, inputs)))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1, 3, 3), (5, 1, 3, 3), (5, 4, 3, 3)])
 @pytest.mark.parametrize("dense", [False, True])
 def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], dense: bool) -> None:
@@ -432,13 +387,7 @@ def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], den
     expected = F.conv2d(x, used if dense else used * mask, bias, padding=1)
     found = ops.masked_conv2d(x, used, bias, mask, dense_gradient=dense)
     torch.testing.assert_close(found, expected)
-    results = []
-    for y in (found, expected):
-        first = torch.autograd.grad(y.square().sum(), (x, used, bias), create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, used, bias))
-        results.append((*first, *second))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_equal_derivatives(found, expected, x, used, bias)
 
 
 WINDOWS = {  # padding above and to the left, kernel, dilation, size of the result for a map of 6x5
@@ -471,13 +420,8 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
     expected = F.conv2d(far, weight * mask, bias, dilation=dilation)[:, :, : size[0], : size[1]]
     op = torch.ops.pixelcnn_fast.masked_conv2d.default
     found = op(x, weight, bias, mask, padding, (dilation, dilation), backend, False, False, size)
-    results = []
-    for y in (found, expected):
-        first = torch.autograd.grad(y.square().sum(), (x, weight, bias), create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, weight))
-        results.append((y, *first, *second))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found, expected)
+    assert_equal_derivatives(found, expected, x, weight, bias)
 
 
 @pytest.mark.parametrize("name", WINDOWS)

@@ -33,6 +33,12 @@ def terms(n: int, channels: int, height: int, width: int, seed: int = 1) -> Term
     return Terms(*(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes))
 
 
+def on_both(*given: Any, **how: Any) -> list[Tensor]:
+    """What the compiled op computes, and what the reference does."""
+    block: Any = ops.masked_conv_block
+    return [block(*given, **how, backend=backend) for backend in ("auto", "reference")]
+
+
 DOWN_TO_THE_LEFT = torch.tensor(
     [[0.0, 1, 1], [0, 1, 0], [1, 0, 0]]
 )  # the last taps read nothing for the last row
@@ -55,8 +61,7 @@ def test_equals_the_terms_one_by_one(dtype, channels_last, channels_in, channels
                 residual = low_terms.residual.to(memory_format=torch.channels_last)
                 low_terms = low_terms._replace(residual=residual)
         for activation in ("none", "relu", "silu"):
-            got = ops.masked_conv_block(*low, *low_terms, activation)
-            expected = ops.masked_conv_block(*low, *low_terms, activation, backend="reference")
+            got, expected = on_both(*low, **low_terms._asdict(), activation=activation)
             exact = ops.masked_conv_block(*inputs, *chosen, activation, backend="reference")
             assert_right(got, expected, exact)
 
@@ -68,11 +73,7 @@ def test_one_tap_takes_each_term(term: str | None, activation: str) -> None:
     centre = F.pad(torch.ones(1, 1), (1, 1, 1, 1))
     inputs, extra = problem(2, 5, 8, (3, 3), 7, 5, mask=centre), terms(2, 8, 7, 5)
     given = {} if term is None else {term: getattr(extra, term)}
-    found, expected = (
-        ops.masked_conv_block(*inputs, **given, activation=activation, backend=backend)
-        for backend in ("auto", "reference")
-    )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*on_both(*inputs, **given, activation=activation))
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
@@ -80,16 +81,9 @@ def test_sums_in_parts_end_once(activation: str) -> None:
     """Those over many bf16: the residual is added, and relu taken, in the end."""
     inputs, residual = problem(1, 261, 32, (3, 3), 3, 4), terms(1, 32, 3, 4).residual
     assert residual is not None
-    found, plain = (
-        ops.masked_conv_block(
-            *inputs.to(torch.bfloat16),
-            residual=(99 * residual).bfloat16(),
-            activation=activation,
-            backend=backend,
-        )
-        for backend in ("auto", "reference")
-    )
-    exact = ops.masked_conv_block(*inputs, residual=99 * residual, activation=activation, backend="reference")
+    how: dict[str, Any] = dict(residual=99 * residual, activation=activation)
+    _, exact = on_both(*inputs, **how)
+    found, plain = on_both(*inputs.to(torch.bfloat16), **how | dict(residual=how["residual"].bfloat16()))
     assert_right(found, plain, exact)
 
 
@@ -102,11 +96,7 @@ def test_maps_may_be_cut_out_of_larger_ones(channels: int) -> None:
         F.pad(part, (1, 2, 3, 1), value=torch.nan).to(memory_format=torch.channels_last)[:, :, 3:-1, 1:-2]
         for part in (x, residual)
     )
-    found, expected = (
-        ops.masked_conv_block(x, weight, bias, mask, residual=residual, backend=backend)
-        for backend in ("auto", "reference")
-    )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*on_both(x, weight, bias, mask, residual=residual))
 
 
 @pytest.mark.parametrize("channels", [5, 32])
@@ -131,10 +121,7 @@ def test_the_result_is_in_the_format_asked_for(backend, layout):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     inputs, extra = problem(2, 5, 8, (1, 3), 4, 6), terms(2, 8, 4, 6)
-    got, expected = (
-        ops.masked_conv_block(*inputs, *extra, activation, alpha=0.3, backend=backend)
-        for backend in ("auto", "reference")
-    )
+    got, expected = on_both(*inputs, **extra._asdict(), activation=activation, alpha=0.3)
     assert (got - expected).abs().max() < 1e-12
 
 

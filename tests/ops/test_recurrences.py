@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
 from tests.needs import EACH_ISA, ISAS, instruction_set, on_each_isa
-from tests.tiers import few, tiered
 from tests.tolerances import assert_right
 
 Recurrence = Callable[..., Tensor]
@@ -282,25 +281,6 @@ def test_nothing_to_compute(name: str) -> None:
         assert all(not g.any() for g in torch.autograd.grad(h.sum(), given))
 
 
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("name", CASES)
-def test_gradients(name: str, learned: bool) -> None:
-    function, taps, _ = CASES[name]
-    given = tuple(x if x is None else x.requires_grad_() for x in inputs(2, taps, 2, (3, 4), learned))
-    torch.autograd.gradcheck(function, given)  # type: ignore[arg-type]  # None is none of its tensors
-
-
-@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], 1))
-@pytest.mark.parametrize("learned", few([True, False], 1))
-@pytest.mark.parametrize("name", tiered(CASES, lambda name: name in ("rows", "diagonals from the right")))
-def test_registration(name: str, learned: bool, dtype: torch.dtype) -> None:
-    reverse = (name.endswith("right"),) if name.startswith("diagonals") else ()
-    op = (torch.ops.pixelcnn_fast.diagonal_lstm if reverse else torch.ops.pixelcnn_fast.row_lstm).default
-    given = inputs(2, CASES[name][1], 2, (3, 4), learned)
-    args = [x if x is None else x.to(dtype).requires_grad_() for x in given]
-    torch.library.opcheck(op, (*args, *reverse, True, "auto"))
-
-
 def test_gates_are_not_kept_where_no_gradient_is_needed() -> None:
     sums, weight, *_ = inputs(2, 3, 1, (3, 4), False)
     h, gates = torch.ops.pixelcnn_fast.row_lstm(sums, weight, None, None, False, "auto")
@@ -388,8 +368,6 @@ def test_what_is_not_there_is_refused(name: str) -> None:
     ):
         grad.square().sum().backward()
     sums, weight = sums.detach(), weight.detach()
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda sums: recurrence(sums, weight), (sums,), (sums,))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         recurrence(sums, forward_ad.make_dual(weight, weight))
     with (

@@ -25,7 +25,7 @@ from pixelcnn_fast.ops import triton_recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
-from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
+from pixelcnn_fast.ops.masked_conv2d.triton_weight_gradient import weight_gradient  # noqa: E402
 from tests.docs import DOCS  # noqa: E402
 from tests.tiers import thorough  # noqa: E402
 from tests.triton_device import float32_precision  # noqa: E402
@@ -73,13 +73,13 @@ def test_convolutions(device, compiled, arithmetic):
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
     mask = torch.empty(3, 3, dtype=torch.bool, device="meta")
     how: tuple[Any, Any, Any] = (mask, [1, 1], [1, 1])  # lists, as torch hands them to an op
-    masked_conv2d.weight_gradient(x, x, weight.shape, *how)
+    weight_gradient(x, x, weight.shape, *how)
     inputs = [x]
     if EVERY_KERNEL:
         masked_conv2d.input_gradient(x, weight, mask, x.shape, *how[1:])
         inputs += [feature_map(batch, 128, dtype) for batch in (1, 4, 8, 16)] + [x.contiguous()]
     for x in inputs:
-        masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(x.shape[:2]))
+        masked_conv2d.forward(x, weight, x.new_empty(128), *how, "elu", 1.0, x, x.new_empty(x.shape[:2]))
     check_resources(device, compiled)
     products = [launch for launch in compiled if "PRECISION" in launch.arguments]
     assert len(products) == (8 if EVERY_KERNEL else 2) and len(compiled) == (15 if EVERY_KERNEL else 3)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from tests.tiers import few
+from tests.tiers import few, tiered
 from tests.tolerances import assert_as_exact_as_plain
 from tests.triton_device import exact_float32, poisoned_memory, triton_device  # noqa: F401
 
@@ -15,7 +15,7 @@ DEVICE = triton_device()
 pytestmark = pytest.mark.usefixtures("exact_float32", "poisoned_memory")
 
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
-from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
+from pixelcnn_fast.ops.masked_conv2d.triton_weight_gradient import weight_gradient  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MASK_A_7x7 = tuple((i, j) for i in range(7) for j in range(7) if 7 * i + j < 24)
@@ -84,7 +84,7 @@ def test_weights_are_read_at_each_call(write):
 
 
 @pytest.mark.parametrize("dtype", few(DTYPES, 1), ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", tiered(CASES, lambda name: name != "mask A 7x7"))
 def test_forward_and_both_gradients(name, dtype):
     torch.manual_seed(0)
     shape, out_channels, kernel, taps, dilation, padding = CASES[name]
@@ -103,7 +103,7 @@ def test_forward_and_both_gradients(name, dtype):
     exact = F.conv2d(x.double(), weight.double(), bias.double(), *how)
     grad = strided(random(*exact.shape, dtype=dtype), layout)
     grad_x = masked_conv2d.input_gradient(grad, given, mask, x.shape, dilation, padding)
-    grad_weight = masked_conv2d.weight_gradient(grad, x, weight.shape, mask, dilation, padding)
+    grad_weight = weight_gradient(grad, x, weight.shape, mask, dilation, padding)
 
     is_last = layout == "channels last" and x.numel() > 0
     format = torch.channels_last if is_last else torch.contiguous_format
@@ -148,15 +148,15 @@ def test_epilogue(activation):
         random(2, 9, dtype=dtype),
     )
     residual = strided(residual, "view")
-    how = (mask, (1, 1), (1, 1), activation)
+    how = (mask, (1, 1), (1, 1), activation, 0.3)
 
     def plain(x, weight, bias, residual, condition):
         return ACTIVATIONS[activation](
             F.conv2d(x, weight, bias, padding=1) + condition[..., None, None] + residual
         )
 
-    out = masked_conv_block.forward(x, weight, bias, *how, residual, condition, alpha=0.3)
-    without = masked_conv_block.forward(x, weight, None, *how, None, None, alpha=0.3)
+    out = masked_conv2d.forward(x, weight, bias, *how, residual, condition)
+    without = masked_conv2d.forward(x, weight, None, *how)
     weight = weight * mask
     arguments = (x, weight, bias, residual, condition)
     exact = plain(*(tensor.double() for tensor in arguments))
@@ -171,7 +171,7 @@ def test_nan_is_not_hidden_and_does_not_spread(activation):
     x[0, 1, 2, 2] = torch.nan
     weight = torch.ones(2, 2, 3, 3, device=DEVICE)
     mask = mask_of(MASK_B_3x3, (3, 3))
-    out = masked_conv_block.forward(x, weight, None, mask, (1, 1), (1, 1), activation, None, None)
+    out = masked_conv2d.forward(x, weight, None, mask, (1, 1), (1, 1), activation)
     expected = torch.zeros(5, 5, dtype=torch.bool, device=DEVICE)
     expected[2, 2:4] = expected[3, 1:4] = True
     assert torch.equal(out[0, 0].isnan(), expected)
@@ -180,8 +180,7 @@ def test_nan_is_not_hidden_and_does_not_spread(activation):
 def test_the_same_bits_every_time():
     x, grad = random(4, 5, 17, 16), random(4, 3, 17, 16)
     first, second = (
-        masked_conv2d.weight_gradient(grad, x, (3, 5, 1, 1), mask_of(PIXELWISE, (1, 1)), (1, 1), (0, 0))
-        for _ in range(2)
+        weight_gradient(grad, x, (3, 5, 1, 1), mask_of(PIXELWISE, (1, 1)), (1, 1), (0, 0)) for _ in range(2)
     )
     assert torch.equal(first, second)
 
@@ -198,7 +197,7 @@ def test_refusals_name_cause_and_remedy():
     with pytest.raises(ValueError, match=r"2\^30.*split the batch"):
         masked_conv2d.forward(huge, weight, None, mask, (1, 1), (0, 0), size=(5, 5))
     with pytest.raises(ValueError, match=r"2\^30.*split the batch"):
-        masked_conv2d.weight_gradient(x, huge, weight.shape, mask, (1, 1), (1, 1))
+        weight_gradient(x, huge, weight.shape, mask, (1, 1), (1, 1))
 
 
 @pytest.mark.parametrize("channels", [(), (1, 1), (4, 1), (1, 2), (4, 2)])

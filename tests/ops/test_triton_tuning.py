@@ -8,12 +8,13 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 from pixelcnn_fast.ops import triton_tuning
+from pixelcnn_fast.ops.masked_conv2d.triton import TILES
 from pixelcnn_fast.ops.triton_support import precision_of
 from pixelcnn_fast.ops.triton_tuning import Tile, tile
 from tests.triton_device import float32_precision
 
 GPU = torch.device("cuda")
-PRODUCT = "product over taps, 16 bit"
+PRODUCT = TILES["16 bit"]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capability: int, multiprocessors: int = 1) -> None:
@@ -25,7 +26,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: int, multiprocessors: i
 @pytest.mark.parametrize("capability, entry", [(80, 80), (89, 86), (90, 90), (103, 100), (121, 120)])
 def test_a_device_without_an_entry_takes_the_nearest_lower_one(monkeypatch, capability, entry) -> None:
     pretend(monkeypatch, capability)
-    assert tile(PRODUCT, GPU, 4096, 128, 128) == triton_tuning._TILES[PRODUCT][entry][0]
+    assert tile(PRODUCT, GPU, 4096, 128, 128) == PRODUCT[entry][0]
 
 
 def test_a_device_that_is_too_old_is_refused(monkeypatch) -> None:
@@ -37,7 +38,7 @@ def test_a_device_that_is_too_old_is_refused(monkeypatch) -> None:
 def test_the_largest_tile_that_leaves_no_multiprocessor_idle(monkeypatch) -> None:
     """Or the smallest, where all would."""
     pretend(monkeypatch, 90, 132)
-    known = triton_tuning._TILES[PRODUCT][90]
+    known = PRODUCT[90]
     found = []
     for rows in (1 << power for power in range(8, 18)):
 

@@ -27,8 +27,8 @@ struct LogitRows {
   }
 
   template <class E>
-  Logits<E> logits(const void* data, int64_t row) const {
-    return {static_cast<const E*>(data) + begin(row), t.strides[3], t.strides[4], static_cast<int>(t.sizes[4])};
+  Logits<E> logits(int64_t row) const {
+    return {static_cast<const E*>(t.data) + begin(row), t.strides[3], t.strides[4], static_cast<int>(t.sizes[4])};
   }
 
   const LogitsTensor& t;
@@ -38,8 +38,8 @@ struct LogitRows {
 
 }  // namespace
 
-bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64_t* levels, int64_t ignored, void* nll,
-                     double* log_sum_exp, int threads) {
+bool categorical_nll(const LogitsTensor& tensor, const int64_t* levels, int64_t ignored, void* nll, double* log_sum_exp,
+                     int threads) {
   std::atomic<bool> in_range{true};
   const LogitRows rows(tensor);
   std::vector<double> sums(rows.total());
@@ -48,7 +48,7 @@ bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64
     using T = Computed<E>;
     const auto& k = layer_kernels<E>(chosen_isa());
     parallel(threads, rows.total(), [&](int, int row) {
-      const Logits<E> l = rows.logits<E>(logits, row);
+      const Logits<E> l = rows.logits<E>(row);
       double* lse = log_sum_exp + int64_t{row} * rows.width;
       const int64_t* target = levels + int64_t{row} * rows.width;
       k.log_sum_exp(l, rows.width, lse);
@@ -67,7 +67,7 @@ bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64
   return in_range;
 }
 
-void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, const int64_t* levels, int64_t ignored,
+void categorical_nll_gradient(const LogitsTensor& tensor, const int64_t* levels, int64_t ignored,
                               const double* log_sum_exp, const void* grad_nll, void* grad_logits, int threads) {
   const LogitRows rows(tensor);
   with_element(tensor.element, [&](auto e) {
@@ -75,7 +75,7 @@ void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, co
     const auto& k = layer_kernels<E>(chosen_isa());
     parallel(threads, rows.total(), [&](int, int row) {
       const int64_t first = int64_t{row} * rows.width;
-      k.nll_gradient(rows.logits<E>(logits, row), rows.width, log_sum_exp + first, levels + first, ignored,
+      k.nll_gradient(rows.logits<E>(row), rows.width, log_sum_exp + first, levels + first, ignored,
                      static_cast<const Computed<E>*>(grad_nll)[row / rows.of_image],
                      static_cast<E*>(grad_logits) + rows.begin(row));
     });

@@ -21,6 +21,11 @@ struct FeatureMap {
   Element element;
   int images, channels, height, width;
   int64_t stride_n, stride_c, stride_y, stride_x;
+
+  template <class E>
+  E* at(int n, int c, int y, int x) const {
+    return static_cast<E*>(data) + n * stride_n + c * stride_c + y * stride_y + x * stride_x;
+  }
 };
 
 #if defined(__x86_64__)

@@ -285,8 +285,15 @@ void cell_gradients(const CellBackward<E>* p, int pixels, int hidden) {
 template <class E>
 constexpr LayerKernels<E> table() {
   using T = Computed<E>;
-  return {gate<E>,   gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,  combine<T>,
-          add_up<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
+  return {.gate = gate<E>,
+          .gate_gradient = gate_gradient<E>,
+          .log_sum_exp = log_sum_exp<E>,
+          .nll_gradient = nll_gradient<E>,
+          .combine = combine<T>,
+          .add_up = add_up<T>,
+          .cells = cells<E>,
+          .cell_of_gates = cell_of_gates<E>,
+          .cell_gradients = cell_gradients<E>};
 }
 
 }  // namespace

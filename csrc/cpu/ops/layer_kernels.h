@@ -51,29 +51,30 @@ struct RowTerm {
   T factor;
 };
 
+// References, so that a table that lacks one does not compile.
 template <class E>
 struct LayerKernels {
   // out = tanh(a) * logistic(b)
-  void (*gate)(const GateInput<E>&, E* out, int64_t n);
+  void (&gate)(const GateInput<E>&, E* out, int64_t n);
   // The gradients of a and b; they may be written over `grad`.
-  void (*gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
+  void (&gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
 
   // The log of the sum of exp over each sub-pixel's logits.
-  void (*log_sum_exp)(const Logits<E>&, int n, double* out);
+  void (&log_sum_exp)(const Logits<E>&, int n, double* out);
   // grad = scale * (softmax - one-hot of target), laid out like the logits, or 0 where the target is `ignored`.
-  void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored,
+  void (&nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored,
                        Computed<E> scale, E* grad);
 
   // out[r] = the sum of 1...6 terms, for r < rows, [width] each; out[r] may be one of the terms' rows
-  void (*combine)(const RowTerm<Computed<E>>*, int terms, Computed<E>* const* out, int rows, int width);
+  void (&combine)(const RowTerm<Computed<E>>*, int terms, Computed<E>* const* out, int rows, int width);
   // to += the sum of rows, [width] each
-  void (*add_up)(const Computed<E>* const* rows, int n, Computed<E>* to, int width);
+  void (&add_up)(const Computed<E>* const* rows, int n, Computed<E>* to, int width);
 
   // For n <= kCellChannels channels of each pixel, from `first` on; `products` begin at them.
-  void (*cells)(const CellForward<E>*, int pixels, int hidden, int first, int n);
+  void (&cells)(const CellForward<E>*, int pixels, int hidden, int first, int n);
   // c = f * before + i * g
-  void (*cell_of_gates)(const E* gates, const Computed<E>* before, Computed<E>* c, int hidden);
-  void (*cell_gradients)(const CellBackward<E>*, int pixels, int hidden);
+  void (&cell_of_gates)(const E* gates, const Computed<E>* before, Computed<E>* c, int hidden);
+  void (&cell_gradients)(const CellBackward<E>*, int pixels, int hidden);
 };
 
 // The kernels of an instruction set named in cpu_features.h.

@@ -27,31 +27,27 @@ constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 template <class T, class X = T>
 class Convolution {
  public:
-  Convolution(const MaskedWeight& w, std::vector<Tap> taps, bool transposed, const void* scale, int threads)
+  Convolution(const MaskedWeight& w, std::vector<KernelTap> taps, bool transposed, const void* scale, int threads)
       : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
-        channels_in_(transposed ? w.out : w.in), channels_out_(transposed ? w.in : w.out),
+        channels_in_(transposed ? w.out() : w.in()), channels_out_(transposed ? w.in() : w.out()),
         blocks_((channels_out_ + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block) {
     if (transposed)
-      for (Tap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
+      for (KernelTap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
     reach_ = Reach(taps);
     weights_ = int64_t(taps.size()) * channels_in_ * padded_;
-    with_element(w.element, [&](auto element) {
-      using E = decltype(element);
-      for (const Run& run : runs_of(taps)) {
+    with_element(w.element(), [&](auto element) {
+      for (const TapRun& run : runs_of(taps)) {
         const auto weight = [&](int tap, int in, int out) {
           if (out >= channels_out_) return T(0);
           const int o = transposed ? in : out, i = transposed ? out : in;
-          const int64_t *s = w.weight_strides, *m = w.mask_strides;
-          const Tap& t = run.taps[tap];
-          const T value = convert<T>(static_cast<const E*>(w.weight)[o * s[0] + i * s[1] + t.ky * s[2] + t.kx * s[3]]) *
-                          convert<T>(static_cast<const E*>(w.mask)[o * m[0] + i * m[1] + t.ky * m[2] + t.kx * m[3]]);
+          const T value = w.at<T, decltype(element)>(o, i, run.taps[tap].ky, run.taps[tap].kx);
           const T scaled = scale ? value * static_cast<const T*>(scale)[o] : value;
           return packed_as_ == Weights::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
         };
         if (packed_as_ == Weights::same && in_pairs(w, run))
-          pair_runs_.push_back({run, of_pairs(run, weight, threads)});
+          pair_runs_.emplace_back(run, of_pairs(run, weight, threads));
         else
-          runs_.push_back({run, pack(run, weight, threads)});
+          runs_.emplace_back(run, pack(run, weight, threads));
       }
     });
   }
@@ -71,15 +67,6 @@ class Convolution {
   }
 
  private:
-  struct DirectRun {
-    Run run;
-    ZeroedBlock weights;  // a matrix [taps * channels in, channels out]
-  };
-  struct PairRun {
-    Run run;
-    NeighbourWeights<T> weights;
-  };
-
   // Sizes that follow from the maps: rows that are computed together, and the padded rows of `in` they read.
   struct Frame {
     int rows, kept, pitch, pairs;
@@ -99,22 +86,20 @@ class Convolution {
   struct Scratch {
     Scratch(const Convolution& c, const FeatureMap& out, const Frame& f, const ConvEpilogue& e) {
       const int64_t pixels = int64_t{f.rows} * out.width, pairs = int64_t{f.rows} * f.pairs;
-      int64_t size = 0;
-      const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
+      const bool copies_residual = e.residual && !c.in_blocks(*e.residual);
       constexpr int64_t in_a_word = sizeof(T) / sizeof(X);
-      const int64_t at_ring = take((int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word);
-      const int64_t at_bias = take(c.padded_);
-      const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
-      const int64_t at_residual = take(e.residual.data && !c.in_blocks(e.residual) ? pixels * c.padded_ : 0);
-      const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
-                    at_prepared = take(pairs * c.channels_in_);
-      memory.emplace(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory->get());
-      ring = reinterpret_cast<X*>(begin + at_ring);
-      bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
-      residual = begin + at_residual, shared = begin + at_shared, prepared = begin + at_prepared,
-      zeros = begin + at_zeros;
-      for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
+      T* words;
+      memory.emplace(
+          zeroed_arrays<T>({{&words, (int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word},
+                            {&bias, c.padded_},
+                            {&sums, f.direct ? 0 : pixels * f.sum_pitch},
+                            {&spare, c.padded_},
+                            {&residual, copies_residual ? pixels * c.padded_ : 0},
+                            {&zeros, c.padded_},
+                            {&shared, 2 * pairs * c.padded_},
+                            {&prepared, pairs * c.channels_in_}}));
+      ring = reinterpret_cast<X*>(words);
+      prepared_rows = rows_from(prepared, pairs, c.channels_in_);
     }
     std::optional<ZeroedBlock> memory;
     X* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
@@ -129,13 +114,13 @@ class Convolution {
   };
 
   template <class Weight>
-  NeighbourWeights<T> of_pairs(const Run& run, const Weight& weight, int threads) const {
+  NeighbourWeights<T> of_pairs(const TapRun& run, const Weight& weight, int threads) const {
     const int taps = static_cast<int>(run.taps.size());
     return {isa_, Scheme(2, taps), taps, channels_in_, padded_, weight, threads};
   }
 
   template <class Weight>
-  ZeroedBlock pack(const Run& run, const Weight& weight, int threads) const {
+  ZeroedBlock pack(const TapRun& run, const Weight& weight, int threads) const {
     const int depth = static_cast<int>(run.taps.size()) * channels_in_, block = kernels_.block;
     const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
     ZeroedBlock packed(blocks_ * bytes);
@@ -173,17 +158,16 @@ class Convolution {
       loaded = std::max(loaded, needed);
 
       locate(out, frame.direct, image, y, rows, s.sums, frame.sum_pitch, s.all);
-      if (e.residual.data) locate_residual(e, s, image, y, rows);
+      if (e.residual) locate_residual(e, s, image, y, rows);
       if (!sum(in, out, frame, e, s, y, rows, padded_row)) apply(e, s, rows * out.width);
       if (!frame.direct) store(out, frame, s, image, y, rows);
     }
   }
 
-  // Whether the channels of a map's pixels lie side by side, as T.
-  static bool has_pixels(const FeatureMap& map) { return map.element == element_of<T> && map.stride_c == 1; }
-
   // Whether products can work on the map's own memory.
-  bool in_blocks(const FeatureMap& map) const { return has_pixels(map) && map.channels == padded_; }
+  bool in_blocks(const FeatureMap& map) const {
+    return map.element == element_of<T> && map.stride_c == 1 && map.channels == padded_;
+  }
 
   // Where the pixels of rows y...y+rows-1 begin: in the map's own memory or, `pitch` apart, in a buffer.
   static void locate(const FeatureMap& map, bool direct, int image, int y, int rows, T* buffer, int64_t pitch,
@@ -206,14 +190,14 @@ class Convolution {
   }
 
   void locate_residual(const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {
-    const bool direct = in_blocks(e.residual);
-    locate(e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
+    const bool direct = in_blocks(*e.residual);
+    locate(*e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
     if (direct) {  // the last product reads it, at once
       for (const T* row : s.residual_rows) prefetch_line<false>(row, channels_out_);
       return;
     }
-    const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual.width]; };
-    load_rows<T>(e.residual, image, y, y + rows, row_at, 1, padded_);
+    const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual->width]; };
+    load_rows<T>(*e.residual, image, y, y + rows, row_at, 1, padded_);
   }
 
   // Writes the bias and all products into s.all. Returns whether the last product went to every pixel and so could
@@ -236,8 +220,8 @@ class Convolution {
           return kernels_.matmul_rounded;
       }();
       Result<T> result{s.begun.data() + first, s.all.data() + first};
-      applied = &run == &runs_.back().run && n == static_cast<int>(s.all.size()) && in_products(e);
-      if (applied) result.added = e.residual.data ? s.residual_rows.data() : nullptr, result.relu = e.activates;
+      applied = &run == &runs_.back().first && n == static_cast<int>(s.all.size()) && e.is_none_or_relu();
+      if (applied) result.added = e.residual ? s.residual_rows.data() : nullptr, result.relu = e.activation.has_value();
       matmul(s.x.data(), n, packed, 0, blocks_, result);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
@@ -246,13 +230,10 @@ class Convolution {
     return applied;
   }
 
-  // Whether products can end with it.
-  static bool in_products(const ConvEpilogue& e) { return !e.activates || e.activation == StepKind::relu; }
-
   // x: where a run reads, for n pixels of each row y...y+rows-1 that are `step` apart, but for rows for which that is
   // outside the map; returns the first of the others, counted from y.
   template <class PaddedRow>
-  int read_rows(const FeatureMap& in, const Run& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
+  int read_rows(const FeatureMap& in, const TapRun& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
                 std::vector<X*>& x) const {
     const int first = std::clamp(-(y + run.dy), 0, rows), last = std::clamp(in.height - (y + run.dy), first, rows);
     x.clear();
@@ -266,7 +247,7 @@ class Convolution {
   template <class PaddedRow>
   void sum_pairs(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
                  const PaddedRow& padded_row) const {
-    const Scheme& scheme = pair_runs_[0].weights.scheme;  // their sums are the same for all
+    const Scheme& scheme = pair_runs_[0].second.scheme;  // their sums are the same for all
     T* shared = s.shared;
     for (int sum = 0; sum < kPairSums; sum++) {
       const int only = scheme.only_output(sum);
@@ -309,8 +290,8 @@ class Convolution {
 
   void apply(const ConvEpilogue& e, Scratch& s, int pixels) const {
     std::vector<BoundStep<T>> steps;
-    if (e.residual.data) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
-    if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
+    if (e.residual) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
+    if (e.activation) steps.push_back({*e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
     if (!steps.empty())
       kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(),
                         s.all.data());
@@ -320,8 +301,9 @@ class Convolution {
   const Kernels<T>& kernels_;
   const Weights packed_as_;
   const int channels_in_, channels_out_, blocks_, padded_;
-  std::vector<DirectRun> runs_;
-  std::vector<PairRun> pair_runs_;
+  // Taps with their weights: a matrix [taps * channels in, channels out], or products for pairs of pixels.
+  std::vector<std::pair<TapRun, ZeroedBlock>> runs_;
+  std::vector<std::pair<TapRun, NeighbourWeights<T>>> pair_runs_;
   Reach reach_;
   int64_t weights_;
 };
@@ -341,7 +323,7 @@ void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geomet
                    const ConvEpilogue& epilogue, const FeatureMap& out, int threads) {
   with_rows_of(x, weight, [&](auto t, auto row) {
     using T = decltype(t);
-    const std::vector<Tap> taps = live_taps(weight, geometry);
+    const std::vector<KernelTap> taps = live_taps(weight, geometry);
     if (PlaneConvolution<T>::computes(x, out, weight, taps, epilogue))
       return PlaneConvolution<T>(weight, taps[0], epilogue).run(x, out, threads);
     Convolution<T, decltype(row)>(weight, taps, false, epilogue.scale, threads).run(x, out, epilogue, threads);

@@ -3,6 +3,9 @@
 // No result depends on the number of threads, except that of the weight gradient.
 #pragma once
 
+#include <array>
+#include <optional>
+
 #include "cpu/ops/feature_map.h"
 #include "program.h"
 
@@ -10,24 +13,33 @@ namespace pcf::cpu {
 
 // A weight [O, I, kH, kW] and its mask, of the same shape and element type. Both are borrowed and only read.
 struct MaskedWeight {
-  const void *weight, *mask;
-  Element element;
-  int out, in, height, width;
-  int64_t weight_strides[4], mask_strides[4];
+  FeatureMap weight, mask;
+
+  Element element() const { return mask.element; }
+  int out() const { return mask.images; }
+  int in() const { return mask.channels; }
+
+  // The product of both, in the type T; E: the element type.
+  template <class T, class E>
+  T at(int o, int i, int ky, int kx) const {
+    return convert<T>(*weight.at<E>(o, i, ky, kx)) * convert<T>(*mask.at<E>(o, i, ky, kx));
+  }
 };
 
 struct Geometry {
-  int pad_y, pad_x, dilation_y, dilation_x;
+  std::array<int, 2> padding, dilation;  // vertical, horizontal
 };
 
-// out = activation(scale * (convolution + bias) + shift + condition + residual). Null or empty terms are left out.
+// out = activation(scale * (convolution + bias) + shift + condition + residual). Those that are null or empty are left
+// out.
 struct ConvEpilogue {
   const void *bias = nullptr, *scale = nullptr, *shift = nullptr;  // [O], float64 with float64 tensors, else float32
   const void* condition = nullptr;                                 // [N, O] of the same type
-  FeatureMap residual{};                                           // [N, O, H', W']
-  bool activates = false;
-  StepKind activation = StepKind::relu;
+  std::optional<FeatureMap> residual{};                            // [N, O, H', W']
+  std::optional<StepKind> activation{};
   double alpha = 1;
+
+  bool is_none_or_relu() const { return activation.value_or(StepKind::relu) == StepKind::relu; }
 };
 
 // out [N, O, H', W'] from x [N, I, H, W]; out must not overlap anything else.

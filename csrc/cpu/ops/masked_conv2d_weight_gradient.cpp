@@ -23,7 +23,7 @@ struct Term {
   bool of_product;
   Product product;
   struct Share {
-    Tap tap;
+    KernelTap tap;
     double share;
   };
   std::vector<Share> taps;
@@ -34,10 +34,10 @@ struct Term {
 template <class T>
 class WeightGradient {
  public:
-  WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const std::vector<Tap>& taps)
+  WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const std::vector<KernelTap>& taps)
       : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
         layer_kernels_(layer_kernels<T>(isa_)), grad_(grad), x_(x), w_(w), reach_(taps),
-        blocks_((w.out + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block),
+        blocks_((w.out() + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block),
         scheme_(Scheme::of_line(kMostTaps, grad.width)), groups_((grad.width + scheme_.outputs - 1) / scheme_.outputs),
         terms_(terms_of(taps)), pitch_(reach_.left + std::max(x.width, grad.width + reach_.right) +
                                        (has_terms(true) ? scheme_.outputs - 1 : 0)),
@@ -47,7 +47,7 @@ class WeightGradient {
 
   void run(void* grad_weight, void* grad_bias, int threads) const {
     const int strips = (grad_.height + rows_ - 1) / rows_, total = strips * grad_.images;
-    if (int64_t{grad_.images} * grad_.height * grad_.width * sum_rows() * w_.out < 1 << 20) threads = 1;
+    if (int64_t{grad_.images} * grad_.height * grad_.width * sum_rows() * w_.out() < 1 << 20) threads = 1;
     threads = std::clamp(threads, 1, std::max(total, 1));
     std::vector<Part> parts(threads);
     parallel(threads, threads, [&](int, int i) {
@@ -55,7 +55,7 @@ class WeightGradient {
       for (int s = total * i / threads; s < total * (i + 1) / threads; s++)
         add_strip(parts[i], s / strips, s % strips * rows_);
     });
-    with_element(w_.element, [&](auto element) {
+    with_element(w_.element(), [&](auto element) {
       using E = decltype(element);
       parallel(threads, blocks_,
                [&](int, int b) { write(parts, b, static_cast<E*>(grad_weight), static_cast<E*>(grad_bias)); });
@@ -70,12 +70,12 @@ class WeightGradient {
     return (height + strips - 1) / strips;
   }
 
-  std::vector<Term> terms_of(const std::vector<Tap>& taps) const {
+  std::vector<Term> terms_of(const std::vector<KernelTap>& taps) const {
     std::vector<Term> terms;
-    for (const Run& run : runs_of(taps)) {
+    for (const TapRun& run : runs_of(taps)) {
       const int n = static_cast<int>(run.taps.size());
-      if (packed_as_ == Weights::bf16 || n < 2 || w_.in < kFewestChannels || w_.out < kFewestChannels) {
-        for (const Tap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
+      if (packed_as_ == Weights::bf16 || n < 2 || w_.in() < kFewestChannels || w_.out() < kFewestChannels) {
+        for (const KernelTap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
         continue;
       }
       for (const Product& product : Scheme(scheme_.outputs, n).products) {
@@ -89,31 +89,27 @@ class WeightGradient {
   bool has_terms(bool of_products) const {
     return std::any_of(terms_.begin(), terms_.end(), [=](const Term& t) { return t.of_product == of_products; });
   }
-  int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in; }
+  int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in(); }
   int depth() const { return rows_ * std::max(pitch_, groups_); }
 
   struct Part {
     void allocate(const WeightGradient& g) {
-      int64_t size = 0;
-      const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
-      const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);
-      const int64_t at_zeros = take(g.padded_);
-      const int64_t at_copy = take(g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_);
-      const int64_t at_packed = take(g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / sizeof(T));
-      const int64_t at_wide = take(g.packed_as_ == Weights::bf16 ? int64_t{g.depth()} * g.padded_ : 0);
-      const int64_t at_planes = take(g.has_terms(false) ? g.w_.in * g.plane_ : 0);
-      const int64_t at_pixels = take(g.has_terms(true) ? g.w_.in * g.plane_ : 0);
-      const int64_t at_product = take(2 * int64_t{g.w_.in} * g.rows_ * g.groups_);
-      memory.emplace(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory->get());
-      sums = begin + at_sums, bias = begin + at_bias, zeros = begin + at_zeros, copy = begin + at_copy;
-      packed = begin + at_packed, wide = begin + at_wide, planes = begin + at_planes, pixels = begin + at_pixels,
-      product = begin + at_product;
-      for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
+      const int64_t in = g.w_.in(), depth = g.depth();
+      memory.emplace(zeroed_arrays<T>(
+          {{&sums, g.sum_rows() * int64_t{g.padded_}},
+           {&bias, g.padded_},
+           {&zeros, g.padded_},
+           {&copy, g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_},
+           {&packed, g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / static_cast<int64_t>(sizeof(T))},
+           {&wide, g.packed_as_ == Weights::bf16 ? depth * g.padded_ : 0},
+           {&planes, g.has_terms(false) ? in * g.plane_ : 0},
+           {&pixels, g.has_terms(true) ? in * g.plane_ : 0},
+           {&product, 2 * in * g.rows_ * g.groups_}}));
+      sum_rows = rows_from(sums, g.sum_rows(), g.padded_);
       for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
+      product_rows = rows_from(product, g.rows_ * g.groups_, in);
       for (int k = 0; k < g.rows_ * g.groups_; k++) {
-        product_rows.push_back(product + int64_t{k} * g.w_.in);
-        groups.push_back(pixels + (k / g.groups_ * g.pitch_ + k % g.groups_ * g.scheme_.outputs) * int64_t{g.w_.in});
+        groups.push_back(pixels + (k / g.groups_ * g.pitch_ + k % g.groups_ * g.scheme_.outputs) * int64_t{g.w_.in()});
       }
     }
     std::optional<ZeroedBlock> memory;
@@ -142,7 +138,7 @@ class WeightGradient {
           multiply(part, t, rows * pitch_, [&](int i) { return part.planes + i * plane_ + place(terms_[t]); });
     }
     if (has_terms(true)) {
-      load(part.pixels, w_.in, 1, image, y);
+      load(part.pixels, w_.in(), 1, image, y);
       for (int i = 0; i < scheme_.outputs; i++) {
         part.of_group[i].clear();
         for (int k = 0; k < rows * groups_; k++) {
@@ -165,10 +161,10 @@ class WeightGradient {
       const Term& term = terms_[t];
       if (!term.of_product || term.product.sum != sum) continue;
       if (!std::exchange(packed, true)) pack_sum(part, sum, depth);
-      T* const by_channel = part.product + int64_t{w_.in} * depth;
-      of_neighbours(term.product, part.groups.data(), place(term) * w_.in, w_.in)
-          .write(layer_kernels_, part.product_rows.data(), depth, w_.in);
-      copy_row(part.product, 1, w_.in, by_channel, depth, 1, w_.in, depth);
+      T* const by_channel = part.product + int64_t{w_.in()} * depth;
+      of_neighbours(term.product, part.groups.data(), place(term) * w_.in(), w_.in())
+          .write(layer_kernels_, part.product_rows.data(), depth, w_.in());
+      copy_row(part.product, 1, w_.in(), by_channel, depth, 1, w_.in(), depth);
       multiply(part, t, depth, [&](int i) { return by_channel + int64_t{i} * depth; });
     }
   }
@@ -193,7 +189,7 @@ class WeightGradient {
       if (to_c == 1)
         std::fill_n(row_at(row), pitch_ * to_x, T(0));
       else
-        for (int i = 0; i < w_.in; i++) std::fill_n(row_at(row) + i * to_c, pitch_, T(0));
+        for (int i = 0; i < w_.in(); i++) std::fill_n(row_at(row) + i * to_c, pitch_, T(0));
     }
     load_rows<T>(
         x_, image, std::max(first, 0), std::min(last, x_.height),
@@ -231,17 +227,17 @@ class WeightGradient {
   template <class Row>
   void multiply(Part& part, size_t term, int depth, const Row& x_row) const {
     part.x_rows.clear();
-    for (int i = 0; i < w_.in; i++) part.x_rows.push_back(x_row(i));
+    for (int i = 0; i < w_.in(); i++) part.x_rows.push_back(x_row(i));
     const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
-    T* const* to = part.sum_rows.data() + term * w_.in;
-    kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, packed_as_}, 0, blocks_, {to, to});
+    T* const* to = part.sum_rows.data() + term * w_.in();
+    kernels_.matmul(part.x_rows.data(), w_.in(), {part.packed, depth, bytes, packed_as_}, 0, blocks_, {to, to});
   }
 
   // For a block of output channels: what the parts sum up to, shared out to the taps.
   template <class E>
   void write(const std::vector<Part>& parts, int block, E* grad_weight, E* grad_bias) const {
-    const int first = block * kernels_.block, lanes = std::min(kernels_.block, w_.out - first);
-    const int taps = w_.height * w_.width, size = w_.in * taps;
+    const int first = block * kernels_.block, lanes = std::min(kernels_.block, w_.out() - first);
+    const int taps = w_.mask.height * w_.mask.width, size = w_.in() * taps;
     std::vector<T> total(lanes), found(int64_t{size} * lanes), by_channel(found.size());  // found: [in][taps][lanes]
     const auto add_up = [&](int64_t row) {
       std::fill(total.begin(), total.end(), T(0));
@@ -251,22 +247,21 @@ class WeightGradient {
       }
     };
     for (size_t t = 0; t < terms_.size(); t++)
-      for (int i = 0; i < w_.in; i++) {
-        add_up(int64_t(t) * w_.in + i);
+      for (int i = 0; i < w_.in(); i++) {
+        add_up(int64_t(t) * w_.in() + i);
         for (const auto& [tap, share] : terms_[t].taps) {
-          T* to = found.data() + (int64_t{i} * taps + tap.ky * w_.width + tap.kx) * lanes;
+          T* to = found.data() + (int64_t{i} * taps + tap.ky * w_.mask.width + tap.kx) * lanes;
           for (int k = 0; k < lanes; k++) to[k] += static_cast<T>(share) * total[k];
         }
       }
     copy_row(found.data(), 1, lanes, by_channel.data(), size, 1, lanes, size);
-    const int64_t* m = w_.mask_strides;
     const T* from = by_channel.data();
     E* to = grad_weight + int64_t{first} * size;
     for (int o = first; o < first + lanes; o++)
-      for (int i = 0; i < w_.in; i++)
-        for (int y = 0; y < w_.height; y++)
-          for (int x = 0; x < w_.width; x++, from++) {
-            const T mask = convert<T>(static_cast<const E*>(w_.mask)[o * m[0] + i * m[1] + y * m[2] + x * m[3]]);
+      for (int i = 0; i < w_.in(); i++)
+        for (int y = 0; y < w_.mask.height; y++)
+          for (int x = 0; x < w_.mask.width; x++, from++) {
+            const T mask = convert<T>(*w_.mask.at<E>(o, i, y, x));
             *to++ = mask != 0 ? convert<E>(mask * *from) : E{};
           }
     if (!grad_bias) return;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace pcf::cpu {
 
@@ -37,5 +38,24 @@ class ZeroedBlock {
  private:
   Block block_;
 };
+
+// Where n rows begin that are `pitch` apart.
+template <class T>
+std::vector<T*> rows_from(T* begin, int64_t n, int64_t pitch) {
+  std::vector<T*> rows(n);
+  for (T*& row : rows) row = std::exchange(begin, begin + pitch);
+  return rows;
+}
+
+// Arrays of T side by side in one zeroed block, each given by its pointer, which is set, and its size.
+template <class T>
+ZeroedBlock zeroed_arrays(const std::vector<std::pair<T**, int64_t>>& arrays) {
+  int64_t size = 0;
+  for (const auto& [pointer, n] : arrays) size += n;
+  ZeroedBlock block(size * static_cast<int64_t>(sizeof(T)));
+  T* next = reinterpret_cast<T*>(block.get());
+  for (const auto& [pointer, n] : arrays) *pointer = std::exchange(next, next + n);
+  return block;
+}
 
 }  // namespace pcf::cpu

@@ -18,31 +18,26 @@ namespace pcf::cpu {
 template <class T>
 class PlaneConvolution {
  public:
-  static bool computes(const FeatureMap& in, const FeatureMap& out, const MaskedWeight& w, const std::vector<Tap>& taps,
-                       const ConvEpilogue& e) {
+  static bool computes(const FeatureMap& in, const FeatureMap& out, const MaskedWeight& w,
+                       const std::vector<KernelTap>& taps, const ConvEpilogue& e) {
     const auto is_line = [](const FeatureMap& map) {  // whether pixels are equally far apart
       return map.element == element_of<T> && map.stride_y == map.width * map.stride_x;
     };
-    const bool is_plain = !e.condition && !e.residual.data && (!e.activates || e.activation == StepKind::relu);
-    return w.element == element_of<T> && taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 &&
+    const bool is_plain = !e.condition && !e.residual && e.is_none_or_relu();
+    return w.element() == element_of<T> && taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 &&
            in.height == out.height && in.width == out.width && is_line(in) && is_line(out) && out.stride_x == 1 &&
            is_plain && out.height * out.width >= kernels<T>(chosen_isa()).block;
   }
 
-  PlaneConvolution(const MaskedWeight& w, const Tap& tap, const ConvEpilogue& e)
-      : kernels_(kernels<T>(chosen_isa())), depth_(w.in + 1), relu_(e.activates), rows_(int64_t{w.out} * depth_) {
-    with_element(w.element, [&](auto element) {
-      using E = decltype(element);
-      const int64_t *s = w.weight_strides, *m = w.mask_strides;
-      const auto* weight = static_cast<const E*>(w.weight) + tap.ky * s[2] + tap.kx * s[3];
-      const auto* mask = static_cast<const E*>(w.mask) + tap.ky * m[2] + tap.kx * m[3];
-      for (int o = 0; o < w.out; o++) {
+  PlaneConvolution(const MaskedWeight& w, const KernelTap& tap, const ConvEpilogue& e)
+      : kernels_(kernels<T>(chosen_isa())), depth_(w.in() + 1), relu_(e.activation), rows_(int64_t{w.out()} * depth_) {
+    with_element(w.element(), [&](auto element) {
+      for (int o = 0; o < w.out(); o++) {
         T* const row = rows_.data() + int64_t{o} * depth_;
         const T scale = e.scale ? static_cast<const T*>(e.scale)[o] : T(1);
         row[0] = (e.bias ? static_cast<const T*>(e.bias)[o] : T(0)) * scale;  // times a row of ones
         if (e.shift) row[0] += static_cast<const T*>(e.shift)[o];
-        for (int i = 0; i < w.in; i++)
-          row[1 + i] = convert<T>(weight[o * s[0] + i * s[1]]) * convert<T>(mask[o * m[0] + i * m[1]]) * scale;
+        for (int i = 0; i < w.in(); i++) row[1 + i] = w.at<T, decltype(element)>(o, i, tap.ky, tap.kx) * scale;
       }
     });
   }
@@ -67,9 +62,8 @@ class PlaneConvolution {
 
   struct Scratch {
     Scratch(const PlaneConvolution& c, int planes, int blocks, const T* zeros)
-        : x(int64_t{blocks} * c.depth_ * c.kernels_.block * sizeof(T)), from(planes, zeros), to(planes) {
-      for (int o = 0; o < planes; o++) rows.push_back(const_cast<T*>(c.rows_.data()) + int64_t{o} * c.depth_);
-    }
+        : x(int64_t{blocks} * c.depth_ * c.kernels_.block * sizeof(T)), from(planes, zeros),
+          rows(rows_from(const_cast<T*>(c.rows_.data()), planes, c.depth_)), to(planes) {}
     Block x;  // pixels, [blocks][depth][block]
     std::vector<const T*> from;
     std::vector<T*> rows, to;

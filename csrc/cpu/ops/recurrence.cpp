@@ -22,7 +22,7 @@ constexpr int kForwardStates = 256, kBackwardStates = 128;
 // above is position p - 1, and the one to the left is p.
 class Walk {
  public:
-  Walk(const Recurrence& r, int height, int width) : r_(r), height_(height), width_(width) {}
+  Walk(const StateToState& r, int height, int width) : r_(r), height_(height), width_(width) {}
 
   int steps() const { return r_.diagonal ? height_ + width_ - 1 : height_; }
   int positions() const { return r_.diagonal ? height_ : width_; }
@@ -43,7 +43,7 @@ class Walk {
   }
 
  private:
-  const Recurrence& r_;
+  const StateToState& r_;
   const int height_, width_;
 };
 
@@ -84,15 +84,13 @@ class GroupSums {
         memory_((int64_t{scheme_.outputs + scheme_.sums()} * groups + 1) * width * sizeof(T)) {
     T* next = reinterpret_cast<T*>(memory_.get());
     zeros_.assign(groups, next);
-    const auto take = [&](std::vector<T*>& rows) {
-      for (int t = 0; t < groups; t++) rows.push_back(next += width);
-    };
-    for (auto& rows : outputs_) take(rows);
-    for (int s = 0; s < scheme_.sums(); s++)
-      if (const int only = scheme_.only_output(s); only < 0)
-        take(sums_[s]);
-      else
-        sums_[s] = outputs_[only];
+    const auto take = [&] { return rows_from(std::exchange(next, next + int64_t{groups} * width), groups, width); };
+    next += width;
+    for (auto& rows : outputs_) rows = take();
+    for (int s = 0; s < scheme_.sums(); s++) {
+      const int only = scheme_.only_output(s);
+      sums_[s] = only < 0 ? take() : outputs_[only];
+    }
   }
   void begin() { begun_.assign(scheme_.sums(), false); }
   void multiply(size_t i, Rows<const T> x, int groups, int first) {
@@ -163,7 +161,7 @@ class Scan {
   using T = Computed<E>;
 
  public:
-  Scan(const Recurrence& r, int hidden, int height, int width)
+  Scan(const StateToState& r, int hidden, int height, int width)
       : r_(r), walk_(r, height, width), hidden_(hidden), isa_(chosen_isa()), kernels_(layer_kernels<E>(isa_)) {}
 
   void forward(const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads) const {
@@ -256,7 +254,7 @@ class Scan {
       const int hidden = scan_.hidden_;
       std::vector<std::vector<T*>> rows(weights_.scheme.products.size());
       for (size_t i = 0; i < rows.size(); i++)
-        for (int t = 0; t < most_; t++) rows[i].push_back(rows_of(i) + int64_t{t} * hidden);
+        rows[i] = rows_from(static_cast<T*>(rows_.data()) + i * most_ * weights_.depth, most_, hidden);
       GroupSums<T> group_sums(weights_, most_, 4 * kCellChannels);
       std::vector<const T*> x;
       std::vector<CellForward<E>> pixels;
@@ -294,8 +292,6 @@ class Scan {
     }
 
    private:
-    T* rows_of(size_t product) { return static_cast<T*>(rows_.data()) + product * most_ * weights_.depth; }
-
     const Scan& scan_;
     const NeighbourWeights<T>& weights_;
     const int images_, positions_, group_, most_;  // most_: groups in a step
@@ -326,10 +322,8 @@ class Scan {
                                  c.at(n, walk_.pixel(step, p)), hidden_);
 
     const Block memory(int64_t{most} * weights.depth * sizeof(T));
-    T* const prepared = static_cast<T*>(memory.data());
-    std::vector<T*> rows;
+    const std::vector<T*> rows = rows_from(static_cast<T*>(memory.data()), most, weights.depth);
     std::vector<const T*> x;
-    for (int t = 0; t < most; t++) rows.push_back(prepared + int64_t{t} * weights.depth);
     GroupSums<T> group_sums(weights, most, width);
     std::vector<CellBackward<E>> pixels;
     std::vector<T*> to;
@@ -376,7 +370,7 @@ class Scan {
     }
   }
 
-  const Recurrence r_;
+  const StateToState r_;
   const Walk walk_;
   const int hidden_;
   const char* isa_;
@@ -385,15 +379,16 @@ class Scan {
 
 }  // namespace
 
-void recurrence(const Recurrence& r, const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates,
-                int threads) {
-  with_element(r.element,
-               [&](auto e) { Scan<decltype(e)>(r, h.channels, h.height, h.width).forward(sums, h, gates, threads); });
+void recurrence(const StateToState& r, const FeatureMap& sums, const FeatureMap& h,
+                const std::optional<FeatureMap>& gates, int threads) {
+  with_element(sums.element, [&](auto e) {
+    Scan<decltype(e)>(r, h.channels, h.height, h.width).forward(sums, h, gates.value_or(FeatureMap{}), threads);
+  });
 }
 
-void recurrence_gradient(const Recurrence& r, const FeatureMap& grad, const FeatureMap& gates,
+void recurrence_gradient(const StateToState& r, const FeatureMap& grad, const FeatureMap& gates,
                          const FeatureMap& grad_sums, void* grad_h0, void* grad_c0, int threads) {
-  with_element(r.element, [&](auto e) {
+  with_element(grad.element, [&](auto e) {
     using E = decltype(e);
     Scan<E>(r, grad.channels, grad.height, grad.width)
         .backward(grad, gates, grad_sums, static_cast<E*>(grad_h0), static_cast<E*>(grad_c0), threads);

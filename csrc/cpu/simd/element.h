@@ -7,7 +7,10 @@
 
 namespace pcf::cpu {
 
-enum class Element { float32, float64, bfloat16 };
+#define PCF_EACH_ELEMENT(f) f(float32) f(float64) f(bfloat16)
+#define PCF_LISTED(name) name,
+enum class Element { PCF_EACH_ELEMENT(PCF_LISTED) };
+#undef PCF_LISTED
 
 struct Bfloat16 {
   uint16_t bits;

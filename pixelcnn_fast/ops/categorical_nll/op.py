@@ -1,8 +1,6 @@
-"""Negative log-likelihood under categorical logits: schema, gradients, backends."""
+"""Negative log-likelihood under categorical logits: arguments, gradients, backends."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.categorical_nll import reference
 from pixelcnn_fast.ops.categorical_nll.reference import NO_LEVEL
-from pixelcnn_fast.ops.library import NAME, address, define, element, library, pooled
+from pixelcnn_fast.ops.library import address, define, pooled, raw
 
 
 def categorical_nll(
@@ -38,7 +36,7 @@ def categorical_nll(
     return _nll(logits, levels.long(), backend, NO_LEVEL if ignored is None else ignored)[0]
 
 
-def _compute(logits, levels, backend, ignored=NO_LEVEL):  # the schema has the types
+def _compute(logits: Tensor, levels: Tensor, backend: str, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
     backend = choose(backend, logits.device, logits.dtype)
     if backend == "reference":
         return reference.categorical_nll(logits, levels, ignored)
@@ -47,24 +45,16 @@ def _compute(logits, levels, backend, ignored=NO_LEVEL):  # the schema has the t
         from pixelcnn_fast.ops.categorical_nll import triton
 
         return triton.forward(logits, levels, ignored)
-    nll, log_sum_exp = _like_nll(logits, levels, backend)
+    nll, log_sum_exp = _like_results(logits)
     in_range = required().categorical_nll(
-        element(logits),
-        tuple(logits.shape),
-        logits.stride(),
-        address(logits),
-        address(levels),
-        ignored,
-        address(nll),
-        address(log_sum_exp),
-        torch.get_num_threads(),
+        raw(logits), address(levels), ignored, address(nll), address(log_sum_exp), torch.get_num_threads()
     )
     if not in_range:
         raise reference.out_of_range(levels[levels != ignored], logits.shape[-1])
     return nll, log_sum_exp
 
 
-def _like_nll(logits, levels, backend, ignored=NO_LEVEL):
+def _like_results(logits: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return (
         torch.empty(logits.shape[:1], dtype=dtype, device=logits.device),
@@ -72,13 +62,15 @@ def _like_nll(logits, levels, backend, ignored=NO_LEVEL):
     )
 
 
-def _compute_gradient(grad, logits, levels, log_sum_exp, backend, ignored=NO_LEVEL):
+def _compute_gradient(
+    grad: Tensor, logits: Tensor, levels: Tensor, log_sum_exp: Tensor, backend: str, ignored: int = NO_LEVEL
+) -> Tensor:
     backend = choose(backend, logits.device, logits.dtype)
     if backend == "triton":
         from pixelcnn_fast.ops.categorical_nll import triton
 
         return triton.backward(grad, logits, levels.contiguous(), log_sum_exp, ignored)
-    grad_logits = _like_logits(grad, logits, levels, log_sum_exp, backend)
+    grad_logits = _like_logits(logits)
     if backend == "reference":
         softmax = (logits - log_sum_exp[..., None]).exp()
         index, kept = reference.kept(levels, ignored)
@@ -88,10 +80,7 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend, ignored=NO_LEV
     if grad_logits.stride() != logits.stride():  # the logits have gaps
         logits = torch.empty_like(grad_logits).copy_(logits)
     required().categorical_nll_gradient(
-        element(logits),
-        tuple(logits.shape),
-        logits.stride(),
-        address(logits),
+        raw(logits),
         address(levels),
         ignored,
         address(log_sum_exp),
@@ -102,55 +91,25 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend, ignored=NO_LEV
     return grad_logits
 
 
-def _like_logits(grad, logits, levels, log_sum_exp, backend, ignored=NO_LEVEL):
+def _like_logits(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
-_nll = define(
-    f"categorical_nll(Tensor logits, Tensor levels, str backend, int ignored={NO_LEVEL}) -> (Tensor, Tensor)",
-    _compute,
-    _like_nll,
-)
-_gradient = define(
-    "categorical_nll_gradient(Tensor grad, Tensor logits, Tensor levels, Tensor log_sum_exp, str backend, "
-    f"int ignored={NO_LEVEL}) -> Tensor",
-    _compute_gradient,
-    _like_logits,
-)
+def _backward(grad, needed, logits, levels, log_sum_exp, backend, ignored):
+    return {"logits": _gradient(grad, logits, levels, log_sum_exp, backend, ignored)}
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    logits, levels, *ctx.how = inputs
-    ctx.save_for_backward(logits, levels, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
-    logits, levels, log_sum_exp = ctx.saved_tensors
-    return _gradient(grad, logits, levels, log_sum_exp, *ctx.how), None, None, None
-
-
-torch.library.register_autograd(f"{NAME}::categorical_nll", _backward, setup_context=_save, lib=library)
-
-
-def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad, logits, levels, _, _, ctx.ignored = inputs
-    ctx.save_for_backward(grad, logits, levels)
-
-
-def _backward_of_gradient(ctx: Any, along: Tensor) -> tuple:
+def _backward_of_gradient(along, needed, grad, logits, levels, ignored):
     """In plain PyTorch, which can go on differentiating it. What depends on the log-sum-exp is counted with the
     logits, from which it comes."""
-    grad, logits, levels = ctx.saved_tensors
     wide = torch.promote_types(logits.dtype, torch.float32)
     probability, along = logits.to(wide).softmax(-1), along.to(wide)
     mean = (probability * along).sum(-1, keepdim=True)
-    index, kept = reference.kept(levels, ctx.ignored)
+    index, kept = reference.kept(levels, ignored)
     of_grad = ((mean - along.gather(-1, index)) * kept).sum((1, 2, 3, 4))
     of_logits = grad[:, None, None, None, None] * probability * (along - mean) * kept
-    return of_grad.to(grad.dtype), of_logits.to(logits.dtype), None, None, None, None
+    return {"grad": of_grad.to(grad.dtype), "logits": of_logits.to(logits.dtype), "log_sum_exp": None}
 
 
-torch.library.register_autograd(
-    f"{NAME}::categorical_nll_gradient", _backward_of_gradient, setup_context=_save_gradient, lib=library
-)
+_nll = define("categorical_nll", _compute, _like_results, backward=_backward, results=("nll", "log_sum_exp"))
+_gradient = define("categorical_nll_gradient", _compute_gradient, _like_logits, backward=_backward_of_gradient)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,10 @@ from torch import Tensor
 
 from pixelcnn_fast.ops.categorical_nll.reference import NO_LEVEL
 from pixelcnn_fast.ops.triton_support import check_dtype
-from pixelcnn_fast.ops.triton_tuning import Tile, tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
+
+# rows: sub-pixels; columns: levels at a time
+TILES: Tiles = {INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8, 1),)}
 
 
 def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
@@ -21,25 +26,10 @@ def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Te
     Raises TypeError for float64 and integer logits.
     """
     n, channels, height, width, _ = logits.shape
-    rows = _rows(logits)
-    size, blocks, grid = _grid(rows)
+    blocks = triton.cdiv(height * width, _tile(logits).rows)
     partial = logits.new_empty((n, channels * blocks), dtype=torch.float32)
     logsumexp = logits.new_empty((n, channels, height, width), dtype=torch.float64)
-    with torch.cuda.device_of(logits):
-        _forward_kernel[grid](
-            rows,
-            levels.contiguous(),
-            logsumexp,
-            partial,
-            channels,
-            rows.shape[2],
-            rows.stride(),
-            IGNORED=ignored,
-            LEVELS=rows.shape[3],
-            BLOCK_P=size.rows,
-            BLOCK_L=size.columns,
-            num_warps=size.warps,
-        )
+    _launch(_forward_kernel, logits, ignored, levels.contiguous(), logsumexp, partial)
     return partial.sum(1), logsumexp
 
 
@@ -48,41 +38,35 @@ def backward(
 ) -> Tensor:
     """grad_nll: [N]; logits, levels, ignored and logsumexp as in ``forward`` -> the logits' gradient, in their dtype
     and order of strides."""
-    rows = _rows(logits)
-    size, _, grid = _grid(rows)
     grad = torch.empty_like(logits).flatten(2, 3)
+    given = (levels.contiguous(), logsumexp.contiguous(), grad_nll.contiguous(), grad, grad.stride())
+    _launch(_backward_kernel, logits, ignored, *given)
+    return grad.unflatten(2, logits.shape[2:4])
+
+
+def _tile(logits: Tensor) -> Tile:
+    check_dtype(logits)
+    pixels, levels = logits.shape[2] * logits.shape[3], logits.shape[4]
+    return tile(TILES, logits.device, pixels, levels)
+
+
+def _launch(kernel: Any, logits: Tensor, ignored: int, *given: Any) -> None:
+    """A program takes some pixels of one channel of one image."""
+    size, rows = _tile(logits), logits.flatten(2, 3)  # copied if the pixels are cut out of a larger image
+    n, channels, pixels, levels = rows.shape
     with torch.cuda.device_of(logits):
-        _backward_kernel[grid](
+        kernel[n * channels * triton.cdiv(pixels, size.rows),](
             rows,
-            levels.contiguous(),
-            logsumexp.contiguous(),
-            grad_nll.contiguous(),
-            grad,
-            logits.shape[1],
-            rows.shape[2],
+            *given,
+            channels,
+            pixels,
             rows.stride(),
-            grad.stride(),
             IGNORED=ignored,
-            LEVELS=rows.shape[3],
+            LEVELS=levels,
             BLOCK_P=size.rows,
             BLOCK_L=size.columns,
             num_warps=size.warps,
         )
-    return grad.unflatten(2, logits.shape[2:4])
-
-
-def _rows(logits: Tensor) -> Tensor:
-    """[N, C, H, W, L] -> [N, C, H * W, L], without a copy unless the pixels are cut out of a larger image."""
-    check_dtype(logits)
-    return logits.flatten(2, 3)
-
-
-def _grid(rows: Tensor) -> tuple[Tile, int, tuple[int]]:
-    """-> (tile, blocks of positions in a channel, number of programs)."""
-    n, channels, pixels, levels = rows.shape
-    size = tile("categorical nll", rows.device, pixels, levels)
-    blocks = triton.cdiv(pixels, size.rows)
-    return size, blocks, (n * channels * blocks,)
 
 
 @triton.jit
@@ -147,10 +131,10 @@ def _backward_kernel(
     logsumexp,
     grad_nll,
     grad,
+    grad_strides,
     channels,
     pixels,
     strides,
-    grad_strides,
     IGNORED: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK_P: tl.constexpr,

@@ -1,11 +1,11 @@
-"""The recurrence of a Diagonal LSTM: schema, gradients, backends."""
+"""The recurrence of a Diagonal LSTM: arguments, gradients, backends."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from pixelcnn_fast.ops.diagonal_lstm import reference
-from pixelcnn_fast.ops.recurrence import Recurrence, Tap, check, recurrence
+from pixelcnn_fast.ops.recurrence import Lstm, StateTap, check, register
 
 
 def diagonal_lstm(
@@ -33,10 +33,10 @@ def diagonal_lstm(
     return _diagonal_lstm(sums, weight, h0, c0, reverse, backend)
 
 
-def _taps(_: int, reverse: bool) -> list[Tap]:
+def _taps(_: int, reverse: bool) -> list[StateTap]:
     rows, columns = slice(None), slice(None)
-    left = Tap(0, 1, (rows, slice(-1, None))) if reverse else Tap(0, -1, (rows, slice(1)))
-    return [Tap(-1, 0, (slice(1), columns)), left]
+    left = StateTap(0, 1, (rows, slice(-1, None))) if reverse else StateTap(0, -1, (rows, slice(1)))
+    return [StateTap(-1, 0, (slice(1), columns)), left]
 
 
-_diagonal_lstm = recurrence(Recurrence("diagonal_lstm", "bool reverse, ", reference, True, _taps))
+_diagonal_lstm = register(Lstm("diagonal_lstm", reference, diagonal=True, taps=_taps))

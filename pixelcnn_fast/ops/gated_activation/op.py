@@ -1,8 +1,6 @@
-"""The gate of Gated PixelCNN: schema, gradients, backends."""
+"""The gate of Gated PixelCNN: arguments, gradients, backends."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
-from pixelcnn_fast.ops.library import (
-    NAME,
-    address,
-    define,
-    dense,
-    element,
-    library,
-    memory_format,
-    pooled,
-)
+from pixelcnn_fast.ops.library import address, define, dense, memory_format, pooled, raw
 
 
 def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -45,22 +34,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = 
     return _gate(x, condition, backend)
 
 
-def _shape(x: Tensor, condition: Tensor | None) -> Any:
-    module = required()
-    kind = "none" if condition is None else "per_image" if condition.dim() == 2 else "per_pixel"
-    n, channels, height, width = x.shape
-    last = memory_format(x) == torch.channels_last
-    return module.GateShape(n, channels // 2, height * width, last, getattr(module.GateCondition, kind))
-
-
-def _as(x: Tensor, condition: Tensor | None) -> Tensor | None:
-    """The condition, laid out like x."""
-    if condition is None or condition.dim() == 2:
-        return None if condition is None else condition.contiguous()
-    return condition.contiguous(memory_format=memory_format(x))
-
-
-def _compute(x, condition, backend):  # the schema has the types
+def _compute(x: Tensor, condition: Tensor | None, backend: str) -> Tensor:
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
         return reference.gated_activation(x, condition).contiguous(memory_format=memory_format(x))
@@ -69,28 +43,34 @@ def _compute(x, condition, backend):  # the schema has the types
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.forward(x, condition)
-    condition, out = _as(x, condition), pooled(_like_gate(x, condition, backend))
+    condition, out = _laid_out_like(x, condition), pooled(_like_result(x))
     required().gated_activation(
-        element(x), _shape(x, condition), address(x), address(condition), address(out), torch.get_num_threads()
+        raw(x), *_layout(x, condition), address(condition), address(out), torch.get_num_threads()
     )
     return out
 
 
-def _like_gate(x, condition, backend):
+def _like_result(x: Tensor) -> Tensor:
     n, channels, height, width = x.shape
-    return torch.empty(
-        (n, channels // 2, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format(x)
-    )
+    shape = (n, channels // 2, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _compute_gradient(grad, x, condition, backend):
+def _layout(x: Tensor, condition: Tensor | None) -> tuple[bool, bool]:
+    """Whether channels come last, and whether each pixel has a condition of its own."""
+    return memory_format(x) == torch.channels_last, condition is not None and condition.dim() == 4
+
+
+def _laid_out_like(x: Tensor, condition: Tensor | None) -> Tensor | None:
+    if condition is None or condition.dim() == 2:
+        return None if condition is None else condition.contiguous()
+    return condition.contiguous(memory_format=memory_format(x))
+
+
+def _compute_gradient(grad: Tensor, x: Tensor, condition: Tensor | None, backend: str) -> Tensor:
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
-        total = (
-            x if condition is None else x + (condition if condition.dim() == 4 else condition[:, :, None, None])
-        )
-        a, b = total.chunk(2, dim=1)
-        t, s = a.tanh(), b.sigmoid()
+        t, s = reference.factors(x, condition)
         halves = torch.cat([grad * s * (1 - t * t), grad * t * s * (1 - s)], dim=1)
         return halves.contiguous(memory_format=memory_format(x))
     x = dense(x)
@@ -99,11 +79,10 @@ def _compute_gradient(grad, x, condition, backend):
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.backward(grad, x, condition)
-    condition, grad_x = _as(x, condition), pooled(_like_x(grad, x, condition, backend))
+    condition, grad_x = _laid_out_like(x, condition), pooled(_like_x(x))
     required().gated_activation_gradient(
-        element(x),
-        _shape(x, condition),
-        address(x),
+        raw(x),
+        *_layout(x, condition),
         address(condition),
         address(grad),
         address(grad_x),
@@ -112,57 +91,29 @@ def _compute_gradient(grad, x, condition, backend):
     return grad_x
 
 
-def _like_x(grad, x, condition, backend):
+def _like_x(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-_gate = define("gated_activation(Tensor x, Tensor? condition, str backend) -> Tensor", _compute, _like_gate)
-_gradient = define(
-    "gated_activation_gradient(Tensor grad, Tensor x, Tensor? condition, str backend) -> Tensor",
-    _compute_gradient,
-    _like_x,
-)
+def _backward(grad, needed, x, condition, backend):
+    return _by_that_of_the_sum(_gradient(grad, x, condition, backend), needed, condition)
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, condition, ctx.backend = inputs
-    ctx.save_for_backward(x, condition)
+def _by_that_of_the_sum(grad: Tensor, needed: set[str], condition: Tensor | None) -> dict[str, Tensor]:
+    """The gradients of x and of the condition, by that of their sum."""
+    of_images = "condition" in needed and condition is not None and condition.dim() == 2
+    return {"x": grad, "condition": grad.sum((2, 3)) if of_images else grad}
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple:
-    x, condition = ctx.saved_tensors
-    grad_x = _gradient(grad, x, condition, ctx.backend)
-    grad_condition = None
-    if condition is not None and ctx.needs_input_grad[1]:
-        grad_condition = grad_x if condition.dim() == 4 else grad_x.sum((2, 3))
-    return grad_x, grad_condition, None
-
-
-torch.library.register_autograd(f"{NAME}::gated_activation", _backward, setup_context=_save, lib=library)
-
-
-def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad, x, condition, _ = inputs
-    ctx.save_for_backward(grad, x, condition)
-
-
-def _backward_of_gradient(ctx: Any, along: Tensor) -> tuple:
+def _backward_of_gradient(along, needed, grad, x, condition):
     """In plain PyTorch, which can go on differentiating it."""
-    grad, x, condition = ctx.saved_tensors
-    total = x if condition is None else x + (condition if condition.dim() == 4 else condition[:, :, None, None])
-    (a, b), (along_a, along_b) = total.chunk(2, 1), along.chunk(2, 1)
-    t, s = a.tanh(), b.sigmoid()
+    (t, s), (along_a, along_b) = reference.factors(x, condition), along.chunk(2, 1)
     of_t, of_s = 1 - t * t, s * (1 - s)
     of_grad = along_a * s * of_t + along_b * t * of_s
     of_a = grad * of_t * (along_b * of_s - 2 * along_a * s * t)
     of_b = grad * of_s * (along_a * of_t + along_b * t * (1 - 2 * s))
-    of_x = torch.cat([of_a, of_b], 1)
-    of_condition = None
-    if condition is not None:
-        of_condition = of_x if condition.dim() == 4 else of_x.sum((2, 3))
-    return of_grad, of_x, of_condition, None
+    return {"grad": of_grad, **_by_that_of_the_sum(torch.cat([of_a, of_b], 1), needed, condition)}
 
 
-torch.library.register_autograd(
-    f"{NAME}::gated_activation_gradient", _backward_of_gradient, setup_context=_save_gradient, lib=library
-)
+_gate = define("gated_activation", _compute, _like_result, backward=_backward)
+_gradient = define("gated_activation_gradient", _compute_gradient, _like_x, backward=_backward_of_gradient)

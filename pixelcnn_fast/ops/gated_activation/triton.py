@@ -9,7 +9,10 @@ from torch import Tensor
 
 from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.triton_support import check_dtype, tanh
-from pixelcnn_fast.ops.triton_tuning import tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
+
+# rows: elements
+TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)}
 
 
 def forward(x: Tensor, condition: Tensor | None) -> Tensor:
@@ -18,23 +21,16 @@ def forward(x: Tensor, condition: Tensor | None) -> Tensor:
 
     Raises TypeError for float64 and integers.
     """
-    n, channels, height, width = x.shape
-    shape = (n, channels // 2, height, width)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    _launch(x, condition, None, out)
-    return out
+    return _launch(x, condition, None)
 
 
 def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
     """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition: [N, 2C, H, W], in
     x's memory format and dtype."""
-    grad = grad.contiguous(memory_format=memory_format(x))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    _launch(x, condition, grad, out)
-    return out
+    return _launch(x, condition, grad.contiguous(memory_format=memory_format(x)))
 
 
-def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tensor) -> None:
+def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
     """In either memory format, x is [rows, 2, size], where a row is a and b of an image or of a pixel."""
     check_dtype(x)
     layout = memory_format(x)
@@ -44,11 +40,12 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tenso
     if condition is not None:
         condition = condition.contiguous() if per_image else condition.contiguous(memory_format=layout)
     n, channels, height, width = x.shape
-    pixels = height * width
+    shape, pixels = (n, channels // 2 if grad is None else channels, height, width), height * width
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     rows, size = (n * pixels, channels // 2) if channels_last else (n, channels // 2 * pixels)
     if rows * size == 0:
-        return
-    elements, *_, warps, _ = tile("gated activation", x.device, rows * size)
+        return out
+    elements, *_, warps, _ = tile(TILES, x.device, rows * size)
     block = min(elements, triton.next_power_of_2(size))
     block_rows = elements // block
     grid = (triton.cdiv(rows, block_rows) * triton.cdiv(size, block),)
@@ -67,6 +64,7 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tenso
             BLOCK=block,
             num_warps=warps,
         )
+    return out
 
 
 @triton.jit

@@ -1,9 +1,8 @@
-"""Masked 2-D convolution: schema, gradients, backends."""
+"""Masked 2-D convolution: arguments, gradients, backends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,20 +10,10 @@ from torch.nn.grad import conv2d_weight
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import (
-    NAME,
-    address,
-    as_map,
-    computed,
-    define,
-    element,
-    library,
-    memory_format,
-    pooled,
-)
+from pixelcnn_fast.ops.library import Pair, address, computed, define, memory_format, pooled, raw
 from pixelcnn_fast.ops.masked_conv2d import reference
 
-Padding = int | tuple[int, int] | Literal["same", "valid"]
+Padding = int | Pair | Literal["same", "valid"]
 
 
 def masked_conv2d(
@@ -33,7 +22,7 @@ def masked_conv2d(
     bias: Tensor | None,
     mask: Tensor,
     padding: Padding = "same",
-    dilation: int | tuple[int, int] = 1,
+    dilation: int | Pair = 1,
     backend: str = "auto",
     dense_gradient: bool = False,
     result_format: torch.memory_format | None = None,
@@ -53,9 +42,7 @@ def masked_conv2d(
     return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, None)
 
 
-def geometry(
-    weight: Tensor, padding: Padding, dilation: int | tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def geometry(weight: Tensor, padding: Padding, dilation: int | Pair) -> tuple[Pair, Pair]:
     """Padding and dilation as pairs (vertical, horizontal)."""
     dilation = _pair(dilation)
     if padding == "same":
@@ -67,17 +54,12 @@ def geometry(
     return _pair(padding), dilation
 
 
-def _pair(x: int | tuple[int, ...]) -> tuple[int, int]:
+def _pair(x: int | tuple[int, ...]) -> Pair:
     return (x, x) if isinstance(x, int) else (x[0], x[-1])
 
 
 def check_masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor,
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: Pair, dilation: Pair
 ) -> None:
     """Raises ValueError, naming the argument, if the arguments do not fit together."""
     size, kernel = x.shape, weight.shape
@@ -113,9 +95,7 @@ def expands(mask: Tensor, kernel: torch.Size) -> bool:
     return len(own) <= len(kernel) and all(a in (1, b) for a, b in zip(own, kernel[::-1], strict=False))
 
 
-def result_size(
-    x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def result_size(x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> tuple[int, int, int, int]:
     (n, _, height, width), (out, _, rows, columns) = x.shape, weight.shape
     height += 2 * padding[0] - dilation[0] * (rows - 1)
     width += 2 * padding[1] - dilation[1] * (columns - 1)
@@ -125,10 +105,10 @@ def result_size(
 def like_result(
     x: Tensor,
     weight: Tensor,
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    padding: Pair,
+    dilation: Pair,
     result_format: torch.memory_format | None = None,
-    size: Sequence[int] | None = None,
+    size: Pair | None = None,
 ) -> Tensor:
     """An empty tensor for the result; size: (H', W'), if padding below and to the right differs."""
     n, out, *whole = result_size(x, weight, padding, dilation)
@@ -140,33 +120,37 @@ def like_result(
 # -- computing
 
 
-def _compute(  # the schema has the types
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
-):
+def _compute(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    padding: Pair,
+    dilation: Pair,
+    backend: str,
+    dense_gradient: bool = False,
+    result_format: torch.memory_format | None = None,
+    size: Pair | None = None,
+) -> Tensor:
     backend = choose(backend, x.device, x.dtype)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.forward(x, weight, bias, mask, dilation, padding, result_format, size)
-    if backend == "reference":
-        y = reference.masked_conv2d(x, weight, bias, mask_like(mask, weight), padding, dilation, size)
-        return y if result_format is None else y.contiguous(memory_format=result_format)
+        return triton.forward(x, weight, bias, mask, dilation, padding, result_format=result_format, size=size)
     mask = mask_like(mask, weight)
-    out = pooled(
-        _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, size)
-    )
+    if backend == "reference":
+        y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
+        return y if result_format is None else y.contiguous(memory_format=result_format)
+    out = pooled(like_result(x, weight, padding, dilation, result_format, size))
     if not out.numel():
         return out
     bias = computed(bias)
     required().masked_conv2d(
-        element(x),
-        as_map(x),
-        as_map(weight),
-        as_map(mask),
-        padding,
-        dilation,
-        address(bias),
-        as_map(out),
+        raw(x),
+        (raw(weight), raw(mask)),
+        (padding, dilation),
+        (address(bias), 0, 0, 0, None, None, 1.0),
+        raw(out),
         torch.get_num_threads(),
     )
     return out
@@ -178,8 +162,16 @@ def mask_like(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def _input_gradient(
-    grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
-):
+    grad: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    size: tuple[int, int, int, int],
+    padding: Pair,
+    dilation: Pair,
+    backend: str,
+    dense_gradient: bool = False,
+    channels_last: bool = False,
+) -> Tensor:
     backend = choose(backend, grad.device, grad.dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if backend == "triton":
@@ -190,106 +182,73 @@ def _input_gradient(
     if backend == "reference":
         grad_x = reference.input_gradient(grad, weight * mask, size, padding, dilation)
         return grad_x.contiguous(memory_format=layout)
-    empty = _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
+    empty = _like_input(grad, size, channels_last)
     if not grad.numel():
         return empty.zero_()
     grad_x = pooled(empty)
     required().masked_conv2d_input_gradient(
-        element(grad),
-        as_map(grad),
-        as_map(weight),
-        as_map(mask),
-        padding,
-        dilation,
-        as_map(grad_x),
-        torch.get_num_threads(),
+        raw(grad), (raw(weight), raw(mask)), (padding, dilation), raw(grad_x), torch.get_num_threads()
     )
     return grad_x
 
 
-def _like_input(
-    grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
-):
+def _like_input(grad: Tensor, size: tuple[int, int, int, int], channels_last: bool) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
-def _weight_gradient(grad, x, mask, padding, dilation, backend):
+def _weight_gradient(
+    grad: Tensor, x: Tensor, mask: Tensor, padding: Pair, dilation: Pair, backend: str
+) -> tuple[Tensor, Tensor]:
     backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
-    if backend == "reference":
-        window = reference.window(x, mask, padding, dilation, grad.shape[2:])
-        weight = conv2d_weight(window, mask.shape, grad, dilation=dilation)
-        return (weight * mask).contiguous(), grad.sum((0, 2, 3))
+    if backend == "compiled":
+        weight, bias = _like_weight(x, mask)
+        if not grad.numel():
+            return weight.zero_(), bias.zero_()
+        weight_gradient(grad, x, mask, padding, dilation, weight, bias)
+        return weight, bias
     if backend == "triton":
-        from pixelcnn_fast.ops.masked_conv2d import triton
+        from pixelcnn_fast.ops.masked_conv2d import triton_weight_gradient as triton
 
         weight = triton.weight_gradient(grad, x, mask.shape, mask, dilation, padding)
-        return (weight * mask).contiguous(), grad.sum((0, 2, 3))
-    weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
-    if not grad.numel():
-        return weight.zero_(), bias.zero_()
+    else:
+        window = reference.window(x, mask, padding, dilation, grad.shape[2:])
+        weight = conv2d_weight(window, mask.shape, grad, dilation=dilation)
+    return (weight * mask).contiguous(), grad.sum((0, 2, 3))
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, mask: Tensor, padding: Pair, dilation: Pair, weight: Tensor, bias: Tensor | None
+) -> None:
+    """Writes the compiled module's gradients of weight and bias into these, which are dense."""
     required().masked_conv2d_weight_gradient(
-        element(x),
-        as_map(grad),
-        as_map(x),
-        as_map(mask),
-        padding,
-        dilation,
+        raw(grad),
+        raw(x),
+        (raw(mask), raw(mask)),
+        (padding, dilation),
         address(weight),
         address(bias),
         torch.get_num_threads(),
     )
-    return weight, bias
 
 
-def _like_weight(grad, x, mask, padding, dilation, backend):
+def _like_weight(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-def _like_forward(
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
-):
-    return like_result(x, weight, padding, dilation, result_format, size)
+# -- gradients; the signatures above have the types. The convolution is linear in x and in the weight, so what its
+# gradients need for theirs are these ops again.
 
 
-_forward = define(
-    "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend, bool dense_gradient=False, MemoryFormat? result_format=None, SymInt[2]? size=None) -> Tensor",
-    _compute,
-    _like_forward,
-    casts=(0, 1, 2),
-)
-_backward_input = define(
-    "masked_conv2d_input_gradient(Tensor grad, Tensor weight, Tensor mask, SymInt[4] size, SymInt[2] padding, "
-    "SymInt[2] dilation, str backend, bool dense_gradient=False, bool channels_last=False) -> Tensor",
-    _input_gradient,
-    _like_input,
-)
-_backward_weight = define(
-    "masked_conv2d_weight_gradient(Tensor grad, Tensor x, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend) -> (Tensor, Tensor)",
-    _weight_gradient,
-    _like_weight,
-)
-
-
-# -- gradients
-
-
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, mask, *ctx.how, ctx.dense, _, _ = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight, mask)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple:
-    x, weight, mask = ctx.saved_tensors
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense, _is_last(x, weight))
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_weight, grad_bias = _gradients(ctx, grad, x, weight, mask)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *7 * (None,)
+def _backward(grad, needed, x, weight, mask, padding, dilation, backend, dense_gradient):
+    found, how = {}, (padding, dilation, backend)
+    if "x" in needed:
+        last = _is_last(x, weight)
+        found["x"] = _backward_input(grad, weight, mask, x.shape, *how, dense_gradient, last)
+    if needed & {"weight", "bias"}:
+        gradients = _gradients(grad, x, weight, mask, *how, dense_gradient)
+        found["weight"], found["bias"] = gradients
+    return found
 
 
 def _is_last(*tensors: Tensor) -> bool:
@@ -297,59 +256,38 @@ def _is_last(*tensors: Tensor) -> bool:
     return any(memory_format(x) == torch.channels_last for x in tensors)
 
 
-def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(grad, x, weight, mask, padding, dilation, backend, dense_gradient):
     """Of weight and bias."""
-    if not ctx.dense:
-        return _backward_weight(grad, x, mask.expand_as(weight), *ctx.how)
-    padding, dilation, _ = ctx.how
+    if not dense_gradient:
+        return _backward_weight(grad, x, mask.expand_as(weight), padding, dilation, backend)
     if grad.shape[2:] != result_size(x, weight, padding, dilation)[2:]:
         x, padding = reference.window(x, weight, padding, dilation, grad.shape[2:]), (0, 0)
     how = ([1, 1], padding, dilation, False, [0, 0], 1, [False, True, True])
     return torch.ops.aten.convolution_backward(grad, x, weight, weight.shape[:1], *how)[1:]
 
 
-# The convolution is linear in x and in the weight, so what its gradients need for theirs are these ops again.
+def _backward_of_input_gradient(along, needed, grad, weight, mask, padding, dilation, backend, dense_gradient):
+    found, how = {}, (padding, dilation, backend, dense_gradient)
+    if "grad" in needed:
+        found["grad"] = _forward(along, weight, None, mask, *how, None, grad.shape[2:])
+    if "weight" in needed:
+        found["weight"] = _gradients(grad, along, weight, mask, *how)[0]
+    return found
 
 
-def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad, weight, mask, _, *ctx.how, ctx.dense, _ = inputs
-    ctx.save_for_backward(grad, weight, mask)
+def _backward_of_weight_gradient(along, along_bias, needed, grad, x, mask, padding, dilation, backend):
+    found, how = {}, (padding, dilation, backend, False)
+    if "grad" in needed:
+        found["grad"] = _forward(x, along, along_bias, mask, *how, None, grad.shape[2:])
+    if "x" in needed:
+        found["x"] = _backward_input(grad, along, mask, x.shape, *how, _is_last(x, along))
+    return found
 
 
-def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
-    grad, weight, mask = ctx.saved_tensors
-    of_grad = (
-        _forward(along, weight, None, mask, *ctx.how, ctx.dense, None, grad.shape[2:])
-        if ctx.needs_input_grad[0]
-        else None
-    )
-    of_weight = _gradients(ctx, grad, along, weight, mask)[0] if ctx.needs_input_grad[1] else None
-    return of_grad, of_weight, *7 * (None,)
-
-
-def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    grad, x, mask, *ctx.how = inputs
-    ctx.save_for_backward(grad, x, mask)
-
-
-def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
-    grad, x, mask = ctx.saved_tensors
-    of_grad = (
-        _forward(x, along, along_bias, mask, *ctx.how, False, None, grad.shape[2:])
-        if ctx.needs_input_grad[0]
-        else None
-    )
-    of_x = (
-        _backward_input(grad, along, mask, x.shape, *ctx.how, False, _is_last(x, along))
-        if ctx.needs_input_grad[1]
-        else None
-    )
-    return of_grad, of_x, *4 * (None,)
-
-
-for name, backward, save in (
-    ("masked_conv2d", _backward, _save),
-    ("masked_conv2d_input_gradient", _backward_of_input_gradient, _save_input_gradient),
-    ("masked_conv2d_weight_gradient", _backward_of_weight_gradient, _save_weight_gradient),
-):
-    torch.library.register_autograd(f"{NAME}::{name}", backward, setup_context=save, lib=library)
+_forward = define("masked_conv2d", _compute, like_result, casts=("x", "weight", "bias"), backward=_backward)
+_backward_input = define(
+    "masked_conv2d_input_gradient", _input_gradient, _like_input, backward=_backward_of_input_gradient
+)
+_backward_weight = define(
+    "masked_conv2d_weight_gradient", _weight_gradient, _like_weight, backward=_backward_of_weight_gradient
+)

@@ -22,9 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixelcnn_fast.ops.library import memory_format
+from pixelcnn_fast.ops.library import Pair, memory_format
 from pixelcnn_fast.ops.triton_support import (
-    INTERPRETED,
     activate,
     check_dtype,
     load_tile,
@@ -33,33 +32,35 @@ from pixelcnn_fast.ops.triton_support import (
     store_tile,
     within,
 )
-from pixelcnn_fast.ops.triton_tuning import multiprocessors, tile
+from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
 
-Pair = tuple[int, int]
+# rows: positions; columns: output channels; depth: input channels of one tap
+TILES: dict[str, Tiles] = {
+    "16 bit": {
+        INTERPRETER: (Tile(256, 32, 32, 4, 1),),
+        80: (Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 4), Tile(32, 32, 64, 4, 4)),
+        86: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(32, 32, 64, 4, 3)),
+        90: (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
+        100: (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
+        120: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(32, 32, 64, 4, 3)),
+    },
+    "tf32": {
+        INTERPRETER: (Tile(256, 32, 32, 4, 1),),
+        80: (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
+        86: (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
+        90: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+        100: (Tile(128, 128, 32, 8, 3), Tile(64, 32, 32, 4, 4)),
+        120: (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
+    },
+    "ieee": {
+        INTERPRETER: (Tile(256, 32, 32, 4, 1),),
+        80: (Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 3)),
+    },
+}
 PACKED_AT_ONCE = 1024  # elements of a tap's matrix, by a program
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor,
-    dilation: Pair,
-    padding: Pair,
-    result_format: torch.memory_format | None = None,
-    size: Sequence[int] | None = None,
-) -> Tensor:
-    """x: [N, C, H, W], any strides; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'] in a memory format, or in x's; size: (H', W'), if padding below and to the right
-    differs.
-
-    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
-    2^30 or more.
-    """
-    return fused_forward(x, weight, bias, mask, dilation, padding, result_format=result_format, size=size)
-
-
-def fused_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -73,7 +74,16 @@ def fused_forward(
     result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
 ) -> Tensor:
-    """activation(convolution + condition + residual); arguments as in ``masked_conv_block``."""
+    """activation(convolution(x) + condition + residual), in one pass.
+
+    x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
+    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's; size:
+    (H', W'), if padding below and to the right differs. activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the
+    slope), 'silu', 'sigmoid' or 'tanh'.
+
+    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
+    2^30 or more.
+    """
     kernel = weight.shape[2:]
     pixels = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
     pixels = pixels if size is None else [*size]
@@ -102,54 +112,6 @@ def input_gradient(
     return _product_over_taps(grad, packed, tuple(input_shape), result_format=result_format)
 
 
-def weight_gradient(
-    grad: Tensor, x: Tensor, weight_shape: Sequence[int], mask: Tensor, dilation: Pair, padding: Pair
-) -> Tensor:
-    """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
-    check_dtype(grad, x)
-    positions = _positions(grad.shape, x.shape)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    out_channels, in_channels, *kernel = weight_shape
-    taps = kernel[0] * kernel[1]
-    precision = precision_of(x.dtype)
-    size = tile(f"outer product over taps, {precision}", x.device, in_channels, out_channels, positions)
-    alive = triton.cdiv(taps, 2)  # about so many; the others' programs end at once
-    tiles = triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
-    # Each split sums a share of the positions, and the shares are summed in order: no atomics.
-    splits = max(1, min(multiprocessors(x.device) // (alive * tiles), positions // (4 * size.depth)))
-    share = size.depth * triton.cdiv(triton.cdiv(positions, splits), size.depth)
-    partial = x.new_empty((splits, taps, in_channels, out_channels), dtype=torch.float32)
-    live = live_taps(mask, kernel)
-    with torch.cuda.device_of(x):
-        _outer_product_over_taps_kernel[taps * tiles, splits](
-            grad,
-            x,
-            live,
-            partial,
-            positions,
-            share,
-            x.shape[2],
-            x.shape[3],
-            *grad.shape[2:],
-            live.stride(),
-            partial.stride(),
-            *_tuples(dilation, padding),
-            IN_CHANNELS=in_channels,
-            OUT_CHANNELS=out_channels,
-            KERNEL_WIDTH=kernel[1],
-            PRECISION=precision,
-            INTERPRETED=INTERPRETED,
-            BLOCK_I=size.rows,
-            BLOCK_O=size.columns,
-            BLOCK_P=size.depth,
-            num_warps=size.warps,
-            num_stages=size.stages,
-        )
-    by_tap = partial.sum(0).view(*kernel, in_channels, out_channels)
-    return by_tap.permute(3, 2, 0, 1).to(x.dtype, memory_format=torch.contiguous_format)
-
-
 def _product_over_taps(
     x: Tensor,
     packed: Packed,
@@ -167,13 +129,13 @@ def _product_over_taps(
     """
     matrices = packed.matrices
     check_dtype(x, matrices)
-    positions = _positions(shape, x.shape)
+    positions = positions_of(shape, x.shape)
     layout = memory_format(x) if result_format is None else result_format
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     x = x.contiguous(memory_format=torch.channels_last)
     precision = precision_of(x.dtype)
     _, in_channels, out_channels = matrices.shape
-    size = tile(f"product over taps, {precision}", x.device, positions, out_channels, in_channels)
+    size = tile(TILES[precision], x.device, positions, out_channels, in_channels)
     blocks = triton.cdiv(positions, size.rows) * triton.cdiv(out_channels, size.columns)
     with torch.cuda.device_of(x):
         _product_over_taps_kernel[blocks,](
@@ -200,12 +162,10 @@ def _product_over_taps(
             CHANNELS_LAST=memory_format(out) == torch.channels_last,
             ACTIVATION=activation,
             PRECISION=precision,
-            INTERPRETED=INTERPRETED,
             BLOCK_P=size.rows,
             BLOCK_O=size.columns,
             BLOCK_I=size.depth,
-            num_warps=size.warps,
-            num_stages=size.stages,
+            **size.launch_options(),
         )
     return out
 
@@ -245,7 +205,7 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             weight.stride(),
             mask.stride(),
             live.stride(),
-            *_tuples(dilation, padding),
+            *as_tuples(dilation, padding),
             -1 if transposed else 1,
             FROM=from_,
             KERNEL_WIDTH=kernel[1],
@@ -261,12 +221,12 @@ def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
 
 
-def _tuples(*pairs: Pair) -> tuple[Pair, ...]:
+def as_tuples(*pairs: Pair) -> tuple[Pair, ...]:
     """Torch hands an op's pairs over as lists, and Triton 3.6 takes no lists."""
     return tuple((y, x) for y, x in pairs)
 
 
-def _positions(*shapes: Sequence[int]) -> int:
+def positions_of(*shapes: Sequence[int]) -> int:
     """The number of the first map's pixels; raises ValueError if a map has more than the kernels take."""
     numbers = [shape[0] * shape[2] * shape[3] for shape in shapes]
     for shape, number in zip(shapes, numbers, strict=True):
@@ -278,20 +238,20 @@ def _positions(*shapes: Sequence[int]) -> int:
 
 
 @triton.jit
-def _locate(positions, height, width):
+def locate(positions, height, width):
     """Numbers of pixels of maps [height, width] -> image, row and column."""
     pixel = positions % (height * width)
     return positions // (height * width), pixel // width, pixel % width
 
 
 @triton.jit
-def _pixel(image, row, column, height, width):
-    """The inverse of ``_locate``."""
+def pixel_number(image, row, column, height, width):
+    """The inverse of ``locate``."""
     return (image * height + row) * width + column
 
 
 @triton.jit
-def _between(index, size):
+def between(index, size):
     """0 <= index < size, in one comparison."""
     return index.to(tl.uint32, bitcast=True) < size
 
@@ -370,7 +330,6 @@ def _product_over_taps_kernel(
     CHANNELS_LAST: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -382,9 +341,9 @@ def _product_over_taps_kernel(
     program = tl.program_id(0)
     p = (program // O_BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
     o = (program % O_BLOCKS) * BLOCK_O + tl.arange(0, BLOCK_O)
-    image, row, column = _locate(p, out_height, out_width)
+    image, row, column = locate(p, out_height, out_width)
     known = p < positions
-    pixel = _pixel(image, row, column, height, width)
+    pixel = pixel_number(image, row, column, height, width)
 
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
     taps = tl.load(count)
@@ -394,7 +353,7 @@ def _product_over_taps_kernel(
     for step in range(taps * I_BLOCKS):
         tap = step // I_BLOCKS
         i = (step % I_BLOCKS) * BLOCK_I + tl.arange(0, BLOCK_I)
-        inside = known & _between(row + dy, height) & _between(column + dx, width)
+        inside = known & between(row + dy, height) & between(column + dx, width)
         # int64: a feature map passes 2^31 elements at 4k x 4k x 128.
         source = x + (pixel + dy * width + dx).to(tl.int64) * IN_CHANNELS
         a = load_tile(source, inside, i, within(i, IN_CHANNELS, BLOCK_I))
@@ -404,7 +363,7 @@ def _product_over_taps_kernel(
             o * matrix_strides[2],
             within(o, OUT_CHANNELS, BLOCK_O),
         )
-        total = multiply_add(a, b, total, PRECISION, INTERPRETED)
+        total = multiply_add(a, b, total, PRECISION)
         following = tl.minimum((step + 1) // I_BLOCKS, taps - 1)
         dy = tl.load(offsets + 2 * following)
         dx = tl.load(offsets + 2 * following + 1)
@@ -442,71 +401,3 @@ def _product_over_taps_kernel(
 def _halves(tile):
     """The first half of a tile's columns, and the second."""
     return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
-def _outer_product_over_taps_kernel(
-    grad,
-    x,
-    live,
-    partial,
-    positions,
-    share,
-    height,
-    width,
-    out_height,
-    out_width,
-    live_strides,
-    partial_strides,
-    dilation,
-    padding,
-    IN_CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    KERNEL_WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """A program computes one tile [BLOCK_I, BLOCK_O] of one tap's gradient, over one share of the positions."""
-    O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
-    I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
-    block = tl.program_id(0)
-    split = tl.program_id(1)
-    tap = block // (I_BLOCKS * O_BLOCKS)
-    i = (block // O_BLOCKS % I_BLOCKS) * BLOCK_I + tl.arange(0, BLOCK_I)
-    o = (block % O_BLOCKS) * BLOCK_O + tl.arange(0, BLOCK_O)
-    ky = tap // KERNEL_WIDTH
-    kx = tap % KERNEL_WIDTH
-    dy = ky * dilation[0] - padding[0]
-    dx = kx * dilation[1] - padding[1]
-    is_live = tl.load(live + ky * live_strides[0] + kx * live_strides[1])
-    last = tl.where(is_live, tl.minimum((split + 1) * share, positions), 0)
-
-    # Each step moves row, column and pixel on by BLOCK_P positions; divisions would take longer than the products.
-    first = split * share
-    image, row, column = _locate(first + tl.arange(0, BLOCK_P), out_height, out_width)
-    pixel = _pixel(image, row + dy, column + dx, height, width)
-    images, rows, columns = _locate(BLOCK_P, out_height, out_width)
-    pixels = _pixel(images, rows, columns, height, width)
-
-    total = tl.zeros((BLOCK_I, BLOCK_O), dtype=tl.float32)
-    for start in range(first, last, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (p < last) & _between(row + dy, height) & _between(column + dx, width)
-        # Loaded as [I, P]: on sm_80 and sm_120, Triton does not pipeline a load that is transposed afterwards.
-        a = load_tile(x + i, within(i, IN_CHANNELS, BLOCK_I), pixel.to(tl.int64) * IN_CHANNELS, inside)
-        b = load_tile(grad + p.to(tl.int64) * OUT_CHANNELS, p < last, o, within(o, OUT_CHANNELS, BLOCK_O))
-        total = multiply_add(a, b, total, PRECISION, INTERPRETED)
-        column += columns
-        in_next_row = column >= out_width
-        column -= tl.where(in_next_row, out_width, 0)
-        row += rows + in_next_row
-        in_next_image = row >= out_height
-        row -= tl.where(in_next_image, out_height, 0)
-        pixel += pixels + tl.where(in_next_row, width - out_width, 0)
-        pixel += tl.where(in_next_image, (height - out_height) * width, 0)
-
-    rows = partial + split * partial_strides[0] + tap * partial_strides[1] + i * partial_strides[2]
-    store_tile(rows, i < IN_CHANNELS, o, o < OUT_CHANNELS, total)

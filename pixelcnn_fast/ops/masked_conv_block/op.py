@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import address, as_map, computed, define, element, pooled
+from pixelcnn_fast.ops.library import Pair, address, computed, define, pooled, raw
 from pixelcnn_fast.ops.masked_conv2d.op import (
     Padding,
     check_masked_conv2d,
@@ -71,63 +71,58 @@ def masked_conv_block(
     return _block(x, weight, bias, mask, *terms, backend, result_format)
 
 
-def _compute(  # the schema has the types
-    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend,
-    result_format=None,
-):  # fmt: skip
+def _compute(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    condition: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    alpha: float,
+    padding: Pair,
+    dilation: Pair,
+    backend: str,
+    result_format: torch.memory_format | None = None,
+) -> Tensor:
     backend = choose(backend, x.device, x.dtype)
     if backend == "triton":
-        from pixelcnn_fast.ops.masked_conv_block import triton
+        from pixelcnn_fast.ops.masked_conv2d import triton
 
         if scale is not None:
             weight = weight * scale[:, None, None, None]
             bias = bias * scale if bias is not None else None
         if shift is not None:
             bias = shift if bias is None else bias + shift
-        epilogue = (activation, residual, condition, alpha)
-        return triton.forward(x, weight, bias, mask, dilation, padding, *epilogue, result_format)
+        how = (dilation, padding, activation, alpha, residual, condition, result_format)
+        return triton.forward(x, weight, bias, mask, *how)
+    mask = mask_like(mask, weight)
     if backend == "reference":
         terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
-        y = reference.masked_conv_block(x, weight, bias, mask_like(mask, weight), *terms)
+        y = reference.masked_conv_block(x, weight, bias, mask, *terms)
         return y if result_format is None else y.contiguous(memory_format=result_format)
-    mask = mask_like(mask, weight)
     out = pooled(like_result(x, weight, padding, dilation, result_format))
     if not out.numel():
         return out
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
-    module.masked_conv_block(
-        element(x),
-        as_map(x),
-        as_map(weight),
-        as_map(mask),
-        padding,
-        dilation,
-        address(bias),
-        address(scale),
-        address(shift),
-        address(condition),
-        None if residual is None else as_map(residual),
+    epilogue = (
+        *map(address, (bias, scale, shift, condition)),
+        None if residual is None else raw(residual),
         None if activation == "none" else getattr(module.StepKind, activation),
         alpha,
-        as_map(out),
+    )
+    module.masked_conv2d(
+        raw(x),
+        (raw(weight), raw(mask)),
+        (padding, dilation),
+        epilogue,
+        raw(out),
         torch.get_num_threads(),
     )
     return out
 
 
-def _like(
-    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend,
-    result_format=None,
-):  # fmt: skip
-    return like_result(x, weight, padding, dilation, result_format)
-
-
-_block = define(
-    "masked_conv_block(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor? scale, Tensor? shift, "
-    "Tensor? condition, Tensor? residual, str activation, float alpha, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend, MemoryFormat? result_format=None) -> Tensor",
-    _compute,
-    _like,
-    casts=(0, 1, 2, 7),
-)
+_block = define("masked_conv_block", _compute, like_result, casts=("x", "weight", "bias", "residual"))

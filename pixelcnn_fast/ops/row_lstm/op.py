@@ -1,10 +1,10 @@
-"""The recurrence of a Row LSTM: schema, gradients, backends."""
+"""The recurrence of a Row LSTM: arguments, gradients, backends."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from pixelcnn_fast.ops.recurrence import Recurrence, Tap, check, recurrence
+from pixelcnn_fast.ops.recurrence import Lstm, StateTap, check, register
 from pixelcnn_fast.ops.row_lstm import reference
 
 
@@ -31,9 +31,9 @@ def row_lstm(
     return _row_lstm(sums, weight, h0, c0, backend)
 
 
-def _taps(k: int) -> list[Tap]:
+def _taps(k: int) -> list[StateTap]:
     offsets = range(-(k // 2), k // 2 + 1)
-    return [Tap(-1, dx, (slice(1), slice(max(0, -dx), min(0, -dx) or None))) for dx in offsets]
+    return [StateTap(-1, dx, (slice(1), slice(max(0, -dx), min(0, -dx) or None))) for dx in offsets]
 
 
-_row_lstm = recurrence(Recurrence("row_lstm", "", reference, False, _taps))
+_row_lstm = register(Lstm("row_lstm", reference, diagonal=False, taps=_taps))
