@@ -19,7 +19,7 @@ from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
 from pixelcnn_fast.nn.recurrence import Recurrence
 from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
-from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
+from pixelcnn_fast.rewriting.recompile_limit import tell_of_recompile_limit
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
 
@@ -100,7 +100,7 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     handle = Accelerated(backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
-    telling = tells_of_giving_up(compiled, backend.report, target, _modules_of, mode == "inductor")
+    telling = tell_of_recompile_limit(compiled, backend.report, target, _modules_of, mode == "inductor")
     if not isinstance(target, nn.Module):
         return _function(target, telling, handle)
     compiled = _OfOne(telling)

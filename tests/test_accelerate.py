@@ -25,7 +25,7 @@ from pixelcnn_fast import Sampler, accelerate, accelerated
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
-from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting import profitability
 from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
 from tests.system import foreign, fuzz
@@ -36,8 +36,8 @@ from tests.tiers import few, thorough, tiered
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)
 
 
 # -- layers that equal a masked convolution at one moment, and not later

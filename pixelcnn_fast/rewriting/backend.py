@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.ops.library import have_tangents
-from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
+from pixelcnn_fast.rewriting import pipeline
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
-from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -62,7 +62,8 @@ class Backend:
             plain = _copied(part.graph)
             try:
                 with self.report.undone_on_error():
-                    self._rewrite(part.graph, real, inference)
+                    settings = (inference, self.live_gradients, self.mode == "inductor")
+                    pipeline.rewrite(CapturedGraph(part.graph, real, *settings, self.report))
             except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
                 part.graph = plain
                 text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
@@ -74,18 +75,6 @@ class Backend:
             compiled = _by_inductor(module, inputs)
             return compiled if is_plain else _without_tangents(compiled)
         return module.forward if is_plain else _without_tangents(module.forward)
-
-    def _rewrite(self, graph: fx.Graph, real: Real, inference: bool) -> None:
-        own_data.drop(graph)
-        writes = Writes(graph, inference)
-        masked_convolutions.rewrite(graph, real, writes, self.live_gradients, self.report)
-        gates.rewrite(graph, writes, Regions(graph), self.report)
-        losses.rewrite(graph, writes, Regions(graph), self.report)
-        windows.rewrite(graph, writes, Regions(graph), self.report)
-        writes = Writes(graph, inference)  # into the maps that windows have become, too
-        blocks.rewrite(graph, writes, Regions(graph), self.report)
-        layout.channels_last(graph, writes, Regions(graph), self.mode == "inductor", self.report)
-        graph.lint()
 
 
 def _by_inductor(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

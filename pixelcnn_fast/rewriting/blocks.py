@@ -1,4 +1,4 @@
-"""In inference, what follows a masked convolution (batch norm, a sum, an activation) is computed in the same pass."""
+"""In inference, computes what follows a masked convolution (batch norm, a sum, an activation) in the same pass."""
 
 from __future__ import annotations
 
@@ -9,18 +9,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.rewriting.nodes import (
-    ADD,
-    ADD_IN_PLACE,
-    Writes,
-    calls,
-    is_call,
-    line,
-    only_user,
-    value,
-)
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
+from pixelcnn_fast.rewriting.nodes import ADD, ADD_IN_PLACE, calls, is_call, line, only_user, value
 from pixelcnn_fast.rewriting.strides import asked_format, is_surely_so, layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
@@ -35,7 +25,7 @@ _ACTIVATIONS: dict[Any, tuple[str, str | None, float]] = {
 }
 
 
-class BatchNorm(NamedTuple):
+class BatchNormCall(NamedTuple):
     """The arguments of F.batch_norm."""
 
     input: Any
@@ -52,7 +42,7 @@ class Block(NamedTuple):
     """A convolution and what follows it."""
 
     convolution: fx.Node
-    norm: BatchNorm | None = None
+    norm: BatchNormCall | None = None
     residual: fx.Node | None = None
     activation: str = "none"
     alpha: float = 1.0
@@ -78,26 +68,24 @@ class Block(NamedTuple):
         return ", ".join(filter(None, ("convolution", *parts)))
 
 
-def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    if not writes.inference:
+def rewrite(captured: CapturedGraph) -> None:
+    if not captured.inference:
         return
+    graph = captured.graph
     for node in list(graph.nodes):
         if node.target is not _CONVOLUTION or len(node.args) != 9:  # one of a window, or somebody else's
             continue
         block = _found(node)
-        if not block.following or not regions.are_one(node, *block.following):
+        if not block.following or not captured.regions.are_one(node, *block.following):
             continue
-        if not writes.none_between(node, last := block.following[-1], block.reads()):
+        if not captured.writes.none_between(node, last := block.following[-1], block.reads()):
             continue
         if (result_format := layout_of(last)) is None or not is_surely_so(last):
             continue
         with graph.inserting_before(last):
             new = _call(graph, block, asked_format(node.args[0], node.args[1], result_format))
-        new.meta = dict(last.meta)
-        last.replace_all_uses_with(new)
-        for dead in (*block.following[::-1], node):
-            graph.erase_node(dead)
-        report.rewritten[f"{block} → masked_conv_block", line(new)] += 1
+        captured.replace(node, *block.following, by=new)
+        captured.report.rewritten[f"{block} → masked_conv_block", line(new)] += 1
 
 
 def _found(convolution: fx.Node) -> Block:
@@ -111,12 +99,12 @@ def _found(convolution: fx.Node) -> Block:
     return block
 
 
-def _norm(node: fx.Node) -> BatchNorm | None:
+def _norm(node: fx.Node) -> BatchNormCall | None:
     user = only_user(node)
     if not calls(user, (F.batch_norm,)):
         return None
     names = {"running_mean": "mean", "running_var": "variance"}
-    norm = BatchNorm(
+    norm = BatchNormCall(
         *user.args[:8], **{names.get(k, k): x for k, x in user.kwargs.items() if k != "cudnn_enabled"}
     )
     statistics, own = value(norm.mean), value(node)

@@ -156,7 +156,7 @@ def _is_argument(node: fx.Node) -> bool:
     return "." not in (name if isinstance(name, str) else name())
 
 
-class View(NamedTuple):
+class MemoryView(NamedTuple):
     """Where in which storage a tensor lies: tensors with equal views are the same numbers."""
 
     storage: int
@@ -165,12 +165,12 @@ class View(NamedTuple):
     stride: tuple[Any, ...]
 
 
-def view(node: Any) -> View | None:
+def view(node: Any) -> MemoryView | None:
     found = value(node)
     if found is None:
         return None
     storage = found.untyped_storage()._cdata
-    return View(storage, found.storage_offset(), tuple(found.shape), found.stride())
+    return MemoryView(storage, found.storage_offset(), tuple(found.shape), found.stride())
 
 
 def storages(node: Any) -> set[int]:

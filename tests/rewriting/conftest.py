@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting import profitability
 
 
 @pytest.fixture(autouse=True)
 def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)

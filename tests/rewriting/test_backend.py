@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import accelerate
 from pixelcnn_fast.nn import raster_mask
-from pixelcnn_fast.rewriting import gates
+from pixelcnn_fast.rewriting import pipeline
 from pixelcnn_fast.rewriting.backend import Backend
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from tests.needs import needs_native
 from tests.tiers import thorough
 
@@ -383,6 +384,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
     "gate of a sum without gradients": (sum_without_gradients, {}, 0, 1),
     "gate without gradients": (gate_without_gradients, {}, 0, 1),
     "gate of the input": (lambda m, x: gate(x), {}, 0, 1),
+    "gate of a gate": (lambda m, x: gate(gate(m.conv(x))), {}, 0, 1),
     "gate of a result": (lambda m, x: (lambda y: (gate(y), y))(m.conv(x))[0], {}, 0, 1),
     "no mask": (lambda m, x: m.convolved(x, m.weight * 2), {}, 0, 0),
     "mask of ones": (lambda m, x: m.convolved(x, m.weight * m.ones), {}, 0, 0),
@@ -715,12 +717,12 @@ def test_results_are_laid_out_as_they_were(image: bool) -> None:
 def test_a_rewrite_that_fails_costs_nothing_but_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
-    def fail(graph: torch.fx.Graph, *_: Any) -> None:
-        for node in list(graph.nodes)[::-1][1:3]:
+    def fail(captured: CapturedGraph) -> None:
+        for node in list(captured.graph.nodes)[::-1][1:3]:
             node.args = ()
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(gates, "rewrite", fail)
+    monkeypatch.setattr(pipeline, "REWRITES", (*pipeline.REWRITES[:3], fail))
     model, x, backend = Gated(), torch.randn(2, 1, 6, 7), Backend()
     with pytest.warns(UserWarning, match="rewriting it failed .KeyError: 'a mistake'.. Please report it"):
         found = torch.compile(model, backend=backend)(x)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
 
 from pixelcnn_fast.ops.masked_conv2d.op import expands
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     DIV,
     MUL,
     MUL_IN_PLACE,
     NEW_DATA,
-    View,
+    MemoryView,
     Writes,
     evaluated,
     is_call,
@@ -50,9 +51,9 @@ class Zeroed(NamedTuple):
         """What nobody may write into."""
         return [self.mask, *self.through]
 
-    def kept(self, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
+    def kept(self, captured: CapturedGraph) -> Tensor | None:
         """Where the weight is kept now, if that can be known."""
-        now = evaluated(self.mask, real, writes)
+        now = evaluated(self.mask, captured.real, captured.writes)
         return None if now is None or now.is_meta else (now == 0 if self.inverted else now != 0)
 
     def inserted(self, graph: fx.Graph) -> fx.Node:
@@ -70,7 +71,7 @@ class InPlace:
 
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
-        self._found: dict[View, tuple[Zeroed, ...]] = {}
+        self._found: dict[MemoryView, tuple[Zeroed, ...]] = {}
         self._moved: set[int] = set()  # storages whose tensors were given other data
 
     def __getitem__(self, node: Any) -> tuple[Zeroed, ...]:

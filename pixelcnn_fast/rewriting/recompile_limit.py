@@ -27,7 +27,7 @@ SHARED = (
 )
 
 
-def tells_of_giving_up(
+def tell_of_recompile_limit(
     compiled: Callable[..., Any],
     report: Report,
     target: Callable[..., Any],
