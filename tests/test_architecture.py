@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other.
 TIERS = [
     {
+        "program.steps",
         "errors",
         "files",
         "native",
@@ -54,7 +55,10 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def part(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    """The station that a module belongs to; the table of steps, on which all others build, is one by itself."""
+    _, *names = module.split(".")
+    inner = ".".join(names[:2])
+    return inner if inner in TIER_OF else (names or ["__init__"])[0]
 
 
 def imports(source: str, module: str, known: set[str]) -> Iterator[str]:

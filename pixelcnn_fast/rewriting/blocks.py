@@ -9,20 +9,26 @@ from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.ops.masked_conv_block import reference
+from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
+from pixelcnn_fast.program.steps import ACTIVATIONS
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
-from pixelcnn_fast.rewriting.nodes import ADD, ADD_IN_PLACE, calls, is_call, line, only_user, value
+from pixelcnn_fast.rewriting.nodes import (
+    ADD,
+    ADD_IN_PLACE,
+    calls,
+    is_call,
+    line,
+    only_user,
+    proxies,
+    spelled,
+    value,
+)
 from pixelcnn_fast.rewriting.strides import asked_format, is_surely_so, layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-# Their name, and that of their slope and its default.
-_ACTIVATIONS: dict[Any, tuple[str, str | None, float]] = {
-    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_", torch.relu_), ("relu", None, 1.0)),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh", "tanh_"), ("tanh", None, 1.0)),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), ("sigmoid", None, 1.0)),
-    F.silu: ("silu", None, 1.0),
-    F.elu: ("elu", "alpha", 1.0),
-    F.leaky_relu: ("leaky_relu", "negative_slope", 0.01),
-}
+# What a graph calls, and the activation of masked_conv_block that this is.
+_KINDS = {call: kind for kind in ACTIVATIONS if kind in reference.ACTIVATIONS for call in spelled(kind)}
 
 
 class BatchNormCall(NamedTuple):
@@ -130,26 +136,23 @@ def _residual(node: fx.Node) -> fx.Node | None:
 
 def _activation(node: fx.Node) -> tuple[str, float] | None:
     user = only_user(node)
-    if not isinstance(user, fx.Node) or not is_call(user, _ACTIVATIONS.keys()) or user.args[0] is not node:
+    if not is_call(user, _KINDS.keys()) or user.args[0] is not node:
         return None
-    name, slope, default = _ACTIVATIONS[user.target]
-    alpha: Any = default
-    if slope is not None:
-        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(slope, default)
-    return (name, float(alpha)) if isinstance(alpha, (int, float)) else None
+    kind = _KINDS[user.target]
+    names = ACTIVATIONS[kind]
+    alpha: Any = names.default
+    if names.alpha:
+        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(names.alpha, alpha)
+    return (kind, float(alpha)) if isinstance(alpha, (int, float)) else None
 
 
 def _call(graph: fx.Graph, block: Block, result_format: torch.memory_format | None) -> fx.Node:
     scale = shift = None
-    call = graph.call_function
     if (norm := block.norm) is not None:
-        scale = call(torch.rsqrt, (call(torch.add, (norm.variance, norm.eps)),))
-        if norm.weight is not None:
-            scale = call(torch.mul, (scale, norm.weight))
-        shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
-        if norm.bias is not None:
-            shift = call(torch.add, (shift, norm.bias))
+        given = proxies(graph, norm.mean, norm.variance, norm.weight, norm.bias, norm.eps)  # eps may vary, too
+        folded: Any = folded_norm(*given)
+        scale, shift = (result.node for result in folded)
     x, weight, bias, mask, padding, dilation, backend, *_ = block.convolution.args
     terms = (scale, shift, None, block.residual, block.activation, block.alpha)
-    how = (padding, dilation, backend, result_format)
-    return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms, *how))
+    arguments = (x, weight, bias, mask, *terms, padding, dilation, backend, result_format)
+    return graph.call_function(torch.ops.pixelcnn_fast.masked_conv_block.default, arguments)

@@ -7,7 +7,6 @@ What PyTorch keeps for its backward, and the caller knows, too, stays the very t
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
+from pixelcnn_fast.program.steps import ACTIVATIONS
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.masked_convolutions import Conv2dCall, no_mask
 from pixelcnn_fast.rewriting.nodes import (
@@ -25,6 +25,7 @@ from pixelcnn_fast.rewriting.nodes import (
     calls,
     is_any_call,
     line,
+    spelled,
     storages,
     value,
     written,
@@ -33,42 +34,14 @@ from pixelcnn_fast.rewriting.strides import layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
 _OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)
-_AGNOSTIC: frozenset[Any] = frozenset(
-    (
-        *_OURS,
-        torch.ops.pixelcnn_fast.gated_activation.default,
-        *CONV2D,
-        *STATISTICS,
-        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
-        *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
-        *(
-            torch.add,
-            torch.sub,
-            torch.mul,
-            torch.div,
-            torch.neg,
-            torch.maximum,
-            torch.minimum,
-            torch.clamp,
-            torch.abs,
-        ),
-        *(torch.relu, torch.tanh, torch.sigmoid, torch.exp, torch.square),
-        *(
-            F.relu,
-            F.elu,
-            F.leaky_relu,
-            F.silu,
-            F.gelu,
-            F.tanh,
-            F.sigmoid,
-            F.softplus,
-            F.mish,
-            F.hardtanh,
-            F.relu6,
-        ),
-        *(F.hardswish, F.selu, F.celu, F.pad, F.softsign, F.logsigmoid),
-        *"add add_ sub sub_ mul mul_ div div_ neg relu relu_ tanh tanh_ sigmoid sigmoid_ exp square abs clamp".split(),
+_AGNOSTIC = (
+    frozenset((*_OURS, torch.ops.pixelcnn_fast.gated_activation.default, F.pad))
+    | CONV2D
+    | STATISTICS
+    | spelled(
+        *"add sub mul truediv div iadd isub imul itruediv neg abs clamp maximum minimum exp square".split()
     )
+    | spelled(*ACTIVATIONS, *"gelu softplus mish hardtanh relu6 selu celu softsign logsigmoid".split())
 )
 _FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
 

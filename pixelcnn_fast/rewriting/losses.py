@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
-from pixelcnn_fast.rewriting.nodes import calls, is_call, line, only_user, size, value
+from pixelcnn_fast.rewriting.nodes import calls, is_call, line, only_user, proxies, size, value
 from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_map
 
 _MEAN = frozenset(("mean", torch.mean))
@@ -78,7 +77,7 @@ def rewrite(captured: CapturedGraph) -> None:
             captured.report.left[f"cross_entropy: {why}", where] += 1
             continue
         with graph.inserting_before(node):
-            new = _call(graph, call, reduced, regions.are_one(node, call.input))
+            new = _nll(graph, call, reduced, regions.are_one(node, call.input))
         captured.replace(*reduced.calls, by=new)
         if call.input.op != "placeholder" and not call.input.users:
             graph.erase_node(call.input)
@@ -128,40 +127,34 @@ def _kept_axes(user: fx.Node | None, node: fx.Node) -> set[int] | None:
     return set(range(len(shape))) - {axis % len(shape) for axis in axes} if axes else set()
 
 
-def _call(graph: fx.Graph, call: CrossEntropyCall, reduced: Reduced, in_one: bool) -> fx.Node:
-    function, method = graph.call_function, graph.call_method
-    logits, target = _levels_last(graph, call, in_one)
-    if (dtype := _dtype(reduced.calls[0])) != _dtype(call.input):  # as autocast computes it
-        logits = method("to", (logits, dtype))
-    found = function(
-        torch.ops.pixelcnn_fast.categorical_nll.default, (logits, target, "auto", call.ignore_index)
-    )
-    total = function(operator.getitem, (found, 0))
-    if not reduced.of_images:
-        total = method("sum", (total,))
-    if not reduced.is_mean:
-        return total
-    if not reduced.counts_ignored:
-        counted = method("sum", (function(operator.ne, (call.target, call.ignore_index)),))
-        return function(operator.truediv, (total, counted))
-    pixels = method("numel", (call.target,))
-    if reduced.of_images:
-        pixels = function(operator.floordiv, (pixels, method("size", (call.target, 0))))
-    return function(operator.truediv, (total, pixels))
-
-
-def _levels_last(graph: fx.Graph, call: CrossEntropyCall, in_one: bool) -> tuple[fx.Node, fx.Node]:
-    """Logits [N, C, H, W, L] and target [N, C, H, W] of equal meaning."""
-    method = graph.call_method
-    logits = call.input if len(size(call.input) or ()) == 2 else method("movedim", (call.input, 1, -1))
-    missing = 5 - len(size(call.input) or ())
-    target = method("long", (call.target,))
-    source = call.input.args[0] if in_one and is_call(call.input, _FLATTENING) else None
-    before, flat = value(source), value(call.input)
-    if before is not None and flat is not None and flat.dim() == 2 and before.shape[-1] == flat.shape[-1]:
-        if 2 < before.dim() <= 5:  # what it was before it was flattened, without a copy
-            logits, missing = source, 5 - before.dim()
-            target = method("view_as", (target, method("select", (logits, -1, 0))))
+def _nll(graph: fx.Graph, call: CrossEntropyCall, reduced: Reduced, in_one: bool) -> fx.Node:
+    """The same loss by the op. in_one: whether the logits are computed in the same region."""
+    source = _unflattened(call.input) if in_one else None
+    logits, target, unflattened = proxies(graph, call.input, call.target, source)
+    levels, missing = target.long(), 5 - len(size(call.input) or ())
+    if source is not None:
+        logits, missing = unflattened, 5 - len(size(source) or ())
+        levels = levels.view_as(logits.select(-1, 0))
+    elif missing < 3:
+        logits = logits.movedim(1, -1)
     for _ in range(missing):
-        logits, target = method("unsqueeze", (logits, 1)), method("unsqueeze", (target, 1))
-    return logits, target
+        logits, levels = logits.unsqueeze(1), levels.unsqueeze(1)
+    if (dtype := _dtype(reduced.calls[0])) != _dtype(call.input):  # as autocast computes it
+        logits = logits.to(dtype)
+    loss = torch.ops.pixelcnn_fast.categorical_nll.default(logits, levels, "auto", call.ignore_index)[0]
+    if not reduced.of_images:
+        loss = loss.sum()
+    if reduced.is_mean and not reduced.counts_ignored:
+        loss = loss / (target != call.ignore_index).sum()
+    elif reduced.is_mean:
+        loss = loss / (target.numel() // target.size(0) if reduced.of_images else target.numel())
+    return cast(fx.Node, loss.node)
+
+
+def _unflattened(logits: Any) -> fx.Node | None:
+    """What logits [pixels, L] were, [N, ..., L], before they were flattened, so that nothing has to be copied."""
+    source = logits.args[0] if is_call(logits, _FLATTENING) else None
+    before, flat = size(source), size(logits)
+    if before is None or flat is None or len(flat) != 2 or not 2 < len(before) <= 5 or before[-1] != flat[-1]:
+        return None
+    return cast(fx.Node, source)

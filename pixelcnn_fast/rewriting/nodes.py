@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx
+from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional as F
 
 MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
@@ -35,6 +36,13 @@ _EMBEDDING = frozenset((F.embedding, F.embedding_bag))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
+def spelled(*names: str) -> frozenset[Any]:
+    """What a graph may call to apply pointwise functions of these names, in place or not: functions and methods."""
+    all_names = [f"{name}{suffix}" for name in names for suffix in ("", "_")]
+    found = {getattr(module, name, None) for module in (operator, torch, F) for name in all_names}
+    return frozenset((found - {None}) | {*all_names})
+
+
 def calls(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
     """Whether a node calls one of some functions, or methods by name."""
     return isinstance(node, fx.Node) and is_any_call(node) and node.target in targets
@@ -47,6 +55,12 @@ def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
 
 def is_any_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method")
+
+
+def proxies(graph: fx.Graph, *given: Any) -> list[Any]:
+    """Nodes, such that what is computed with them is put into the graph; anything else as it is."""
+    tracer = GraphAppendingTracer(graph)
+    return [fx.Proxy(x, tracer) if isinstance(x, fx.Node) else x for x in given]
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
