@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.rewriting.test_backend import Swapped, check, times
+from tests.rewriting.networks import Programmed, check, images, times
 
 
 def masked(m: Any, x: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ BLOCKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
 def test_blocks(name: str) -> None:
     forward, expected = BLOCKS[name]
     torch.manual_seed(0)
-    layer: Any = Swapped(forward)
+    layer: Any = Programmed(forward)
     layer.norm.running_mean.normal_()
     layer.norm.running_var.uniform_(0.5, 2)
-    backend = check(layer, torch.randn(2, 4, 6, 5, dtype=torch.float64))
+    backend = check(layer, images())
     found = [
         what.removesuffix(" → masked_conv_block") for what, _ in backend.report.rewritten if "block" in what
     ]

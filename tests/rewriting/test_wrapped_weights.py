@@ -73,7 +73,6 @@ WRAPPED = [parametrized, weight_norm_of_a_masked, mask_after_weight_norm, old_we
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layer", WRAPPED, ids=lambda layer: layer.__name__)
 def test_wrapped_weights(layer: Any, training: bool) -> None:
-    torch._dynamo.reset()
 
     def network() -> nn.Module:
         torch.manual_seed(0)
