@@ -53,7 +53,7 @@ def rewrite(captured: CapturedGraph) -> None:
     copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
 
     def contiguous(source: fx.Node, user: fx.Node) -> fx.Node:
-        """A copy, made for its first user. All have the same one, as they may share memory with it."""
+        """A contiguous copy, made for the first user; all others read the same, as they may share memory with it."""
         if source not in copies:
             with graph.inserting_before(user):
                 copies[source] = graph.call_method("contiguous", (source,))

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
-from pixelcnn_fast.rewriting.mask_detection import InPlace, Zeroed, zeroed
+from pixelcnn_fast.rewriting.mask_detection import MaskedInPlace, MaskedWeight, masks_of
 from pixelcnn_fast.rewriting.nodes import CONV2D, calls, line, size, value
 from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, followed, is_surely_so, layout_of
@@ -54,7 +54,7 @@ class Conv2dCall(NamedTuple):
 
 def rewrite(captured: CapturedGraph) -> None:
     """What a mask is now only decides whether a rewrite pays: the op reads the mask at each call."""
-    graph, report, in_place = captured.graph, captured.report, InPlace(captured.writes)
+    graph, report, in_place = captured.graph, captured.report, MaskedInPlace(captured.writes)
     for node in list(graph.nodes):
         if not calls(node, CONV2D):
             in_place.follow(node)
@@ -105,10 +105,10 @@ def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:
     return graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
 
 
-def _mask_of(weight: Any, in_place: InPlace, captured: CapturedGraph) -> Zeroed | str:
+def _mask_of(weight: Any, in_place: MaskedInPlace, captured: CapturedGraph) -> MaskedWeight | str:
     """Where a weight is zero, or why that is of no use."""
     why = "its weight has no mask, and no padding or crop could be taken in"
-    for found in zeroed(weight, in_place):
+    for found in masks_of(weight, in_place):
         if not captured.writes.none_after(found.since, found.reads(), but=found.repeated()):
             return "something writes into its weight or its mask"
         kept, shape = found.kept(captured), size(weight)

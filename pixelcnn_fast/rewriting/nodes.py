@@ -1,4 +1,4 @@
-"""What rewrites ask of the nodes of a graph that Dynamo has captured."""
+"""Questions about the calls of a graph that Dynamo has captured: what they call, and what they write into."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def calls(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
 
 
 def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
-    """Whether it does so, gives the first argument by position and writes into no ``out=``."""
+    """Whether a node does so, with its first argument by position and no ``out=``."""
     return calls(node, targets) and bool(node.args) and "out" not in node.kwargs
 
 
@@ -98,7 +98,7 @@ def line(node: fx.Node) -> str:
 
 class Writes:
     """Which calls of a graph may write into which memory: fake tensors that share memory share a storage. A tensor that
-    was given other data keeps its fake storage, so that counts as the other one, too."""
+    is given other data keeps its own fake storage, so the two storages count as one."""
 
     def __init__(self, graph: fx.Graph, inference: bool) -> None:
         self.inference = inference  # nothing of the graph is kept for a backward
@@ -198,7 +198,7 @@ def written(node: fx.Node) -> set[int]:
 
 
 class _Guess(list[Any]):
-    """What a call could write into at most, for all that is known."""
+    """What a call may write into, if it writes at all, which is not known."""
 
 
 def _written(node: fx.Node) -> list[Any]:

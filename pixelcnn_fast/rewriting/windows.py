@@ -38,7 +38,7 @@ Pair = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """A map of ``size``, zero but for what it shows of ``source``, which begins at ``begin`` in it. nodes: the calls
+    """A map of ``size`` that shows ``source`` from the position ``begin`` on, and zeros elsewhere. nodes: the calls
     that make it, the last one first."""
 
     source: fx.Node
@@ -102,7 +102,7 @@ class Candidate(NamedTuple):
         return self.first[0] + self.size[0] - 1 + reach[0], self.first[1] + self.size[1] - 1 + reach[1]
 
     def why_not(self, captured: CapturedGraph) -> str | None:
-        """Why it is not taken for a convolution of the window's source."""
+        """Why it can't be computed from the window's source; None if it can."""
         writes = captured.writes
         node, source, padded = self.node, self.window.source, self.window.nodes
         cropped = () if self.crop is None else self.crop.nodes
@@ -215,7 +215,7 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
 
 
 def _may_share(node: fx.Node) -> list[fx.Node]:
-    """A map, and what shares its memory, or would if it were contiguous, as a crop becomes."""
+    """A map and the nodes that share its memory, or would if the map were contiguous, as a crop becomes."""
     found = [node]
     for each in found:
         for user in each.users:
