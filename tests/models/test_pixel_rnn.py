@@ -291,7 +291,7 @@ def test_refusals_of_a_layer(settings, message):
 
 
 def test_compiled_with_labels():
-    model = pixel_rnn("row_lstm", n_classes=3)
+    model = pixel_rnn("row_lstm", n_classes=3, n_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     labels = torch.tensor([0, 2])
     assert_identical_up_to_rounding(compiled(images(), labels), model(images(), labels))

@@ -21,7 +21,7 @@ from pixelcnn_fast.rewriting.backend import Backend
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from tests.needs import needs_native
 from tests.rewriting.networks import Programmed, check, compiled_copy, images, outputs_and_gradients, times
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 CONVOLUTION, GATE = "masked_conv2d", "gated_activation"
 
@@ -519,7 +519,7 @@ def test_inductor_refuses_second_derivatives() -> None:
         grad.square().sum().backward()
 
 
-@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("image", few([False, True], 1))
 def test_results_are_laid_out_as_they_were(image: bool) -> None:
     model, x = Tutorial(4, (1, 2)).to(memory_format=torch.channels_last), images()[:, :1]
     check(model, x.to(memory_format=torch.channels_last) if image else x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.rewriting.networks import Programmed, check, images, times
+from tests.rewriting.networks import Programmed, compiled_copy, images, times
 
 
 def masked(m: Any, x: Tensor) -> Tensor:
@@ -100,12 +100,15 @@ BLOCKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str) -> None:
-    forward, expected = BLOCKS[name]
-    torch.manual_seed(0)
-    layer: Any = Programmed(forward)
-    layer.norm.running_mean.normal_()
-    layer.norm.running_var.uniform_(0.5, 2)
-    backend = check(layer, images())
+    program, expected = BLOCKS[name]
+    plain: Any = Programmed(program).double().eval()
+    plain.norm.running_mean.normal_()
+    plain.norm.running_var.uniform_(0.5, 2)
+    fast, backend = compiled_copy(plain)
+    with torch.no_grad():
+        got, result = fast(images()), plain(images())
+    torch.testing.assert_close(got, result)
+    assert got.stride() == result.stride()
     found = [
         what.removesuffix(" → masked_conv_block") for what, _ in backend.report.rewritten if "block" in what
     ]

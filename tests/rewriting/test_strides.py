@@ -143,8 +143,14 @@ def test_strides_are_those_of_pytorch(program: Callable[..., Any], cases: Any, i
     assert not backend.report.warnings
 
 
-@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
-@pytest.mark.parametrize("program", [two, with_logits, block, gate])
+@pytest.mark.parametrize(
+    ("program", "inference"),
+    few(
+        [(two, False), (gate, False), (block, True), (two, True), (gate, True), (block, False)]
+        + [(with_logits, inference) for inference in (False, True)],
+        3,
+    ),
+)
 def test_sizes_that_vary(program: Callable[..., Any], inference: bool) -> None:
     backend = Backend()
     model = Network(4, 4, 3, program).train(not inference)
