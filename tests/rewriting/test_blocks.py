@@ -48,7 +48,7 @@ def bias_written(m: Any, x: Tensor) -> Tensor:
     return m.norm(y)
 
 
-def of_the_training_set(m: Any, x: Tensor) -> Tensor:
+def of_the_batch(m: Any, x: Tensor) -> Tensor:
     return F.batch_norm(masked(m, x), None, None, training=True)
 
 
@@ -87,7 +87,11 @@ BLOCKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
         lambda m, x: F.batch_norm(masked(m, x), m.norm.running_mean, m.norm.running_var, eps=0.1),
         ["convolution, norm"],
     ),
-    "statistics of the batch": (of_the_training_set, []),
+    "statistics of the batch": (of_the_batch, []),
+    "statistics of the batch, which are kept": (
+        lambda m, x: F.batch_norm(masked(m, x), m.norm.running_mean, m.norm.running_var, training=True),
+        [],
+    ),
     "read twice": (lambda m, x: (lambda y: F.relu(m.norm(y)) + y)(masked(m, x)), []),
     "norm read twice": (lambda m, x: (lambda y: F.relu(y) + y)(m.norm(masked(m, x))), ["convolution, norm"]),
     "sum of another shape": (lambda m, x: F.relu(masked(m, x) + x[:, :1]), []),
