@@ -18,15 +18,15 @@ from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
 from pixelcnn_fast.nn.recurrence import Recurrence
 from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
-from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
+from pixelcnn_fast.rewriting.recompile_limit import warns_at_recompile_limit
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import SWAPPED_FROM, Contents
 
 
 class Accelerated:
-    """What ``accelerated`` gives. ``print`` it, after the first calls, to see what was rewritten, and what was left and
-    why."""
+    """The handle that ``accelerated`` returns. ``print`` it, after the first calls, to see what was rewritten, and what
+    was left and why."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -100,10 +100,10 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     handle = Accelerated(backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
-    telling = tells_of_giving_up(compiled, backend.report, target, _modules_of, mode == "inductor")
+    warning = warns_at_recompile_limit(compiled, backend.report, target, _modules_of, mode == "inductor")
     if not isinstance(target, nn.Module):
-        return _function(target, telling, handle)
-    compiled = _OfOne(telling)
+        return _function(target, warning, handle)
+    compiled = _NotCopied(warning)
     target._compiled_call_impl = compiled
     handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
     _handles[target] = handle
@@ -115,9 +115,9 @@ def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
     return Contents(model).modules.values()
 
 
-class _OfOne:
-    """What a module is called by, which copies of it do not have: those of one with a ``__getstate__`` of its own
-    copy whatever it holds."""
+class _NotCopied:
+    """A function in an attribute of a module, which is None in copies and pickles of the module: those with a
+    ``__getstate__`` of their own copy whatever they hold."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -136,7 +136,7 @@ def _uncompile(module: Callable[[], nn.Module | None], compiled: Callable[[], ob
 
 
 def _function(target: Target, fast: Callable[..., Any], handle: Accelerated) -> Target:
-    """What takes a function's place until that is undone."""
+    """A function that calls the fast one in the target's place until that is undone."""
     serving = [fast]
 
     @functools.wraps(target)
@@ -153,13 +153,15 @@ def _name(target: object) -> str:
 
 
 def _backend(mode: Mode, live_gradients: bool) -> Backend:
-    """A backend of its own, where PyTorch counts compilations for each; else one for all that are alike."""
+    """A backend for this model alone, where PyTorch counts compilations for each backend; else one for all models with
+    these settings."""
     return Backend(mode, live_gradients) if _isolated() else shared(mode, live_gradients)
 
 
 @functools.cache
 def _isolated() -> dict[str, Any]:
-    """Without it, all models of a class share the eight compilations that PyTorch allows a function."""
+    """The setting of ``torch.compile`` without which all models of a class share the eight compilations that PyTorch
+    allows a function; empty where PyTorch does not have it."""
     known = inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
 
@@ -188,7 +190,7 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _swapped_by_type(target: Target, reason: str) -> Target:
-    """What is left to do where PyTorch can't capture graphs: this library's plain layers become its fast ones."""
+    """Makes this library's plain layers into its fast ones, which is possible where PyTorch can't capture graphs."""
     handle = Accelerated(Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
@@ -218,7 +220,7 @@ def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Modul
     """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
 
     def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        """So that copies, and what comes out of a pickle, are plain."""
+        """Makes copies, and what comes out of a pickle, plain."""
         _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))
         return _without_init, (original,), *state
 

@@ -22,12 +22,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler, accelerate, accelerated
+from pixelcnn_fast.accelerate import Accelerated
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
-from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting import profitability
 from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
+from tests.rewriting.networks import Model, moved
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
 from tests.tiers import few, thorough, tiered
@@ -36,8 +38,8 @@ from tests.tiers import few, thorough, tiered
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)
 
 
 # -- layers that equal a masked convolution at one moment, and not later
@@ -118,6 +120,9 @@ LATER: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor]]] = {
 }
 
 
+QUICK = ("low rank of 0", "dropped weights", "another size, another function", "changes its mind", "casts")
+
+
 class Norm(nn.BatchNorm2d):
     """A batch norm of another kind."""
 
@@ -143,12 +148,14 @@ def plain_random_numbers() -> Iterator[None]:
         yield
 
 
-def moved(model: nn.Module) -> None:
-    """As training moves its parameters; and some layers are to do something else from now on."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+def accelerated_copy(plain: Model, mode: Any = "eager") -> tuple[Model, Accelerated]:
+    fast = accelerate(copy.deepcopy(plain), mode)
+    return fast, accelerated(fast)
+
+
+def change(model: nn.Module) -> None:
+    """Moves its parameters, as training does; and some layers are to do something else from now on."""
+    moved(model)
     for module in model.modules():
         if isinstance(module, Layer):
             module.later = True
@@ -188,17 +195,20 @@ def assert_alike(fast: nn.Module, plain: nn.Module, *given: Tensor | None) -> No
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [*((name, "eager") for name in LATER), pytest.param("all", "inductor", marks=[needs_native, thorough])],
+    [
+        *tiered(((name, "eager") for name in LATER), lambda case: case[0] in QUICK),
+        pytest.param("all", "inductor", marks=[needs_native, thorough]),
+    ],
 )
 def test_what_a_layer_does_later_is_still_right(name: str, mode: Any, plain_random_numbers: None) -> None:
     torch.manual_seed(0)
     plain = (all_of_them() if name == "all" else one_of_them(name)).double()
-    fast, dtype = copy.deepcopy(plain), torch.float32 if name == "casts" else torch.float64
+    dtype = torch.float32 if name == "casts" else torch.float64
     x, wider = (torch.randn(2, 2, 8, width).to(dtype) for width in (7, 9))
-    handle = accelerated(accelerate(fast, mode))
+    fast, handle = accelerated_copy(plain, mode)
     assert_alike(fast, plain, x)
     for each in (fast, plain):
-        moved(each)
+        change(each)
     assert_alike(fast, plain, x)
     assert_alike(fast, plain, wider)
     layers = {m for m in fast.modules() if isinstance(m, Layer)}
@@ -322,13 +332,6 @@ def test_the_handle_tells_what_was_rewritten_and_where() -> None:
     )
 
 
-def test_the_handle_names_modules_that_pytorch_itself_calls() -> None:
-    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 1)), nn.ReLU())
-    handle = accelerated(accelerate(model))
-    model(torch.zeros(1, 1, 3, 3))
-    assert str(handle).endswith("could be taken in: in module 0.1")
-
-
 def test_live_gradients_are_those_of_live_taps_only() -> None:
     for live in (False, True):
         layer = Layer(2, masked_in_place)
@@ -393,8 +396,7 @@ def test_samplers_run_the_plain_model() -> None:
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
 def test_under_autocast(lower: torch.dtype) -> None:
     plain = network().float()
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
     with torch.autocast("cpu", lower):
         found, expected = results(fast, IMAGES), results(plain, IMAGES)
     assert handle.report.rewritten and found[0].dtype == expected[0].dtype
@@ -423,8 +425,8 @@ class Partly(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 def test_under_autocast_here_and_there(first: bool, second: bool, around: bool, training: bool) -> None:
     plain = Partly(first, second)
-    fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
+    x = torch.randn(2, 2, 6, 5)
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=around):
         found, expected = fast(x), plain(x)
     assert handle.report.rewritten
@@ -447,8 +449,8 @@ class Returning(nn.Module):
 def test_what_is_written_between_forward_and_backward() -> None:
     """Weights are stepped and results are written; PyTorch keeps products, and so must we."""
     plain = Returning().double()
-    fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5, dtype=torch.float64)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
+    x = torch.randn(2, 2, 6, 5, dtype=torch.float64)
     found = []
     for model in (fast, plain):
         given = x.clone().requires_grad_()
@@ -466,8 +468,7 @@ def test_what_is_written_between_forward_and_backward() -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_within_a_checkpoint(reentrant: bool) -> None:
     plain = network()
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
     x = IMAGES.double().requires_grad_()
 
     class Around(nn.Sequential):
@@ -516,8 +517,7 @@ def test_a_checkpoint_around_what_writes_into_a_buffer(norm: str, mode: Any) -> 
             return checkpoint(self.inside, self.first(x)[:, :2], use_reentrant=False)
 
     plain = Around().double()
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast, mode))
+    fast, handle = accelerated_copy(plain, mode)
     for _ in range(2):
         for model in (fast, plain):
             model(IMAGES.double()).square().sum().backward()
@@ -630,8 +630,7 @@ class Broken(nn.Module):
 
 def test_a_graph_break_costs_no_rewrite() -> None:
     plain = Broken().double()
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
     for scale in (0.01, 10):
         assert_alike(fast, plain, scale * torch.randn(2, 2, 8, 7, dtype=torch.float64))
     lines = {where for what, where in handle.report.rewritten if "masked_conv2d" in what}
@@ -791,9 +790,7 @@ def test_it_is_not_told_of_models_that_somebody_else_compiles(logged: list[loggi
     assert len(logged) == 1 and not handle.report.warnings
 
 
-@pytest.mark.parametrize(
-    "name", tiered(foreign.NETWORKS, lambda name: name in ("in-place masks", "weight norm"))
-)
+@pytest.mark.parametrize("name", tiered(foreign.NETWORKS, lambda name: name == "in-place masks"))
 def test_other_people_s_networks(name: str) -> None:
     found = foreign.NETWORKS[name]
     plain = found.model()
@@ -801,8 +798,7 @@ def test_other_people_s_networks(name: str) -> None:
     form = found.arguments.get("image_form", "uint8")
     images = levels.to(torch.uint8) if form == "uint8" else levels.double() / (7 if form == "unit" else 1)
     labels = found.labels(3)
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
     assert_alike(fast, plain, images, *(() if labels is None else (labels,)))
     assert bool(handle.report.rewritten) == (name not in ("cropped shifts", "functional", "channels last"))
 
@@ -811,12 +807,11 @@ SEEDS = range(40)
 LEFT = {5, 14, 23, 25, 35, 37}  # those that have nothing to rewrite
 
 
-@pytest.mark.parametrize("seed", few(SEEDS, 2))
+@pytest.mark.parametrize("seed", few(SEEDS, 1))
 def test_random_networks(seed: int) -> None:
     plain = fuzz.Fuzzed(seed)
     plain.double()
-    fast = copy.deepcopy(plain)
-    handle = accelerated(accelerate(fast))
+    fast, handle = accelerated_copy(plain)
     labels, condition = plain.given(3)
     images = torch.randint(plain.levels, (3, *plain.shape), generator=torch.Generator().manual_seed(seed))
     assert_alike(fast, plain, images, labels, condition)

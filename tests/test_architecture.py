@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other. A folder's part is what is not in a part of its own.
 TIERS = [
     {
+        "program.steps",
         "errors",
         "files",
         "native",

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast.models.inputs import check_condition, check_images, check_labels, to_unit_range
+from pixelcnn_fast.models.inputs import (
+    as_logits,
+    check_condition,
+    check_images,
+    check_labels,
+    config_of,
+    to_unit_range,
+)
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.masked_conv2d import MaskType
@@ -41,17 +48,8 @@ class GatedPixelCNN(nn.Module):
         levels: int = 256,
     ) -> None:
         super().__init__()
+        self.config = config_of(locals()) | {"dilations": list(dilations)}
         order = named_order(channel_order)
-        self.config = dict(
-            input_channels=input_channels,
-            hidden_channels=hidden_channels,
-            dilations=list(dilations),
-            n_classes=n_classes,
-            condition_channels=condition_channels,
-            kernel_size=kernel_size,
-            channel_order=order,
-            levels=levels,
-        )
         self.input_channels = input_channels
         self.n_classes = n_classes
         self.condition_channels = condition_channels
@@ -60,19 +58,8 @@ class GatedPixelCNN(nn.Module):
         for index, dilation in enumerate(dilations):
             mask_type: MaskType = "A" if index == 0 else "B"
             channels = input_channels if index == 0 else hidden_channels
-            self.blocks.append(
-                GatedBlock(
-                    channels,
-                    hidden_channels,
-                    kernel_size,
-                    mask_type,
-                    dilation,
-                    n_classes,
-                    condition_channels,
-                    input_channels,
-                    order,
-                )
-            )
+            settings = (dilation, n_classes, condition_channels, input_channels, order)
+            self.blocks.append(GatedBlock(channels, hidden_channels, kernel_size, mask_type, *settings))
         hidden, logits = None, None
         if order is not None:
             groups = channel_groups(hidden_channels, input_channels, order)
@@ -88,6 +75,5 @@ class GatedPixelCNN(nn.Module):
         vertical = horizontal = to_unit_range(images, self.levels, self.conv_out.weight.dtype)
         for block in self.blocks:
             vertical, horizontal = block(vertical, horizontal, labels, condition)
-        logits = self.conv_out(F.relu(self.conv_hidden(F.relu(horizontal))))
-        n, _, height, width = images.shape
-        return logits.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)
+        x = self.conv_out(F.relu(self.conv_hidden(F.relu(horizontal))))
+        return as_logits(x, self.input_channels, self.levels)

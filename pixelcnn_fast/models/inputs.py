@@ -1,9 +1,19 @@
-"""How the networks check their arguments and read images."""
+"""What the networks have in common: their config, checks of what they are given, images as input, logits as output."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pixelcnn_fast.nn.channel_order import named_order
+
+
+def config_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """``locals()``, as a constructor begins -> the arguments by which the same network is built again."""
+    config = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
+    return {**config, "channel_order": named_order(config["channel_order"])}
 
 
 def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
@@ -12,6 +22,11 @@ def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
     if images.dtype == torch.uint8 or (x.numel() and x.max() > 1):
         x = x / (levels - 1)
     return x
+
+
+def as_logits(x: Tensor, channels: int, levels: int) -> Tensor:
+    """What a network's last layer gives, [N, channels * levels, H, W] -> [N, channels, H, W, levels]."""
+    return x.unflatten(1, (channels, levels)).permute(0, 1, 3, 4, 2)
 
 
 def check_images(images: Tensor, channels: int) -> None:

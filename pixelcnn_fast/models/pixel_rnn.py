@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from pixelcnn_fast.models.inputs import check_images, check_labels
+from pixelcnn_fast.models.inputs import as_logits, check_images, check_labels, config_of
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.settings import check_sizes
@@ -56,18 +56,8 @@ class PixelRNN(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, expected {' or '.join(map(repr, KINDS))}")
+        self.config = config_of(locals())
         order, h = named_order(channel_order), hidden_channels
-        self.config: dict[str, Any] = dict(
-            kind=kind,
-            input_channels=input_channels,
-            hidden_channels=hidden_channels,
-            n_layers=n_layers,
-            n_classes=n_classes,
-            kernel_size=kernel_size,
-            levels=levels,
-            channel_order=order,
-            learn_initial_state=learn_initial_state,
-        )
         check_sizes(
             input_channels=input_channels, hidden_channels=h, n_layers=n_layers, kernel_size=kernel_size
         )
@@ -107,5 +97,4 @@ class PixelRNN(nn.Module):
         for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
             x = conv(F.relu(x, inplace=may_overwrite))
             may_overwrite = is_unobserved(conv)
-        n, _, height, width = images.shape
-        return x.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)
+        return as_logits(x, self.input_channels, self.levels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.models.inputs import check_images, check_labels, to_unit_range
+from pixelcnn_fast.models.inputs import as_logits, check_images, check_labels, config_of, to_unit_range
 from pixelcnn_fast.nn import FusedSequential, MaskedConv2d, ResidualBlock
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.fused import conv_norm_relu
@@ -38,15 +38,8 @@ class PixelCNN(nn.Module):
         channel_order: ChannelOrder | bool | None = None,
     ) -> None:
         super().__init__()
+        self.config = config_of(locals())
         order = named_order(channel_order)
-        self.config = dict(
-            input_channels=input_channels,
-            hidden_channels=hidden_channels,
-            n_residual=n_residual,
-            n_classes=n_classes,
-            kernel_size=kernel_size,
-            channel_order=order,
-        )
         self.input_channels = input_channels
         self.n_classes = n_classes
         into, inside, out_of = None, None, None
@@ -74,6 +67,4 @@ class PixelCNN(nn.Module):
         h = conv_norm_relu(x, self.conv_in, self.norm_in)
         if self.embedding is not None:
             h = h + self.embedding(labels)[:, :, None, None]
-        logits = self.conv_out(self.tail(self.blocks(h)))
-        n, _, height, width = images.shape
-        return logits.view(n, self.input_channels, LEVELS, height, width).permute(0, 1, 3, 4, 2)
+        return as_logits(self.conv_out(self.tail(self.blocks(h))), self.input_channels, LEVELS)

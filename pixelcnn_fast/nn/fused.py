@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast.ops import masked_conv_block
+from pixelcnn_fast.ops.masked_conv_block import reference
+from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
+from pixelcnn_fast.program.steps import ACTIVATIONS
 
 
 class MaskedConvolution(nn.Conv2d):
@@ -71,24 +74,9 @@ def fused(
     if norm is not None:
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None, "can_fuse refuses a norm without statistics"
-        scale = torch.rsqrt(variance + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -mean * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-    return masked_conv_block(
-        x,
-        conv.weight,
-        conv.bias,
-        kernel_mask(conv),
-        scale,
-        shift,
-        None,
-        residual,
-        activation,
-        alpha,
-        conv.padding,
-        conv.dilation,
-    )
+        scale, shift = folded_norm(mean, variance, norm.weight, norm.bias, norm.eps)
+    terms = (scale, shift, None, residual, activation, alpha)
+    return masked_conv_block(x, conv.weight, conv.bias, kernel_mask(conv), *terms, conv.padding, conv.dilation)
 
 
 class FusedSequential(nn.Sequential):
@@ -101,10 +89,8 @@ class FusedSequential(nn.Sequential):
         for conv, norm, activation in _runs(self):
             run = [module for module in (conv, norm, activation) if module is not None]
             if len(run) > 1 and is_masked(conv) and can_fuse(input, *run):
-                name, alpha = (
-                    ACTIVATIONS[type(activation)](activation) if activation is not None else ("none", 1.0)
-                )
-                input = fused(input, conv, norm, name, alpha)
+                name, alpha = KINDS.get(type(activation), ("none", ""))
+                input = fused(input, conv, norm, name, getattr(activation, alpha) if alpha else 1.0)
             else:
                 for module in run:
                     input = module(input)
@@ -121,7 +107,7 @@ def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.BatchNorm2d | 
             if rest and isinstance(after := rest[0], nn.BatchNorm2d):
                 norm = after
                 del rest[0]
-            if rest and type(rest[0]) in ACTIVATIONS:
+            if rest and type(rest[0]) in KINDS:
                 activation = rest.pop(0)
         yield first, norm, activation
 
@@ -137,11 +123,9 @@ def kernel_mask(conv: MaskedConvolution) -> Tensor:
     return mask if mask.shape == conv.weight.shape else mask.expand_as(conv.weight)
 
 
-ACTIVATIONS = {
-    nn.ReLU: lambda m: ("relu", 1.0),
-    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
-    nn.ELU: lambda m: ("elu", m.alpha),
-    nn.SiLU: lambda m: ("silu", 1.0),
-    nn.Sigmoid: lambda m: ("sigmoid", 1.0),
-    nn.Tanh: lambda m: ("tanh", 1.0),
+# Of modules that masked_conv_block can compute: the activation's name there, and the attribute that is its alpha.
+KINDS: dict[type, tuple[str, str]] = {
+    getattr(nn, names.module): (kind, names.alpha)
+    for kind, names in ACTIVATIONS.items()
+    if kind in reference.ACTIVATIONS
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.program.steps import ACTIVATIONS, KINDS
 
 if TYPE_CHECKING:
     from pixelcnn_fast.program.operands import ConditionOperand, Read, Step
@@ -20,12 +20,18 @@ def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
     return (x - mean) * (variance + alpha).rsqrt()
 
 
+def _activation(kind: str) -> Callable[[Tensor, float], Tensor]:
+    function = getattr(F, kind)
+    return function if ACTIVATIONS[kind].alpha else lambda x, alpha: function(x)
+
+
 def _add(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
     return x + (operand if alpha == 1 else alpha * operand)
 
 
 # Each takes x, [..., channels], and alpha, then the operand, or scale and shift, as the kind's row in KINDS says.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
+    **{kind: _activation(kind) for kind in ACTIVATIONS},
     "affine": lambda x, alpha, scale, shift: x * scale + shift,
     "add": _add,
     "multiply": lambda x, alpha, operand: x * operand,
@@ -35,15 +41,8 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "minimum": lambda x, alpha, operand: torch.minimum(x, operand),
     "at_least": lambda x, alpha: x.clamp(min=alpha),
     "at_most": lambda x, alpha: x.clamp(max=alpha),
-    "relu": lambda x, alpha: F.relu(x),
-    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
-    "elu": lambda x, alpha: F.elu(x, alpha),
-    "silu": lambda x, alpha: F.silu(x),
-    "sigmoid": lambda x, alpha: torch.sigmoid(x),
-    "tanh": lambda x, alpha: torch.tanh(x),
     "gelu": lambda x, alpha: F.gelu(x),
     "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
-    "hardswish": lambda x, alpha: F.hardswish(x),
     "exp": lambda x, alpha: torch.exp(x),
     "log": lambda x, alpha: torch.log(x),
     "softplus": lambda x, alpha: F.softplus(x, alpha),

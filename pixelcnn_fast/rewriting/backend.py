@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.ops.library import have_tangents
-from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
+from pixelcnn_fast.rewriting import pipeline
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
-from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -49,7 +49,7 @@ class Backend:
             if writing:
                 from torch._dynamo.exc import SkipFrame  # here, or importing it takes a second
 
-                # Its body is taken for pure, but that is written each time it is computed.
+                # PyTorch takes its body for pure, but the buffer is written each time the body is computed.
                 what = "a checkpoint around what writes into a buffer, as a batch norm in training does"
                 self.report.left[what, line(writing[0])] += 1
                 raise SkipFrame(what)
@@ -62,30 +62,16 @@ class Backend:
             plain = _copied(part.graph)
             try:
                 with self.report.undone_on_error():
-                    self._rewrite(part.graph, real, inference)
+                    settings = (inference, self.live_gradients, self.mode == "inductor")
+                    pipeline.rewrite(CapturedGraph(part.graph, real, *settings, self.report))
             except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
                 part.graph = plain
                 text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
                 self.report.warnings.append(text)
                 warnings.warn(f"pixelcnn_fast: {text}. Please report it", stacklevel=2)
             part.recompile()
-        is_plain = sum(self.report.rewritten.values()) == before
-        if self.mode == "inductor":
-            compiled = _by_inductor(module, inputs)
-            return compiled if is_plain else _without_tangents(compiled)
-        return module.forward if is_plain else _without_tangents(module.forward)
-
-    def _rewrite(self, graph: fx.Graph, real: Real, inference: bool) -> None:
-        own_data.drop(graph)
-        writes = Writes(graph, inference)
-        masked_convolutions.rewrite(graph, real, writes, self.live_gradients, self.report)
-        gates.rewrite(graph, writes, Regions(graph), self.report)
-        losses.rewrite(graph, writes, Regions(graph), self.report)
-        windows.rewrite(graph, writes, Regions(graph), self.report)
-        writes = Writes(graph, inference)  # into the maps that windows have become, too
-        blocks.rewrite(graph, writes, Regions(graph), self.report)
-        layout.channels_last(graph, writes, Regions(graph), self.mode == "inductor", self.report)
-        graph.lint()
+        run = _by_inductor(module, inputs) if self.mode == "inductor" else module.forward
+        return run if sum(self.report.rewritten.values()) == before else _without_tangents(run)
 
 
 def _by_inductor(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -105,7 +91,8 @@ def _digest_of_ops() -> str:
 
 
 def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A rewritten graph that refuses what PyTorch would drop: the ops have no forward-mode derivatives."""
+    """The same function, which refuses tangents: the ops have no forward-mode derivatives, and PyTorch would drop
+    them."""
 
     def checked(*args: Any) -> Any:
         if forward_ad._current_level >= 0 and have_tangents(args):
@@ -119,7 +106,7 @@ def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
-    """A copy that Inductor takes, too: it asks for what Dynamo has put on nodes that are inputs."""
+    """A copy with the attributes that Dynamo has put on inputs, which Inductor asks for."""
     copied = copy.deepcopy(graph)
     for node, twin in zip(graph.nodes, copied.nodes, strict=True):
         if hasattr(node, "_dynamo_source"):
@@ -131,7 +118,7 @@ _RESHAPING = re.compile(r"(transpose|t|swapaxes|swapdims|squeeze|unsqueeze|as_st
 
 
 def _why_not(graph: fx.Graph) -> str | None:
-    """Why a graph stays as it is."""
+    """Why a graph stays as it is; None if it may be rewritten."""
     values = (value(node) for node in graph.nodes)
     if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in values):
         return "within a transformation of torch.func"  # whose tensors have no memory of their own
@@ -160,7 +147,7 @@ def _enables_gradients(graph: fx.Graph) -> bool:
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
-    """The tensors behind the graph's inputs; under DistributedDataParallel, it is given fake ones."""
+    """The tensors that the graph's inputs are now, also where DistributedDataParallel hands over fake ones."""
     found = {}
     placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
     for node, given in zip(placeholders, inputs, strict=False):
@@ -172,7 +159,7 @@ def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
 
 
 def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule, Real]]:
-    """The graph, and the bodies of its checkpoints, with what their inputs are now."""
+    """The graph, and the bodies of its checkpoints, each with the tensors that its inputs are now."""
     yield module, real
     for node in list(module.graph.nodes):
         body = node.args[0] if isinstance(node.target, torch._ops.HigherOrderOperator) and node.args else None

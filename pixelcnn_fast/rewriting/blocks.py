@@ -1,4 +1,4 @@
-"""In inference, what follows a masked convolution (batch norm, a sum, an activation) is computed in the same pass."""
+"""In inference, computes what follows a masked convolution (batch norm, a sum, an activation) in the same pass."""
 
 from __future__ import annotations
 
@@ -9,33 +9,29 @@ from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.ops.masked_conv_block import reference
+from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
+from pixelcnn_fast.program.steps import ACTIVATIONS
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     ADD,
     ADD_IN_PLACE,
-    Writes,
     calls,
     is_call,
     line,
     only_user,
+    proxies,
+    spelled,
     value,
 )
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.strides import asked_format, is_surely_so, layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-# Their name, and that of their slope and its default.
-_ACTIVATIONS: dict[Any, tuple[str, str | None, float]] = {
-    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_", torch.relu_), ("relu", None, 1.0)),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh", "tanh_"), ("tanh", None, 1.0)),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), ("sigmoid", None, 1.0)),
-    F.silu: ("silu", None, 1.0),
-    F.elu: ("elu", "alpha", 1.0),
-    F.leaky_relu: ("leaky_relu", "negative_slope", 0.01),
-}
+# What a graph calls, and the activation of masked_conv_block that this is.
+_KINDS = {call: kind for kind in ACTIVATIONS if kind in reference.ACTIVATIONS for call in spelled(kind)}
 
 
-class BatchNorm(NamedTuple):
+class BatchNormCall(NamedTuple):
     """The arguments of F.batch_norm."""
 
     input: Any
@@ -52,7 +48,7 @@ class Block(NamedTuple):
     """A convolution and what follows it."""
 
     convolution: fx.Node
-    norm: BatchNorm | None = None
+    norm: BatchNormCall | None = None
     residual: fx.Node | None = None
     activation: str = "none"
     alpha: float = 1.0
@@ -78,26 +74,24 @@ class Block(NamedTuple):
         return ", ".join(filter(None, ("convolution", *parts)))
 
 
-def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    if not writes.inference:
+def rewrite(captured: CapturedGraph) -> None:
+    if not captured.inference:
         return
+    graph = captured.graph
     for node in list(graph.nodes):
         if node.target is not _CONVOLUTION or len(node.args) != 9:  # one of a window, or somebody else's
             continue
         block = _found(node)
-        if not block.following or not regions.are_one(node, *block.following):
+        if not block.following or not captured.regions.are_one(node, *block.following):
             continue
-        if not writes.none_between(node, last := block.following[-1], block.reads()):
+        if not captured.writes.none_between(node, last := block.following[-1], block.reads()):
             continue
         if (result_format := layout_of(last)) is None or not is_surely_so(last):
             continue
         with graph.inserting_before(last):
             new = _call(graph, block, asked_format(node.args[0], node.args[1], result_format))
-        new.meta = dict(last.meta)
-        last.replace_all_uses_with(new)
-        for dead in (*block.following[::-1], node):
-            graph.erase_node(dead)
-        report.rewritten[f"{block} → masked_conv_block", line(new)] += 1
+        captured.replace(node, *block.following, by=new)
+        captured.report.rewritten[f"{block} → masked_conv_block", line(new)] += 1
 
 
 def _found(convolution: fx.Node) -> Block:
@@ -111,12 +105,12 @@ def _found(convolution: fx.Node) -> Block:
     return block
 
 
-def _norm(node: fx.Node) -> BatchNorm | None:
+def _norm(node: fx.Node) -> BatchNormCall | None:
     user = only_user(node)
     if not calls(user, (F.batch_norm,)):
         return None
     names = {"running_mean": "mean", "running_var": "variance"}
-    norm = BatchNorm(
+    norm = BatchNormCall(
         *user.args[:8], **{names.get(k, k): x for k, x in user.kwargs.items() if k != "cudnn_enabled"}
     )
     statistics, own = value(norm.mean), value(node)
@@ -142,26 +136,23 @@ def _residual(node: fx.Node) -> fx.Node | None:
 
 def _activation(node: fx.Node) -> tuple[str, float] | None:
     user = only_user(node)
-    if not isinstance(user, fx.Node) or not is_call(user, _ACTIVATIONS.keys()) or user.args[0] is not node:
+    if not is_call(user, _KINDS.keys()) or user.args[0] is not node:
         return None
-    name, slope, default = _ACTIVATIONS[user.target]
-    alpha: Any = default
-    if slope is not None:
-        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(slope, default)
-    return (name, float(alpha)) if isinstance(alpha, (int, float)) else None
+    kind = _KINDS[user.target]
+    names = ACTIVATIONS[kind]
+    alpha: Any = names.default
+    if names.alpha:
+        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(names.alpha, alpha)
+    return (kind, float(alpha)) if isinstance(alpha, (int, float)) else None
 
 
 def _call(graph: fx.Graph, block: Block, result_format: torch.memory_format | None) -> fx.Node:
     scale = shift = None
-    call = graph.call_function
     if (norm := block.norm) is not None:
-        scale = call(torch.rsqrt, (call(torch.add, (norm.variance, norm.eps)),))
-        if norm.weight is not None:
-            scale = call(torch.mul, (scale, norm.weight))
-        shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
-        if norm.bias is not None:
-            shift = call(torch.add, (shift, norm.bias))
+        given = proxies(graph, norm.mean, norm.variance, norm.weight, norm.bias, norm.eps)  # eps may vary, too
+        folded: Any = folded_norm(*given)
+        scale, shift = (result.node for result in folded)
     x, weight, bias, mask, padding, dilation, backend, *_ = block.convolution.args
     terms = (scale, shift, None, block.residual, block.activation, block.alpha)
-    how = (padding, dilation, backend, result_format)
-    return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms, *how))
+    arguments = (x, weight, bias, mask, *terms, padding, dilation, backend, result_format)
+    return graph.call_function(torch.ops.pixelcnn_fast.masked_conv_block.default, arguments)

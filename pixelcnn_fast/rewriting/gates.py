@@ -1,4 +1,4 @@
-"""``tanh(a) * sigmoid(b)`` of the two halves of a feature map becomes ``gated_activation``."""
+"""Makes ``tanh(a) * sigmoid(b)`` of the two halves of a feature map into ``gated_activation``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     ADD,
     MUL,
@@ -22,10 +23,8 @@ from pixelcnn_fast.rewriting.nodes import (
     only_user,
     value,
 )
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_map
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, followed, is_surely_so, layout_of
-from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
 
 class Half(NamedTuple):
@@ -35,63 +34,59 @@ class Half(NamedTuple):
     number: int
 
 
-def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    for node in list(graph.nodes):
+def rewrite(captured: CapturedGraph) -> None:
+    for node in list(captured.graph.nodes):
         if not is_call(node, MUL) or len(node.args) != 2 or node.kwargs:
             continue
         for tanh, sigmoid in (node.args, node.args[::-1]):
             if is_call(tanh, TANH) and is_call(sigmoid, SIGMOID):
-                _rewrite(graph, node, tanh, sigmoid, writes, regions, report)
+                _rewrite(captured, node, tanh, sigmoid)
                 break
 
 
-def _rewrite(
-    graph: fx.Graph,
-    node: fx.Node,
-    tanh: fx.Node,
-    sigmoid: fx.Node,
-    writes: Writes,
-    regions: Regions,
-    report: Report,
-) -> None:
-    where = line(node)
+def _rewrite(captured: CapturedGraph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node) -> None:
+    graph, where = captured.graph, line(node)
     wholes = _wholes(tanh.args[0], sigmoid.args[0])
-    if not wholes:
-        report.left["tanh · sigmoid: not of the first and the second half of one feature map", where] += 1
+    if (why := _why_not(captured, node, wholes, (tanh, sigmoid))) is not None:
+        captured.report.left[f"tanh · sigmoid: {why}", where] += 1
         return
-    whole = wholes[0]
-    if not is_large_map(whole):
-        report.left[f"tanh · sigmoid: {TOO_SMALL}", where] += 1
-        return
-    if layout_of(node) != followed(whole) or not is_surely_so(node):
-        report.left[f"tanh · sigmoid: {OTHER_STRIDES}", where] += 1
-        return
-    between = _between(node, wholes)
-    if not writes.none_between(min(between), node, between) or not writes.none_after(min(between), wholes):
-        report.left["tanh · sigmoid: something writes into the feature map", where] += 1
-        return
-    if not writes.none_before_backward(wholes):
-        report.left["tanh · sigmoid: of what is known outside the graph, where it may be written", where] += 1
-        return
-    if any(only_user(each) is not node for each in (tanh, sigmoid)):
-        report.left["tanh · sigmoid: one of them is used elsewhere, too", where] += 1
-        return
-    if not regions.are_one(node, *between):
-        report.left["tanh · sigmoid: partly without gradients, or under autocast", where] += 1
-        return
-    new = graph.create_node("call_function", torch.ops.pixelcnn_fast.gated_activation.default)
-    node.prepend(new)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    _erase_unread(graph, node, until=wholes)
+    whole, sources = wholes[0], node.all_input_nodes
+    is_whole_in_region = captured.regions.are_one(node, whole)
+    with graph.inserting_before(node):
+        new = graph.call_function(torch.ops.pixelcnn_fast.gated_activation.default)
+    captured.replace(node, by=new)
+    for source in sources:
+        _erase_unread(graph, source, until=wholes)
     with graph.inserting_before(new):
         x, condition = whole, _condition(graph, whole, wholes[1]) if len(wholes) == 2 else None
-        if condition is None and regions.are_one(node, whole):
-            x, condition = _sum(graph, whole, writes) or (whole, None)
+        if condition is None and is_whole_in_region:
+            x, condition = _sum(graph, whole, captured.writes) or (whole, None)
     new.args = (x, condition, "auto")
     _erase_unread(graph, whole)
     inside = "" if condition is None else ", with what is added"
-    report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
+    captured.report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
+
+
+def _why_not(
+    captured: CapturedGraph, node: fx.Node, wholes: tuple[fx.Node, ...], factors: tuple[fx.Node, fx.Node]
+) -> str | None:
+    """Why a gate stays as it is."""
+    if not wholes:
+        return "not of the first and the second half of one feature map"
+    if not is_large_map(wholes[0]):
+        return TOO_SMALL
+    if layout_of(node) != followed(wholes[0]) or not is_surely_so(node):
+        return OTHER_STRIDES
+    writes, between = captured.writes, _between(node, wholes)
+    if not writes.none_between(min(between), node, between) or not writes.none_after(min(between), wholes):
+        return "something writes into the feature map"
+    if not writes.none_before_backward(wholes):
+        return "of what is known outside the graph, where it may be written"
+    if any(only_user(each) is not node for each in factors):
+        return "one of them is used elsewhere, too"
+    if not captured.regions.are_one(node, *between):
+        return "partly without gradients, or under autocast"
+    return None
 
 
 def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
@@ -160,19 +155,10 @@ def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.N
     total = value(whole)
     for x, condition in (whole.args, whole.args[::-1]):
         a, b = value(x), value(condition)
-        if (
-            not isinstance(x, fx.Node)
-            or not isinstance(condition, fx.Node)
-            or a is None
-            or b is None
-            or total is None
-        ):
+        if a is None or b is None or total is None:
             continue
-        if (
-            not a.shape == total.shape
-            or not a.dtype == b.dtype == total.dtype
-            or followed(x) != followed(whole)
-        ):
+        assert isinstance(x, fx.Node) and isinstance(condition, fx.Node)
+        if a.shape != total.shape or not a.dtype == b.dtype == total.dtype or followed(x) != followed(whole):
             continue
         if not writes.none_after(whole, [x, condition]) or not writes.none_before_backward([x, condition]):
             continue

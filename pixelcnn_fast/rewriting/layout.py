@@ -1,4 +1,4 @@
-"""Feature maps between this library's operators are laid out channels-last, as their kernels read and write them.
+"""Lays feature maps between this library's operators out channels-last, as their kernels read and write them.
 
 What follows such a map (an activation, a sum, another convolution) gives the same numbers in any layout and takes over
 that of its argument. Whatever else reads a map, the graph's caller first of all, is given it as it was: contiguous.
@@ -7,7 +7,6 @@ What PyTorch keeps for its backward, and the caller knows, too, stays the very t
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,74 +16,44 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
+from pixelcnn_fast.program.steps import ACTIVATIONS
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
+from pixelcnn_fast.rewriting.masked_convolutions import Conv2dCall, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     STATISTICS,
-    Writes,
     calls,
     is_any_call,
     line,
+    spelled,
     storages,
     value,
     written,
 )
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.strides import layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
 _OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)
-_AGNOSTIC: frozenset[Any] = frozenset(
-    (
-        *_OURS,
-        torch.ops.pixelcnn_fast.gated_activation.default,
-        *CONV2D,
-        *STATISTICS,
-        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
-        *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
-        *(
-            torch.add,
-            torch.sub,
-            torch.mul,
-            torch.div,
-            torch.neg,
-            torch.maximum,
-            torch.minimum,
-            torch.clamp,
-            torch.abs,
-        ),
-        *(torch.relu, torch.tanh, torch.sigmoid, torch.exp, torch.square),
-        *(
-            F.relu,
-            F.elu,
-            F.leaky_relu,
-            F.silu,
-            F.gelu,
-            F.tanh,
-            F.sigmoid,
-            F.softplus,
-            F.mish,
-            F.hardtanh,
-            F.relu6,
-        ),
-        *(F.hardswish, F.selu, F.celu, F.pad, F.softsign, F.logsigmoid),
-        *"add add_ sub sub_ mul mul_ div div_ neg relu relu_ tanh tanh_ sigmoid sigmoid_ exp square abs clamp".split(),
+_AGNOSTIC = (
+    frozenset((*_OURS, torch.ops.pixelcnn_fast.gated_activation.default, F.pad))
+    | CONV2D
+    | STATISTICS
+    | spelled(
+        *"add sub mul truediv div iadd isub imul itruediv neg abs clamp maximum minimum exp square".split()
     )
+    | spelled(*ACTIVATIONS, *"gelu softplus mish hardtanh relu6 selu celu softsign logsigmoid".split())
 )
 _FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
 
 
-def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, by_inductor: bool, report: Report) -> None:
-    """by_inductor: whether Inductor runs the graph, which may lay out what reads maps in both layouts as it likes, and
-    take a copy for none."""
-    following = _following(graph, writes, regions, by_inductor)
+def rewrite(captured: CapturedGraph) -> None:
+    graph, following = captured.graph, _following(captured)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
     copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
 
     def contiguous(source: fx.Node, user: fx.Node) -> fx.Node:
-        """A copy, made for its first user. All have the same one, as they may share memory with it."""
+        """A contiguous copy, made for the first user; all others read the same, as they may share memory with it."""
         if source not in copies:
             with graph.inserting_before(user):
                 copies[source] = graph.call_method("contiguous", (source,))
@@ -101,7 +70,7 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, by_inductor
             _set_format(node, torch.contiguous_format)  # and may read any
             continue
         if changed and node in following and _is_logits(node, following):
-            _write_contiguous(graph, node, report)
+            _write_contiguous(captured, node)
             continue
         if node in following:
             last.update([node] if changed else [])
@@ -122,46 +91,45 @@ def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
     where the kernel writes it contiguously, that takes less time than PyTorch's takes to compute it."""
     if not calls(node, CONV2D) or not following.isdisjoint(node.users):
         return False
-    call = Convolution.of(node)
+    call = Conv2dCall.of(node)
     x, result = value(call.input), value(node)
     if call.why_not is not None or x is None or result is None:
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and result.shape[1] > x.shape[1]
 
 
-def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
-    call = Convolution.of(node)
+def _write_contiguous(captured: CapturedGraph, node: fx.Node) -> None:
+    graph, call = captured.graph, Conv2dCall.of(node)
     weight = value(call.weight)
     assert weight is not None
     how = geometry(weight, call.padding, call.dilation)
     with graph.inserting_before(node):
         arguments = (call.input, call.weight, call.bias, no_mask(graph, weight), *map(list, how), "auto", False)
         new = graph.call_function(_CONVOLUTION, (*arguments, torch.contiguous_format))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
+    captured.replace(node, by=new)
+    captured.report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
 
 
-def _following(graph: fx.Graph, writes: Writes, regions: Regions, by_inductor: bool) -> set[fx.Node]:
+def _following(captured: CapturedGraph) -> set[fx.Node]:
     """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
 
     Others may be given a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
     backward if it is known outside the graph, and who reads it must do so with gradients if it has some.
     """
+    graph, writes, by_inductor = captured.graph, captured.writes, captured.by_inductor
     following = {
         node
         for node in graph.nodes
         if _is_agnostic(node)
         and (writes.none_before_backward([node]) or _is_not_kept(node))
-        and regions.are_one(node, *(user for user in node.users if user.op != "output"))
+        and captured.regions.are_one(node, *(user for user in node.users if user.op != "output"))
     }
     all_written = {storage for node in graph.nodes for storage in written(node)}
     while True:
         others = [node for node in graph.nodes if node not in following]
         read = {storage for node in others for x in node.all_input_nodes for storage in storages(x)}
         leaving = {node for node in following if not storages(node).isdisjoint(read & all_written)}
-        if by_inductor or not writes.inference:
+        if by_inductor or not captured.inference:
             leaving |= _mixing(graph, following, by_inductor)
         if not leaving:
             return following

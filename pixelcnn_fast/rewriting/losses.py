@@ -1,34 +1,24 @@
-"""The cross-entropy of levels becomes ``categorical_nll``, which stores no probability."""
+"""Makes the cross-entropy of levels into ``categorical_nll``, which stores no probability."""
 
 from __future__ import annotations
 
-import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.rewriting.nodes import (
-    Writes,
-    calls,
-    is_call,
-    line,
-    only_user,
-    size,
-    value,
-)
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
-from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
+from pixelcnn_fast.rewriting.nodes import calls, is_call, line, only_user, proxies, size, value
+from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_map
 
 _MEAN = frozenset(("mean", torch.mean))
 _SUM = frozenset(("sum", torch.sum))
 _FLATTENING = frozenset(("reshape", "view", "flatten", torch.reshape, torch.flatten))
 
 
-class CrossEntropy(NamedTuple):
+class CrossEntropyCall(NamedTuple):
     """The arguments of F.cross_entropy."""
 
     input: Any
@@ -63,11 +53,12 @@ class Reduced(NamedTuple):
     counts_ignored: bool = False
 
 
-def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
+def rewrite(captured: CapturedGraph) -> None:
+    graph, writes, regions = captured.graph, captured.writes, captured.regions
     for node in list(graph.nodes):
         if not calls(node, (F.cross_entropy,)):
             continue
-        call, where = CrossEntropy(*node.args, **node.kwargs), line(node)
+        call, where = CrossEntropyCall(*node.args, **node.kwargs), line(node)
         why, reduced = call.why_not, _reduced(node, call)
         read = [call.input, *(call.input.all_input_nodes if is_call(call.input, _FLATTENING) else ())]
         if why is None and not writes.none_after(min(node, *read), [*read, call.target]):
@@ -83,17 +74,14 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         elif (dtype := _dtype(node)) not in (torch.float32, torch.float64):
             why = why or f"it is {dtype}"
         if why is not None or reduced is None:
-            report.left[f"cross_entropy: {why}", where] += 1
+            captured.report.left[f"cross_entropy: {why}", where] += 1
             continue
         with graph.inserting_before(node):
-            new = _call(graph, call, reduced, regions.are_one(node, call.input))
-        new.meta = dict(reduced.calls[-1].meta)
-        reduced.calls[-1].replace_all_uses_with(new)
-        for dead in reduced.calls[::-1]:
-            graph.erase_node(dead)
+            new = _nll(graph, call, reduced, regions.are_one(node, call.input))
+        captured.replace(*reduced.calls, by=new)
         if call.input.op != "placeholder" and not call.input.users:
             graph.erase_node(call.input)
-        report.rewritten[f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where] += 1
+        captured.report.rewritten[f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where] += 1
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
@@ -101,7 +89,7 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
     return None if found is None else found.dtype
 
 
-def _reduced(node: fx.Node, call: CrossEntropy) -> Reduced | None:
+def _reduced(node: fx.Node, call: CrossEntropyCall) -> Reduced | None:
     if call.size_average is not None or call.reduce is not None:
         return None
     if call.reduction != "none":
@@ -139,40 +127,34 @@ def _kept_axes(user: fx.Node | None, node: fx.Node) -> set[int] | None:
     return set(range(len(shape))) - {axis % len(shape) for axis in axes} if axes else set()
 
 
-def _call(graph: fx.Graph, call: CrossEntropy, reduced: Reduced, in_one: bool) -> fx.Node:
-    function, method = graph.call_function, graph.call_method
-    logits, target = _levels_last(graph, call, in_one)
-    if (dtype := _dtype(reduced.calls[0])) != _dtype(call.input):  # as autocast computes it
-        logits = method("to", (logits, dtype))
-    found = function(
-        torch.ops.pixelcnn_fast.categorical_nll.default, (logits, target, "auto", call.ignore_index)
-    )
-    total = function(operator.getitem, (found, 0))
-    if not reduced.of_images:
-        total = method("sum", (total,))
-    if not reduced.is_mean:
-        return total
-    if not reduced.counts_ignored:
-        counted = method("sum", (function(operator.ne, (call.target, call.ignore_index)),))
-        return function(operator.truediv, (total, counted))
-    pixels = method("numel", (call.target,))
-    if reduced.of_images:
-        pixels = function(operator.floordiv, (pixels, method("size", (call.target, 0))))
-    return function(operator.truediv, (total, pixels))
-
-
-def _levels_last(graph: fx.Graph, call: CrossEntropy, in_one: bool) -> tuple[fx.Node, fx.Node]:
-    """Logits [N, C, H, W, L] and target [N, C, H, W] of equal meaning."""
-    method = graph.call_method
-    logits = call.input if len(size(call.input) or ()) == 2 else method("movedim", (call.input, 1, -1))
-    missing = 5 - len(size(call.input) or ())
-    target = method("long", (call.target,))
-    source = call.input.args[0] if in_one and is_call(call.input, _FLATTENING) else None
-    before, flat = value(source), value(call.input)
-    if before is not None and flat is not None and flat.dim() == 2 and before.shape[-1] == flat.shape[-1]:
-        if 2 < before.dim() <= 5:  # what it was before it was flattened, without a copy
-            logits, missing = source, 5 - before.dim()
-            target = method("view_as", (target, method("select", (logits, -1, 0))))
+def _nll(graph: fx.Graph, call: CrossEntropyCall, reduced: Reduced, in_one: bool) -> fx.Node:
+    """The same loss by the op. in_one: whether the logits are computed in the same region."""
+    source = _unflattened(call.input) if in_one else None
+    logits, target, unflattened = proxies(graph, call.input, call.target, source)
+    levels, missing = target.long(), 5 - len(size(call.input) or ())
+    if source is not None:
+        logits, missing = unflattened, 5 - len(size(source) or ())
+        levels = levels.view_as(logits.select(-1, 0))
+    elif missing < 3:
+        logits = logits.movedim(1, -1)
     for _ in range(missing):
-        logits, target = method("unsqueeze", (logits, 1)), method("unsqueeze", (target, 1))
-    return logits, target
+        logits, levels = logits.unsqueeze(1), levels.unsqueeze(1)
+    if (dtype := _dtype(reduced.calls[0])) != _dtype(call.input):  # as autocast computes it
+        logits = logits.to(dtype)
+    loss = torch.ops.pixelcnn_fast.categorical_nll.default(logits, levels, "auto", call.ignore_index)[0]
+    if not reduced.of_images:
+        loss = loss.sum()
+    if reduced.is_mean and not reduced.counts_ignored:
+        loss = loss / (target != call.ignore_index).sum()
+    elif reduced.is_mean:
+        loss = loss / (target.numel() // target.size(0) if reduced.of_images else target.numel())
+    return cast(fx.Node, loss.node)
+
+
+def _unflattened(logits: Any) -> fx.Node | None:
+    """What logits [pixels, L] were, [N, ..., L], before they were flattened, so that nothing has to be copied."""
+    source = logits.args[0] if is_call(logits, _FLATTENING) else None
+    before, flat = size(source), size(logits)
+    if before is None or flat is None or len(flat) != 2 or not 2 < len(before) <= 5 or before[-1] != flat[-1]:
+        return None
+    return cast(fx.Node, source)

@@ -1,4 +1,4 @@
-"""Convolutions whose weight is zero where a mask is become ``masked_conv2d``, which leaves dead taps out.
+"""Makes convolutions whose weight is zero where a mask is into ``masked_conv2d``, which leaves dead taps out.
 
 The weight stays what it is, the product say, and is what the op keeps for its backward, as PyTorch does; the mask only
 tells which taps are dead.
@@ -6,7 +6,6 @@ tells which taps are dead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +13,14 @@ from torch import Tensor, fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.nodes import (
-    CONV2D,
-    Writes,
-    calls,
-    line,
-    size,
-    value,
-)
-from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
+from pixelcnn_fast.rewriting.mask_detection import MaskedInPlace, MaskedWeight, masks_of
+from pixelcnn_fast.rewriting.nodes import CONV2D, calls, line, size, value
+from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, followed, is_surely_so, layout_of
-from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
-from pixelcnn_fast.rewriting.zeroed import InPlace, Zeroed, zeroed
 
 
-class Convolution(NamedTuple):
+class Conv2dCall(NamedTuple):
     """The arguments of F.conv2d."""
 
     input: Any
@@ -40,7 +32,7 @@ class Convolution(NamedTuple):
     groups: Any = 1
 
     @classmethod
-    def of(cls, node: fx.Node) -> Convolution:
+    def of(cls, node: fx.Node) -> Conv2dCall:
         return cls(*node.args, **node.kwargs)
 
     @property
@@ -60,22 +52,16 @@ class Convolution(NamedTuple):
         return None
 
 
-def rewrite(
-    graph: fx.Graph, real: Mapping[fx.Node, Tensor], writes: Writes, live_gradients: bool, report: Report
-) -> None:
-    """real: the tensors that inputs of the graph are now. They only decide whether a rewrite pays: the op reads the
-    mask at each call, so one that changes is followed.
-
-    live_gradients: whether weights that are masked in place get gradients at live taps only.
-    """
-    in_place = InPlace(writes)
+def rewrite(captured: CapturedGraph) -> None:
+    """What a mask is now only decides whether a rewrite pays: the op reads the mask at each call."""
+    graph, report, in_place = captured.graph, captured.report, MaskedInPlace(captured.writes)
     for node in list(graph.nodes):
         if not calls(node, CONV2D):
             in_place.follow(node)
             continue
-        call, where = Convolution.of(node), line(node)
+        call, where = Conv2dCall.of(node), line(node)
         name = f"conv2d {list(size(call.weight) or ())}"
-        found = call.why_not or _mask_of(call.weight, in_place, real, writes)
+        found = call.why_not or _mask_of(call.weight, in_place, captured)
         if not isinstance(found, str) and not is_large_convolution(node, call.weight):
             found = TOO_SMALL
         if not isinstance(found, str) and not is_laid_out_as_ours(node, call):
@@ -83,7 +69,7 @@ def rewrite(
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
             continue
-        dense = (found.in_place and not live_gradients) or any(_is_returned(x) for x in found.through)
+        dense = (found.in_place and not captured.live_gradients) or any(_is_returned(x) for x in found.through)
         weight = value(call.weight)
         assert weight is not None
         with graph.inserting_before(node):
@@ -91,9 +77,7 @@ def rewrite(
             how = map(list, geometry(weight, call.padding, call.dilation))
             arguments = (*tensors, *how, "auto", dense, _format(node, call))
             new = graph.call_function(torch.ops.pixelcnn_fast.masked_conv2d.default, arguments)
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        captured.replace(node, by=new)
         gradients = ", dense gradients" if dense else ", gradients of live taps only" if found.in_place else ""
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
 
@@ -103,14 +87,14 @@ def _is_returned(weight: fx.Node) -> bool:
     return any(user.op == "output" for user in weight.users)
 
 
-def is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
+def is_laid_out_as_ours(node: fx.Node, call: Conv2dCall) -> bool:
     """PyTorch lays the result out channels-last if the input or the weight is."""
     because = [x for x in (call.input, call.weight) if followed(x) == torch.channels_last]
     is_sure = call.weight not in because or any(is_surely_so(x) for x in because)
     return is_sure and layout_of(node) is not None
 
 
-def _format(node: fx.Node, call: Convolution) -> torch.memory_format | None:
+def _format(node: fx.Node, call: Conv2dCall) -> torch.memory_format | None:
     wanted = layout_of(node)
     assert wanted is not None
     return asked_format(call.input, call.weight, wanted)
@@ -121,13 +105,13 @@ def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:
     return graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
 
 
-def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], writes: Writes) -> Zeroed | str:
+def _mask_of(weight: Any, in_place: MaskedInPlace, captured: CapturedGraph) -> MaskedWeight | str:
     """Where a weight is zero, or why that is of no use."""
     why = "its weight has no mask, and no padding or crop could be taken in"
-    for found in zeroed(weight, in_place):
-        if not writes.none_after(found.since, found.reads(), but=found.repeated()):
+    for found in masks_of(weight, in_place):
+        if not captured.writes.none_after(found.since, found.reads(), but=found.repeated()):
             return "something writes into its weight or its mask"
-        kept, shape = found.kept(real, writes), size(weight)
+        kept, shape = found.kept(captured), size(weight)
         if kept is None:
             why = "its mask can't be known before it is called, such as one that forward writes"
         elif shape is not None and bool(kept.expand(shape).flatten(0, 1).any(0).all()):

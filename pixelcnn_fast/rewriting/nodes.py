@@ -1,4 +1,4 @@
-"""What rewrites ask of the nodes of a graph that Dynamo has captured."""
+"""Questions about the calls of a graph that Dynamo has captured: what they call, and what they write into."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx
+from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional as F
 
 MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
@@ -35,18 +36,31 @@ _EMBEDDING = frozenset((F.embedding, F.embedding_bag))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
+def spelled(*names: str) -> frozenset[Any]:
+    """What a graph may call to apply pointwise functions of these names, in place or not: functions and methods."""
+    all_names = [f"{name}{suffix}" for name in names for suffix in ("", "_")]
+    found = {getattr(module, name, None) for module in (operator, torch, F) for name in all_names}
+    return frozenset((found - {None}) | {*all_names})
+
+
 def calls(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
     """Whether a node calls one of some functions, or methods by name."""
     return isinstance(node, fx.Node) and is_any_call(node) and node.target in targets
 
 
 def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
-    """Whether it does so, gives the first argument by position and writes into no ``out=``."""
+    """Whether a node does so, with its first argument by position and no ``out=``."""
     return calls(node, targets) and bool(node.args) and "out" not in node.kwargs
 
 
 def is_any_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method")
+
+
+def proxies(graph: fx.Graph, *given: Any) -> list[Any]:
+    """Nodes, such that what is computed with them is put into the graph; anything else as it is."""
+    tracer = GraphAppendingTracer(graph)
+    return [fx.Proxy(x, tracer) if isinstance(x, fx.Node) else x for x in given]
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
@@ -84,7 +98,7 @@ def line(node: fx.Node) -> str:
 
 class Writes:
     """Which calls of a graph may write into which memory: fake tensors that share memory share a storage. A tensor that
-    was given other data keeps its fake storage, so that counts as the other one, too."""
+    is given other data keeps its own fake storage, so the two storages count as one."""
 
     def __init__(self, graph: fx.Graph, inference: bool) -> None:
         self.inference = inference  # nothing of the graph is kept for a backward
@@ -156,7 +170,7 @@ def _is_argument(node: fx.Node) -> bool:
     return "." not in (name if isinstance(name, str) else name())
 
 
-class View(NamedTuple):
+class MemoryView(NamedTuple):
     """Where in which storage a tensor lies: tensors with equal views are the same numbers."""
 
     storage: int
@@ -165,12 +179,12 @@ class View(NamedTuple):
     stride: tuple[Any, ...]
 
 
-def view(node: Any) -> View | None:
+def view(node: Any) -> MemoryView | None:
     found = value(node)
     if found is None:
         return None
     storage = found.untyped_storage()._cdata
-    return View(storage, found.storage_offset(), tuple(found.shape), found.stride())
+    return MemoryView(storage, found.storage_offset(), tuple(found.shape), found.stride())
 
 
 def storages(node: Any) -> set[int]:
@@ -184,7 +198,7 @@ def written(node: fx.Node) -> set[int]:
 
 
 class _Guess(list[Any]):
-    """What a call could write into at most, for all that is known."""
+    """What a call may write into, if it writes at all, which is not known."""
 
 
 def _written(node: fx.Node) -> list[Any]:

@@ -14,10 +14,13 @@ class Regions:
     """Calls under equal settings of gradients, autocast and inference mode are in one region."""
 
     def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
         self._of: dict[fx.Node, tuple[Any, ...]] = {}
+
+    def _read(self) -> None:
         gradients: Any = torch.is_grad_enabled()
         entered: tuple[fx.Node, ...] = ()
-        for node in graph.nodes:
+        for node in self._graph.nodes:
             name = name_of(node)
             if name == "_set_grad_enabled":
                 gradients = node.args[0]
@@ -28,5 +31,7 @@ class Regions:
             self._of[node] = (gradients, *entered)
 
     def are_one(self, *nodes: fx.Node) -> bool:
-        """Whether calls are in one region."""
+        """Whether calls are in one region. No rewrite changes that of a call, but new calls have to be looked up."""
+        if not self._of.keys() >= {*nodes}:
+            self._read()
         return len({self._of[node] for node in nodes}) == 1

@@ -1,5 +1,5 @@
-"""Convolutions of maps that are padded, cropped or shifted, and those whose results are cropped, compute what is left
-and copy nothing: a window is an offset and a size."""
+"""Lets convolutions of maps that are padded, cropped or shifted, and those whose results are cropped, compute only what
+is left, and copy nothing: a window is an offset and a size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.masked_convolutions import Convolution, is_laid_out_as_ours, no_mask
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
+from pixelcnn_fast.rewriting.masked_convolutions import Conv2dCall, is_laid_out_as_ours, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
@@ -25,10 +26,8 @@ from pixelcnn_fast.rewriting.nodes import (
     storages,
     value,
 )
-from pixelcnn_fast.rewriting.regions import Regions
-from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, layout_of
-from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
 _PAD = frozenset((F.pad, torch._C._nn.pad, torch.constant_pad_nd))
@@ -39,7 +38,7 @@ Pair = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """A map of ``size``, zero but for what it shows of ``source``, which begins at ``begin`` in it. nodes: the calls
+    """A map of ``size`` that shows ``source`` from the position ``begin`` on, and zeros elsewhere. nodes: the calls
     that make it, the last one first."""
 
     source: fx.Node
@@ -83,7 +82,7 @@ class Candidate(NamedTuple):
     def result_format(self) -> torch.memory_format | None:
         """Of the whole result; what is cropped from it becomes dense in it."""
         found, shown = layout_of(self.node), value(self.end)
-        is_sure = self.node.target is _OURS or is_laid_out_as_ours(self.node, Convolution.of(self.node))
+        is_sure = self.node.target is _OURS or is_laid_out_as_ours(self.node, Conv2dCall.of(self.node))
         if found == torch.channels_last and self.crop is not None and shown is not None:
             # Where its memory is both, as with one channel, it would be taken for contiguous, which a crop is not.
             is_sure = is_sure and not shown.contiguous().is_contiguous(memory_format=torch.channels_last)
@@ -102,8 +101,9 @@ class Candidate(NamedTuple):
         reach = [step * (n - 1) for step, n in zip(self.dilation, kernel.shape[2:], strict=True)]
         return self.first[0] + self.size[0] - 1 + reach[0], self.first[1] + self.size[1] - 1 + reach[1]
 
-    def why_not(self, writes: Writes, regions: Regions) -> str | None:
-        """Why it is not taken for a convolution of the window's source."""
+    def why_not(self, captured: CapturedGraph) -> str | None:
+        """Why it can't be computed from the window's source; None if it can."""
+        writes = captured.writes
         node, source, padded = self.node, self.window.source, self.window.nodes
         cropped = () if self.crop is None else self.crop.nodes
         if self.result_format is None:
@@ -119,7 +119,7 @@ class Candidate(NamedTuple):
             return "something writes into its map, what that is padded from, or its weight"
         if cropped and any(writes.into(_may_share(self.end))):
             return "something writes into what is cropped from its result"
-        if not regions.are_one(node, *padded, *cropped):
+        if not captured.regions.are_one(node, *padded, *cropped):
             return "gradients are switched on or off between the padding and it"
         if padded and not writes.none_before_backward([source, *padded]):
             return "what it is padded or cropped from is known outside the graph"
@@ -135,11 +135,12 @@ class Candidate(NamedTuple):
             how = (offset, [*self.dilation], "auto", self.dense)
             result_format = asked_format(self.window.source, self.weight, wanted)
             new = graph.call_function(_OURS, (*tensors, *how, result_format, [*self.size]))
-        new.meta = {**self.end.meta, "example_value": result.contiguous(memory_format=wanted)}
+        new.meta["example_value"] = result.contiguous(memory_format=wanted)
         return new
 
 
-def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
+def rewrite(captured: CapturedGraph) -> None:
+    graph, report = captured.graph, captured.report
     for node in list(graph.nodes):
         if node.target is not _OURS and not calls(node, CONV2D):
             continue
@@ -147,7 +148,7 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         if found is None:
             continue
         x, weight, *_ = found
-        window, crop, kernel = _window(x), _crop(node, writes), value(weight)
+        window, crop, kernel = _window(x), _crop(node, captured.writes), value(weight)
         if kernel is None or (crop is None and not (window.nodes if window else _is_cut_or_padded(x))):
             continue
         what = f"conv2d {list(kernel.shape)}"
@@ -155,13 +156,13 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
             report.leave(what, "the height or width of what it is padded or cropped from varies", line(node))
             continue
         candidate = Candidate(node, window, crop, *found[1:])
-        if (why := candidate.why_not(writes, regions)) is not None:
+        if (why := candidate.why_not(captured)) is not None:
             report.leave(what, why, line(node))
             continue
-        candidate.end.replace_all_uses_with(candidate.inserted(graph))
-        for dead in (candidate.end, node, *window.nodes):
+        captured.replace(candidate.end, by=candidate.inserted(graph))
+        for dead in (node, *window.nodes):
             if dead in graph.nodes and not dead.users:
-                graph.erase_node(dead)
+                captured.erase(dead)
         report.rewrite(what, "masked_conv2d of a window", line(node))
 
 
@@ -172,7 +173,7 @@ def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | N
             return None
         x, weight, bias, mask, padding, dilation, _, dense, _ = node.args
         return x, weight, bias, mask, tuple(padding), tuple(dilation), dense  # type: ignore[arg-type, return-value]  # as they were put in
-    call = Convolution.of(node)
+    call = Conv2dCall.of(node)
     kernel, x = value(call.weight), value(call.input)
     if call.why_not is not None or kernel is None or x is None:
         return None
@@ -214,7 +215,7 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
 
 
 def _may_share(node: fx.Node) -> list[fx.Node]:
-    """A map, and what shares its memory, or would if it were contiguous, as a crop becomes."""
+    """A map and the nodes that share its memory, or would if the map were contiguous, as a crop becomes."""
     found = [node]
     for each in found:
         for user in each.users:

@@ -50,13 +50,9 @@ def test_equals_the_reference(kind, order, learned):
         got, expected = fast(x, labels), plain(x, labels)
         assert got.shape == (2, *SHAPE, 4)
         assert_identical_up_to_rounding(got.detach(), expected.detach())
-        for one, other in zip(
-            *(
-                torch.autograd.grad(y.square().sum(), [*m.parameters()])
-                for y, m in ((got, fast), (expected, plain))
-            ),
-            strict=True,
-        ):
+        both = ((got, fast), (expected, plain))
+        gradients = (torch.autograd.grad(y.square().sum(), [*m.parameters()]) for y, m in both)
+        for one, other in zip(*gradients, strict=True):
             assert_identical_up_to_rounding(one, other)
 
 
@@ -134,19 +130,14 @@ def test_one_colour_pattern_over_all_gates_leaks(kind):
         check_causal(model, SHAPE)
 
 
-class NotShifted(DiagonalBiLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x)
+def shifted(*padding: int) -> type[DiagonalBiLSTM]:
+    """A Diagonal BiLSTM whose right half is moved in another way."""
 
+    class Shifted(DiagonalBiLSTM):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.left(x) + nn.functional.pad(self.right(x), padding)
 
-class ShiftedSideways(DiagonalBiLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + nn.functional.pad(self.right(x), (1, -1))
-
-
-class ShiftedUp(DiagonalBiLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + nn.functional.pad(self.right(x), (0, 0, -1, 1))
+    return Shifted
 
 
 class SeesTheRowBelow(RowLSTM):
@@ -159,9 +150,9 @@ class SeesTheRowBelow(RowLSTM):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (NotShifted, "layers.1.*it walks rows from the right: shift what it gives down by a row"),
-        (ShiftedSideways, "layers.1"),
-        (ShiftedUp, "layers.1"),
+        (shifted(), "layers.1.*it walks rows from the right: shift what it gives down by a row"),
+        (shifted(1, -1), "layers.1"),
+        (shifted(0, 0, -1, 1), "layers.1"),
         (SeesTheRowBelow, "layers.1|conv"),
     ],
 )
@@ -170,11 +161,6 @@ def test_leaks_are_refused(layer, message):
     model.layers[1] = layer(14, 7).double()
     with pytest.raises(NotCausal, match=message):
         check_causal(model, SHAPE)
-
-
-class ShiftedTwice(DiagonalBiLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + nn.functional.pad(self.right(x), (0, 0, 2, -2))
 
 
 class LeftAlone(DiagonalBiLSTM):
@@ -190,7 +176,7 @@ class TapBesideAlone(RowLSTM):
         return ops.row_lstm(self.input_to_state(x), weight * torch.tensor([1.0, 0, 0]).to(weight))
 
 
-@pytest.mark.parametrize("layer", [ShiftedTwice, LeftAlone, TapBesideAlone])
+@pytest.mark.parametrize("layer", [shifted(0, 0, 2, -2), LeftAlone, TapBesideAlone])
 def test_starvation_is_seen(layer):
     """No leak, but the receptive field is smaller than that of the layer as it should be."""
     models = [pixel_rnn("row_lstm"), pixel_rnn("row_lstm")]
@@ -305,7 +291,7 @@ def test_refusals_of_a_layer(settings, message):
 
 
 def test_compiled_with_labels():
-    model = pixel_rnn("row_lstm", n_classes=3)
+    model = pixel_rnn("row_lstm", n_classes=3, n_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     labels = torch.tensor([0, 2])
     assert_identical_up_to_rounding(compiled(images(), labels), model(images(), labels))
@@ -350,38 +336,42 @@ OWN: dict[str, Callable[[Own, Tensor], Tensor]] = {
 }
 
 
+OF_OWN: dict[str, Any] = dict(shape=(3, 4, 5), image_form="levels", head=Categorical(4))
+
+
+def own(between: Callable[[Own, Tensor], Tensor]) -> Own:
+    torch.manual_seed(0)
+    return Own(between)
+
+
+def sampled(model: Own, runtimes: list[Any]) -> Tensor:
+    """Images that are the same on all runtimes, and for one image alone."""
+    sampler, noise = Sampler(model, **OF_OWN), torch.rand(6, 3, 4, 5, dtype=torch.float64)
+    images = sampler.sample(6, noise=noise, runtime="reference")
+    for runtime in runtimes:
+        assert torch.equal(sampler.sample(6, noise=noise, runtime=runtime), images)
+        assert torch.equal(sampler.sample(1, noise=noise[:1], runtime=runtime), images[:1])
+    return images
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_own_modules_give_the_same_images(name):
-    torch.manual_seed(0)
-    model = Own(OWN[name])
-    sampler = Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
-    noise = torch.rand(6, 3, 4, 5, dtype=torch.float64)
-    images, *others = (sampler.sample(6, noise=noise, runtime=r) for r in ("reference", "eager", *COMPILED))
-    assert len(images.unique()) == 4
-    for other in others:
-        assert torch.equal(other, images)
-    for runtime in COMPILED:
-        one = sampler.sample(1, noise=noise[:1], runtime=runtime)
-        assert torch.equal(one, images[:1])
+    assert len(sampled(own(OWN[name]), ["eager", *COMPILED]).unique()) == 4
 
 
 def test_a_recurrence_over_a_part_of_the_image_is_refused():
-    model = Own(lambda m, h: nn.functional.pad(m.row(h[:, :, :-1]), (0, 0, 1, 0)))
+    model = own(lambda m, h: nn.functional.pad(m.row(h[:, :, :-1]), (0, 0, 1, 0)))
     with pytest.raises(Unsupported, match="over 3×5 pixels of an image of 4×5: let it see the whole map"):
-        Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+        Sampler(model, **OF_OWN)
 
 
 @pytest.mark.parametrize("dead", ["all", 0, 1])
 def test_dead_taps_of_a_diagonal_lstm(dead):
-    torch.manual_seed(0)
-    model = Own(lambda m, h: m.left(h))
+    model = own(lambda m, h: m.left(h))
     with torch.no_grad():
         model.left.state_to_state.weight[..., slice(None) if dead == "all" else dead] = 0
-    sampler = Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
-    noise = torch.rand(6, 3, 4, 5, dtype=torch.float64)
-    images, other = (sampler.sample(6, noise=noise, runtime=r) for r in ("reference", "eager"))
-    assert torch.equal(other, images)
-    check_causal(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+    sampled(model, ["eager"])
+    check_causal(model, **OF_OWN)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -407,12 +397,10 @@ def test_hooks_see_what_the_modules_give(kind):
     for got, expected in zip(seen(fast), seen(plain), strict=True):
         assert_identical_up_to_rounding(got, expected)
     for name in names:
-        fast = pixel_rnn(kind)
-        fast.get_submodule(name).register_full_backward_hook(lambda *_: None)
-        fast(images()).sum().backward()
-        fast = pixel_rnn(kind)
-        fast.get_submodule(name).register_full_backward_pre_hook(lambda *_: None)
-        fast(images()).sum().backward()
+        for hooks in ("register_full_backward_hook", "register_full_backward_pre_hook"):
+            fast = pixel_rnn(kind)
+            getattr(fast.get_submodule(name), hooks)(lambda *_: None)
+            fast(images()).sum().backward()
     fast = pixel_rnn(kind)
     fast.upsample[1] = nn.Sequential(fast.upsample[1], nn.Sigmoid())
     fast.conv_out1 = nn.Sequential(fast.conv_out1, nn.Tanh())  # type: ignore[assignment]  # as users replace modules
@@ -440,23 +428,23 @@ def test_as_many_pixels_as_levels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(kind="row_lstm", n_layers=0), "n_layers is 0, expected an integer of 1 or more"),
-        (dict(kind="row_lstm", levels=1), "levels is 1, expected an integer of 2 or more"),
-        (dict(kind="row_lstm", hidden_channels=-1), "hidden_channels is -1"),
-        (dict(kind="row_lstm", n_classes=0), "n_classes is 0"),
-        (dict(kind="row_lstm", levels="4"), "levels is '4', expected an integer"),
-        (dict(kind="row_lstm", n_layers=1.5), "n_layers is 1.5, expected an integer"),
-        (dict(kind="row_lstm", kernel_size=-3), "kernel_size is -3"),
-        (dict(kind="row_lstm", learn_initial_state=3), "learn_initial_state is 3, expected True or False"),
+        (dict(n_layers=0), "n_layers is 0, expected an integer of 1 or more"),
+        (dict(levels=1), "levels is 1, expected an integer of 2 or more"),
+        (dict(hidden_channels=-1), "hidden_channels is -1"),
+        (dict(n_classes=0), "n_classes is 0"),
+        (dict(levels="4"), "levels is '4', expected an integer"),
+        (dict(n_layers=1.5), "n_layers is 1.5, expected an integer"),
+        (dict(kernel_size=-3), "kernel_size is -3"),
+        (dict(learn_initial_state=3), "learn_initial_state is 3, expected True or False"),
         (dict(kind="lstm"), "kind is 'lstm', expected 'row_lstm' or 'diagonal_bilstm'"),
-        (dict(kind="row_lstm", kernel_size=4), "needs odd sizes"),
-        (dict(kind="row_lstm", channel_order="rgb"), "channel_order is 'rgb'"),
-        (dict(kind="row_lstm", channel_order="thirds", hidden_channels=2), "each colour needs at least one"),
+        (dict(kernel_size=4), "needs odd sizes"),
+        (dict(channel_order="rgb"), "channel_order is 'rgb'"),
+        (dict(channel_order="thirds", hidden_channels=2), "each colour needs at least one"),
     ],
 )
 def test_refusals(settings, message):
     with pytest.raises(ValueError, match=message):
-        PixelRNN(**settings)
+        PixelRNN(**{"kind": "row_lstm", **settings})
 
 
 def test_bad_input_is_refused():

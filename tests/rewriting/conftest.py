@@ -1,13 +1,15 @@
-"""Networks of tests are small, and are rewritten all the same."""
+"""Networks of tests are rewritten however small they are, and nothing that one has compiled is left to the next."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting import profitability
 
 
 @pytest.fixture(autouse=True)
-def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 0)
+def rewritten_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)

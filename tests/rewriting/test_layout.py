@@ -10,21 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from pixelcnn_fast.models.reference import PixelCNN
-from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
 from tests.needs import needs_native
+from tests.rewriting.networks import Masked
 from tests.tiers import thorough
-
-
-class Masked(nn.Conv2d):
-    mask: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 4, 3, padding=1)
-        self.register_buffer("mask", raster_mask(3, 3, "B"))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.conv2d(input, self.weight * self.mask, self.bias, padding=1)
 
 
 class Results(fx.Interpreter):
@@ -64,7 +53,6 @@ def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> N
     torch.manual_seed(0)
     model, images = PixelCNN(colours, 8, 2).train(not inference), torch.rand(2, colours, 6, 5)
     backend = Looking()
-    torch._dynamo.reset()
     with torch.set_grad_enabled(not inference):
         got, expected = torch.compile(model, backend=backend)(images), model(images)
     torch.testing.assert_close(got, expected)
@@ -81,7 +69,6 @@ def test_logits_of_a_dilated_convolution_are_contiguous(inference: bool) -> None
     torch.manual_seed(0)
     model = nn.Sequential(Masked(3), nn.ReLU(), Masked(4), nn.ReLU(), nn.Conv2d(4, 9, 3, padding=2, dilation=2))
     x, backend = torch.randn(2, 3, 6, 5), Looking()
-    torch._dynamo.reset()
     with torch.set_grad_enabled(not inference):
         found, expected = torch.compile(model, backend=backend)(x), model(x)
     torch.testing.assert_close(found, expected)
@@ -107,7 +94,6 @@ def test_inductor_gives_logits_contiguously(inference: bool) -> None:
 
     torch.manual_seed(0)
     plain, x, backend = Skips(), torch.randn(2, 3, 8, 8), Backend("inductor")
-    torch._dynamo.reset()
     with torch.set_grad_enabled(not inference):
         found, expected = torch.compile(plain, backend=backend)(x), plain(x)
     torch.testing.assert_close(found, expected)

@@ -99,7 +99,6 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str) -> None:
-    torch._dynamo.reset()
     of_logits, logits, rewritten = LOSSES[name]
 
     def loss(x: Tensor) -> Tensor:
@@ -118,7 +117,6 @@ def test_losses(name: str) -> None:
 
 
 def test_targets_that_pytorch_refuses_are_refused() -> None:
-    torch._dynamo.reset()
     compiled = torch.compile(lambda x, levels: F.cross_entropy(2 * x, levels), backend=Backend())
     for logits, levels in ((MAP, LEVELS.int()), (MAP[:0, :, 0], LEVELS[:0])):
         for function in (F.cross_entropy, compiled):
@@ -127,7 +125,6 @@ def test_targets_that_pytorch_refuses_are_refused() -> None:
 
 
 def test_levels_out_of_range_are_refused() -> None:
-    torch._dynamo.reset()
     compiled = torch.compile(lambda x, levels: F.cross_entropy(2 * x, levels), backend=Backend())
     with pytest.raises(ValueError, match="levels span 0...9, expected 0...6"):
         compiled(MAP, LEVELS.where(LEVELS < 6, 9))
@@ -135,7 +132,6 @@ def test_levels_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_under_autocast_it_is_computed_as_pytorch_does(dtype: torch.dtype) -> None:
-    torch._dynamo.reset()
     backend = Backend()
     compiled = torch.compile(lambda x: F.cross_entropy(1 * x, LEVELS), backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
@@ -146,7 +142,6 @@ def test_under_autocast_it_is_computed_as_pytorch_does(dtype: torch.dtype) -> No
 
 
 def test_losses_in_bfloat16_are_left() -> None:
-    torch._dynamo.reset()
     backend = Backend()
     low = MAP.bfloat16()
     assert torch.equal(

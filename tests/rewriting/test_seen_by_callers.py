@@ -3,99 +3,69 @@ laid out, values written between forward and backward, arguments that overlap la
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
-
-CHANNELS, SHAPE = 4, (2, 4, 6, 6)
-
-
-class Model(nn.Module):
-    mask: Tensor
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        for name, outputs in (("a", CHANNELS), ("b", CHANNELS), ("wide", 2 * CHANNELS)):
-            setattr(self, name, nn.Conv2d(CHANNELS, outputs, 3, padding=1))
-        self.register_buffer("mask", raster_mask(3, 3, "B"))
-        self.register_buffer("cache", torch.ones(SHAPE))
-        self.forward_of = forward
-
-    def conv(self, name: str, x: Tensor, padding: int = 1) -> Tensor:
-        layer = getattr(self, name)
-        return F.conv2d(x, layer.weight * self.mask, layer.bias, padding=padding)
-
-    def forward(self, *given: Tensor) -> Any:
-        return self.forward_of(self, *given)
+from tests.rewriting.networks import SHAPE, Programmed, compiled_copy, images
 
 
-def pair(forward: Callable[..., Any]) -> tuple[Model, Model, Backend]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    plain, backend = Model(forward).double(), Backend()
-    fast = copy.deepcopy(plain)
-    fast.compile(backend=backend)
-    return plain, fast, backend
-
-
-def images() -> Tensor:
-    return torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def pair(program: Callable[..., Any]) -> tuple[Programmed, Programmed, Backend]:
+    plain = Programmed(program).double()
+    return plain, *compiled_copy(plain)
 
 
 # -- shared memory
 
 
 def crop_twice(m: Any, x: Tensor) -> Any:
-    crop = m.conv("a", x * 1)[:, :, 1:, 1:]
+    crop = m.a(x * 1)[:, :, 1:, 1:]
     return crop.contiguous(), crop.contiguous()
 
 
 def crop_flattened(m: Any, x: Tensor) -> Any:
-    crop = m.conv("a", x * 1)[:, :, 1:, 1:]
+    crop = m.a(x * 1)[:, :, 1:, 1:]
     return crop.flatten(1), crop.reshape(2, -1)
 
 
 def crop_by_image(m: Any, x: Tensor) -> Any:
-    first, second = m.conv("a", x * 1)[:, :, 1:].unbind(0)
+    first, second = m.a(x * 1)[:, :, 1:].unbind(0)
     return first.contiguous(), first.contiguous(), second.contiguous()
 
 
 def flattened_without_gradients(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", torch.tanh(m.conv("a", x)))
+    h = m.b(torch.tanh(m.a(x)))
     with torch.no_grad():
         flat = h.flatten(1)
     return h, flat
 
 
 def flattened_under_autocast(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", torch.tanh(m.conv("a", x)))
+    h = m.b(torch.tanh(m.a(x)))
     with torch.autocast("cpu"):
         flat = h.flatten(1)
     return h, flat
 
 
 def written_and_flattened(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", torch.tanh(m.conv("a", x)))
+    h = m.b(torch.tanh(m.a(x)))
     h.relu_()
     return h, h.flatten(1)
 
 
 def written_and_returned(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", torch.tanh(m.conv("a", x)))
+    h = m.b(torch.tanh(m.a(x)))
     return h, F.relu(h, inplace=True)
 
 
 def written_and_sliced(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", torch.tanh(m.conv("a", x)))
+    h = m.b(torch.tanh(m.a(x)))
     y = h.mul_(2)
     return h.chunk(2, 1)[0], y[:, 1:]
 
@@ -126,7 +96,7 @@ def test_results_share_memory_as_pytorch_s_do(program: Callable[..., Any], gradi
 
 
 def copied_and_written(m: Any, x: Tensor) -> Any:
-    h = m.conv("b", m.conv("a", x))
+    h = m.b(m.a(x))
     c = h + 1
     e = c.flip(2)
     c.add_(1)
@@ -149,7 +119,7 @@ def test_a_map_that_is_written_between_its_readers_is_copied_again() -> None:
     "part", [lambda c: c, lambda c: c.detach(), lambda c: c[0], lambda c: c.chunk(2, 1)[1]]
 )
 def test_strides_of_crops_may_be_relied_on(part: Callable[[Tensor], Tensor]) -> None:
-    plain, fast, _ = pair(lambda m, x: part(m.conv("a", x * 1)[:, :, 1:, 1:]).as_strided((2, 3), (40, 1)) + 0)
+    plain, fast, _ = pair(lambda m, x: part(m.a(x * 1)[:, :, 1:, 1:]).as_strided((2, 3), (40, 1)) + 0)
     torch.testing.assert_close(fast(images()), plain(images()))
 
 
@@ -157,7 +127,7 @@ def test_strides_of_crops_may_be_relied_on(part: Callable[[Tensor], Tensor]) -> 
 
 
 def block_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
-    z = m.conv("a", x) + x
+    z = m.a(x) + x
     other.add_(1)
     return F.relu(z)
 
@@ -184,13 +154,13 @@ def gate_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
 def window_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
     padded = F.pad(x, (1, 1, 2, 0))
     other.add_(1)
-    return m.conv("a", padded, 0)
+    return m.a(padded, 0)
 
 
 def window_and_buffer(m: Any, x: Tensor) -> Any:
     padded = F.pad(x, (1, 1, 2, 0))
-    m.cache.mul_(2)
-    return m.conv("a", padded, 0)
+    m.map.mul_(2)
+    return m.a(padded, 0)
 
 
 OVERLAPPING: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor]] = {
@@ -199,7 +169,7 @@ OVERLAPPING: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor]] = {
     masked_in_place_and_argument: lambda m, x: m.a.weight.data[:],
     gate_and_argument: lambda m, x: x[:],
     window_and_argument: lambda m, x: x[:],
-    window_and_buffer: lambda m, x: m.cache[:],
+    window_and_buffer: lambda m, x: m.map[:],
 }
 
 
@@ -236,7 +206,7 @@ def test_gradients_of_a_masked_weight_that_is_returned_are_dense() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_of_images_are_laid_out_as_pytorch_lays_them_out(layout: torch.memory_format) -> None:
-    plain, fast, backend = pair(lambda m, x: m.conv("b", torch.tanh(m.conv("a", x * 1))))
+    plain, fast, backend = pair(lambda m, x: m.b(torch.tanh(m.a(x * 1))))
     x = images().contiguous(memory_format=layout).requires_grad_()
     (expected,), (found,) = (torch.autograd.grad(m(x).square().sum(), x) for m in (plain, fast))
     torch.testing.assert_close(found, expected)
@@ -244,9 +214,9 @@ def test_gradients_of_images_are_laid_out_as_pytorch_lays_them_out(layout: torch
 
 
 JOINING: list[Callable[[Any, Tensor], Tensor]] = [
-    lambda m, x: m.conv("b", torch.tanh(m.conv("a", x) + x)),
-    lambda m, x: m.conv("b", torch.relu(x * m.conv("a", x))) + x,
-    lambda m, x: m.conv("b", m.conv("a", x).add_(x)),
+    lambda m, x: m.b(torch.tanh(m.a(x) + x)),
+    lambda m, x: m.b(torch.relu(x * m.a(x))) + x,
+    lambda m, x: m.b(m.a(x).add_(x)),
 ]
 
 
@@ -256,7 +226,7 @@ def test_gradients_of_what_joins_maps_are_laid_out_as_pytorch_lays_them_out(
 ) -> None:
     plain, fast, backend = pair(program)
 
-    def seen(model: Model) -> list[Tensor]:
+    def seen(model: Programmed) -> list[Tensor]:
         x, gradients = images().requires_grad_(), list[Tensor]()
         of_x = x * 1
         of_x.register_hook(lambda g: gradients.append(g.view(2, -1)))
@@ -269,13 +239,13 @@ def test_gradients_of_what_joins_maps_are_laid_out_as_pytorch_lays_them_out(
 
 
 def gate_and_its_half(m: Any, x: Tensor) -> Any:
-    a, b = m.conv("wide", x).chunk(2, 1)
+    a, b = m.wide(x).chunk(2, 1)
     t = torch.tanh(a)
     return t * torch.sigmoid(b), t
 
 
 def gate_written_inside(m: Any, x: Tensor) -> Any:
-    a, b = m.conv("wide", x).chunk(2, 1)
+    a, b = m.wide(x).chunk(2, 1)
     t = torch.tanh(a)
     y = t * torch.sigmoid(b)
     t.data.add_(1)
@@ -284,11 +254,11 @@ def gate_written_inside(m: Any, x: Tensor) -> Any:
 
 def padded_and_returned(m: Any, x: Tensor) -> Any:
     padded = F.pad(x * 1, (1, 1, 2, 0))
-    return m.conv("a", padded, 0), padded
+    return m.a(padded, 0), padded
 
 
 def crop_and_its_copy(m: Any, x: Tensor) -> Any:
-    crop = m.conv("a", x * 1)[:, :, 1:, 1:]
+    crop = m.a(x * 1)[:, :, 1:, 1:]
     return crop * crop, crop.contiguous()
 
 
@@ -300,7 +270,7 @@ KEPT = [gate_and_its_half, gate_written_inside, padded_and_returned, crop_and_it
 def test_what_is_returned_may_be_written_before_the_backward(
     program: Callable[..., Any], through_data: bool
 ) -> None:
-    def gradients(model: Model) -> Any:
+    def gradients(model: Programmed) -> Any:
         y, other = model(images())
         with torch.no_grad():
             (other.data if through_data else other).add_(1)
@@ -320,7 +290,7 @@ def test_what_is_returned_may_be_written_before_the_backward(
 @pytest.mark.parametrize("gradients", [True, False])
 def test_forward_mode_derivatives_are_refused(gradients: bool) -> None:
     """PyTorch would take what the ops leave out for zero."""
-    _, fast, backend = pair(lambda m, x: m.conv("a", x) + 1)
+    _, fast, backend = pair(lambda m, x: m.a(x) + 1)
     with torch.set_grad_enabled(gradients):
         fast(images())
         assert backend.report.rewritten
@@ -331,7 +301,7 @@ def test_forward_mode_derivatives_are_refused(gradients: bool) -> None:
 
 
 def test_forward_mode_derivatives_of_what_is_not_rewritten_are_left() -> None:
-    _, fast, backend = pair(lambda m, x: m.conv("a", x))
+    _, fast, backend = pair(lambda m, x: m.a(x))
     fast(images())  # is rewritten
     doubled = torch.compile(lambda x: 2 * x, backend=backend)
     doubled(images())
@@ -361,7 +331,6 @@ def test_each_way_to_reshape_in_place_is_known(name: str) -> None:
         getattr(x, name)(*RESHAPING[name])
         return x
 
-    torch._dynamo.reset()
     x, backend = torch.randn(5, 3), Backend()
     found, expected = torch.compile(reshaped, backend=backend)(x), reshaped(x)
     assert torch.equal(found, expected) and found.stride() == expected.stride()
@@ -370,7 +339,7 @@ def test_each_way_to_reshape_in_place_is_known(name: str) -> None:
 
 def test_a_tensor_that_is_reshaped_in_place_leaves_the_graph() -> None:
     def program(m: Any, x: Tensor) -> Tensor:
-        h = m.conv("a", x * 1)
+        h = m.a(x * 1)
         h.transpose_(1, 2)
         h.transpose_(1, 3)
         return h
@@ -388,7 +357,7 @@ def test_a_tensor_that_is_reshaped_in_place_leaves_the_graph() -> None:
     "crop", [(slice(None), slice(3, 3)), (slice(2, 2), slice(None)), (slice(9), slice(9, 12))]
 )
 def test_crops_may_be_empty(crop: tuple[slice, slice], gradients: bool) -> None:
-    plain, fast, _ = pair(lambda m, x: m.conv("a", x * 1)[:, :, crop[0], crop[1]] * 2)
+    plain, fast, _ = pair(lambda m, x: m.a(x * 1)[:, :, crop[0], crop[1]] * 2)
     with torch.set_grad_enabled(gradients):
         expected, found = (m(images()) for m in (plain, fast))
     assert found.shape == expected.shape and not found.numel()
@@ -399,6 +368,6 @@ def test_crops_may_be_empty(crop: tuple[slice, slice], gradients: bool) -> None:
 
 
 def test_empty_batches() -> None:
-    plain, fast, _ = pair(lambda m, x: m.conv("b", torch.tanh(m.conv("a", x))))
+    plain, fast, _ = pair(lambda m, x: m.b(torch.tanh(m.a(x))))
     expected, found = (m(images()[:0]) for m in (plain, fast))
     assert found.shape == expected.shape and found.stride() == expected.stride()

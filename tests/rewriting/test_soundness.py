@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,34 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
 from pixelcnn_fast.rewriting.regions import Regions
+from tests.rewriting.networks import Programmed, compiled_copy, images
 from tests.tiers import few
-
-
-class Convolution(nn.Conv2d):
-    mask: Tensor
-
-    def __init__(self) -> None:
-        super().__init__(4, 4, 3, padding=1)
-        self.register_buffer("mask", raster_mask(3, 3, "B").expand_as(self.weight).clone())
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight * self.mask, self.bias, padding=1)
-
-
-class Network(nn.Module):
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.a, self.b, self.c = Convolution(), Convolution(), Convolution()
-        self.norm = nn.BatchNorm2d(4)
-        self.register_buffer("spare", torch.zeros(4, 4, 3, 3))
-        self.register_buffer("map", torch.zeros(2, 4, 6, 6))
-        self.forward_of = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_of(self, x)
 
 
 def first_user_without_gradients(m: Any, x: Tensor) -> Tensor:
@@ -405,13 +380,9 @@ def results(model: nn.Module, x: Tensor, gradients: bool) -> list[Tensor | None]
     ("gradients", "last"), few([(True, False), (False, True), (True, True), (False, False)], 2)
 )
 def test_programs(name: str, gradients: bool, last: bool) -> None:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    plain = Network(PROGRAMS[name]).double()
-    fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    backend = Backend()
-    fast.compile(backend=backend)
+    plain = Programmed(PROGRAMS[name]).double()
+    fast, backend = compiled_copy(plain)
+    x = images().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     for training in (True, False):
         found, expected = (results(each.train(training), x, gradients) for each in (fast, plain))
         assert found[0] is not None and expected[0] is not None
@@ -430,18 +401,6 @@ def of_convolutions(m: Any, z: Tensor) -> Tensor:
 def of_a_gate(m: Any, z: Tensor) -> Tensor:
     a, b = (z + m.b(z)).chunk(2, 1)
     return torch.tanh(a) * torch.sigmoid(b)
-
-
-class Returning(Network):
-    """What the last of its calls read, too."""
-
-    def __init__(self, program: Callable[[Any, Tensor], Tensor], last: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__(lambda m, x: x)
-        self.program, self.last = program, last
-
-    def forward(self, x: Tensor) -> Any:
-        z = self.program(self, x)
-        return self.last(self, z), z
 
 
 def add_one(x: Tensor) -> None:
@@ -473,10 +432,7 @@ def test_what_is_known_outside_is_what_pytorch_keeps(name: str, program: Any, la
     """Written between forward and backward, it changes gradients or is an error, as in plain PyTorch."""
 
     def gradients(model: nn.Module) -> list[Tensor] | None:
-        x = torch.randn(
-            2, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-        ).requires_grad_()
-        x = 1 * x
+        x = 1 * images().requires_grad_()
         y, z = model(x)
         WRITTEN[name](x, z)
         try:
@@ -485,11 +441,12 @@ def test_what_is_known_outside_is_what_pytorch_keeps(name: str, program: Any, la
             return None
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    plain = Returning(program, last).double()
-    fast, backend = copy.deepcopy(plain), Backend()
-    fast.compile(backend=backend)
+    def returning(m: Any, x: Tensor) -> Any:
+        z = program(m, x)
+        return last(m, z), z
+
+    plain = Programmed(returning).double()
+    fast, backend = compiled_copy(plain)
     found, expected = gradients(fast), gradients(plain)
     assert (found is None) == (expected is None)
     for a, b in zip(found or [], expected or [], strict=True):
@@ -498,9 +455,7 @@ def test_what_is_known_outside_is_what_pytorch_keeps(name: str, program: Any, la
 
 
 def test_within_torch_func() -> None:
-    torch._dynamo.reset()
-    model, backend = Network(lambda m, x: m.b(m.a(x))).double(), Backend()
-    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    model, backend, x = Programmed(lambda m, x: m.b(m.a(x))).double(), Backend(), images()
     found = torch.compile(lambda x: torch.func.vmap(lambda image: model(image[None])[0])(x), backend=backend)(x)
     torch.testing.assert_close(found, model(x))
     assert not backend.report.rewritten and "within a transformation of torch.func" in str(backend.report)
@@ -517,13 +472,11 @@ def test_an_op_that_makes_the_mask_is_called_as_often_as_it_was() -> None:
 
         library.impl("mask_of", mask_of, "CPU")
         torch.library.register_fake("pixelcnn_fast_tests::mask_of", lambda x: torch.empty_like(x), lib=library)
-        torch._dynamo.reset()
-        plain = Network(
+        plain = Programmed(
             lambda m, x: F.conv2d(x, m.a.weight * torch.ops.pixelcnn_fast_tests.mask_of(m.a.mask), padding=1)
         ).double()
-        fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
-        fast.compile(backend=Backend())
-        torch.testing.assert_close(fast(x), plain(x))
+        fast, _ = compiled_copy(plain)
+        torch.testing.assert_close(fast(images()), plain(images()))
     assert len(calls) == 2
 
 
@@ -557,12 +510,10 @@ def test_an_op_that_says_that_it_writes(call: Callable[[Tensor], None]) -> None:
                 call(m.a.mask)
                 return F.conv2d(x, weight, padding=1)
 
-        torch._dynamo.reset()
-        plain = Network(inverted).double()
-        fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
-        fast.compile(backend=Backend())
+        plain = Programmed(inverted).double()
+        fast, _ = compiled_copy(plain)
         for _ in range(2):
-            torch.testing.assert_close(fast(x), plain(x))
+            torch.testing.assert_close(fast(images()), plain(images()))
 
 
 def test_what_runs_under_autocast_is_a_region_of_its_own() -> None:

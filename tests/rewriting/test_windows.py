@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast.rewriting.backend import Backend
+from tests.tiers import few
 
 
 class Layer(nn.Module):
@@ -98,10 +99,9 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
 }
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("last", few([False, True], 1), ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_windows(name: str, last: bool) -> None:
-    torch._dynamo.reset()
     torch.manual_seed(0)
     forward, kernel, how, windows = LAYERS[name]
     plain = Layer(forward, kernel, **how)
@@ -148,7 +148,6 @@ LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 def test_what_only_looks_like_a_window_is_left() -> None:
-    torch._dynamo.reset()
     layer, backend = Layer(lambda m, x: [form(m, x) for form in LOOKALIKES.values()], (3, 3)), Backend()
     found = []
     for model in (torch.compile(layer, backend=backend), layer):
@@ -170,7 +169,6 @@ WHY = {
 
 @pytest.mark.parametrize("name", WHY)
 def test_the_report_says_why_a_window_is_left(name: str) -> None:
-    torch._dynamo.reset()
     forward, kernel, how, _ = LAYERS["padded to the left" if name == "sizes that vary" else name]
     layer, backend = Layer(forward, kernel, **how), Backend()
     plain = copy.deepcopy(layer)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from pixelcnn_fast import accelerate, accelerated
 from pixelcnn_fast.nn import raster_mask
+from tests.tiers import few
 
 
 class Mask(nn.Module):
@@ -70,10 +71,9 @@ def spectral_norm() -> nn.Module:
 WRAPPED = [parametrized, weight_norm_of_a_masked, mask_after_weight_norm, old_weight_norm, spectral_norm]
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", few([True, False], 1))
 @pytest.mark.parametrize("layer", WRAPPED, ids=lambda layer: layer.__name__)
 def test_wrapped_weights(layer: Any, training: bool) -> None:
-    torch._dynamo.reset()
 
     def network() -> nn.Module:
         torch.manual_seed(0)

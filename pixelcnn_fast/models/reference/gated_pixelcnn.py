@@ -135,19 +135,8 @@ class GatedPixelCNN(nn.Module):
         self.blocks = nn.ModuleList()
         channels, mask_type = input_channels, "A"
         for dilation in dilations:
-            self.blocks.append(
-                GatedBlock(
-                    channels,
-                    hidden_channels,
-                    kernel_size,
-                    mask_type,
-                    dilation,
-                    n_classes,
-                    condition_channels,
-                    input_channels,
-                    channel_order,
-                )
-            )
+            settings = (dilation, n_classes, condition_channels, input_channels, channel_order)
+            self.blocks.append(GatedBlock(channels, hidden_channels, kernel_size, mask_type, *settings))
             channels, mask_type = hidden_channels, "B"
         hidden = groups_of(hidden_channels, input_channels, channel_order)
         logits = groups_of(input_channels * levels, input_channels, channel_order and "thirds")

@@ -81,8 +81,9 @@ class DiagonalBiLSTM(nn.Module):
         groups_hidden: Groups = None,
     ) -> None:
         super().__init__()
-        self.left = DiagonalLSTM(channels_in, hidden, False, learn_initial_state, groups_in, groups_hidden)
-        self.right = DiagonalLSTM(channels_in, hidden, True, learn_initial_state, groups_in, groups_hidden)
+        settings = (learn_initial_state, groups_in, groups_hidden)
+        self.left = DiagonalLSTM(channels_in, hidden, False, *settings)
+        self.right = DiagonalLSTM(channels_in, hidden, True, *settings)
 
     def forward(self, x: Tensor) -> Tensor:
         right = self.right(x)  # sees pixels to the right, which only the row below may
@@ -138,6 +139,5 @@ class PixelRNN(nn.Module):
         for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
             x = conv(torch.relu(x))
         n, c, height, width = images.shape
-        return x.view(n, c, self.levels, height, width).permute(
-            0, 1, 3, 4, 2
-        )  # channel: colour * levels + level
+        x = x.view(n, c, self.levels, height, width)  # channel: colour * levels + level
+        return x.permute(0, 1, 3, 4, 2)

@@ -14,9 +14,10 @@ from pixelcnn_fast.capture.lower.tables import is_made_by_the_model, of_levels, 
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
+from pixelcnn_fast.program.steps import ACTIVATIONS
 
-# Pointwise calls that PyTorch has not tagged as such.
-POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__ hardswish _prelu_kernel".split())
+# Pointwise calls, of which PyTorch has not tagged all as such.
+POINTWISE_TOO = frozenset((*ACTIVATIONS, *"_to_copy floor_divide __and__ __or__ __xor__ _prelu_kernel".split()))
 # Calls that compute each channel by itself, from constants of that channel, [C]; their other results are not used.
 CHANNELWISE = frozenset(
     "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pixelcnn_fast.capture.record.shadow_memory import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.operands import Step
+from pixelcnn_fast.program.steps import ACTIVATIONS, Activation
 
 LEAST = torch.finfo(torch.float32).tiny  # up to which no probability matters
 NEGATED = (-1.0, 0.0)
@@ -30,6 +32,12 @@ RELU = Step("relu")
 
 def bounds(low: float | None, high: float | None) -> list[Step]:
     return [Step(kind, float(x)) for kind, x in (("at_least", low), ("at_most", high)) if x is not None]
+
+
+def _as_step(kind: str, activation: Activation) -> Callable[..., Steps]:
+    if not activation.alpha:
+        return lambda: [Step(kind)]
+    return lambda alpha=activation.default: [Step(kind, float(alpha))]
 
 
 def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Steps:
@@ -52,11 +60,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Steps:
 
 lowers_to_steps(
     {
-        "relu": lambda: [RELU],
-        "silu": lambda: [Step("silu")],
-        "sigmoid": lambda: [Step("sigmoid")],
-        "tanh": lambda: [Step("tanh")],
-        "hardswish": lambda: [Step("hardswish")],
+        **{kind: _as_step(kind, activation) for kind, activation in ACTIVATIONS.items()},
         "hardsigmoid": lambda: [(1 / 6, 0.5), *bounds(0, 1)],
         "log_sigmoid_forward": lambda: [NEGATED, Step("softplus"), NEGATED],
         "sqrt": lambda: [Step("power", 0.5)],
@@ -64,7 +68,6 @@ lowers_to_steps(
         "reciprocal": lambda: [Step("power", -1.0)],
         "neg": lambda: [NEGATED],
         "exp2": lambda: [(math.log(2), 0.0), Step("exp")],
-        "leaky_relu": lambda slope=0.01: [Step("leaky_relu", float(slope))],
         "celu": lambda alpha=1.0: [(1 / alpha, 0.0), Step("elu"), (float(alpha), 0.0)],
         "gelu": lambda *, approximate="none": [Step("gelu" if approximate == "none" else "gelu_tanh")],
         "hardtanh": lambda min_val=-1, max_val=1: bounds(min_val, max_val),

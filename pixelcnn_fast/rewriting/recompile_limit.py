@@ -1,4 +1,4 @@
-"""Says it when PyTorch's compiler leaves out what a model has become: PyTorch itself only logs it, or does not."""
+"""Warns when PyTorch stops compiling a model, or misses what changes in it; PyTorch only logs this, if at all."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ SHARED = (
 )
 
 
-def tells_of_giving_up(
+def warns_at_recompile_limit(
     compiled: Callable[..., Any],
     report: Report,
     target: Callable[..., Any],
     modules_of: Callable[[nn.Module], Iterable[nn.Module]],
     is_by_inductor: bool = False,
 ) -> Callable[..., Any]:
-    """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. target:
-    what was compiled: if parts of a model get hooks after the first call, or tensors of it begin to share memory, that
-    is said once. modules_of: a model's modules, registered or not."""
-    before = WeakKeyDictionary[nn.Module, tuple[int, int]]()  # of each model, at the last call: ``_seen_of``
-    unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # its parts at the first call
+    """A function that calls the compiled one, and warns once, there and in the report, if PyTorch reaches the limit of
+    compilations for it or for a function that it calls, if parts of a model get hooks after the first call, and, with
+    Inductor, if tensors of it begin to share memory.
+
+    target: what was compiled. modules_of: gives all modules of a model, registered or not.
+    """
+    before = WeakKeyDictionary[
+        nn.Module, tuple[int, int]
+    ]()  # hooks and shared tensors of each model, at its last call
+    unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # parts of each model, at its first call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within what somebody else compiles
@@ -47,7 +52,7 @@ def tells_of_giving_up(
             if model not in unregistered:
                 unregistered[model] = WeakSet({*modules_of(model)}.difference(model.modules()))
             parts = [*model.modules(), *unregistered[model]]
-            now = _seen_of(parts, model is target, is_by_inductor)
+            now = _hooks(parts[model is target :]), _sharing_memory(parts) if is_by_inductor else 0
             hooks, shared = before.get(model, now)
             before[model] = now
             if now[0] > hooks and torch._dynamo.config.skip_nnmodule_hook_guards:
@@ -58,7 +63,7 @@ def tells_of_giving_up(
         try:
             return compiled(*args, **kwargs)
         finally:
-            for function in _given_up(known, _compilations()):
+            for function in _over_the_limit(known, _compilations()):
                 _tell(
                     report,
                     f"PyTorch has stopped compiling {function}, which it has compiled too often: what is new from now "
@@ -83,27 +88,28 @@ def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             yield each
 
 
-def _seen_of(parts: Sequence[nn.Module], is_target: bool, is_by_inductor: bool) -> tuple[int, int]:
-    """How many hooks the parts of a model have, the first of which is the model, and does not count if it is what
-    PyTorch compiles; and for Inductor, how many of their tensors share memory with others."""
-    hooks = sum(len(getattr(part, kind)) for part in parts[is_target:] for kind in HOOKS)
+def _hooks(parts: Sequence[nn.Module]) -> int:
+    return sum(len(getattr(part, kind)) for part in parts for kind in HOOKS)
+
+
+def _sharing_memory(parts: Sequence[nn.Module]) -> int:
+    """How many tensors share memory with others."""
     tensors = (x for part in parts for held in (part._parameters, part._buffers) for x in held.values())
-    places = []
-    if is_by_inductor:
-        with suppress(RuntimeError, NotImplementedError):  # of tensors within torch.func, and sparse ones
-            places = [x.untyped_storage()._cdata for x in tensors if x is not None]
-    return hooks, len(places) - len({*places})
+    with suppress(RuntimeError, NotImplementedError):  # of tensors within torch.func, and sparse ones
+        found = [x.untyped_storage()._cdata for x in tensors if x is not None]
+        return len(found) - len({*found})
+    return 0
 
 
 def _compilations() -> list[Any]:
-    """The last ones, as PyTorch keeps account of them, failed ones among them."""
+    """PyTorch's records of the latest compilations, failed ones included."""
     from torch._dynamo.utils import get_compilation_metrics
 
     return list(get_compilation_metrics())
 
 
-def _given_up(known: list[Any], now: list[Any]) -> Iterator[str]:
-    """The functions, by name, whose compilation has failed since, as there were too many."""
+def _over_the_limit(known: list[Any], now: list[Any]) -> Iterator[str]:
+    """The names of the functions that have been compiled too often, of the records that are new since ``known``."""
     if known and now and known[-1] is now[-1]:
         return
     last = next((at for at, each in enumerate(now) if known and each is known[-1]), -1)
@@ -111,11 +117,10 @@ def _given_up(known: list[Any], now: list[Any]) -> Iterator[str]:
         if "limit" in str(failed.fail_reason):
             frame = str(failed.compile_id).partition("/")[0]
             alike = [each for each in now if each.co_name and str(each.compile_id).partition("/")[0] == frame]
-            yield (
-                "a function"
-                if not alike
-                else (f"'{alike[-1].co_name}' ({alike[-1].co_filename}:{alike[-1].co_firstlineno})")
-            )
+            if not alike:
+                yield "a function"
+            else:
+                yield f"'{alike[-1].co_name}' ({alike[-1].co_filename}:{alike[-1].co_firstlineno})"
 
 
 def _tell(report: Report, text: str) -> None:

@@ -1,21 +1,22 @@
-"""Which weights of a graph are zero where some mask is: by a product, by ``where``, or masked in place beforehand."""
+"""Finds the masks where weights of a graph are zero: by a product, by ``where``, or masked in place beforehand."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
 
 from pixelcnn_fast.ops.masked_conv2d.op import expands
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     DIV,
     MUL,
     MUL_IN_PLACE,
     NEW_DATA,
-    View,
+    MemoryView,
     Writes,
     evaluated,
     is_call,
@@ -33,11 +34,11 @@ KEEPING_ZEROS = frozenset(
 )
 
 
-class Zeroed(NamedTuple):
-    """A weight is zero where ``mask`` is, or, inverted, where it isn't.
+class MaskedWeight(NamedTuple):
+    """A weight that is zero where ``mask`` is zero, or, inverted, where it isn't.
 
-    since: the call that made it so. in_place: whether it wrote into the weight itself, so that what the convolution
-    gives for its gradient is the weight's own. through: what hands the zeros on, from there to the weight.
+    since: the call that made it so. in_place: whether that wrote into the weight itself, so that the gradient which the
+    convolution gives is the weight's own. through: the calls that hand the zeros on, from there to the weight.
     """
 
     mask: fx.Node
@@ -47,16 +48,16 @@ class Zeroed(NamedTuple):
     through: tuple[fx.Node, ...] = ()
 
     def reads(self) -> list[fx.Node]:
-        """What nobody may write into."""
+        """The nodes that nobody may write into, or the weight is not zero there any more."""
         return [self.mask, *self.through]
 
-    def kept(self, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
-        """Where the weight is kept now, if that can be known."""
-        now = evaluated(self.mask, real, writes)
+    def kept(self, captured: CapturedGraph) -> Tensor | None:
+        """Where the weight isn't masked now, if that can be known."""
+        now = evaluated(self.mask, captured.real, captured.writes)
         return None if now is None or now.is_meta else (now == 0 if self.inverted else now != 0)
 
     def inserted(self, graph: fx.Graph) -> fx.Node:
-        """Where the weight is kept, as a node."""
+        """A new node that says where the weight isn't masked."""
         return graph.call_function(torch.eq if self.inverted else torch.ne, (self.mask, 0))
 
     def repeated(self) -> list[fx.Node]:
@@ -65,20 +66,20 @@ class Zeroed(NamedTuple):
         return [node for node in nodes if _masks_like(node, self.since)] if self.in_place else []
 
 
-class InPlace:
+class MaskedInPlace:
     """The weights that are masked in place, as far as a graph has been walked."""
 
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
-        self._found: dict[View, tuple[Zeroed, ...]] = {}
+        self._found: dict[MemoryView, tuple[MaskedWeight, ...]] = {}
         self._moved: set[int] = set()  # storages whose tensors were given other data
 
-    def __getitem__(self, node: Any) -> tuple[Zeroed, ...]:
+    def __getitem__(self, node: Any) -> tuple[MaskedWeight, ...]:
         where = view(node)
         return () if where is None else self._found.get(where, ())
 
     def follow(self, node: fx.Node) -> None:
-        """Takes note of what a call masks, and of what it overwrites."""
+        """Notes what a call masks, and forgets what it overwrites."""
         masked, into = self._masked_by(node), written(node)
         for where, found in list(self._found.items()):
             if where.storage in into:
@@ -92,43 +93,43 @@ class InPlace:
         if masked and (where_now := view(node.args[0])) is not None:
             self._found[where_now] = masked
 
-    def _masked_by(self, node: fx.Node) -> tuple[Zeroed, ...]:
+    def _masked_by(self, node: fx.Node) -> tuple[MaskedWeight, ...]:
         if (inverted := _masking(node)) is not None:
-            return (Zeroed(cast(fx.Node, node.args[1]), node, inverted, True),)
+            return (MaskedWeight(cast(fx.Node, node.args[1]), node, inverted, True),)
         if name_of(node) in (*NEW_DATA, "copy_") and len(node.args) == 2:
             return tuple(
                 found._replace(since=node, in_place=True, through=())
-                for found in zeroed(node.args[1], self)
+                for found in masks_of(node.args[1], self)
                 if self._writes.none_between(found.since, node, found.reads())
             )
         return ()
 
 
-def zeroed(weight: Any, in_place: InPlace) -> Iterator[Zeroed]:
-    """Where a weight may be known to be zero, whatever its other factors are."""
+def masks_of(weight: Any, in_place: MaskedInPlace) -> Iterator[MaskedWeight]:
+    """The ways in which a weight is known to be masked, whatever its other factors are."""
     if isinstance(weight, fx.Node):
-        for found in _zeroed(weight, in_place):
+        for found in _masks_of(weight, in_place):
             yield found._replace(through=(*found.through, weight))
 
 
-def _zeroed(weight: fx.Node, in_place: InPlace) -> Iterator[Zeroed]:
+def _masks_of(weight: fx.Node, in_place: MaskedInPlace) -> Iterator[MaskedWeight]:
     yield from in_place[weight]
     if is_call(weight, WHERE) and len(weight.args) == 3:
         condition, kept, other = weight.args
         if weight.op == "call_method":
             condition, kept = kept, condition
         if isinstance(condition, fx.Node) and (_is_zero(kept) or _is_zero(other)):
-            yield Zeroed(condition, weight, inverted=_is_zero(kept))
+            yield MaskedWeight(condition, weight, inverted=_is_zero(kept))
     elif is_call(weight, MASKED_FILL) and len(weight.args) == 3:
         if isinstance(weight.args[1], fx.Node) and _is_zero(weight.args[2]):
-            yield Zeroed(weight.args[1], weight, inverted=True)
+            yield MaskedWeight(weight.args[1], weight, inverted=True)
     elif is_call(weight, MUL) and len(weight.args) == 2:
         for mask, other in (weight.args, weight.args[::-1]):
             if isinstance(mask, fx.Node) and _is_mask(mask, weight):
-                yield Zeroed(mask, weight)
-            yield from zeroed(other, in_place)
+                yield MaskedWeight(mask, weight)
+            yield from masks_of(other, in_place)
     elif is_call(weight, DIV | KEEPING_ZEROS):
-        yield from zeroed(weight.args[0], in_place)
+        yield from masks_of(weight.args[0], in_place)
 
 
 def _masking(node: fx.Node) -> bool | None:

@@ -1,4 +1,4 @@
-"""``weight.data *= mask`` gives the weight the memory that it has already. That is dropped: Inductor refuses it."""
+"""Drops what ``weight.data *= mask`` ends with: giving the weight the memory that it has, which Inductor refuses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from typing import Any
 
 from torch import fx
 
+from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import NEW_DATA, WRITING, name_of, view
 
 
-def drop(graph: fx.Graph) -> None:
-    for node in list(graph.nodes):
+def rewrite(captured: CapturedGraph) -> None:
+    for node in list(captured.graph.nodes):
         if name_of(node) not in NEW_DATA or len(node.args) != 2:
             continue
         target, data = node.args
         if _is_written_in_place(data, target) and view(data) == view(target):
             for user in list(node.users):
                 if "lower_version" in name_of(user) and not user.users:
-                    graph.erase_node(user)
+                    captured.erase(user)
             node.replace_all_uses_with(target)
-            graph.erase_node(node)
+            captured.erase(node)
 
 
 def _is_written_in_place(data: Any, target: Any) -> bool:
