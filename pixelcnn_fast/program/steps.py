@@ -2,7 +2,7 @@
 
 A kind that is added here needs a formula in program/formulas.py, csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h;
 until it has all three, the package does not import and csrc does not compile. CMake runs this file with a bare Python
-(csrc/steps_header.py), so it imports nothing but the standard library.
+(csrc/headers.py), so it imports nothing but the standard library.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ class CpuRuntime(Runtime):
         self._program, self._conditions = program, conditions
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
         description = described(program, head, borrowed, program.dtype)
-        self._sampler = self._native.CpuSampler(
-            description, program.dtype == torch.float64, precision == "bf16"
-        )
+        self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
 
     def run(self, job: Job) -> None:
         operands = self._program.condition_operands

@@ -55,7 +55,7 @@ class HeadDrawer {
       level = 0;
       return false;
     }
-    if (options.temperature > 0 && options.exclude_levels())
+    if (options.temperature > 0 && exclude_levels(options))
       keep_likeliest(d.parameters, weights_, levels, options, order_);
     level = kernels_.pick(weights_, levels, job_.noise[d.noise]);
     if (job_.log_probability)

@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "cpu/sampler/prepared.h"
+#include "cpu/sampler/packed_program.h"
 #include "cpu/sampler/schedule.h"
 #include "cpu/simd/buffer.h"
 
@@ -15,7 +15,7 @@ namespace pcf::cpu {
 template <class T>
 class Workspace {
  public:
-  Workspace(const Program& program, const PreparedProgram<T>& p, const Schedule& schedule, int images)
+  Workspace(const Program& program, const PackedProgram<T>& p, const Schedule& schedule, int images)
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
         buffers_(schedule.partials()), images_(images) {
     int64_t size = 0;

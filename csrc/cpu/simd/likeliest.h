@@ -9,6 +9,8 @@
 
 namespace pcf::cpu {
 
+inline bool exclude_levels(const SamplingOptions& options) { return options.top_k > 0 || options.top_p < 1; }
+
 // Sets the weights of all levels that the options exclude to zero. logits, weights: [levels], where weights grow with
 // logits; order: scratch. Of equal logits, the lower level counts as more likely. The sums are those of
 // heads/drawing.py, in the same order, so the last level to be kept does not depend on the runtime.

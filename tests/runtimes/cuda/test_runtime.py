@@ -14,11 +14,11 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
+from pixelcnn_fast.program.schema import WAITED_IN_VAIN
 from pixelcnn_fast.runtimes.cuda import driver, kernels
 from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
 from pixelcnn_fast.runtimes.cuda.runtime import (
-    WAITED_IN_VAIN,
     CudaRuntime,
     Launched,
     Limits,
