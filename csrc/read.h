@@ -1,5 +1,5 @@
-// Reads the structs and enumerations of structs.h from Python: a struct from any object that has its fields as
-// attributes, where None keeps the default; an enumerator from its name, or from an Enum's value.
+// Reads structs and enumerations that tables.h and structs.h declare from Python: a struct from any object that has its
+// fields as attributes, where None keeps the default; an enumerator from its name, or from an Enum's value.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,6 +10,13 @@
 #include "structs.h"
 
 namespace pcf {
+
+using Address = uintptr_t;  // of an array, as Tensor.data_ptr() gives it; or 0
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
 template <class T>
 void read(pybind11::handle from, T& to) {
@@ -26,7 +33,7 @@ void read(pybind11::handle from, T& to) {
   } else if constexpr (requires { to.emplace_back(); }) {
     for (const pybind11::handle item : from) read(item, to.emplace_back());
   } else if constexpr (std::is_pointer_v<T>) {
-    to = reinterpret_cast<T>(from.cast<uintptr_t>());
+    to = reinterpret_cast<T>(from.cast<Address>());
   } else {
     to = from.cast<T>();
   }

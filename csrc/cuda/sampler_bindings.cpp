@@ -13,12 +13,7 @@ using namespace py::literals;
 
 namespace {
 
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using pcf::Address, pcf::at;
 
 // By their names.
 constexpr std::pair<const char*, const char*> kKernelSources[] = {

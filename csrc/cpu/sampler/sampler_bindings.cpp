@@ -14,12 +14,7 @@ using namespace py::literals;
 
 namespace {
 
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using pcf::Address, pcf::at;
 
 int run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
         const std::vector<Address>& conditions, py::handle options, Address parameters, Address log_probability,
