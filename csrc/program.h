@@ -2,8 +2,6 @@
 // declared in pixelcnn_fast/program/schema.py, from which CMake writes structs.h (headers.cmake).
 #pragma once
 
-#include <cstdint>
-
 #include "structs.h"
 
 namespace pcf {
@@ -22,19 +20,5 @@ void for_each_read(const I& i, const F& f) {
   for (const auto& s : i.steps)
     if (reads_value(s)) f(s.operand, s.dy, s.dx);
 }
-
-// One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
-struct Job {
-  int images;
-  void* values;  // [images, C, H, W] of the head's type: known ones in, all of them out
-  // [images, C, H, W]: nonzero where the value is known; null: none is. A distribution is drawn unless all its values
-  // are known.
-  const uint8_t* known = nullptr;
-  const double* noise;                  // [images, distributions * uniforms, H, W] in [0, 1)
-  std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
-  SamplingOptions options = {};
-  void* parameters = nullptr;         // [images, distributions, H, W, parameters] or null: not wanted
-  double* log_probability = nullptr;  // [images, C, H, W] of the values drawn, under the model itself; or null
-};
 
 }  // namespace pcf

@@ -11,13 +11,6 @@
 
 namespace pcf {
 
-using Address = uintptr_t;  // of an array, as Tensor.data_ptr() gives it; or 0
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
 template <class T>
 void read(pybind11::handle from, T& to) {
   if constexpr (std::is_enum_v<T>) {
@@ -33,7 +26,7 @@ void read(pybind11::handle from, T& to) {
   } else if constexpr (requires { to.emplace_back(); }) {
     for (const pybind11::handle item : from) read(item, to.emplace_back());
   } else if constexpr (std::is_pointer_v<T>) {
-    to = reinterpret_cast<T>(from.cast<Address>());
+    to = reinterpret_cast<T>(from.cast<uintptr_t>());
   } else {
     to = from.cast<T>();
   }

@@ -13,7 +13,7 @@ using namespace py::literals;
 
 namespace {
 
-using pcf::Address, pcf::at;
+using Address = uintptr_t;
 
 // By their names.
 constexpr std::pair<const char*, const char*> kKernelSources[] = {
@@ -34,18 +34,24 @@ std::vector<std::tuple<std::string, int, int>> kernels() {
 // A part of a sweep, for simulations: its number, the row, the first column step, as in SweepPlan, and column steps.
 using PartOfSweep = std::tuple<int, int, int, int>;
 
-// All but images, options and the part is device memory, as KernelParams has it.
-py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Address workspace, Address values,
-                     Address known, Address noise, Address conditions, py::handle options, Address parameters,
-                     Address log_probability, Address error, const std::optional<PartOfSweep>& part) {
-  cuda::KernelParams params{};
-  params.layout = plan.layout, params.images = images;
-  const auto given = pcf::read<pcf::SamplingOptions>(options);
-  params.options = {given, given.temperature == 0 ? 0 : static_cast<float>(1 / given.temperature)};
-  params.constants = at<char>(constants), params.workspace = at<char>(workspace), params.levels = at<int32_t>(values);
-  params.known = at<uint8_t>(known), params.noise = at<double>(noise), params.conditions = at<float>(conditions);
-  params.logits = at<float>(parameters), params.log_probability = at<double>(log_probability);
-  params.error = at<unsigned long long>(error);
+// All arrays are device memory, as KernelParams has them.
+py::bytes parameters(const cuda::Plan& plan, py::handle described, Address constants, Address workspace, Address error,
+                     const std::optional<PartOfSweep>& part) {
+  const auto job = pcf::read<pcf::Job>(described);
+  const double temperature = job.options.temperature;
+  cuda::KernelParams params{
+      .layout = plan.layout,
+      .constants = reinterpret_cast<const char*>(constants),
+      .workspace = reinterpret_cast<char*>(workspace),
+      .images = job.images,
+      .levels = static_cast<int32_t*>(job.values),
+      .known = job.known,
+      .noise = job.noise,
+      .conditions = job.conditions.empty() ? nullptr : static_cast<const float*>(job.conditions[0]),
+      .options = {job.options, temperature == 0 ? 0 : static_cast<float>(1 / temperature)},
+      .logits = static_cast<float*>(job.parameters),
+      .log_probability = job.log_probability,
+      .error = reinterpret_cast<unsigned long long*>(error)};
   if (part) {
     const auto [sweep, row, first_step, steps] = *part;
     params.layout.n_sweeps = 1;
@@ -92,8 +98,7 @@ void bind_cuda_sampler(py::module_& m) {
                                     shared_bytes);
            }),
            "program"_a, "math"_a, "images"_a, "shared_bytes"_a, "cluster"_a = 1)
-      .def("parameters", &parameters, "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a,
-           "conditions"_a, "options"_a, "parameters"_a, "log_probability"_a, "error"_a, "part"_a = py::none(),
+      .def("parameters", &parameters, "job"_a, "constants"_a, "workspace"_a, "error"_a, "part"_a = py::none(),
            "What the kernel is given by value. part: (sweep, row, first column step, column steps), if only these are "
            "to be run.")
       .def("blocks", &cuda::Plan::blocks, "images"_a)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 # -- constants of csrc/cuda, where TILE_SITES is kTileSites
 
@@ -88,9 +89,18 @@ HEADS = (
 
 ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
 
-# -- structs; arrays are borrowed by the runtimes while they are built, and not read afterwards
+# -- structs; a program's arrays are borrowed by the runtimes while they are built, and not read afterwards
 
-Address = int  # of an array, in the program's dtype; 0: there is none
+Address = int  # of an array, in the program's dtype unless another is named; 0: there is none
+Memory = Address  # that is written
+Flags = Address  # uint8
+Uniforms = Address  # float64
+Scores = Address  # float64, written
+POINTERS = {
+    "Address": "const void*", "Memory": "void*", "Flags": "const uint8_t*", "Uniforms": "const double*",
+    "Scores": "double*",
+}  # fmt: skip
+SamplingOptions = Any  # heads/options.py
 StepKind = str  # a name in steps.KINDS
 InstructionKind = str  # in INSTRUCTIONS
 HeadKind = str  # in HEADS
@@ -203,7 +213,24 @@ class Program:
     lag: int = 0  # how many columns behind the row above a row may start; 0: one row at a time
 
 
-STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One batch of images to sample, complete or teacher-force. Arrays are dense and owned by the caller."""
+
+    images: int
+    values: Memory  # [images, C, H, W] of the head's type: known ones in, all of them out
+    # [images, C, H, W]: nonzero where the value is known; 0: none is. A distribution is drawn unless all its values
+    # are known.
+    known: Flags = 0
+    noise: Uniforms  # [images, distributions * uniforms, H, W] in [0, 1)
+    # Per operand [images, channels] or [images, H, W, channels]; on CUDA one array, with one operand after the other.
+    conditions: list[Address]
+    options: SamplingOptions
+    parameters: Memory = 0  # [images, distributions, H, W, parameters] or 0: not wanted
+    log_probability: Scores = 0  # [images, C, H, W] of the values drawn, under the model itself; or 0
+
+
+STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program, Job
 
 
 def signature(*structs: type) -> str:

@@ -14,23 +14,12 @@ using namespace py::literals;
 
 namespace {
 
-using pcf::Address, pcf::at;
-
-int run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
-        const std::vector<Address>& conditions, py::handle options, Address parameters, Address log_probability,
-        int threads, const std::function<void(int)>& on_row, const std::vector<int>& fewer_at) {
-  pcf::Job job{.images = images,
-               .values = at<void>(values),
-               .known = at<uint8_t>(known),
-               .noise = at<double>(noise),
-               .conditions = {},
-               .options = pcf::read<pcf::SamplingOptions>(options),
-               .parameters = at<void>(parameters),
-               .log_probability = at<double>(log_probability)};
-  for (Address condition : conditions) job.conditions.push_back(at<void>(condition));
+int run(const cpu::Sampler& sampler, py::handle described, int threads, const std::function<void(int)>& on_row,
+        const std::vector<int>& fewer_at) {
+  const auto job = pcf::read<pcf::Job>(described);
   py::gil_scoped_release release;
   if (fewer_at.empty()) return sampler.run(job, threads, on_row);
-  cpu::Schedule schedule = sampler.schedule(images, threads);
+  cpu::Schedule schedule = sampler.schedule(job.images, threads);
   schedule.fewer_at = fewer_at;
   return sampler.run(job, schedule, on_row);  // on_row takes the GIL by itself
 }
@@ -50,8 +39,7 @@ void bind_sampler(py::module_& m) {
                                       pcf::read<pcf::Weights>(weights), cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "weights"_a)
-      .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a, "parameters"_a,
-           "log_probability"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
+      .def("run", &run, "job"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
       .def(
           "workspace_bytes",
           [](const cpu::Sampler& sampler, int images, int threads) {

@@ -1,5 +1,4 @@
-// exp, the logistic function and tanh in loops that the compiler vectorizes. Internal linkage: each instruction set's
-// object file has its own copy.
+// exp, the logistic function and tanh in loops that the compiler vectorizes.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,4 @@
-// The formula of each kind of step (pixelcnn_fast/program/steps.py lists them). Internal linkage: each instruction
-// set's object file has its own copy.
+// The formula of each kind of step (pixelcnn_fast/program/steps.py lists them).
 #pragma once
 
 #include <cmath>

@@ -269,19 +269,18 @@ class CudaRuntime(Runtime):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _parameters(self, batch: DeviceJob) -> bytes:
-        return batch.sampler.parameters(
+        job = schema.Job(
             images=batch.levels.shape[0],
-            constants=batch.constants.data_ptr(),
-            workspace=batch.workspace.data_ptr(),
             values=batch.levels.data_ptr(),
             known=address(batch.known),
             noise=batch.noise.data_ptr(),
-            conditions=address(batch.conditions),
+            conditions=[address(batch.conditions)],
             options=sampling_options(batch.job.options),
             parameters=address(batch.logits),
             log_probability=address(batch.log_probability),
-            error=batch.error.data_ptr(),
         )
+        memory = batch.constants.data_ptr(), batch.workspace.data_ptr(), batch.error.data_ptr()
+        return batch.sampler.parameters(job, *memory)
 
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
