@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.heads import Categorical, SamplingOptions
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.runtimes import pack
 from tests.needs import needs_native
@@ -45,10 +45,16 @@ def without(x: object, struct: type, name: str) -> object:
 def test_every_field_is_read(struct):
     """The compiled module names the one that is missing."""
     whole = told(Sampler(two_stacks(), (2, 7, 5)))
-    pack.required().CpuSampler(without(whole, struct, "nothing"), False, "same")
+    job = schema.Job(images=0, values=0, noise=0, conditions=[0], options=SamplingOptions())
+
+    def handed_over(name: str) -> None:
+        sampler = pack.required().CpuSampler(without(whole, struct, name), False, "same")
+        sampler.run(without(job, struct, name), 1, lambda row: None)
+
+    handed_over("nothing")
     for field in fields(struct):
         with pytest.raises(AttributeError, match=f"'{field.name}'"):
-            pack.required().CpuSampler(without(whole, struct, field.name), False, "same")
+            handed_over(field.name)
 
 
 @needs_native
