@@ -15,7 +15,8 @@ FIRST ?= 0
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell find csrc -type f)
+native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py pixelcnn_fast/program/schema.py pixelcnn_fast/heads/options.py \
+	$(shell find csrc -type f)
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 

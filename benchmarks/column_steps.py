@@ -20,13 +20,13 @@ from torch import nn
 from pixelcnn_fast import compiler
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.program.schema import Job
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.compilers import Compiler
 from pixelcnn_fast.runtimes.cuda.compilers import compiler as found_compiler
 from pixelcnn_fast.runtimes.cuda.driver import NAME, Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, sources
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
-from pixelcnn_fast.runtimes.pack import sampling_options
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 # What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
@@ -250,17 +250,17 @@ class ColumnSteps:
         """where: the sweep, the row and the first column step."""
         sampler, memory, images = self.runtime(network).sampler(shape), Memory(), shape.images
         sub_pixels = images * int(np.prod(network.shape))
-        parameters = sampler.parameters(
+        job = Job(
             images=images,
+            values=memory.place(4 * sub_pixels),
+            noise=memory.place(np.random.default_rng(0).random(sub_pixels)),
+            conditions=[],
+            options=SamplingOptions(),
+        )
+        parameters = sampler.parameters(
+            job,
             constants=memory.place(sampler.constants()),
             workspace=memory.place(sampler.workspace_bytes(images)),
-            values=memory.place(4 * sub_pixels),
-            known=0,
-            noise=memory.place(np.random.default_rng(0).random(sub_pixels)),
-            conditions=0,
-            options=sampling_options(SamplingOptions()),
-            parameters=0,
-            log_probability=0,
             error=memory.place(np.array([-1])),
             part=(*where, steps),
         )

@@ -15,15 +15,13 @@
 #pragma once
 
 #include "cuda/standard.h"
-#include "steps.h"
+#include "tables.h"
 
 namespace pcf::cuda {
 
-enum class Math { fp32, bf16, fp16 };  // the type of what is multiplied; sums and steps are float32
-
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kTileSites = 8, kTileChannels = 16;  // n and m of a product
-constexpr int kChunkBytes = 16, kChunks = 4;       // of a site in a fragment
+constexpr int kTileChannels = 16;             // m of a product, whose n is kTileSites
+constexpr int kChunkBytes = 16, kChunks = 4;  // of a site in a fragment
 constexpr int kSiteBytes = kChunks * kChunkBytes, kFragmentBytes = kTileSites * kSiteBytes;
 constexpr int kWeightBytes = 1024;
 constexpr int kBatch = 4;                            // fragments that a warp takes from its stream of weights at once
@@ -32,7 +30,6 @@ constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
-constexpr int kMostBlocks = 8;               // of a cluster, which share their images: 2, 4 or 8
 constexpr uint32_t kBarriers = 0;            // in shared memory: two, for barriers in turn (barriers.h),
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kBarrierBytes = 128;      // and then all else
@@ -292,11 +289,9 @@ struct Layout {
   int64_t workspace_bytes;  // of a block: its rings
 };
 
-// How levels are drawn: as SamplingOptions, so that a warp need not divide.
-struct DrawOptions {
+// How levels are drawn. A warp need not divide.
+struct DrawOptions : SamplingOptions {
   float inverse_temperature;  // 0: the most likely level
-  int top_k;
-  double top_p;
 };
 
 // What the kernel takes by value: a batch of images on the device. Arrays are dense; sub-pixels are [images, C, H, W].

@@ -11,7 +11,6 @@ inline uint16_t to_bf16(float x) {
   if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);  // rounding could carry a NaN into infinity
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-inline float from_bf16(uint32_t half) { return std::bit_cast<float>(half << 16); }
 
 inline uint16_t to_fp16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
@@ -21,12 +20,6 @@ inline uint16_t to_fp16(float x) {
     return static_cast<uint16_t>(
         sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - std::bit_cast<uint32_t>(0.5f)));
   return static_cast<uint16_t>(sign | (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13);
-}
-inline float from_fp16(uint32_t half) {
-  const uint32_t sign = (half & 0x8000) << 16, rest = half & 0x7fff;
-  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | rest << 13);
-  if (rest < 0x400) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(rest) * 0x1p-24f));
-  return std::bit_cast<float>(sign | ((rest << 13) + 0x38000000));
 }
 
 }  // namespace pcf::cuda

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cuda/plan.h"
+#include "read.h"
 
 namespace py = pybind11;
 namespace cuda = pcf::cuda;
@@ -14,31 +15,18 @@ namespace {
 
 using Address = uintptr_t;
 
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-constexpr std::pair<const char*, cuda::Math> kMaths[] = {
-    {"fp32", cuda::Math::fp32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
-
 // By their names.
 constexpr std::pair<const char*, const char*> kKernelSources[] = {
 #include "kernel_sources.inc"
 };
 
-cuda::Math math_of(const std::string& name) {
-  for (const auto& [known, math] : kMaths)
-    if (name == known) return math;
-  throw std::invalid_argument("math is '" + name + "', expected fp32, bf16 or fp16");
-}
-
 // (math, tiles, blocks of a cluster) of each.
 std::vector<std::tuple<std::string, int, int>> kernels() {
   std::vector<std::tuple<std::string, int, int>> found;
-  for (const auto& [name, math] : kMaths) {
-    for (int tiles = 1; tiles <= cuda::most_tiles(math); tiles++) found.push_back({name, tiles, 1});
-    for (int blocks = 2; blocks <= cuda::kMostBlocks; blocks *= 2) found.push_back({name, 1, blocks});
+  for (int k = 0; k < count_of(pcf::Math{}); k++) {
+    const auto math = static_cast<pcf::Math>(k);
+    for (int tiles = 1; tiles <= cuda::most_tiles(math); tiles++) found.push_back({traits(math).name, tiles, 1});
+    for (int blocks = 2; blocks <= pcf::kMostBlocks; blocks *= 2) found.push_back({traits(math).name, 1, blocks});
   }
   return found;
 }
@@ -46,19 +34,24 @@ std::vector<std::tuple<std::string, int, int>> kernels() {
 // A part of a sweep, for simulations: its number, the row, the first column step, as in SweepPlan, and column steps.
 using PartOfSweep = std::tuple<int, int, int, int>;
 
-// All but images, options and the part is device memory, as KernelParams has it.
-py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Address workspace, Address values,
-                     Address known, Address noise, Address conditions, const pcf::SamplingOptions& options,
-                     Address parameters, Address log_probability, Address error,
+// All arrays are device memory, as KernelParams has them.
+py::bytes parameters(const cuda::Plan& plan, py::handle described, Address constants, Address workspace, Address error,
                      const std::optional<PartOfSweep>& part) {
-  cuda::KernelParams params{};
-  params.layout = plan.layout, params.images = images;
-  params.options = {options.temperature == 0 ? 0 : static_cast<float>(1 / options.temperature), options.top_k,
-                    options.top_p};
-  params.constants = at<char>(constants), params.workspace = at<char>(workspace), params.levels = at<int32_t>(values);
-  params.known = at<uint8_t>(known), params.noise = at<double>(noise), params.conditions = at<float>(conditions);
-  params.logits = at<float>(parameters), params.log_probability = at<double>(log_probability);
-  params.error = at<unsigned long long>(error);
+  const auto job = pcf::read<pcf::Job>(described);
+  const double temperature = job.options.temperature;
+  cuda::KernelParams params{
+      .layout = plan.layout,
+      .constants = reinterpret_cast<const char*>(constants),
+      .workspace = reinterpret_cast<char*>(workspace),
+      .images = job.images,
+      .levels = static_cast<int32_t*>(job.values),
+      .known = job.known,
+      .noise = job.noise,
+      .conditions = job.conditions.empty() ? nullptr : static_cast<const float*>(job.conditions[0]),
+      .options = {job.options, temperature == 0 ? 0 : static_cast<float>(1 / temperature)},
+      .logits = static_cast<float*>(job.parameters),
+      .log_probability = job.log_probability,
+      .error = reinterpret_cast<unsigned long long*>(error)};
   if (part) {
     const auto [sweep, row, first_step, steps] = *part;
     params.layout.n_sweeps = 1;
@@ -100,11 +93,12 @@ void bind_cuda_sampler(py::module_& m) {
       },
       "The kernels' sources, by the names by which they include each other.");
   py::class_<cuda::Plan>(m, "CudaSampler")
-      .def(py::init([](const pcf::Program& program, const std::string& math, int images, int shared_bytes,
-                       int cluster) { return cuda::make_plan(program, math_of(math), images, cluster, shared_bytes); }),
+      .def(py::init([](py::handle program, py::handle math, int images, int shared_bytes, int cluster) {
+             return cuda::make_plan(pcf::read<pcf::Program>(program), pcf::read<pcf::Math>(math), images, cluster,
+                                    shared_bytes);
+           }),
            "program"_a, "math"_a, "images"_a, "shared_bytes"_a, "cluster"_a = 1)
-      .def("parameters", &parameters, "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a,
-           "conditions"_a, "options"_a, "parameters"_a, "log_probability"_a, "error"_a, "part"_a = py::none(),
+      .def("parameters", &parameters, "job"_a, "constants"_a, "workspace"_a, "error"_a, "part"_a = py::none(),
            "What the kernel is given by value. part: (sweep, row, first column step, column steps), if only these are "
            "to be run.")
       .def("blocks", &cuda::Plan::blocks, "images"_a)

@@ -37,7 +37,7 @@ class Head(ABC):
     options: ClassVar[frozenset[str]] = frozenset({"temperature"})
     # What ``distance`` measures, for messages.
     distance_name: ClassVar[str] = "relative difference of log-densities"
-    # Its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it.
+    # Its name in program/schema.py's HEADS; None: the compiled runtimes can't draw it.
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:

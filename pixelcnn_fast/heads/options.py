@@ -1,4 +1,7 @@
-"""What a user may change about how values are drawn. A new option is a field here; drawing.py says what it does."""
+"""What a user may change about how values are drawn. A new option is a field here; drawing.py says what it does.
+
+The struct that C++ has of it is written from this file (csrc/headers.py), which so imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
-import torch
-
-LOWEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # below it, 1 / temperature is infinite
+LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it, 1 / temperature is infinite
 
 
-def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None) -> Any:
-    """A field that is also an argument of the command line; parse: turns the text given there into its value."""
-    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
+def option(
+    default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None, native: Any = None
+) -> Any:
+    """A field that is also an argument of the command line; parse: turns the text given there into its value; native:
+    what C++ has in place of None."""
+    native = default if native is None else native
+    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "native": native})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,10 @@ class SamplingOptions:
     """
 
     temperature: float = option(1.0, float, "logits are divided by it; 0 takes the most likely level")
-    top_k: int | None = option(None, int, "draw from the K most likely levels only", "K")
-    top_p: float | None = option(None, float, "draw from the most likely levels that together reach P", "P")
+    top_k: int | None = option(None, int, "draw from the K most likely levels only", "K", native=0)
+    top_p: float | None = option(
+        None, float, "draw from the most likely levels that together reach P", "P", native=1.0
+    )
 
     def __post_init__(self) -> None:
         plain: dict[str, tuple[type, Callable[[Any], object]]]

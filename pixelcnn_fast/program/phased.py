@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -13,16 +12,7 @@ from torch import Tensor
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import ConditionOperand, Convert, Read
 from pixelcnn_fast.program.program import condition_operands, title
-
-
-class Phase(Enum):
-    ROW = "row"  # sees only rows above: a whole row at once
-    PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
-    DRAWN = "drawn"  # after all of the pixel's levels are drawn
-    FINISHED = (
-        "finished"  # needs pixels of the present row to its right: once the row is finished, for the rows below
-    )
-
+from pixelcnn_fast.program.schema import Phase, Storage
 
 HEADINGS = {
     Phase.ROW: "row phase: a whole row at once",
@@ -94,16 +84,6 @@ class PhasedInstruction:
 
         own = self.instruction.converted(convert)
         return replace(self, instruction=own, row_runs=of(self.row_runs), pixel_runs=of(self.pixel_runs))
-
-
-@dataclass(frozen=True)
-class Storage:
-    """What is kept of a value: the last ``rows`` rows, with zero columns on both sides."""
-
-    channels: int
-    rows: int
-    pad_left: int
-    pad_right: int
 
 
 @dataclass(frozen=True)

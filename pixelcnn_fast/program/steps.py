@@ -2,7 +2,7 @@
 
 A kind that is added here needs a formula in csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h, and if it is not an
 activation of PyTorch's, in program/formulas.py; until it has them, csrc does not compile and the package does not
-import. CMake runs this file with a bare Python (csrc/steps_header.py), so it imports nothing but the standard library.
+import. CMake runs this file with a bare Python (csrc/headers.py), so it imports nothing but the standard library.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from torch import Tensor
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
+from pixelcnn_fast.ops.library import address
+from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
@@ -44,9 +46,7 @@ class CpuRuntime(Runtime):
         self._program, self._conditions = program, conditions
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
         description = described(program, head, borrowed, program.dtype)
-        self._sampler = self._native.CpuSampler(
-            description, program.dtype == torch.float64, precision == "bf16"
-        )
+        self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
 
     def run(self, job: Job) -> None:
         operands = self._program.condition_operands
@@ -56,19 +56,18 @@ class CpuRuntime(Runtime):
         noise = job.noise.contiguous()
         for written in (job.values, job.parameters, job.log_probability):
             assert written is None or written.is_contiguous()
+        batch = schema.Job(
+            images=job.values.shape[0],
+            values=job.values.data_ptr(),
+            known=address(known),
+            noise=noise.data_ptr(),
+            conditions=[c.data_ptr() for c in conditions],
+            options=sampling_options(job.options),
+            parameters=address(job.parameters),
+            log_probability=address(job.log_probability),
+        )
         try:
-            self._sampler.run(
-                images=job.values.shape[0],
-                values=job.values.data_ptr(),
-                known=0 if known is None else known.data_ptr(),
-                noise=noise.data_ptr(),
-                conditions=[c.data_ptr() for c in conditions],
-                options=sampling_options(job.options),
-                parameters=0 if job.parameters is None else job.parameters.data_ptr(),
-                log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
-                threads=torch.get_num_threads(),
-                on_row=job.on_row,
-            )
+            self._sampler.run(batch, torch.get_num_threads(), job.on_row)
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 

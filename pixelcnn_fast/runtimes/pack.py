@@ -1,8 +1,9 @@
-"""A phased program as the compiled runtimes take it: the structs of csrc/program.h."""
+"""A phased program as the compiled runtimes read it: the structs of program/schema.py."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
+from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
@@ -18,114 +20,108 @@ from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 
 def why_not_compiled(head: Head) -> str | None:
     """Why the compiled runtimes can't draw from this head, or None if they can. The compiled module must be there."""
+    if required().SIGNATURE != _signature():
+        return (
+            "the compiled module was built from another program/schema.py: build it again, with `make native`"
+        )
     if head.native is None:
         return f"{head} is drawn in Python only: use runtime 'eager'"
-    traits = required().HEAD_TRAITS.get(head.native)
+    traits = next((traits for traits in schema.HEADS if traits.name == head.native), None)
     if traits is None:
         return (
             f"{head} is drawn as {head.native!r}, which the compiled module does not know: use runtime 'eager'"
         )
-    if traits["single"] and (head.joint or head.uniforms != 1):
+    if traits.single and (head.joint or head.uniforms != 1):
         return f"{head} draws several values or with several uniforms: use runtime 'eager'"
-    if head.value_dtype is not getattr(torch, value := traits["value"]):
+    if head.value_dtype is not getattr(torch, traits.value):
         return (
-            f"{head} has values of {head.value_dtype}, the compiled runtimes draw {value}: use runtime 'eager'"
+            f"{head} has values of {head.value_dtype}, the compiled runtimes draw {traits.value}: "
+            "use runtime 'eager'"
         )
     return None
 
 
-def sampling_options(options: SamplingOptions) -> Any:
-    """The options as csrc/program.h has them; what is None keeps the default there, which means the same."""
-    given = {name: value for name, value in asdict(options).items() if value is not None}
-    if "top_k" in given:
-        given["top_k"] = min(given["top_k"], torch.iinfo(torch.int32).max)
-    return required().SamplingOptions(**given)
+@cache
+def _signature() -> str:
+    return schema.signature(*schema.STRUCTS, SamplingOptions)
 
 
-def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
-    """The program as csrc/program.h has it, with arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
-    return _Describer(required(), program, head, borrowed, dtype).program()
+def sampling_options(options: SamplingOptions) -> SamplingOptions:
+    """The options as C++ can hold them: it reads None as no limit, and has no integers that are larger."""
+    most = torch.iinfo(torch.int32).max
+    return options if options.top_k is None else replace(options, top_k=min(options.top_k, most))
+
+
+def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> schema.Program:
+    """The program as C++ reads it, with arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
+    return _Describer(program, head, borrowed, dtype).program()
 
 
 class _Describer:
-    """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
+    """A phased program as the structs of program/schema.py; values are numbered anew, from 0."""
 
-    def __init__(
-        self, module: Any, program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype
-    ) -> None:
-        self._module, self._program, self._head = module, program, head
-        self._borrowed, self._dtype = borrowed, dtype
+    def __init__(self, program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> None:
+        self._program, self._head, self._borrowed, self._dtype = program, head, borrowed, dtype
         self._front = program.wavefront
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
         self._condition_operands = program.condition_operands
 
-    def program(self) -> Any:
-        storage = [self._program.storage[value] for value in self._number]
+    def program(self) -> schema.Program:
+        assert self._head.native is not None
         c, height, width = self._program.shape
-        return self._module.Program(
+        return schema.Program(
             image_channels=c,
             height=height,
             width=width,
-            head=self._described_head(),
+            head=schema.Head(
+                kind=self._head.native,
+                distributions=self._program.distributions,
+                parameters=self._program.parameters,
+                uniforms=self._head.uniforms,
+                levels=self._head.levels or 0,
+            ),
             outputs=[self._number[output] for output in self._program.outputs],
-            storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
+            storage=[self._program.storage[value] for value in self._number],
             instructions=[self._instruction(i) for i in self._program.instructions],
             conditions=[
-                self._module.ConditionOperand(s.index.shape[-1], s.varies_over_pixels)
+                schema.ConditionOperand(s.index.shape[-1], s.varies_over_pixels)
                 for s in self._condition_operands
             ],
             lag=self._front.lag if self._front else 0,
         )
 
-    def _described_head(self) -> Any:
-        assert self._head.native is not None
-        return self._module.Head(
-            getattr(self._module.HeadKind, self._head.native),
-            distributions=self._program.distributions,
-            parameters=self._program.parameters,
-            uniforms=self._head.uniforms,
-            levels=self._head.levels or 0,
-        )
-
-    def _instruction(self, phased: PhasedInstruction) -> Any:
+    def _instruction(self, phased: PhasedInstruction) -> schema.Instruction:
         i = phased.instruction
-        return self._module.Instruction(
+        return schema.Instruction(
             out=self._number[i.out],
             channels=i.channels,
-            phase=getattr(self._module.Phase, phased.phase.value),
+            phase=phased.phase,
             steps=[self._step(step) for step in i.steps],
             lead=self._front.leads[i.out] if self._front else 0,
             after=phased.after,
             scan=-1 if phased.scan is None else phased.scan.number,
             from_the_right=phased.scan is not None and phased.scan.from_the_right,
+            row_runs=[self._run(run) for run in phased.row_runs],
+            pixel_runs=[self._run(run) for run in phased.pixel_runs],
             **self._start(phased),
         )
 
     def _start(self, phased: PhasedInstruction) -> dict[str, Any]:
         """What an instruction's steps start from, which depends on its kind."""
-        i, kinds = phased.instruction, self._module.InstructionKind
+        i = phased.instruction
         if isinstance(i, FromLevels):
-            return {"kind": kinds.from_levels, "input": self._input(i)}
+            return {"kind": "from_levels", "input": self._input(i)}
         if isinstance(i, Pointwise):
-            return {
-                "kind": kinds.pointwise,
-                "value": self._number[i.base.value],
-                "dy": i.base.dy,
-                "dx": i.base.dx,
-            }
-        if not isinstance(i, Convolution):
-            raise InvalidProgram(f"csrc/program.h has no instruction like {i}")
-        return {
-            "kind": kinds.convolution,
-            "bias": self._address(i.bias),
-            "row_runs": [self._run(run) for run in phased.row_runs],
-            "pixel_runs": [self._run(run) for run in phased.pixel_runs],
-        }
+            value = self._number[i.base.value]
+            return {"kind": "pointwise", "value": value, "dy": i.base.dy, "dx": i.base.dx}
+        if isinstance(i, Convolution):
+            return {"kind": "convolution", "bias": self._address(i.bias)}
+        raise InvalidProgram(f"program/schema.py has no instruction like {i}")
 
-    def _input(self, i: FromLevels) -> Any:
+    def _input(self, i: FromLevels) -> schema.ImageInput:
         channels = i.image_channels(self._program.shape[0]).tolist()
         assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
-        return self._module.ImageInput(
+        return schema.ImageInput(
             first=channels[0],
             count=len(channels),
             width=i.width,
@@ -133,19 +129,17 @@ class _Describer:
             levels=0 if i.table is None else len(i.table),
         )
 
-    def _run(self, run: Run) -> Any:
-        return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
+    def _run(self, run: Run) -> schema.Run:
+        return schema.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
 
-    def _step(self, step: Step) -> Any:
+    def _step(self, step: Step) -> schema.Step:
         operand = -1 if step.condition is None else self._condition_operands.index(step.condition)
         operand = operand if step.value is None else self._number[step.value.value]
         dy, dx = (0, 0) if step.value is None else (step.value.dy, step.value.dx)
-        kind = getattr(self._module.StepKind, step.kind)
-        return self._module.Step(
-            kind, step.alpha, operand, self._address(step.scale), self._address(step.shift), dy, dx
-        )
+        scale, shift = self._address(step.scale), self._address(step.shift)
+        return schema.Step(step.kind, step.alpha, operand, scale, shift, dy, dx)
 
-    def _address(self, tensor: Tensor | None) -> int:
+    def _address(self, tensor: Tensor | None) -> schema.Address:
         if tensor is None:
             return 0
         self._borrowed.append(tensor.detach().to("cpu", self._dtype).contiguous())

@@ -14,11 +14,11 @@ from sass_simulator import RATES, Kernel, Memory, simulate
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.program.schema import Job
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.driver import NAME
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, sources
 from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Limits, Shape
-from pixelcnn_fast.runtimes.pack import sampling_options
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
 from tests.system.networks import enlivened
@@ -66,17 +66,18 @@ def drawn(
     memory, size = Memory(), int(np.prod(SHAPE))
     levels = memory.place(4 * size)
     logits = memory.place(np.full(size * LEVELS, np.nan, np.float32))
-    parameters = plan.parameters(
+    job = Job(
         images=1,
+        values=levels,
+        noise=memory.place(noise.numpy()),
+        conditions=[],
+        options=SamplingOptions(),
+        parameters=logits,
+    )
+    parameters = plan.parameters(
+        job,
         constants=memory.place(plan.constants()),
         workspace=memory.place(plan.workspace_bytes(1)),
-        values=levels,
-        known=0,
-        noise=memory.place(noise.numpy()),
-        conditions=0,
-        options=sampling_options(SamplingOptions()),
-        parameters=logits,
-        log_probability=0,
         error=memory.place(np.array([-1])),
     )
     simulate(

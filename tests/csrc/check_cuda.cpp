@@ -88,7 +88,7 @@ struct Network {
 std::string folder;  // of the kernels' libraries: the program's own
 
 struct Planned {
-  pcf::cuda::Math math;
+  pcf::Math math;
   pcf::cuda::Plan plan;
 
   int records() const {
@@ -98,7 +98,7 @@ struct Planned {
   }
 };
 
-Planned planned(const pcf::Program& program, pcf::cuda::Math math, int images, int blocks, int kilobytes) {
+Planned planned(const pcf::Program& program, pcf::Math math, int images, int blocks, int kilobytes) {
   return {math, pcf::cuda::make_plan(program, math, images, blocks, kilobytes << 10)};
 }
 
@@ -135,7 +135,7 @@ std::vector<float> sample(const Planned& planned, int images, int first, unsigne
                                        nullptr,
                                        noise.data() + first * kSubPixels,
                                        condition.data() + first * kLabel,
-                                       {static_cast<float>(1 / 0.9), top_k, top_k ? 0.8 : 1.0},
+                                       {{0.9, top_k, top_k ? 0.8 : 1.0}, static_cast<float>(1 / 0.9)},
                                        logits.data(),
                                        nullptr,
                                        &error};
@@ -145,7 +145,7 @@ std::vector<float> sample(const Planned& planned, int images, int first, unsigne
 }
 
 // The less shared memory, the more pieces a layer is summed in.
-Planned with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
+Planned with_least_memory(const pcf::Program& program, pcf::Math math, int images) {
   for (int kilobytes = 1;; kilobytes++) try {
       return planned(program, math, images, 1, kilobytes);
     } catch (const std::invalid_argument&) {
@@ -153,11 +153,11 @@ Planned with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int
     }
 }
 
-void check(pcf::cuda::Math math, double tolerance, bool scans) {
+void check(pcf::Math math, double tolerance, bool scans) {
   const Network network(scans);
   std::vector<float> first;
   // Two rows of an image at a time fill all tiles, in 16 bits 7 of 8.
-  const int most = scans ? 8 : std::min(kImages, pcf::cuda::kTileSites * pcf::cuda::most_tiles(math) / 2);
+  const int most = scans ? 8 : std::min(kImages, pcf::kTileSites * pcf::cuda::most_tiles(math) / 2);
   for (const int images : {1, 4, most}) {
     const auto least = with_least_memory(network.program, math, images);
     const auto most = planned(network.program, math, images, 1, 227);
@@ -178,7 +178,7 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
   }
   const auto apart = planned(network.program, math, 1, 1, 227);
   const std::vector<float> alone = sample(apart, 3, 7, 1);
-  for (int blocks = 2; blocks <= pcf::cuda::kMostBlocks; blocks *= 2) {
+  for (int blocks = 2; blocks <= pcf::kMostBlocks; blocks *= 2) {
     const int images = blocks == 4 ? 2 : 1;  // of a cluster
     const auto together = planned(network.program, math, images, blocks, 227);
     require(sample(together, 3, 7, 3) == alone, "the same in clusters");
@@ -186,7 +186,7 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
 }
 
 // In a process of its own, as the thread sanitizer keeps memory for every thread that there was.
-bool is_ok(pcf::cuda::Math math, double tolerance, bool scans) {
+bool is_ok(pcf::Math math, double tolerance, bool scans) {
   const pid_t child = fork();
   require(child >= 0, "there can be another process");
   if (child == 0) try {
@@ -202,7 +202,7 @@ bool is_ok(pcf::cuda::Math math, double tolerance, bool scans) {
 }  // namespace
 
 int main(int, char** arguments) {
-  using pcf::cuda::Math;
+  using pcf::Math;
   folder = std::filesystem::path(arguments[0]).parent_path().string();
   for (const bool scans : {false, true})
     for (const Math math : {Math::fp32, Math::bf16, Math::fp16})

@@ -45,8 +45,8 @@ class Leaving:
     def __init__(self, compiled, steps: tuple[int, ...]) -> None:
         self._compiled, self._steps, self.left = compiled, list(steps), 0
 
-    def run(self, **job) -> None:
-        self.left = self._compiled.run(**job, fewer_at=self._steps)
+    def run(self, *job) -> None:
+        self.left = self._compiled.run(*job, fewer_at=self._steps)
 
 
 def where_threads_leave(runtime: CpuRuntime, steps: tuple[int, ...], monkeypatch, draw):

@@ -2,24 +2,77 @@
 
 from __future__ import annotations
 
-from unittest.mock import MagicMock
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.heads import Categorical, SamplingOptions
+from pixelcnn_fast.program import schema
 from pixelcnn_fast.runtimes import pack
-from tests.system.networks import pixelcnn
+from tests.needs import needs_native
+from tests.system.networks import pixelcnn, two_stacks
 
 
-def test_the_wavefront_and_the_head_are_handed_over(monkeypatch):
+def told(sampler: Sampler) -> schema.Program:
+    return pack.described(sampler._engine.captured.program, sampler.head, [], torch.float32)
+
+
+def test_the_wavefront_and_the_head_are_handed_over():
     """Without a wavefront the images would be the same, only later."""
     sampler = Sampler(pixelcnn(kernel=3), (1, 9, 12))
-    program, module = sampler._engine.captured.program, MagicMock()
-    monkeypatch.setattr(pack, "required", lambda: module)
-    pack.described(program, sampler.head, [], torch.float32)
-    front, told = program.wavefront, module.Program.call_args.kwargs
-    assert front is not None and front.lag > 0 and told["lag"] == front.lag
-    leads = [call.kwargs["lead"] for call in module.Instruction.call_args_list]
-    assert leads == [front.leads[i.out] for i in program.instructions]
-    assert module.Head.call_args.args == (module.HeadKind.categorical,)
-    assert module.Head.call_args.kwargs == {"distributions": 1, "parameters": 256, "uniforms": 1, "levels": 256}
+    program, found = sampler._engine.captured.program, told(sampler)
+    front = program.wavefront
+    assert front is not None and front.lag > 0 and found.lag == front.lag
+    assert [i.lead for i in found.instructions] == [front.leads[i.out] for i in program.instructions]
+    assert found.head == schema.Head("categorical", distributions=1, parameters=256, uniforms=1, levels=256)
+
+
+def without(x: object, struct: type, name: str) -> object:
+    """What is told of a program, in which this struct lacks a field."""
+    if isinstance(x, list):
+        return [without(each, struct, name) for each in x]
+    if not isinstance(x, schema.STRUCTS):
+        return x
+    names = [field.name for field in fields(x) if not (isinstance(x, struct) and field.name == name)]
+    return SimpleNamespace(**{kept: without(getattr(x, kept), struct, name) for kept in names})
+
+
+@needs_native
+@pytest.mark.parametrize("struct", schema.STRUCTS)
+def test_every_field_is_read(struct):
+    """The compiled module names the one that is missing."""
+    whole = told(Sampler(two_stacks(), (2, 7, 5)))
+    job = schema.Job(images=0, values=0, noise=0, conditions=[0], options=SamplingOptions())
+
+    def handed_over(name: str) -> None:
+        sampler = pack.required().CpuSampler(without(whole, struct, name), False, "same")
+        sampler.run(without(job, struct, name), 1, lambda row: None)
+
+    handed_over("nothing")
+    for field in fields(struct):
+        with pytest.raises(AttributeError, match=f"'{field.name}'"):
+            handed_over(field.name)
+
+
+@needs_native
+@pytest.mark.parametrize("field, value", [("kind", "attention"), ("phase", "afterwards")])
+def test_an_unknown_name_is_refused(field, value):
+    whole = told(Sampler(pixelcnn(kernel=3), (1, 9, 12)))
+    changed = replace(whole, instructions=[replace(whole.instructions[0], **{field: value})])
+    with pytest.raises(ValueError, match=value):
+        pack.required().CpuSampler(changed, False, "same")
+
+
+@needs_native
+def test_a_module_of_another_schema_is_refused(monkeypatch):
+    assert pack.why_not_compiled(Categorical(256)) is None, "run make native"
+    fewer = schema.STRUCTS[1:]
+    monkeypatch.setattr(schema, "STRUCTS", fewer)
+    pack._signature.cache_clear()
+    try:
+        assert "make native" in str(pack.why_not_compiled(Categorical(256)))
+    finally:
+        pack._signature.cache_clear()

@@ -8,7 +8,6 @@
 #include "cpu/simd/cpu_features.h"
 #include "cpu/threads/barrier.h"
 #include "cpu/threads/parallel.h"
-#include "cpu/threads/thread_team.h"
 
 namespace pcf::cpu {
 namespace {

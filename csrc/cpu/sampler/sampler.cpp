@@ -1,53 +1,77 @@
 #include "cpu/sampler/sampler.h"
 
+#include <atomic>
+#include <chrono>
 #include <deque>
+#include <limits>
 
-#include "cpu/sampler/crowding.h"
-#include "cpu/sampler/thread_group.h"
-#include "cpu/threads/thread_team.h"
+#include "cpu/sampler/walk.h"
+#include "cpu/threads/parallel.h"
 
 namespace pcf::cpu {
 namespace {
+
+// With how many threads a group did not wait too long, where other processes keep the cores busy. That holds for
+// three seconds, so that not every run of many has to find it out, and so that all threads are tried again soon.
+class Crowding {
+  using Clock = std::chrono::steady_clock;
+
+ public:
+  static constexpr int kNoLimit = std::numeric_limits<int>::max();
+
+  void found(int threads) {
+    threads_.store(threads, std::memory_order_relaxed);
+    until_.store((Clock::now() + std::chrono::seconds(3)).time_since_epoch().count(), std::memory_order_relaxed);
+  }
+  int most_in_group() const {
+    const bool holds = Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed);
+    return holds ? threads_.load(std::memory_order_relaxed) : kNoLimit;
+  }
+
+ private:
+  std::atomic<int> threads_{kNoLimit};
+  std::atomic<Clock::rep> until_{std::numeric_limits<Clock::rep>::min()};
+};
 
 template <class T>
 class SamplerOf final : public Sampler {
  public:
   SamplerOf(const Program& program, Weights weights, const Kernels<T>& kernels)
-      : program_(program), prepared_(program, weights, kernels) {
+      : program_(program), packed_(program, weights, kernels) {
     program_.instructions.clear();  // they borrow weights that may be gone
   }
 
   std::vector<Schedule> schedules(int images, int threads) const override {
-    return possible_schedules(program_, prepared_.work, images, std::max(threads, 1), Crowding::kNoLimit);
+    return possible_schedules(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
   Schedule schedule(int images, int threads) const override {
-    return choose_schedule(program_, prepared_.work, images, std::max(threads, 1), Crowding::kNoLimit);
+    return choose_schedule(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
   int run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
     Ending ending;
-    std::deque<ThreadGroup<T>> groups;  // groups can't be moved
+    std::deque<Walk<T>> walks;  // of each group; they can't be moved
     for (int g = 0; g < s.groups; g++)
-      groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images,
-                          g == 0 ? &on_row : nullptr, ending);
-    run_team(s.groups * s.threads, [&](int thread) { groups[thread / s.threads].work(thread % s.threads); });
+      walks.emplace_back(program_, packed_, s, part(job, g * s.images, s.images), g * s.images,
+                         g == 0 ? &on_row : nullptr, ending);
+    run_team(s.groups * s.threads, [&](int thread) { walks[thread / s.threads].work(thread % s.threads); });
     ending.rethrow();
     int left = s.threads;
-    for (const auto& group : groups) left = std::min(left, group.threads_left());
+    for (const auto& walk : walks) left = std::min(left, walk.threads_left());
     return left;
   }
 
   int run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
     const Schedule s =
-        choose_schedule(program_, prepared_.work, job.images, std::max(threads, 1), crowding_.most_in_group());
+        choose_schedule(program_, packed_.work, job.images, std::max(threads, 1), crowding_.most_in_group());
     const int left = run(job, s, on_row);
     if (left < s.threads) crowding_.found(left);
     return left;
   }
 
   int64_t workspace_bytes(const Schedule& s) const override {
-    return s.groups * Workspace<T>(program_, prepared_, s, s.images).bytes();  // nobody touches this memory
+    return s.groups * Workspace<T>(program_, packed_, s, s.images).bytes();  // nobody touches this memory
   }
 
  private:
@@ -73,7 +97,7 @@ class SamplerOf final : public Sampler {
   }
 
   Program program_;
-  const PreparedProgram<T> prepared_;
+  const PackedProgram<T> packed_;
   mutable Crowding crowding_;
 };
 

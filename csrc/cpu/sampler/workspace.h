@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "cpu/sampler/prepared.h"
+#include "cpu/sampler/packed_program.h"
 #include "cpu/sampler/schedule.h"
 #include "cpu/simd/buffer.h"
 
@@ -15,38 +15,38 @@ namespace pcf::cpu {
 template <class T>
 class Workspace {
  public:
-  Workspace(const Program& program, const PreparedProgram<T>& p, const Schedule& schedule, int images)
+  Workspace(const Program& program, const PackedProgram<T>& p, const Schedule& schedule, int images)
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
         buffers_(schedule.partials()), images_(images) {
-    int64_t size = 0;
-    const auto allocate = [&](int64_t elements) {
-      const int64_t at = size;
-      size += Buffer::aligned(elements * sizeof(T));
-      return at;
-    };
-    std::vector<int64_t> value_at, rounded_at, partial_at;
     for (const auto& s : program.storage) {
       const int64_t stride = int64_t{s.pad_left + program.width + s.pad_right} * s.channels;
-      const int64_t elements = stride * rows_kept(s) * images;
-      value_at.push_back(allocate(elements));
-      rounded_at.push_back(allocate(p.rounded[values_.size()] ? elements / 2 : 0));
       values_.push_back({stride, s.channels, s.pad_left * s.channels, &places(rows_kept(s), program.height)});
     }
     in_flight_ = &places(rows_in_flight_, program.height);
-    for (const auto& i : p.instructions)
-      for (int k = 0; k < buffers_; k++)
-        partial_at.push_back(allocate(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
+    partials_.resize(p.instructions.size() * buffers_);
     int widest = 0;
     for (const auto* output : p.outputs) widest = std::max(widest, output->padded);
-    const int64_t parameters_at = allocate(int64_t{widest} * rows_in_flight_ * images);
-
+    const int64_t sites = int64_t{rows_in_flight_} * images;
+    // Calls place(pointer, elements) for each array.
+    const auto each_array = [&](const auto& place) {
+      for (size_t v = 0; v < values_.size(); v++) {
+        const int64_t elements = values_[v].image_stride * rows_kept(program.storage[v]) * images;
+        place(values_[v].first, elements), place(values_[v].rounded, p.rounded[v] ? elements : 0);
+      }
+      for (size_t k = 0; k < partials_.size(); k++) {
+        const auto& i = p.instructions[k / buffers_];
+        place(partials_[k], i.keeps_partial() ? i.padded * chunk_ * sites : 0);
+      }
+      place(parameters_, widest * sites);
+    };
+    int64_t size = 0;
+    each_array([&](auto* pointer, int64_t elements) { size += Buffer::aligned(elements * sizeof *pointer); });
     memory_ = Buffer::uncleared(size);
-    for (size_t v = 0; v < values_.size(); v++) {
-      values_[v].first = at(value_at[v]);
-      values_[v].rounded = reinterpret_cast<Bfloat16*>(at(rounded_at[v]));
-    }
-    for (int64_t offset : partial_at) partials_.push_back(at(offset));
-    parameters_ = at(parameters_at);
+    char* next = memory_.get();
+    each_array([&](auto*& pointer, int64_t elements) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
+      next += Buffer::aligned(elements * sizeof *pointer);
+    });
   }
 
   int64_t bytes() const { return memory_.bytes(); }
@@ -98,7 +98,6 @@ class Workspace {
     for (int k = found.size(); k < height + depth_; k++) found.push_back(k % rows);
     return found;
   }
-  T* at(int64_t offset) const { return reinterpret_cast<T*>(memory_.get() + offset); }
 
   const int depth_, chunk_, rows_in_flight_, buffers_, images_;
   std::map<int, std::vector<int>> places_;  // by the number of rows

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "isas.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -42,30 +44,22 @@ bool may_use_tiles() {
   return false;
 #endif
 }
+
+bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// __builtin_cpu_supports also checks that the operating system saves the wide registers.
+Isa sse2() { return {"sse2", true}; }
+Isa avx2() { return {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")}; }
+Isa avx512() { return {"avx512", has_avx512()}; }
+Isa avx512_bf16() { return {"avx512_bf16", has_bf16(), !has_tiles()}; }
+Isa amx_bf16() { return {"amx_bf16", has_bf16() && has_tiles() && may_use_tiles()}; }
+#else
+Isa portable() { return {"portable", true}; }
 #endif
 
-// Lowest first. __builtin_cpu_supports also checks that the operating system saves the wide registers.
+// Those that were built, lowest first.
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> all = {
-#ifdef PCF_HAVE_PORTABLE
-      {"portable", true},
-#endif
-#ifdef PCF_HAVE_SSE2
-      {"sse2", true},
-#endif
-#ifdef PCF_HAVE_AVX2
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-#endif
-#ifdef PCF_HAVE_AVX512
-      {"avx512", has_avx512()},
-#endif
-#ifdef PCF_HAVE_AVX512_BF16
-      {"avx512_bf16", has_avx512() && __builtin_cpu_supports("avx512bf16"), !has_tiles()},
-#endif
-#ifdef PCF_HAVE_AMX_BF16
-      {"amx_bf16", has_avx512() && __builtin_cpu_supports("avx512bf16") && has_tiles() && may_use_tiles()},
-#endif
-  };
+#define PCF_ISA(isa, _) isa(),
+  static const std::vector<Isa> all = {PCF_EACH_ISA(PCF_ISA, _)};
   return all;
 }
 

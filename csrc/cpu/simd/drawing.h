@@ -1,5 +1,4 @@
-// Draws a level from logits, and gives its log-probability. Internal linkage: each instruction set's object file has
-// its own copy.
+// Draws a level from logits, and gives its log-probability.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,4 @@
-// exp, the logistic function and tanh in loops that the compiler vectorizes. Internal linkage: each instruction set's
-// object file has its own copy.
+// exp, the logistic function and tanh in loops that the compiler vectorizes.
 #pragma once
 
 #include <cmath>
@@ -7,6 +6,13 @@
 
 namespace pcf::cpu {
 namespace {
+
+// first * x^n + ... by Horner's rule.
+template <class T, class... Rest>
+__attribute__((always_inline)) inline T polynomial(T x, T first, Rest... rest) {
+  ((first = first * x + rest), ...);
+  return first;
+}
 
 // factor * 2^power, with a factor between about 0.7 and 1.42.
 struct Exponential {
@@ -20,14 +26,7 @@ inline Exponential split_exponential(float x) {
   const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const float n = (x * 1.44269504089f + shift) - shift;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.f / 5040;
-  p = p * r + 1.f / 720;
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
+  const float p = polynomial(r, 1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f);
   return {p, static_cast<int32_t>(n)};
 }
 
@@ -45,20 +44,8 @@ inline double exponential(double x) {
   const double clamped = x < -708. ? -708. : x > 709. ? 709. : x;
   const double shifted = clamped * 1.4426950408889634 + shift, n = shifted - shift;
   const double r = (clamped - n * 0.693145751953125) - n * 1.4286068203094172e-6;
-  double p = 1. / 6227020800;
-  p = p * r + 1. / 479001600;
-  p = p * r + 1. / 39916800;
-  p = p * r + 1. / 3628800;
-  p = p * r + 1. / 362880;
-  p = p * r + 1. / 40320;
-  p = p * r + 1. / 5040;
-  p = p * r + 1. / 720;
-  p = p * r + 1. / 120;
-  p = p * r + 1. / 24;
-  p = p * r + 1. / 6;
-  p = p * r + 0.5;
-  p = p * r + 1.;
-  p = p * r + 1.;
+  const double p = polynomial(r, 1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
+                              1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 0.5, 1., 1.);
   int64_t bits;  // the lowest are those of n
   __builtin_memcpy(&bits, &shifted, 8);
   bits = static_cast<int64_t>((static_cast<uint64_t>(bits) << 52) + (uint64_t{1023} << 52));
@@ -90,23 +77,16 @@ inline T logistic(T x) {
 // tanh to within about 2 ulp: near 0, where 1 - ... would cancel, through minimax polynomials (of Cephes).
 inline double hyperbolic_tangent(double x) {
   const double size = x < 0 ? -x : x, square = x * x;
-  double p = -9.64399179425052238628e-1;
-  p = p * square + -9.92877231001918586564e1;
-  p = p * square + -1.61468768441708447952e3;
-  double q = square + 1.12811678491632931402e2;
-  q = q * square + 2.23548839060100448583e3;
-  q = q * square + 4.84406305325125486048e3;
+  const double p = polynomial(square, -9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3);
+  const double q = polynomial(square, 1., 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3);
   const double far = 1. - 2. / (exponential(2 * size) + 1.);
   return size < 0.625 ? x + x * square * (p / q) : x < 0 ? -far : far;
 }
 
 inline float hyperbolic_tangent(float x) {
   const float size = x < 0 ? -x : x, square = x * x;
-  float p = -5.70498872745e-3f;
-  p = p * square + 2.06390887954e-2f;
-  p = p * square + -5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square + -3.33332819422e-1f;
+  const float p = polynomial(square, -5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                             -3.33332819422e-1f);
   const float far = 1.f - 2.f / (exponential(2 * size) + 1.f);
   return size < 0.625f ? x + x * square * p : x < 0 ? -far : far;
 }

@@ -1,5 +1,4 @@
-// The product of rows with packed weights: M rows by G blocks of channels in registers. Internal linkage: each
-// instruction set's object file has its own copy.
+// The product of rows with packed weights: M rows by G blocks of channels in registers.
 #pragma once
 
 #include <cstdint>

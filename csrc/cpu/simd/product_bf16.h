@@ -1,6 +1,6 @@
 // The product of rows with weights of bf16. Processors that multiply bf16 take rows of bf16 too, so rows are rounded
 // first: to nearest, ties to even, denormals to zero. Sums are float32, but in them, too, these processors take
-// denormals for zero. Other processors expand the weights. Internal linkage, like everything that kernels.cpp includes.
+// denormals for zero. Other processors expand the weights.
 #pragma once
 
 #include "cpu/simd/micro_kernel.h"

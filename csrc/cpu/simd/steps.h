@@ -1,5 +1,4 @@
-// The formula of each kind of step (pixelcnn_fast/program/steps.py lists them). Internal linkage: each instruction
-// set's object file has its own copy.
+// The formula of each kind of step (pixelcnn_fast/program/steps.py lists them).
 #pragma once
 
 #include <cmath>
@@ -11,24 +10,13 @@
 namespace pcf::cpu {
 namespace {
 
-inline double error_function(double x) { return std::erf(x); }
-inline float error_function(float x) { return std::erf(x); }
-inline double logarithm(double x) { return std::log(x); }
-inline float logarithm(float x) { return std::log(x); }
-inline double logarithm_of_1_plus(double x) { return std::log1p(x); }
-inline float logarithm_of_1_plus(float x) { return std::log1p(x); }
-inline double raised(double x, double exponent) { return std::pow(x, exponent); }
-inline float raised(float x, float exponent) { return std::pow(x, exponent); }
-inline double square_root(double x) { return std::sqrt(x); }
-inline float square_root(float x) { return std::sqrt(x); }
-
 template <class T>
 void layer_norm(const T* all, int channels, T epsilon, T* x, int n) {
   double sum = 0, squares = 0;
   for (int c = 0; c < channels; c++) sum += all[c];
   const double mean = sum / channels;
   for (int c = 0; c < channels; c++) squares += (all[c] - mean) * (all[c] - mean);
-  const T shift = static_cast<T>(mean), scale = static_cast<T>(1 / square_root(squares / channels + epsilon));
+  const T shift = static_cast<T>(mean), scale = static_cast<T>(1 / std::sqrt(squares / channels + epsilon));
   for (int c = 0; c < n; c++) x[c] = (x[c] - shift) * scale;
 }
 
@@ -67,8 +55,7 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
     case StepKind::silu: return each([](T v) { return v * logistic(v); });
     case StepKind::sigmoid: return each([](T v) { return logistic(v); });
     case StepKind::tanh: return each([](T v) { return hyperbolic_tangent(v); });
-    case StepKind::gelu:
-      return each([](T v) { return v * T(0.5) * (T(1) + error_function(v * T(0.70710678118654752440))); });
+    case StepKind::gelu: return each([](T v) { return v * T(0.5) * (T(1) + std::erf(v * T(0.70710678118654752440))); });
     case StepKind::gelu_tanh:
       return each([](T v) {
         const T inner = T(0.79788456080286535588) * (v + T(0.044715) * v * v * v);
@@ -80,17 +67,17 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
         return v * clamped / T(6);
       });
     case StepKind::exp: return each([](T v) { return exponential_of_any(v); });
-    case StepKind::log: return each([](T v) { return logarithm(v); });
+    case StepKind::log: return each([](T v) { return std::log(v); });
     case StepKind::softplus:
       return each([=](T v) {
-        return v * alpha > 20 ? v : logarithm_of_1_plus(exponential(v * alpha)) / alpha;  // 20 as in PyTorch
+        return v * alpha > 20 ? v : std::log1p(exponential(v * alpha)) / alpha;  // 20 as in PyTorch
       });
     case StepKind::power:
       if (alpha == 2) return each([](T v) { return v * v; });
       if (alpha == -1) return each([](T v) { return T(1) / v; });
-      if (alpha == T(0.5)) return each([](T v) { return square_root(v); });
-      if (alpha == T(-0.5)) return each([](T v) { return T(1) / square_root(v); });
-      return each([=](T v) { return raised(v, alpha); });
+      if (alpha == T(0.5)) return each([](T v) { return std::sqrt(v); });
+      if (alpha == T(-0.5)) return each([](T v) { return T(1) / std::sqrt(v); });
+      return each([=](T v) { return std::pow(v, alpha); });
     case StepKind::layer_norm:
       for (int r = 0; r < rows; r++) layer_norm(operand[r], step.operand_channels, alpha, x + r * n, n);
       return;

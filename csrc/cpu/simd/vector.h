@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set's registers. Internal linkage, like everything that kernels.cpp includes.
+// Vectors as wide as the instruction set's registers.
 #pragma once
 
 #include "cpu/simd/element.h"

@@ -1,18 +1,35 @@
 // How the threads of a team wait for each other.
 #pragma once
 
+#include <time.h>
+
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
-
-#include "cpu/threads/waited.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace pcf::cpu {
+
+using Clock = std::chrono::steady_clock;
+
+// How long the calling thread has been running. Reading it takes a call of the system.
+inline Clock::duration time_run() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+}
+
+// Time spent on waiting, and how much of it the thread was running, only to look whether the wait is over.
+struct Waited {
+  Clock::duration time{}, running{};
+
+  void operator+=(const Waited& more) { time += more.time, running += more.running; }
+};
 
 // How far each member of a team has come. Each announces it on a cache line of its own, for whoever waits for it.
 // Waiting spins, since a layer's work takes about a microsecond, and yields after some 50 microseconds, so that a team

@@ -6,8 +6,6 @@
 
 namespace pcf::cuda {
 
-// In place of an error_code(), and before all of them: a thread has waited in vain.
-constexpr unsigned long long kWaitedInVain = 0;
 constexpr uint32_t kMostWait = 4;  // units of time_passed(): some ten seconds, where others take microseconds
 
 PCF_DEVICE uint32_t barrier(const Block& b) { return kBarriers + b.barriers % 2 * 8; }
@@ -17,7 +15,7 @@ __device__ inline void sync_all() { kBlocks > 1 ? sync_cluster() : __syncthreads
 
 // What others were to make will never be there.
 __device__ inline void give_up(const Block& b) {
-  atomicMin(b.params.error, kWaitedInVain);
+  atomicMin(b.params.error, kWaitedInVain);  // before all error_code()s
   wait_copies();
   if (kBlocks > 1) sync_cluster();  // others may still write to this block
   end_thread();

@@ -8,7 +8,8 @@ namespace pcf::cuda {
 
 // Grows in the order of drawing: a site's draw from channel `first` on comes before the next one's in all images.
 __device__ inline unsigned long long error_code(int site, int first, int image, int lane) {
-  return ((static_cast<unsigned long long>(site) << 11 | first) << 29 | image << 5 | lane) + 1;
+  const auto channel = static_cast<unsigned long long>(site) << kChannelBits | first;
+  return (channel << (kImageBits + kLaneBits) | image << kLaneBits | lane) + 1;
 }
 
 PCF_DEVICE float level_value(const Block& b, const InputPlan& input, int index) {

@@ -149,9 +149,6 @@ void draft_input(Planner& p, const Instruction& i, const Record::Draw& draw) {
 }
 
 void draft_draw(Planner& p, int draw, int first, int count) {
-  switch (p.program.head.kind) {
-    case HeadKind::categorical: break;  // kernels/site_draws.h
-  }
   if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");
   Draft& d = p.drafts.emplace_back();
   d.parts.emplace_back().product.draws = 1;
@@ -162,7 +159,7 @@ void draft_draw(Planner& p, int draw, int first, int count) {
   d.draw.logits_stride = p.logits_stride;
   d.draw.inputs = size_of(p.inputs);
   for (const Instruction& i : p.program.instructions)
-    if (i.kind == InstructionKind::from_levels) draft_input(p, i, d.draw);
+    if (reads_image(i)) draft_input(p, i, d.draw);
   d.draw.n_inputs = size_of(p.inputs) - static_cast<int>(d.draw.inputs);
 }
 

@@ -30,9 +30,19 @@ Layout geometry(const Program& program, Math math, int images, int cluster) {
   return l;
 }
 
+// The kernels have no other kinds of instruction and draw from no other heads.
+void check_kinds(const Program& program) {
+  const auto check = [](const auto& kind, const char* what) {
+    if (!kind.on_cuda) throw std::invalid_argument(std::string(what) + kind.name + ": use runtime 'eager'");
+  };
+  check(traits(program.head.kind), "the CUDA sampler draws from no head ");
+  for (const Instruction& i : program.instructions) check(traits(i.kind), "the CUDA sampler has no instruction ");
+}
+
 }  // namespace
 
 Plan make_plan(const Program& program, Math math, int images, int cluster, int shared_bytes) {
+  check_kinds(program);
   const Layout layout = geometry(program, math, images, cluster);
   const Timeline timeline(program, layout.lag);
   std::string why;

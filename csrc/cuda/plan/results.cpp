@@ -94,13 +94,13 @@ int floats(Planner& p, const void* from, int count, int width) {
 
 void add_step(Planner& p, const Instruction& i, const Step& s) {
   StepPlan& step = p.steps.emplace_back();
-  step.kind = s.kind, step.alpha = static_cast<float>(s.alpha), step.reads = operand_of(s.kind);
+  step.kind = s.kind, step.alpha = static_cast<float>(s.alpha), step.reads = traits(s.kind).operand;
   step.condition = s.operand;
   const int width = round_up(i.channels, 2 * kTileChannels);
   step.scale = floats(p, s.scale, i.channels, width), step.shift = floats(p, s.shift, i.channels, width);
   if (!reads_value(s)) return;
   step.place.at = operand_at(p, p.timeline.read(i, s.operand, s.dy, s.dx), i.lead);
-  if (!reads_all_channels(s.kind)) return;
+  if (!traits(s.kind).reads_all_channels) return;
   step.all_channels = p.timeline.channels(s.operand);
   step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
 }
@@ -137,8 +137,7 @@ bool is_common(const Planner& p, const std::span<const StepPlan>& steps, uint32_
 
 void draft_steps(Planner& p, const Instruction& i, Result& r) {
   r.lead = i.lead, r.takes_sums = is_product(&i);
-  const uint32_t starts =
-      i.kind == InstructionKind::pointwise ? operand_at(p, p.timeline.read(i, i.value, i.dy, i.dx), i.lead) : kNowhere;
+  const uint32_t starts = i.value < 0 ? kNowhere : operand_at(p, p.timeline.read(i, i.value, i.dy, i.dx), i.lead);
   const uint32_t first = size_of(p.steps);
   for (const Step& s : i.steps) add_step(p, i, s);
   const std::span<const StepPlan> steps = std::span(p.steps).subspan(first);

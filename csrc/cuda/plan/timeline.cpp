@@ -25,20 +25,6 @@ bool computes(const auto& instructions, int value) {
   return std::ranges::any_of(instructions, [&](const Instruction* i) { return i->out == value; });
 }
 
-// Calls one(value, dy, dx) for everything that an instruction reads.
-void each_read(const Instruction& i, const auto& one) {
-  switch (i.kind) {
-    case InstructionKind::from_levels: break;
-    case InstructionKind::convolution:
-      for (const Run& run : runs_of(i))
-        for (int d = 0; d < run.width; d++) one(run.source, run.dy, run.dx + d);
-      break;
-    case InstructionKind::pointwise: one(i.value, i.dy, i.dx); break;
-  }
-  for (const Step& s : i.steps)
-    if (reads_value(s)) one(s.operand, s.dy, s.dx);
-}
-
 // How many instructions from the first on are a group.
 size_t group_size(const Timeline& t, const std::span<const Instruction* const>& all) {
   const Instruction& leader = *all[0];
@@ -48,7 +34,7 @@ size_t group_size(const Timeline& t, const std::span<const Instruction* const>& 
     const Instruction& i = *all[k];
     if (t.draw_of(i.out) >= 0 || i.channels != leader.channels || i.lead != leader.lead) return false;
     return std::ranges::all_of(i.steps, [&](const Step& s) {
-      const bool is_own = s.dx == 0 && s.dy == 0 && !reads_all_channels(s.kind);
+      const bool is_own = s.dx == 0 && s.dy == 0 && !traits(s.kind).reads_all_channels;
       return is_own || !reads_value(s) || !computes(all.first(k), s.operand);
     });
   };
@@ -60,7 +46,7 @@ size_t group_size(const Timeline& t, const std::span<const Instruction* const>& 
   }
   for (; end < all.size(); end++) {
     const Instruction& i = *all[end];
-    if (i.kind != InstructionKind::pointwise || !can_join(end)) break;
+    if (i.value < 0 || !can_join(end)) break;
     if ((i.dx != 0 || i.dy != 0) && computes(all.first(end), i.value)) break;
   }
   return end;
@@ -83,8 +69,7 @@ void set_order(Timeline& t, int first) {
     if (!entry.group.empty()) continue;
     const int begin = entry.draw * t.distributions_per_draw(), end = begin + t.distributions_per_draw();
     for (const Instruction& i : t.program.instructions)
-      if (i.kind == InstructionKind::from_levels && i.input.first < end && i.input.first + i.input.count > begin)
-        t.order[i.out] = {e, 0};
+      if (reads_image(i) && i.input.first < end && i.input.first + i.input.count > begin) t.order[i.out] = {e, 0};
   }
 }
 
@@ -96,7 +81,7 @@ int level_of(const Timeline& t, int entry, int first) {
     for (int e = first; e < entry; e++)
       if (t.entries[e].draw >= 0) comes_after(e);
   for (const Instruction* i : t.entries[entry].group)
-    each_read(*i, [&](int value, int dy, int dx) {
+    for_each_read(*i, [&](int value, int dy, int dx) {
       const auto source = t.order.find(value);  // those of later sweeps have none yet
       if (source == t.order.end() || source->second.first < first || source->second.first == entry) return;
       if (t.read(*i, value, dy, dx).age == 0) comes_after(source->second.first);
@@ -127,7 +112,12 @@ void add_sums(Timeline& t, const Instructions& sweep) {
     t.by_value[i->out] = &other;
     const int value = t.values();
     t.sums_by_value[i->out] = value;
-    Instruction& sum = t.added.emplace_back(Instruction{value, i->channels, i->kind, Phase::row, {}, i->bias, earlier});
+    Instruction& sum = t.added.emplace_back(Instruction{.out = value,
+                                                        .channels = i->channels,
+                                                        .kind = i->kind,
+                                                        .phase = Phase::row,
+                                                        .bias = i->bias,
+                                                        .row_runs = earlier});
     sums.push_back(t.by_value[value] = &sum);
   }
   if (sums.empty()) return;
@@ -139,8 +129,8 @@ void add_sums(Timeline& t, const Instructions& sweep) {
 std::optional<int> direction_of(const Instructions& instructions) {
   bool rightwards = false, leftwards = false;
   for (const Instruction* i : instructions) {
-    if (i->scan != Instruction::kWholeRow) (i->from_the_right ? leftwards : rightwards) = true;
-    each_read(*i, [&](int value, int dy, int dx) {
+    if (in_scan(*i)) (i->from_the_right ? leftwards : rightwards) = true;
+    for_each_read(*i, [&](int value, int dy, int dx) {
       if (dy == 0 && dx != 0 && computes(instructions, value)) (dx < 0 ? rightwards : leftwards) = true;
     });
   }
@@ -152,7 +142,7 @@ std::optional<int> direction_of(const Instructions& instructions) {
 void add_rows(Timeline& t, Phase phase) {
   Instructions all, sweep;
   for (const Instruction& i : t.program.instructions)
-    if (i.phase == phase && i.kind != InstructionKind::from_levels && t.draw_of(i.out) < 0) all.push_back(&i);
+    if (i.phase == phase && !reads_image(i) && t.draw_of(i.out) < 0) all.push_back(&i);
   const auto end = [&] {
     if (sweep.empty()) return;
     const std::optional<int> direction = direction_of(sweep);
@@ -164,7 +154,7 @@ void add_rows(Timeline& t, Phase phase) {
   };
   for (auto first = all.begin(); first != all.end();) {  // a scan, or an instruction
     const auto is_other = [&](const Instruction* i) { return i->scan != (*first)->scan; };
-    const auto last = (*first)->scan == Instruction::kWholeRow ? first + 1 : std::find_if(first, all.end(), is_other);
+    const auto last = !in_scan(**first) ? first + 1 : std::find_if(first, all.end(), is_other);
     Instructions more = sweep;
     more.insert(more.end(), first, last);
     if (!direction_of(more)) end();
@@ -182,13 +172,12 @@ void add_pixels(Timeline& t) {
       if (i.phase != Phase::finished && wanted(i)) found.push_back(&i);
     return found;
   };
-  const auto is_computed = [](const Instruction& i) { return i.kind != InstructionKind::from_levels; };
   if (t.by_rows())
     add_sums(t, those([&](const Instruction& i) { return !in_row_phase(i); }));
   else
-    add(t, those([&](const Instruction& i) { return is_computed(i) && in_row_phase(i); }));
+    add(t, those([&](const Instruction& i) { return !reads_image(i) && in_row_phase(i); }));
   for (int draw = 0; draw <= t.draws(); draw++) {
-    add(t, those([&](const Instruction& i) { return is_computed(i) && !in_row_phase(i) && i.after == draw; }));
+    add(t, those([&](const Instruction& i) { return !reads_image(i) && !in_row_phase(i) && i.after == draw; }));
     if (draw < t.draws()) t.entries.push_back({{}, draw});
   }
   end_sweep(t, 1);
@@ -199,7 +188,7 @@ void add_pixels(Timeline& t) {
 Timeline::Timeline(const Program& program, int lag) : program(program), lag(lag), readers(program.storage.size()) {
   for (const Instruction& i : program.instructions) {
     by_value[i.out] = &i;
-    each_read(i, [&](int value, int, int) { readers[value]++; });
+    for_each_read(i, [&](int value, int, int) { readers[value]++; });
   }
   if (by_rows()) add_rows(*this, Phase::row);
   add_pixels(*this);

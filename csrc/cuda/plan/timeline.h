@@ -49,7 +49,6 @@ struct Sweep {
 };
 
 inline bool is_product(const Instruction* i) { return i->kind == InstructionKind::convolution; }
-inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
 
 struct Timeline {
   // lag: how many columns behind the row above a row starts, at least the program's, if it has a wavefront. The program

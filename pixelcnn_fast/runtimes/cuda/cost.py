@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-TILE_SITES = 8
+from pixelcnn_fast.program.schema import TILE_SITES
 
 
 class Constants(NamedTuple):

@@ -16,6 +16,7 @@ from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
+from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
@@ -27,11 +28,10 @@ from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
-MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+MATH_BY_DTYPE = {getattr(torch, math.dtype): math.name for math in schema.MATHS}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-CLUSTERS = (2, 4, 8)  # blocks of a cluster
+CLUSTERS = (2, 4, schema.MOST_BLOCKS)  # blocks of a cluster
 MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
-WAITED_IN_VAIN = 0  # kWaitedInVain in csrc/cuda/kernels/barriers.h
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class CudaRuntime(Runtime):
         """Waits for the device, and not for what was launched later."""
         if launched.done is not None:
             launched.done.synchronize()
-        if (code := int(launched.error)) == WAITED_IN_VAIN:
+        if (code := int(launched.error)) == schema.WAITED_IN_VAIN:
             raise RuntimeError("threads of the CUDA sampler waited in vain for each other: please report this")
         if code != -1:
             raise NonFiniteLogits(*self._location(code))
@@ -269,19 +269,18 @@ class CudaRuntime(Runtime):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _parameters(self, batch: DeviceJob) -> bytes:
-        return batch.sampler.parameters(
+        job = schema.Job(
             images=batch.levels.shape[0],
-            constants=batch.constants.data_ptr(),
-            workspace=batch.workspace.data_ptr(),
             values=batch.levels.data_ptr(),
             known=address(batch.known),
             noise=batch.noise.data_ptr(),
-            conditions=address(batch.conditions),
+            conditions=[address(batch.conditions)],
             options=sampling_options(batch.job.options),
             parameters=address(batch.logits),
             log_probability=address(batch.log_probability),
-            error=batch.error.data_ptr(),
         )
+        memory = batch.constants.data_ptr(), batch.workspace.data_ptr(), batch.error.data_ptr()
+        return batch.sampler.parameters(job, *memory)
 
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
@@ -390,6 +389,9 @@ class CudaRuntime(Runtime):
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
         """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/site_draws.h has encoded."""
-        code -= 1
-        row, column = divmod(code >> 40, self._program.shape[2])
-        return code >> 5 & 0xFFFFFF, (code >> 29 & 0x7FF) + (code & 0x1F), row, column
+        pixel, found = code - 1, []
+        for bits in (schema.LANE_BITS, schema.IMAGE_BITS, schema.CHANNEL_BITS):
+            pixel, part = divmod(pixel, 1 << bits)
+            found.append(part)
+        lane, image, channel = found
+        return image, channel + lane, *divmod(pixel, self._program.shape[2])

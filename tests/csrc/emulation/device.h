@@ -197,6 +197,14 @@ inline float max_over_warp(float x) {
 inline double widened(float x) { return x < FLT_MIN ? 0 : x; }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | uint32_t{to_bf16(high)} << 16; }
 inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | uint32_t{to_fp16(high)} << 16; }
+inline float from_bf16(uint32_t half) { return std::bit_cast<float>(half << 16); }
+
+inline float from_fp16(uint32_t half) {
+  const uint32_t sign = (half & 0x8000) << 16, rest = half & 0x7fff;
+  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | rest << 13);
+  if (rest < 0x400) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(rest) * 0x1p-24f));
+  return std::bit_cast<float>(sign | ((rest << 13) + 0x38000000));
+}
 inline float2 unpack_bf16(uint32_t pair) { return {from_bf16(pair & 0xffff), from_bf16(pair >> 16)}; }
 inline float2 unpack_fp16(uint32_t pair) { return {from_fp16(pair & 0xffff), from_fp16(pair >> 16)}; }
 

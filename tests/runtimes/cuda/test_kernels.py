@@ -58,7 +58,7 @@ def test_there_is_one_for_each_number_of_tiles_and_each_size_of_a_cluster() -> N
 
 def test_the_sources_are_the_compiled_module_s() -> None:
     sources = kernels.sources()
-    assert {"steps.h", "cuda/layout.h", "cuda/kernels/kernel.cu"} < set(sources)
+    assert {"tables.h", "cuda/layout.h", "cuda/kernels/kernel.cu"} < set(sources)
     included = {
         line.split('"')[1] for text in sources.values() for line in text.splitlines() if '#include "' in line
     }

@@ -14,11 +14,11 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
+from pixelcnn_fast.program.schema import WAITED_IN_VAIN
 from pixelcnn_fast.runtimes.cuda import driver, kernels
 from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
 from pixelcnn_fast.runtimes.cuda.runtime import (
-    WAITED_IN_VAIN,
     CudaRuntime,
     Launched,
     Limits,
@@ -66,21 +66,22 @@ class Kernels:
     def constants(self) -> bytes:
         return b"0"
 
-    def parameters(self, **job: Any) -> Any:
-        return job
+    def parameters(self, job: Any, constants: int, workspace: int, error: int) -> Any:
+        return job, error
 
     def clusters_at_once(self, how: Launch) -> int:
         return 0
 
-    def launch(self, how: Launch, job: Any, stream: int) -> None:
+    def launch(self, how: Launch, parameters: Any, stream: int) -> None:
+        job, error = parameters
         events.append(f"launched {self.launches}")
         size = how.blocks * 6
-        noise = (ctypes.c_double * size).from_address(job["noise"])
-        levels = (ctypes.c_int32 * size).from_address(job["values"])
+        noise = (ctypes.c_double * size).from_address(job.noise)
+        levels = (ctypes.c_int32 * size).from_address(job.values)
         levels[:] = [int(256 * u) for u in noise]
-        if job["log_probability"]:
-            ctypes.memmove(job["log_probability"], noise, 8 * size)
-        ctypes.c_int64.from_address(job["error"]).value = self.errors.get(self.launches, -1)
+        if job.log_probability:
+            ctypes.memmove(job.log_probability, noise, 8 * size)
+        ctypes.c_int64.from_address(error).value = self.errors.get(self.launches, -1)
         self.launches += 1
 
 

@@ -1,4 +1,4 @@
-// A program made ready for the CPU: weights packed, sizes padded, and barriers set where threads must wait for each
+// A program packed for the CPU: its weights, padded to whole blocks, and barriers where threads must wait for each
 // other.
 #pragma once
 
@@ -14,42 +14,35 @@
 
 namespace pcf::cpu {
 
-struct PreparedRun {
-  int source, dy, dx;
+struct PackedRun : Run {
   Packed weights;
 };
 
 template <class T>
-struct PreparedStep {
-  StepKind kind;
-  T alpha;
-  int operand, dy, dx;
-  std::vector<T> scale, shift;
+struct PackedStep : Step {
+  std::vector<T> scales, shifts;
 
-  bool reads_value() const { return operand_of(kind) == Operand::value; }
-  bool reads_condition() const { return operand_of(kind) == Operand::condition; }
+  bool is_sum() const { return kind == StepKind::add && static_cast<T>(alpha) == 1; }
 };
 
+// An instruction whose runs and steps have their own copies of what the program only borrows.
 template <class T>
-struct PreparedInstruction {
-  int out, channels, padded, lead, after;
-  InstructionKind kind;
-  Phase phase;
-  bool is_output;
-  ImageInput input;
-  int value, dy, dx;
-  int scan;
-  bool from_the_right;
-  std::vector<T> table, bias;  // bias: padded to whole blocks
-  std::vector<PreparedRun> row_runs, pixel_runs;
-  std::vector<PreparedStep<T>> steps;
+struct PackedInstruction : Instruction {
+  std::vector<PackedRun> row_runs = {}, pixel_runs = {};  // in place of the instruction's
+  std::vector<PackedStep<T>> steps = {};
+  std::vector<T> table = {}, biases = {};  // biases: padded to whole blocks
+  int padded = 0;
+  bool is_output = false;
   bool ends_in_products = false;  // whether the last product can apply the steps
   // Whether another thread may still be writing what is read, for the sums over rows above or at a pixel.
   bool barrier_in_row = false, barrier_at_pixel = false;
 
-  bool in_scan() const { return scan != Instruction::kWholeRow; }
   // Whether it is computed for a whole row at once.
-  bool by_rows() const { return !in_scan() && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
+  bool by_rows() const { return !in_scan(*this) && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
+  // Whether it is computed pixel by pixel, scans apart.
+  bool at_pixels() const {
+    return !reads_image(*this) && (phase != Phase::row || is_output) && phase != Phase::finished;
+  }
   // Whether its sum over rows above is kept until its pixel's turn comes.
   bool keeps_partial() const { return !row_runs.empty() && !by_rows(); }
 };
@@ -61,22 +54,13 @@ struct Stage {
 };
 
 template <class T>
-class PreparedProgram {
+class PackedProgram {
  public:
-  PreparedProgram(const Program& program, Weights weights, const Kernels<T>& kernels) : kernels(kernels) {
+  PackedProgram(const Program& program, Weights weights, const Kernels<T>& kernels) : kernels(kernels) {
     for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
-    const auto bytes = [&](const std::vector<Run>& runs, int channels, Weights weights) {
-      int64_t sum = 0;
-      for (const auto& run : runs) sum += kernels.block_bytes(depth_of(program, run), weights) * blocks(channels);
-      return sum;
-    };
-    int64_t total = 0;
-    for (const auto& i : program.instructions)
-      total += bytes(i.row_runs, i.channels, of_rows(weights)) + bytes(i.pixel_runs, i.channels, weights);
-    packed = Buffer(total);
     set_rounded(program, weights);
     pack(program, weights);
-    const auto scans_before = [](const auto& i) { return i.in_scan() && i.phase == Phase::row; };
+    const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
     set_barriers(program.outputs.size());
@@ -84,8 +68,8 @@ class PreparedProgram {
   }
 
   const Kernels<T>& kernels;
-  std::vector<PreparedInstruction<T>> instructions;
-  std::vector<const PreparedInstruction<T>*> inputs, outputs;
+  std::vector<PackedInstruction<T>> instructions;
+  std::vector<const PackedInstruction<T>*> inputs, outputs;
   std::vector<Stage> before_row, after_row;  // before_row: empty if there are no scans, when no stages are needed
   Buffer packed;
   std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
@@ -97,9 +81,6 @@ class PreparedProgram {
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
-  static int depth_of(const Program& program, const Run& run) {
-    return run.width * program.storage[run.source].channels;
-  }
 
   // The row phase reads its weights once per row, where widening narrow ones would only cost time.
   Weights of_rows(Weights weights) const { return kernels.multiplies_bf16() ? weights : Weights::same; }
@@ -116,43 +97,33 @@ class PreparedProgram {
   // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
   // the user asks for that.
   void pack(const Program& program, Weights weights) {
-    char* next = packed.get();
-    const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
-      std::vector<PreparedRun> result;
-      for (const auto& run : runs) {
-        const int k = depth_of(program, run);
-        const int64_t block_bytes = kernels.block_bytes(k, weights);
-        kernels.pack(static_cast<const T*>(run.weight), k, channels, weights, next);
-        result.push_back({run.source, run.dy, run.dx, {next, k, block_bytes, weights}});
-        next += block_bytes * blocks(channels);
-      }
-      return result;
-    };
     const auto copy = [](const void* from, int n) {
       const T* values = static_cast<const T*>(from);
       return from ? std::vector<T>(values, values + n) : std::vector<T>();
     };
     for (const auto& i : program.instructions) {
-      PreparedInstruction<T> p{};
-      p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.after = i.after;
-      p.kind = i.kind, p.phase = i.phase, p.input = i.input, p.value = i.value;
-      p.dy = i.dy, p.dx = i.dx, p.scan = i.scan, p.from_the_right = i.from_the_right;
+      PackedInstruction<T>& p = instructions.emplace_back(PackedInstruction<T>{i});
       p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
       p.table = copy(i.input.table, i.input.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;
-      p.bias = copy(i.bias, i.channels);
-      p.bias.resize(p.padded);
-      p.pixel_runs = runs(i.pixel_runs, i.channels, weights);
-      for (const auto& s : i.steps)
-        p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, s.dy, s.dx, copy(s.scale, i.channels),
-                           copy(s.shift, i.channels)});
+      p.biases = copy(i.bias, i.channels);
+      p.biases.resize(p.padded);
+      for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(weights))});
+      for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, weights)});
+      for (const auto& s : i.steps) p.steps.push_back({s, copy(s.scale, i.channels), copy(s.shift, i.channels)});
       p.ends_in_products = in_products(p);
-      instructions.push_back(std::move(p));
     }
-    for (size_t i = 0; i < instructions.size(); i++) {
-      auto& p = instructions[i];
-      p.row_runs = runs(program.instructions[i].row_runs, p.channels, of_rows(weights));
-      if (p.kind == InstructionKind::from_levels) inputs.push_back(&p);
+    int64_t total = 0;
+    each_run([&](PackedRun& run, int channels) { total += run.weights.block_bytes * blocks(channels); });
+    packed = Buffer(total);
+    char* next = packed.get();
+    each_run([&](PackedRun& run, int channels) {
+      kernels.pack(static_cast<const T*>(run.weight), run.weights.depth, channels, run.weights.weights, next);
+      run.weights.data = next;
+      next += run.weights.block_bytes * blocks(channels);
+    });
+    for (const auto& p : instructions) {
+      if (reads_image(p)) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
       if (p.by_rows()) widest_row = std::max(widest_row, p.padded);
       most_steps = std::max<int>(most_steps, p.steps.size());
@@ -162,10 +133,21 @@ class PreparedProgram {
         if (p.out == output) outputs.push_back(&p);
   }
 
+  Packed layout(const Program& program, const Run& run, Weights weights) const {
+    const int depth = run.width * program.storage[run.source].channels;
+    return {nullptr, depth, kernels.block_bytes(depth, weights), weights};
+  }
+
+  // In the order in which weights are packed: first those of all pixel phases.
+  void each_run(const auto& f) {
+    for (auto runs : {&PackedInstruction<T>::pixel_runs, &PackedInstruction<T>::row_runs})
+      for (auto& i : instructions)
+        for (PackedRun& run : i.*runs) f(run, i.channels);
+  }
+
   // Whether its steps are a sum, then relu, or fewer; products read and write whole blocks, and an output has room.
-  static bool in_products(const PreparedInstruction<T>& p) {
-    const auto is_sum = [](const PreparedStep<T>& s) { return s.kind == StepKind::add && s.alpha == 1; };
-    const auto first = p.steps.begin() + (!p.steps.empty() && is_sum(p.steps[0]));
+  static bool in_products(const PackedInstruction<T>& p) {
+    const auto first = p.steps.begin() + (!p.steps.empty() && p.steps[0].is_sum());
     const bool ends = first == p.steps.end() || (first->kind == StepKind::relu && first + 1 == p.steps.end());
     return ends && (p.channels == p.padded || (p.is_output && p.steps.empty()));
   }
@@ -178,24 +160,17 @@ class PreparedProgram {
     for (size_t begin = 0, end; begin < instructions.size(); begin = end) {
       end = begin + 1;
       if (instructions[begin].phase != phase || instructions[begin].is_output) continue;
-      if (instructions[begin].in_scan())
+      if (in_scan(instructions[begin]))
         while (end < instructions.size() && instructions[end].scan == instructions[begin].scan) end++;
       int needed = 0;
-      const auto needs = [&](int value, int dy) {
-        if (const auto found = stage.find(value); dy == 0 && found != stage.end())
-          needed = std::max(needed, found->second + 1);
-      };
-      for (size_t k = begin; k < end; k++) {
-        const auto& i = instructions[k];
-        if (i.kind == InstructionKind::pointwise) needs(i.value, i.dy);
-        for (const auto* runs : {&i.row_runs, &i.pixel_runs})
-          for (const auto& run : *runs) needs(run.source, run.dy);
-        for (const auto& step : i.steps)
-          if (step.reads_value()) needs(step.operand, step.dy);
-      }
+      for (size_t k = begin; k < end; k++)
+        for_each_read(instructions[k], [&](int value, int dy, int) {
+          if (const auto found = stage.find(value); dy == 0 && found != stage.end())
+            needed = std::max(needed, found->second + 1);
+        });
       for (size_t k = begin; k < end; k++) stage[instructions[k].out] = needed;
       stages.resize(std::max<size_t>(stages.size(), needed + 1));
-      (instructions[begin].in_scan() ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
+      (in_scan(instructions[begin]) ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
     }
     return stages;
   }
@@ -206,17 +181,16 @@ class PreparedProgram {
   // all writes before it. There is also one between the sums over rows above and the pixels, and two at each draw.
   void set_barriers(int draws) {
     std::set<int> written;
-    const auto needs_barrier = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
+    const auto needs_barrier = [&](const std::vector<PackedRun>& runs, const std::vector<PackedStep<T>>& steps) {
       bool reads = false;
       for (const auto& run : runs) reads |= written.count(run.source) > 0;
-      for (const auto& step : steps) reads |= reads_all_channels(step.kind) && written.count(step.operand);
+      for (const auto& step : steps) reads |= traits(step.kind).reads_all_channels && written.count(step.operand);
       if (reads) written.clear();
       return reads;
     };
     const auto at_pixels = [&](int after) {
       for (auto& i : instructions) {
-        if (i.kind == InstructionKind::from_levels || i.after != after) continue;
-        if (i.phase == Phase::row || i.phase == Phase::finished) continue;
+        if (reads_image(i) || i.after != after || i.phase == Phase::row || i.phase == Phase::finished) continue;
         i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
         written.insert(i.out);
       }
@@ -227,7 +201,7 @@ class PreparedProgram {
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
       if ((i.phase != Phase::row && i.row_runs.empty()) || i.phase == Phase::finished) continue;
-      i.barrier_in_row = needs_barrier(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
+      i.barrier_in_row = needs_barrier(i.row_runs, i.keeps_partial() ? std::vector<PackedStep<T>>() : i.steps);
       if (!i.keeps_partial()) written.insert(i.out);
     }
     written = last_written;
@@ -237,30 +211,24 @@ class PreparedProgram {
     }
   }
 
+  // Adds what runs take of a thread, whose result has so many channels.
+  void count_runs(Work& work, const Program& program, const std::vector<PackedRun>& runs, int channels) const {
+    for (const auto& run : runs) {
+      const bool is_bf16 = run.weights.weights == Weights::bf16 && kernels.multiplies_bf16();
+      work.products += (is_bf16 ? 0.5 : 1) * run.weights.depth * channels;  // in float32's multiply-adds
+      work.reads += program.storage[run.source].channels;                   // the other pixels it has read before
+    }
+  }
+
   void count_work(const Program& program) {
-    const auto products = [&](const std::vector<PreparedRun>& runs, int channels) {
-      double sum = 0;
-      for (const auto& run : runs) {
-        const bool is_bf16 = run.weights.weights == Weights::bf16 && kernels.multiplies_bf16();
-        sum += (is_bf16 ? 0.5 : 1) * run.weights.depth * channels;  // in float32's multiply-adds
-      }
-      return sum;
-    };
-    // Of a run, what it reads for the first time: the other pixels it has read before.
-    const auto reads = [&](const std::vector<PreparedRun>& runs) {
-      double sum = 0;
-      for (const auto& run : runs) sum += program.storage[run.source].channels;
-      return sum;
-    };
     for (const auto& i : instructions) {
       Work& sums = work.partial_sums.emplace_back();
       Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
-      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums,
-          above.barriers += i.barrier_in_row, above.reads += reads(i.row_runs);
-      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.barriers += i.barrier_at_pixel,
-          rest.reads += reads(i.pixel_runs);
-      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
+      count_runs(above, program, i.row_runs, i.padded), count_runs(rest, program, i.pixel_runs, i.padded);
+      above.calls += &above == &sums, rest.calls++;
+      above.barriers += i.barrier_in_row, rest.barriers += i.barrier_at_pixel;
+      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
     constexpr int kOfParameter = 60;  // the cost of drawing from it

@@ -1,0 +1,286 @@
+// Evaluates instructions at the pixels of a span, in all images of a group; each thread its share of the channels.
+#pragma once
+
+#include "cpu/sampler/team.h"
+#include "cpu/sampler/workspace.h"
+
+namespace pcf::cpu {
+
+// Where a job's values of the image lie, and which of them are known.
+class ImageValues {
+ public:
+  ImageValues(const Program& program, const Job& job) : program_(program), job_(job) {}
+
+  int draws() const { return program_.outputs.size(); }
+  int distributions_per_draw() const { return program_.head.distributions / draws(); }
+  int channels_per_distribution() const { return program_.image_channels / program_.head.distributions; }
+
+  // The index of an element of an array [images, channels, H, W].
+  int64_t element(int image, int channels, int channel, int y, int x) const {
+    return ((int64_t{image} * channels + channel) * program_.height + y) * program_.width + x;
+  }
+  int64_t sub_pixel(int image, int channel, int y, int x) const {
+    return element(image, program_.image_channels, channel, y, x);
+  }
+
+  bool known(int image, int distribution, int y, int x) const {
+    if (!job_.known) return false;
+    const int channels = channels_per_distribution();
+    for (int c = distribution * channels; c < (distribution + 1) * channels; c++)
+      if (!job_.known[sub_pixel(image, c, y, x)]) return false;
+    return true;
+  }
+
+  // Whether a draw has nothing to do at a span of one column.
+  bool all_known(const Span& span, int draw) const {
+    if (!job_.known) return false;
+    const int count = distributions_per_draw();
+    for (int i = 0; i < span.count(); i++)
+      for (int q = 0; q < job_.images * count; q++)
+        if (!known(q / count, draw * count + q % count, span.row(i), span.column(i))) return false;
+    return true;
+  }
+
+ private:
+  const Program& program_;
+  const Job& job_;
+};
+
+template <class T>
+class Evaluation {
+  using Instruction = PackedInstruction<T>;
+
+ public:
+  Evaluation(const Program& program, const PackedProgram<T>& packed, const Schedule& schedule, const Job& job)
+      : workspace(program, packed, schedule, job.images), values(program, job), program_(program), p_(packed),
+        schedule_(schedule), job_(job), n_(job.images) {}
+
+  const Workspace<T> workspace;
+  const ImageValues values;
+
+  Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns); }
+
+  // Computes an instruction's sum over the rows above, at the pixels of the chunk that begins at column step t: in the
+  // row phase this gives its whole value, else the partial sum that the pixel phase begins with.
+  void sum_rows_above(Member<T>& member, const Instruction& i, int t) {
+    if (i.barrier_in_row) member.wait_for_team();
+    const Span& chunk = span(member, t + lead(i), schedule_.chunk);
+    if (chunk.count() == 0) return;
+    tabulate_start(member.from, i, chunk);
+    if (i.keeps_partial()) {
+      tabulate_partial(member.out, i, chunk, t);
+      sum(member, i, i.row_runs, chunk, member.out);
+      return;
+    }
+    tabulate_value(member.out, i.out, chunk);
+    finish(member, i, i.row_runs, chunk, member.row_sums);
+  }
+
+  void at_pixels(Member<T>& member, const Instruction& i, int t) {
+    if (i.barrier_at_pixel) member.wait_for_team();
+    const Span& pixels = span(member, t + lead(i), 1);
+    if (pixels.count() == 0 || (i.is_output && !job_.parameters && values.all_known(pixels, i.after))) return;
+    if (!i.keeps_partial())
+      tabulate_start(member.from, i, pixels);
+    else if (member.next_begins == &i && member.next_step == t)
+      std::swap(member.from, member.next), member.next_begins = nullptr;
+    else
+      tabulate_partial(member.from, i, pixels, t);
+    prefetch_partial(member, i, t);
+    if (i.is_output)
+      tabulate_rows(member.out, pixels, workspace.parameters(), i.padded);
+    else
+      tabulate_value(member.out, i.out, pixels);
+    finish(member, i, i.pixel_runs, pixels, member.pixel_sums);
+  }
+
+  // Gives an instruction that reads the image one of its values, which was drawn or known.
+  void read_value(Member<T>& member, const Instruction& i, T value, int image, int channel, int y, int x) {
+    if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
+    T* out = workspace.pixel(i.out, y, x) + image * workspace.image_stride(i.out);
+    const int width = i.input.width, first = (channel - i.input.first) * width;
+    if (i.table.empty())
+      out[first] = value;
+    else
+      std::copy_n(i.table.data() + static_cast<int64_t>(value) * width, width, out + first);
+    bind(member, i, span(0, 0));  // the steps on levels have no operands
+    member.out[0] = out;
+    write(member, i, member.out, 1, first, first + width);
+  }
+
+ private:
+  // Kept for the next call, since most instructions of a column step work on the same pixels.
+  const Span& span(Member<T>& member, int t, int columns) const {
+    if (!member.span.is(t, columns)) member.span = span(t, columns);
+    return member.span;
+  }
+  int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
+  std::pair<int, int> share(const Member<T>& member, const Instruction& i) const {
+    return member.share(i.padded / p_.kernels.block);
+  }
+
+  // -- locations in memory
+
+  // Image m of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
+  // of its row lies `step` elements further on.
+  template <class E, class First>
+  void tabulate(Table<E>& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
+    E** next = table.data();
+    span.each_row([&](int y, int begin, int end) {
+      E* at = first(y, begin);
+      for (int x = begin; x < end; x++, at += step)
+        for (int m = 0; m < n_; m++) *next++ = at + m * image_stride;
+    });
+  }
+
+  void tabulate_value(Table<T>& table, int value, const Span& span, int dy = 0, int dx = 0) const {
+    tabulate(table, span, workspace.image_stride(value), workspace.channels(value),
+             [&](int y, int x) { return workspace.pixel(value, y + dy, x + dx); });
+  }
+
+  void tabulate_condition(Table<T>& table, int number, const Span& span) const {
+    T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[number]));
+    const auto& [channels, varies_over_pixels] = program_.conditions[number];
+    if (!varies_over_pixels) return tabulate(table, span, channels, 0, [&](int, int) { return data; });
+    tabulate(table, span, int64_t{program_.height} * program_.width * channels, channels,
+             [&, n = channels](int y, int x) { return data + (int64_t{y} * program_.width + x) * n; });
+  }
+
+  // From column step t on, which is the chunk's first if the span has all of the chunk's columns.
+  void tabulate_partial(Table<T>& table, const Instruction& i, const Span& span, int t) const {
+    T* const begin = workspace.partials(&i - p_.instructions.data(), i.padded, t);
+    tabulate(table, span, int64_t{schedule_.chunk} * i.padded, i.padded, [&](int y, int x) {
+      return begin + workspace.to_partial(i.padded, y) + int64_t{x - span.start(y)} * i.padded;
+    });
+  }
+
+  void tabulate_rows(Table<T>& table, const Span& span, T* data, int64_t stride) const {
+    for (int r = 0; r < span.count() * n_; r++) table[r] = data + r * stride;
+  }
+
+  // -- what an instruction starts from, its sums and its steps
+
+  // What an instruction's runs are added to or, if it has none, what its steps start from.
+  void tabulate_start(Table<T>& table, const Instruction& i, const Span& span) const {
+    switch (i.kind) {
+      case InstructionKind::convolution: return tabulate_rows(table, span, const_cast<T*>(i.biases.data()), 0);
+      case InstructionKind::pointwise: return tabulate_value(table, i.value, span, i.dy, i.dx);
+      case InstructionKind::from_levels: break;  // it is computed as its values are drawn
+    }
+    __builtin_unreachable();
+  }
+
+  // Fetches the partial sums that the next instruction begins with: another core has written them, or this one long
+  // ago.
+  void prefetch_partial(Member<T>& member, const Instruction& i, int t) {
+    const Instruction *next = &i + 1, *const end = p_.instructions.data() + p_.instructions.size();
+    while (next < end && !next->keeps_partial()) next++;
+    if (next >= end) return;
+    const Span pixels = span(t + lead(*next), 1);
+    tabulate_partial(member.next, *next, pixels, t);
+    member.next_begins = next, member.next_step = t;
+    const auto [first, last] = share(member, *next);
+    for (int r = 0; r < pixels.count() * n_; r++)
+      for (int c = first * p_.kernels.block; c < last * p_.kernels.block; c += 64 / sizeof(T))
+        __builtin_prefetch(member.next[r] + c);
+  }
+
+  // member.out = steps(member.from + the runs); sums: a buffer.
+  void finish(Member<T>& member, const Instruction& i, const std::vector<PackedRun>& runs, const Span& span,
+              const Table<T>& sums) {
+    bind(member, i, span);
+    if (!i.ends_in_products || runs.empty()) {
+      const bool summed = sum(member, i, runs, span, sums);
+      return apply_steps(member, i, span, summed ? sums : member.from);
+    }
+    Result<T> end{nullptr, member.out.data()};
+    for (const auto& step : member.steps)
+      if (step.kind == StepKind::relu)
+        end.relu = true;
+      else
+        end.added = step.operand;
+    if (is_rounded(i)) {
+      tabulate_rounded(member.rounded_out, i.out, member.out, span.count() * n_);
+      end.rounded = member.rounded_out.data();
+    }
+    sum(member, i, runs, span, sums, &end);
+  }
+
+  // to = member.from + the runs; the last one's result is `end`, if there is one. Does nothing and returns false if
+  // there are no runs.
+  bool sum(Member<T>& member, const Instruction& i, const std::vector<PackedRun>& runs, const Span& span,
+           const Table<T>& to, const Result<T>* end = nullptr) {
+    const auto [first, last] = share(member, i);
+    const Table<T>* from = &member.from;
+    for (const auto& run : runs) {
+      const int rows = span.count() * n_;
+      Result<T> result{from->data(), to.data()};
+      if (end && &run == &runs.back()) result = *end, result.from = from->data();
+      if (p_.rounded[run.source]) {
+        tabulate(member.rounded, span, workspace.image_stride(run.source), workspace.channels(run.source),
+                 [&](int y, int x) {
+                   return workspace.rounded(run.source, workspace.pixel(run.source, y + run.dy, x + run.dx));
+                 });
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, result);
+      } else {
+        tabulate_value(member.x, run.source, span, run.dy, run.dx);
+        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, result);
+      }
+      from = &to;
+    }
+    return from == &to;
+  }
+
+  // member.out = the member's steps (from) on its channels.
+  void apply_steps(Member<T>& member, const Instruction& i, const Span& span, const Table<T>& from) {
+    const auto [first, last] = share(member, i);
+    write(member, i, from, span.count() * n_, first * p_.kernels.block, std::min(last * p_.kernels.block, i.channels));
+  }
+
+  // member.out = the member's steps (from) on the channels first...last-1.
+  void write(Member<T>& member, const Instruction& i, const Table<T>& from, int rows, int first, int last) const {
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), rows, first, last, from.data(), member.out.data());
+    if (!is_rounded(i)) return;
+    tabulate_rounded(member.rounded_out, i.out, member.out, rows);
+    p_.kernels.round(member.out.data(), rows, first, last, member.rounded_out.data());
+  }
+
+  bool is_rounded(const Instruction& i) const { return !i.is_output && p_.rounded[i.out]; }
+
+  // Where the first rows of a table of a value are kept in bf16.
+  void tabulate_rounded(Table<Bfloat16>& rounded, int value, const Table<T>& table, int rows) const {
+    for (int r = 0; r < rows; r++) rounded[r] = workspace.rounded(value, table[r]);
+  }
+
+  // Resolves the operands of an instruction's steps.
+  void bind(Member<T>& member, const Instruction& i, const Span& span) const {
+    member.steps.clear();
+    for (size_t s = 0; s < i.steps.size(); s++) {
+      const auto& step = i.steps[s];
+      auto& table = member.operands[s];
+      BoundStep<T>& bound = member.steps.emplace_back();
+      bound = {.kind = step.kind,
+               .alpha = static_cast<T>(step.alpha),
+               .operand = table.data(),
+               .scale = step.scales.data(),
+               .shift = step.shifts.data()};
+      switch (traits(step.kind).operand) {
+        case Operand::value:
+          tabulate_value(table, step.operand, span, step.dy, step.dx);
+          bound.operand_channels = workspace.channels(step.operand);
+          break;
+        case Operand::condition: tabulate_condition(table, step.operand, span); break;
+        case Operand::constants:
+        case Operand::none: bound.operand = nullptr; break;
+      }
+    }
+  }
+
+  const Program& program_;
+  const PackedProgram<T>& p_;
+  const Schedule& schedule_;
+  const Job& job_;
+  const int n_;
+};
+
+}  // namespace pcf::cpu

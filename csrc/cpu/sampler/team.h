@@ -1,0 +1,73 @@
+// The threads that sample some images together, and what each of them has for itself.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/sampler/head.h"
+#include "cpu/sampler/packed_program.h"
+#include "cpu/sampler/schedule.h"
+#include "cpu/threads/barrier.h"
+
+namespace pcf::cpu {
+
+// Threads that share the channels of everything that they compute.
+struct Team {
+  explicit Team(int size) : size(size), staying(size), barrier(size), progress(size) {}
+
+  const int size;
+  std::atomic<int> staying;  // so many of its members, the first ones, go on after the present column step
+  SpinBarrier barrier;
+  Progress progress;  // column steps done, if there are two teams
+};
+
+// A table of rows: where each pixel of a span lies, image by image.
+template <class T>
+using Table = std::vector<T*>;
+
+template <class T>
+struct Member {
+  // sites: how many sites one column step works on at most.
+  Member(Team& team, int index, const PackedProgram<T>& p, int chunk, const Span& span, int sites, const Head& head,
+         const Job& job)
+      : team(team), index(index), size(team.size), span(span),
+        memory((std::max(p.widest, p.widest_row * chunk) * int64_t{sites} + head.parameters) * sizeof(T)),
+        drawer(head, job, p.kernels, reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
+        operands(p.most_steps) {
+    T* const sums = reinterpret_cast<T*>(memory.get());
+    for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
+    for (int i = 0; i < sites * chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
+    for (auto* table : {&x, &from, &out, &next}) table->resize(sites * chunk);
+    for (auto* table : {&rounded, &rounded_out}) table->resize(sites * chunk);
+    for (auto& table : operands) table.resize(sites * chunk);
+  }
+
+  void wait_for_team() { waited += team.barrier.wait(index, size); }
+
+  // The member's blocks of so many: first...last-1.
+  std::pair<int, int> share(int blocks) const {
+    if (alone) return {0, blocks};
+    return {blocks * index / size, blocks * (index + 1) / size};
+  }
+
+  Team& team;
+  const int index;
+  int size;       // of the team that is left
+  Waited waited;  // since the last look at how long it worked
+  Clock::time_point since = Clock::now();
+  Clock::duration run_before = time_run();
+  bool alone = false;  // whether it computes all channels
+  Span span;
+  const Buffer memory;
+  HeadDrawer<T> drawer;
+  Table<T> pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
+  Table<T> x, from, out;
+  Table<T> next;  // what the next instruction begins with, in this column step
+  const PackedInstruction<T>* next_begins = nullptr;
+  int next_step = 0;
+  Table<Bfloat16> rounded, rounded_out;  // x and out, where they are kept in bf16
+  std::vector<Table<T>> operands;
+  std::vector<BoundStep<T>> steps;
+};
+
+}  // namespace pcf::cpu

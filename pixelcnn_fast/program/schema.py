@@ -1,0 +1,241 @@
+"""What Python and C++ share besides the steps: enumerations, constants, and the structs that describe a program.
+
+CMake runs this file with a bare Python (csrc/headers.py), which writes the C++ of all that is declared here, and what
+reads the structs from Python. So it imports nothing but the standard library. A field is declared here, filled in by
+runtimes/pack.py, and there in C++; an enumerator is one more row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+# -- constants of csrc/cuda, where TILE_SITES is kTileSites
+
+TILE_SITES = 8  # that a product of tensor cores computes at once
+MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
+LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of the code of an error; the rest is the pixel's
+WAITED_IN_VAIN = 0  # the code of threads that waited for each other for too long
+
+# -- enumerations; in C++, traits(kind) gives the columns of a row
+
+
+class Phase(Enum):
+    ROW = "row"  # sees only rows above: a whole row at once
+    PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
+    DRAWN = "drawn"  # after all of the pixel's levels are drawn
+    FINISHED = (
+        "finished"  # needs pixels of the present row to its right: once the row is finished, for the rows below
+    )
+
+
+class Weights(Enum):
+    """How the CPU stores the weights of runs: in the program's dtype, or narrower."""
+
+    SAME = "same"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True)
+class Math:
+    """What a GPU multiplies, and its dtype in PyTorch; sums and steps are float32."""
+
+    name: str
+    dtype: str
+
+
+MATHS = (Math("fp32", "float32"), Math("bf16", "bfloat16"), Math("fp16", "float16"))
+
+
+@dataclass(frozen=True)
+class InstructionTraits:
+    """What an instruction's steps start from: out = steps(x).
+
+    reads_image: whether x is the part of the image that was drawn, so that it is computed as values are drawn;
+    on_cuda: whether the CUDA runtime has it, or else refuses a program that has it.
+    """
+
+    name: str
+    reads_image: bool
+    on_cuda: bool
+
+
+INSTRUCTIONS = (
+    InstructionTraits("from_levels", reads_image=True, on_cuda=True),
+    InstructionTraits("convolution", reads_image=False, on_cuda=True),  # x = bias + row runs + pixel runs
+    InstructionTraits("pointwise", reads_image=False, on_cuda=True),  # x is a value
+)
+
+
+@dataclass(frozen=True)
+class HeadTraits:
+    """What a pixel's values are drawn from, by ``Head.native``.
+
+    value, value_bytes: the dtype of values in PyTorch; single: whether a distribution gives one value, drawn with one
+    uniform; on_cuda: whether the CUDA runtime draws from it, or else refuses a program that has it.
+    """
+
+    name: str
+    value: str
+    value_bytes: int
+    single: bool
+    on_cuda: bool
+
+
+HEADS = (
+    HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),
+)  # parameters: the logits of the levels
+
+ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
+
+# -- structs; a program's arrays are borrowed by the runtimes while they are built, and not read afterwards
+
+Address = int  # of an array, in the program's dtype unless another is named; 0: there is none
+Memory = Address  # that is written
+Flags = Address  # uint8
+Uniforms = Address  # float64
+Scores = Address  # float64, written
+POINTERS = {
+    "Address": "const void*", "Memory": "void*", "Flags": "const uint8_t*", "Uniforms": "const double*",
+    "Scores": "double*",
+}  # fmt: skip
+SamplingOptions = Any  # heads/options.py
+StepKind = str  # a name in steps.KINDS
+InstructionKind = str  # in INSTRUCTIONS
+HeadKind = str  # in HEADS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on an instruction's x, channel by channel. program/steps.py says what each kind reads, and what
+    alpha means."""
+
+    kind: StepKind
+    alpha: float = 1.0
+    operand: int = -1  # the value, or the number of the condition operand, that it reads
+    scale: Address = 0  # constants: [channels] each
+    shift: Address = 0
+    dy: int = 0  # where the value is read, from the pixel
+    dx: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Horizontally adjacent taps as one matrix [width * channels of source, channels of out], row-major."""
+
+    source: int
+    dy: int
+    dx: int
+    width: int
+    weight: Address
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The image as an instruction reads it: image channels first ... first + count - 1, each as a number, or as row
+    `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels."""
+
+    first: int = 0
+    count: int = 0
+    width: int = 1
+    table: Address = 0
+    levels: int = 0  # rows of the table
+
+
+@dataclass(frozen=True)
+class Instruction:
+    out: int
+    channels: int
+    kind: InstructionKind
+    phase: Phase
+    input: ImageInput = ImageInput()  # if it reads the image
+    bias: Address = 0  # convolution: [channels]; 0: zeros
+    row_runs: list[Run] = field(default_factory=list)  # convolution; summed in the row phase
+    pixel_runs: list[Run] = field(default_factory=list)
+    value: int = -1  # pointwise; dy, dx: where it is read, from the pixel
+    steps: list[Step] = field(default_factory=list)
+    lead: int = 0  # in a wavefront: how many columns ahead of the pixel that is drawn
+    after: int = 0  # how many draws of its pixel come before it
+    dy: int = 0
+    dx: int = 0
+    scan: int = (
+        -1
+    )  # row, finished: the instructions of one scan, which follow each other, go through the row pixel by
+    # pixel; the others, whose scan is -1, compute it at once
+    from_the_right: bool = False  # a scan
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept of a value: the last ``rows`` rows, with zero columns on both sides."""
+
+    channels: int
+    rows: int
+    pad_left: int
+    pad_right: int
+
+
+@dataclass(frozen=True)
+class ConditionOperand:
+    """What steps read of the condition: one vector per image, or one per pixel."""
+
+    channels: int
+    varies_over_pixels: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """The model's output at a pixel is ``distributions`` distributions of ``parameters`` numbers each. Each takes
+    ``uniforms`` numbers of the noise and gives the values of the next image_channels / distributions image channels."""
+
+    kind: HeadKind
+    distributions: int
+    parameters: int
+    uniforms: int
+    levels: int  # values are integers from 0 to levels - 1; 0: they are real numbers
+
+
+@dataclass(frozen=True)
+class Program:
+    """The phased causal program that the compiled runtimes execute: program/phased.py says what it means."""
+
+    image_channels: int
+    height: int
+    width: int
+    head: Head
+    # The values that hold the parameters, one per draw. Each draw takes the next distributions / len(outputs)
+    # distributions: all at once, or one after the other, where each sees those before.
+    outputs: list[int]
+    storage: list[Storage]  # by value; values are numbered from 0
+    instructions: list[Instruction]
+    conditions: list[ConditionOperand]
+    lag: int = 0  # how many columns behind the row above a row may start; 0: one row at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One batch of images to sample, complete or teacher-force. Arrays are dense and owned by the caller."""
+
+    images: int
+    values: Memory  # [images, C, H, W] of the head's type: known ones in, all of them out
+    # [images, C, H, W]: nonzero where the value is known; 0: none is. A distribution is drawn unless all its values
+    # are known.
+    known: Flags = 0
+    noise: Uniforms  # [images, distributions * uniforms, H, W] in [0, 1)
+    # Per operand [images, channels] or [images, H, W, channels]; on CUDA one array, with one operand after the other.
+    conditions: list[Address]
+    options: SamplingOptions
+    parameters: Memory = 0  # [images, distributions, H, W, parameters] or 0: not wanted
+    log_probability: Scores = 0  # [images, C, H, W] of the values drawn, under the model itself; or 0
+
+
+STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program, Job
+
+
+def signature(*structs: type) -> str:
+    """The structs' fields as text: what a compiled module must have been built from."""
+    each = ", ".join
+    return "; ".join(
+        f"{struct.__name__}({each(f'{f.name}: {f.type}' for f in fields(struct))})" for struct in structs
+    )
