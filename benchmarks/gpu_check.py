@@ -42,7 +42,7 @@ PROFILED = (
     f"{' '.join(f'--section {section}' for section in SECTIONS.split())} "
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
-ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
+ACCELERATION = "{python} benchmarks/targets.py acceleration --device cuda --out {folder} --within {early}"
 
 
 def of_sampler(name: str, chosen: str, limit: float) -> Stage:

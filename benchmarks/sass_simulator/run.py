@@ -153,7 +153,7 @@ def simulate(
         raise ValueError(f"{blocks[0]} blocks in x are no whole clusters of {cluster}")
     if cluster > 1 and kernel.arch < 90:
         raise ValueError(f"sm_{kernel.arch} has no clusters")
-    together = Cluster(cluster)
+    together: Cluster[Machine] = Cluster(cluster)
     first = block[0] // cluster * cluster
     machines = [
         Machine(

@@ -72,7 +72,7 @@ ANSWERS = {
     "gpu.sampling families": Answer('{"families": {"Diagonal BiLSTM": "not available"}}'),
     "gpu.sampling": Answer('{"naive, bf16": {"1": 1.5}}'),
     "gpu.layers": Answer('{"gated_activation": {"pixelcnn_fast": 0.1, "torch.compile": "failed: it"}}'),
-    "acceleration_targets": Answer(),
+    "targets.py": Answer(),
 }
 
 

@@ -131,4 +131,4 @@ def test_a_layer_that_is_wrong_has_failed_and_leaves_the_others(monkeypatch, cap
     assert layers.main() == 1
     found = printed(capsys)
     assert found["gated_activation"]["pixelcnn_fast"].startswith("failed: CheckFailed: differs by")
-    assert found["gated_activation"]["eager"] == found["categorical_nll"]["pixelcnn_fast"] == 500.0
+    assert found["gated_activation"]["plain"] == found["categorical_nll"]["pixelcnn_fast"] == 500.0
