@@ -143,21 +143,21 @@ def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, cap
     monkeypatch.setattr(cuda_budget, "ROWS", [Row("a", "ms", 9, 2.5, lambda steps: Prediction(8))])
     cuda_budget.main(["--record"])
     found = json.loads((tmp_path / "cycles.json").read_text())
-    row = {"name": "a", "unit": "ms", "must": 9, "reach": 2.5, "predicted": 8, "met": True}
+    row = {"unit": "ms", "must": 9, "reach": 2.5, "predicted": 8, "met": True}
     assert found == {
         "compiler": "NVRTC 13.0",
         "cycles": dict.fromkeys(RECORDED, 1234),
         "kernels": digest(),
-        "rows": [row],
+        "rows": [{"name": "a", **row}],
     }
     assert (PIXELCNN, 1024) in asked and "– -> 1,234 cycles" in capsys.readouterr().out
     cuda_budget.main(["--recorded"])
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == [row] and not printed.err
+    assert json.loads(printed.out) == {"budget": {"a": row}} and not printed.err
     (tmp_path / "cycles.json").write_text(json.dumps({**found, "kernels": "others"}))
     cuda_budget.main(["--recorded"])
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == [row] and "before the kernels changed" in printed.err
+    assert json.loads(printed.out) == {"budget": {"a": row}} and "before the kernels changed" in printed.err
     (tmp_path / "cycles.json").write_text(json.dumps({"compiler": "NVRTC 13.0", "cycles": {}}))
     cuda_budget.main(["--recorded"])
     printed = capsys.readouterr()

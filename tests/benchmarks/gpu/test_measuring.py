@@ -48,7 +48,7 @@ def on_the_cpu(monkeypatch):
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict:
-    return printed_figures(capsys.readouterr().out)[0]
+    return printed_figures(capsys.readouterr().out)
 
 
 def test_targets_have_the_budgets_names():
