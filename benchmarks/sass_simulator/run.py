@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sass_simulator import control  # noqa: F401  # it registers what the executor runs
 from sass_simulator.clusters import Cluster
 from sass_simulator.executor import Executor, Recording, execute
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, Where, is_integer_division
