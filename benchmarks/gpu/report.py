@@ -18,6 +18,7 @@ TOLD = (
     "counters",
 )  # stages whose figures are shown, in this order
 TARGETS, TABLE = ("targets", "families"), "table"  # figures that are not the stage's own
+OF_TARGETS = ("unit", "must", "reach", "predicted", "measured")
 # Of ncu's counters; all are in the JSON.
 TELLING = (
     "gpu__time_duration.sum",
@@ -47,12 +48,13 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     figures = {outcome.stage: outcome.figures for outcome in outcomes}
     yield "# " + shown(figures.get("machine", {}))
     yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
-    yield from named("bf16; predictions are for an H100", targets(figures))
+    if of_targets := targets(figures):
+        body = ([name, *(values.get(key) for key in OF_TARGETS)] for name, values in of_targets.items())
+        yield from rows(["bf16; predictions are for an H100", *OF_TARGETS], body)
     told: dict[str, dict[str, object]] = {name: {} for name in TOLD}
     for stage, found in figures.items():
-        told.get(stage.split(", ")[0], {}).update(
-            {k: v for k, v in found.items() if k not in (*TARGETS, TABLE)}
-        )
+        own = {name: value for name, value in found.items() if name not in (*TARGETS, TABLE)}
+        told.get(stage.split(", ")[0], {}).update(own)
     told["rates"] = beside(told["rates"])
     told["counters"] = telling(told["counters"])
     for stage, values in told.items():

@@ -16,7 +16,7 @@ from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
 from pixelcnn_fast.runtimes.cuda.kernels import digest
 from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from tests.sass_simulator.needs import needs_kernels
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 H100 = RATES["90"]
 
@@ -69,7 +69,7 @@ def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
     assert result["met"], result
 
 
-@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90", 8), ("120", 1)])
+@pytest.mark.parametrize("arch, cluster", few([("90", 8), ("80", 1), ("120", 1)], 1))
 def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
     assert ColumnSteps(arch, tmp_path).runtime(GATED).shape(1).cluster == cluster
 

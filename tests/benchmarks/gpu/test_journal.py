@@ -11,7 +11,7 @@ import pytest
 from gpu.stage import Outcome, Running, Stage, environment
 from gpu.verdicts import of_tests
 
-from tests.tiers import few, thorough
+from tests.tiers import thorough
 
 ROOT = Path(__file__).parents[3]
 TESTS = """
@@ -48,7 +48,8 @@ VERDICTS = {
 }
 
 
-@pytest.mark.parametrize("code", few(VERDICTS, 1), ids=["lost", "crash", "wrong", "right"])
+@thorough
+@pytest.mark.parametrize("code", VERDICTS, ids=["lost", "crash", "wrong", "right"])
 def test_the_first_that_failed_is_named(tmp_path, code):
     assert outcome(tmp_path, code).verdict == VERDICTS[code]
 

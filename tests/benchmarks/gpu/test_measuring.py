@@ -12,6 +12,7 @@ from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 DEFAULT, FAMILIES = sampling.DEFAULT, sampling.FAMILIES
 
@@ -92,6 +93,7 @@ def test_what_the_runtime_refuses_is_said(monkeypatch, capsys):
     assert all("not available" in why for why in printed(capsys)["families"].values())
 
 
+@thorough
 def test_what_there_is_without_the_library(capsys):
     sampling.naive()
     assert printed(capsys) == {

@@ -21,7 +21,7 @@ from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import EmulatedKernels
 from tests.needs import needs_native
-from tests.tiers import tiered
+from tests.tiers import thorough, tiered
 
 pytestmark = [needs_native, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
 CASES = {**smoke.CASES, **smoke.MORE}
@@ -128,6 +128,7 @@ def test_kernels_are_compiled_side_by_side(monkeypatch, capsys):
     assert every == {*instances(("bf16", "fp32", "fp16"))}
 
 
+@thorough
 def test_what_can_t_be_compiled_is_said(monkeypatch, tmp_path, capsys):
     """By a process that was to compile it. A GPU without clusters has no kernels for them."""
     monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "missing"))
