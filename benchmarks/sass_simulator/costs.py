@@ -48,13 +48,8 @@ class Cost:
 
 def cost_of(i: Instruction, rates: Rates) -> Cost:
     latency = rates.latency
-    kind, pipe, interval, delay, source = (
-        "plain",
-        "integer",
-        float(PIPES["integer"]),
-        latency["other"],
-        "other results",
-    )
+    kind, source, delay = "plain", "other results", latency["other"]
+    pipe, interval = "integer", float(PIPES["integer"])
     name = i.name
     extra: dict[str, Any] = {}
     if name == "HMMA":
@@ -98,12 +93,8 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
     elif name in NO_PIPE:
         pipe = ""
     elif name in SPECIAL or "SPECIAL" in i.modifiers:
-        pipe, interval, delay, source = (
-            "special",
-            float(PIPES["special"]),
-            latency["special"],
-            "special functions",
-        )
+        pipe, interval = "special", float(PIPES["special"])
+        delay, source = latency["special"], "special functions"
     elif name in DOUBLE:
         pipe, interval, delay, source = "double", float(rates.double), latency["double"], "float64"
     elif name in HALF:
@@ -113,10 +104,8 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
     elif name in CONSTANT:
         pipe, delay, source = "", latency["constant"], "constants"
     elif name in BEFORE_LANES:
-        pipe, delay = (
-            "",
-            latency["uniform"] if name in ("R2UR", "VOTEU", "REDUX", "CREDUX") else latency["special"],
-        )
+        is_uniform = name in ("R2UR", "VOTEU", "REDUX", "CREDUX")
+        pipe, delay = "", latency["uniform" if is_uniform else "special"]
     elif name == "IMAD":
         pipe = "multiply"  # beside the integers' pipe
     return Cost(

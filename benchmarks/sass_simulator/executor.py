@@ -28,7 +28,7 @@ from sass_simulator.operations import Operation, built
 IGNORED = {"NOP", "YIELD", "MEMBAR", "ERRBAR", "CCTL", "CGAERRBAR", "DEPBAR", "LDGDEPBAR", "NANOSLEEP", "PMTRIG",
            "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
 COPIES = {"LDGDEPBAR", "DEPBAR"}  # of them, what asynchronous copies wait for
-MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM", "STSM", "ATOMS", "ATOMG", "ATOM",
+MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM", "ATOMS", "ATOMG", "ATOM",
           "REDG", "RED", "SHFL"}  # fmt: skip
 SIGNALS = {"STAS", "SYNCS", "UCGABAR_ARV"}
 PATIENCE = 1024  # turns of the first group before another one has one: the first may wait for it in a loop

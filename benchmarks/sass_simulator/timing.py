@@ -89,22 +89,8 @@ class Timed:
 
 class Warp:
     __slots__ = (
-        "at",
-        "block",
-        "boards",
-        "code",
-        "copies",
-        "histories",
-        "info",
-        "infos",
-        "length",
-        "makers",
-        "number",
-        "pipes",
-        "ready",
-        "scheduler",
-        "stored",
-        "sums",
+        *("at", "block", "boards", "code", "copies", "histories", "info", "infos"),
+        *("length", "makers", "number", "pipes", "ready", "scheduler", "stored", "sums"),
     )
 
     def __init__(self, block: Multiprocessor, number: int, code: list[int], infos: list[Any]) -> None:
@@ -116,9 +102,8 @@ class Warp:
         self.ready = 0.0  # when it may issue, but for what is checked at the issue
         self.boards = [0.0] * 6
         self.makers = ["other results"] * 6  # what the scoreboards stand for
-        self.histories: list[list[float]] = [
-            [] for _ in range(6)
-        ]  # of LDGDEPBAR: when the copies until then are there
+        # Of LDGDEPBAR: when the copies until then are there.
+        self.histories: list[list[float]] = [[] for _ in range(6)]
         self.sums: dict[int, float] = {}
         self.copies = self.stored = 0.0  # when its copies are there, and its stores have passed their ports
 

@@ -54,6 +54,9 @@ def test_other_results_are_no_gain() -> None:
     for wrong in (1.01, float("nan")):
         with pytest.raises(CheckFailed, match="it: result 1 differs"):
             check("it", [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.tensor([1, wrong])])
+    check("it", [torch.tensor(9.0)], [torch.tensor(9.001)])
+    with pytest.raises(CheckFailed):  # a loss is no measure for gradients
+        check("it", [torch.tensor(9.0), torch.full((2,), 1e-3)], [torch.tensor(9.0), torch.full((2,), 1.1e-3)])
     works = {"plain": lambda: [torch.ones(2)], "ours": lambda: [torch.zeros(2)]}
     with pytest.raises(CheckFailed, match="it, ours"):
         faster("it", works, 1, 2, repeats=1)

@@ -64,10 +64,7 @@ def test_ours(capsys):
     assert printed(capsys) == {
         "pixelcnn_fast, bf16": {"1": 0.5, "2": 0.5},
         "pixelcnn_fast, float32": {"1": 0.5, "2": 0.5},
-        "targets": {
-            "one image": "500 ms, kernels alone 250 ms",
-            "two": "500 ms, kernels alone 250 ms",
-        },
+        "targets": {"one image": "500 ms, kernels alone 250 ms", "two": "500 ms, kernels alone 250 ms"},
     }
 
 
