@@ -63,7 +63,6 @@ demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes
 bench: setup ## measure the ops and the samplers on this machine, in out/
 	@mkdir -p out
 	$(python) -m pytest -q benchmarks/test_ops_bench.py --benchmark-json=out/ops-benchmark.json
-	$(python) benchmarks/ops_table.py out/ops-benchmark.json --out out
 	$(python) -m pixelcnn_fast bench
 
 # Uses the environment at hand, because a machine with a GPU often has no network to set up another one.

@@ -12,7 +12,7 @@ whole column steps with everything in them. "must" is what a row has to keep, "r
   python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
                                                more. After a change that makes steps faster, or is worth its cycles.
                                                It also records the table, in all about eight minutes
-  python benchmarks/cuda_budget.py --recorded  the table that was recorded, as --json prints it
+  python benchmarks/cuda_budget.py --recorded  the table that was recorded, as an object for `make gpu-check`
 
 What it is doing goes to stderr. A row without a prediction says there why. Needs NVRTC, which PyTorch for
 CUDA brings, and nvdisasm, which Triton brings: `pip install -e .[test]`.
@@ -228,7 +228,7 @@ def print_recorded() -> None:
         return say("not recorded: python benchmarks/cuda_budget.py --record")
     if found["kernels"] != digest():
         say("recorded before the kernels changed: python benchmarks/cuda_budget.py --record")
-    print(json.dumps(rows, indent=1))
+    print(json.dumps({"budget": {row.pop("name"): row for row in rows}}))
 
 
 def own_arch() -> str:
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
     add("--batches", action="store_true", help="what batches take, with so many images in so many blocks")
     add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
-    add("--recorded", action="store_true", help="print the list of objects that was recorded")
+    add("--recorded", action="store_true", help="print what was recorded, by the names of the rows")
     chosen = parser.parse_args(arguments)
     if chosen.profile and (chosen.clusters or chosen.batches or chosen.record or chosen.recorded):
         parser.error("--profile is of the rows: not with --clusters, --batches, --record or --recorded")

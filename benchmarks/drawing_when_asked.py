@@ -1,4 +1,4 @@
-"""What busy_targets.py starts to take turns: draws an image for each line of standard input, and says how long it took.
+"""What cases/busy.py starts, to take turns: draws an image for each line of standard input, and says how long it took.
 
 It may run with a package of another commit, so it asks for nothing but models and samplers.
 """

@@ -22,10 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpu import report
-from gpu.check import Check
-from gpu.sanitizers import watched
+from gpu.check import SMOKE, Check
 from gpu.stage import Outcome, Stage, environment, slug
-from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_rates, of_tests
+from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_rates, of_sanitizer, of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 # Most of the tests' time is the host's: captures, compilations.
@@ -42,7 +41,15 @@ PROFILED = (
     f"{' '.join(f'--section {section}' for section in SECTIONS.split())} "
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
-ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
+ACCELERATION = "{python} benchmarks/targets.py acceleration --device cuda --out {folder} --within {early}"
+
+
+# What torch asks of the driver is not what is checked.
+SANITIZED = (
+    "compute-sanitizer --tool {tool} --kernel-name kns=pixelcnn_fast --error-exitcode 99 --print-limit 10 "
+    "--report-api-errors no --log-file {{folder}}/report.txt {{python}} -m gpu.smoke {{failed}}"
+)
+CASES = ("one-pixel", "bf16", "float32", "two-tiles", "cluster", "diagonal-bilstm")  # of the smoke test
 
 
 def of_sampler(name: str, chosen: str, limit: float) -> Stage:
@@ -51,14 +58,18 @@ def of_sampler(name: str, chosen: str, limit: float) -> Stage:
     return Stage(name, command, limit, of_tests, needs="build")
 
 
+def sanitized(tool: str) -> Stage:
+    return Stage(tool, SANITIZED.format(tool=tool), 20, of_sanitizer, needs="build")
+
+
 # The first stage says whether there is a GPU. What others build on comes first, and what says most.
-STAGES = (
+STAGES: tuple[Stage | list[Stage], ...] = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
     Stage("build", "{python} -m gpu.build", 55, on_gpu=False),
     Stage("budget", "{python} benchmarks/cuda_budget.py --recorded", 10, of_budget, on_gpu=False),
     Stage("first kernels", "{python} -m gpu.kernels few", 20, needs="build"),
     Stage("other kernels", "{python} -m gpu.kernels all", 5, needs="build", beside=True),
-    Stage("smoke", "{python} -m gpu.smoke apart {folder}", 45, needs="build"),
+    [Stage(f"{SMOKE}{case}", f"{{python}} -m gpu.smoke {case}", 25, needs="build") for case in CASES],
     Stage("rates", "{python} -m gpu.rates", 25, of_rates),
     Stage("sweep", "{python} -m gpu.sweep", 40, needs="build"),
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
@@ -67,12 +78,14 @@ STAGES = (
     Stage("tests of the ops", f"{TESTS}{WORKERS} tests/ops/test_triton_ops.py", 39, of_tests),
     Stage("sampling", "{python} -m gpu.sampling ours", 20, needs="build"),
     Stage("sampling, other families", "{python} -m gpu.sampling families", 15, needs="build"),
-    *(watched(tool, 15) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
+    *(sanitized(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
     Stage("sampling, naive", "{python} -m gpu.sampling naive", 15),
     Stage("layers", "{python} -m gpu.layers", 25),
     Stage("sampling, naive, compiled", "{python} -m gpu.sampling compiled", 15),
     Stage("acceleration", ACCELERATION, 25, found=markdown),
 )
+# Stages of a list run at once, the others alone.
+GROUPS = tuple(each if isinstance(each, list) else [each] for each in STAGES)
 
 
 def keeping(folder: Path) -> Callable[[list[Outcome]], None]:
@@ -103,7 +116,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # they end the running stage, too
         signal.signal(number, signal.default_int_handler)
     seen, logs = environment(ROOT, sys.executable), ROOT / "build" / "gpu-check"
-    outcomes = Check(STAGES, seen, logs, keeping(folder)).run()
+    outcomes = Check(GROUPS, seen, logs, keeping(folder)).run()
     print(report.text(outcomes))
     return int(any(outcome.has_failed for outcome in outcomes))
 

@@ -1,4 +1,4 @@
-"""Networks in the styles in which people publish PixelCNNs: what ``acceleration_targets.py`` accelerates."""
+"""Networks in the styles in which people publish PixelCNNs: what is accelerated in cases/acceleration.py."""
 
 from __future__ import annotations
 

@@ -1,177 +1,147 @@
-"""What the targets' scripts share: a target, its verdict, peak memory, and the files that are written."""
+"""Measures one of the tables of targets on this machine, in one run, and says which are met.
+
+    python benchmarks/targets.py sampling               the default PixelCNN, 3x32x32: about 10 minutes on 2 cores
+    python benchmarks/targets.py family                 a Gated PixelCNN, and ordered colours: a minute or two
+    python benchmarks/targets.py recurrence             PixelRNN, trained and sampled: half an hour
+    python benchmarks/targets.py layers                 the layers, batch 16, float32: about 5 minutes
+    python benchmarks/targets.py acceleration           what ``accelerate`` gains: about 10 minutes
+    python benchmarks/targets.py refresh                refreshing a sampler: a minute
+    python benchmarks/targets.py busy                   samplers on cores that other processes keep busy: some minutes
+    python benchmarks/targets.py door                   what a newcomer waits for, from a clean clone on: an hour
+    python benchmarks/targets.py layers --only memory   those cases of a table whose name has that in it
+    python benchmarks/targets.py layers --quick         tiny ones: tries the table; its figures mean nothing
+
+Contestants take turns, and their results are compared before a speed-up is shown; the module of a table, in
+benchmarks/cases, says what is measured and how. Leave the machine alone meanwhile. Writes
+FOLDER/<processor>-<isa>-<table>.json and .md; status 1 if a target is missed or a case fails, which leaves the others.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import json
-import multiprocessing
+import math
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import torch
+from measuring import Cases, Settings, Target
+
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import Parser, count, folder_name
-from pixelcnn_fast.bench.contestants import NAIVE, Result
-from pixelcnn_fast.bench.measure import compare, interleaved
-from pixelcnn_fast.bench.streams import watched
-from pixelcnn_fast.bench.workload import Model, workload
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.bench.arguments import Parser, count, folder_name, output_folder
+from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.files import write_text
-from pixelcnn_fast.sampler import Sampler
-from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 RESULTS = Path(__file__).parent / "results"
-MB = 1e6
+# Table, a module of benchmarks/cases -> how often each measurement is repeated.
+TABLES = {
+    "sampling": 5,
+    "family": 5,
+    "recurrence": 5,
+    "layers": 15,
+    "acceleration": 9,
+    "refresh": 9,
+    "busy": 9,
+    "door": 9,
+}
+HEADER = ["target", "must", "reach", "measured", "spread", "ok"]
 
 
-@dataclass(frozen=True)
-class Target:
-    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round."""
+@dataclass
+class Measured:
+    """left_out: names of cases for which there was no time; failed: those that failed, and why."""
 
-    name: str
-    must: float
-    reach: float
-    value: float
-    samples: list[float]
-    show: Callable[[float], str]
-    at_most: bool = False
-    strict: bool = False  # the value must not even equal ``must``
+    targets: list[Target] = field(default_factory=list)
+    comparisons: list[list[Result]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
-    def verdict(self) -> str:
-        sign = -1 if self.at_most else 1
-        value, must, reach = (sign * x for x in (self.value, self.must, self.reach))
-        if value < must or (self.strict and value == must):
-            return "no"
-        return "yes, reached" if value >= reach else "yes"
+    def run(self, cases: Cases, within: float) -> None:
+        """Begins no case later than so many seconds from now."""
+        end = time.monotonic() + within
+        for name, measure in cases.items():
+            if time.monotonic() >= end:
+                self.left_out.append(name)
+                continue
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            try:
+                for found in measure():
+                    if isinstance(found, Target):
+                        self.targets.append(found)
+                    else:
+                        self.comparisons.append(found)
+            except Exception as error:
+                traceback.print_exc()
+                self.failed.append(f"{name}: {type(error).__name__}: {str(error)[-120:]}")
 
-    def row(self) -> list[str]:
-        bound = ("< " if self.strict else "<= ") if self.at_most else ">= "
-        spread = f"{self.show(min(self.samples))} – {self.show(max(self.samples))}"
-        shown = [self.show(x) for x in (self.must, self.reach, self.value)]
-        return [
-            self.name,
-            bound + shown[0],
-            shown[1],
-            shown[2],
-            spread if len(self.samples) > 1 else "",
-            self.verdict(),
-        ]
-
-
-def ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
-    """scale * a / b: of the medians, and of each round."""
-    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
+    def below_the_table(self) -> str:
+        texts = [report.markdown(self.comparisons)] if self.comparisons else []
+        if self.left_out:
+            texts.append(f"Left out, for want of time: {'; '.join(self.left_out)}.")
+        if self.failed:
+            texts.append(f"Failed: {'; '.join(self.failed)}.")
+        return "\n\n".join(texts)
 
 
-def speed(
-    model: Model,
-    side: int,
-    batch: int,
-    wanted: Sequence[tuple[str, str, float, float]],
-    repeats: int,
-    naive_pixels: int,
-    subject: str = "",
-) -> tuple[list[Target], list[Result]]:
-    """wanted: (slow, fast, must, reach), for side x side images -> (targets, the comparison)."""
-    names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
-    work = workload(model, batch, side, side)
-    results = compare(work, names, repeats, naive_pixels, progress=watched())
-    by_name = {result.name: result for result in results}
-    targets = []
-    for slow, fast, must, reach in wanted:
-        a, b = by_name[slow], by_name[fast]
-        how = f" (naive from {a.timed} of {a.pixels} pixels)" if a.extrapolated else ""
-        baseline = "naive" if slow == NAIVE else "cached PyTorch"
-        weights = "bf16 weights" if fast.endswith("bf16") else "float32"
-        name = f"{subject}fast vs {baseline}, {batch} at once, {weights}{how}"
-        targets.append(
-            Target(name, must, reach, a.median / b.median, report.paired_ratios(a, b), report.factor)
-        )
-    return targets, results
-
-
-def building(model: Model, side: int, must: float, reach: float, repeats: int, subject: str = "") -> Target:
-    shape = (model.input_channels, side, side)
-    seconds = interleaved({"build": lambda: Sampler(model, shape)}, repeats)["build"]
-    name = f"{subject}building a Sampler"
-    return Target(name, must, reach, median(seconds), seconds, report.duration, at_most=True)
-
-
-def capturing(model: Model, side: int, must: float, reach: float, repeats: int) -> Target:
-    """From the module to the captured program, as building a Sampler does it first."""
-    wrapped = WrappedModel(model, (model.input_channels, side, side))
-    seconds = interleaved({"capture": lambda: recorded(wrapped)}, repeats)["capture"]
-    return Target("capturing the model", must, reach, median(seconds), seconds, report.duration, at_most=True)
-
-
-def options(description: str | None, repeats: int) -> Parser:
-    """The command line that the targets' scripts have in common."""
-    parser = Parser(description=description)
-    add = parser.add_argument
-    add("--repeats", type=count, default=repeats, help="rounds of each measurement")
-    add("--threads", type=count, default=2, help="threads of PyTorch and of the compiled code")
-    add(
-        "--out",
-        type=folder_name,
-        default=RESULTS,
-        metavar="FOLDER",
-        help="where the files go (default: benchmarks/results)",
-    )
-    add("--quick", action="store_true", help="measure something tiny, to try the script")
-    return parser
-
-
-def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(function, *args).result()
-
-
-def peak_rise(work: Callable[[], object]) -> float | None:
-    """MB by which this process's peak resident set rises during ``work``; Linux only, None elsewhere."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists() or not reset.exists():
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # else work could reuse memory that was freed before, unseen
-    reset.write_text("5")  # resets the peak
-    before = _kilobytes(status, "VmRSS")
-    work()
-    return (_kilobytes(status, "VmHWM") - before) * 1024 / MB
-
-
-def _kilobytes(status: Path, field: str) -> int:
-    (found,) = re.findall(rf"{field}:\s+(\d+) kB", status.read_text())
-    return int(found)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def megabytes(value: float) -> str:
-    return f"{value:.1f} MB"
-
-
-def write(
-    folder: Path,
-    subject: str,
-    title: str,
-    found: dict[str, Any],
-    quick: bool,
-    targets: Sequence[Target],
-    more: str,
-    record: dict[str, Any],
-) -> None:
-    """Writes folder/<processor>-<isa>-<subject>.json and .md, and prints the latter."""
-    table = report.table([["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)])
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['isa']}".lower()).strip("-")
-    path = folder / f"{slug}-{subject}{'-quick' if quick else ''}.json"
+def write(path: Path, title: str, machine: dict[str, Any], quick: bool, measured: Measured) -> None:
+    """Writes path, a JSON file, and beside it the table in Markdown; prints the latter."""
+    targets = measured.targets
     rows = [{**{k: v for k, v in asdict(t).items() if k != "show"}, "verdict": t.verdict()} for t in targets]
-    whole = {"machine": found, "quick": quick, "targets": rows, **record}
+    whole = {"machine": machine, "quick": quick, "targets": rows, "failed": measured.failed}
+    if measured.comparisons:
+        whole["comparisons"] = [report.record(results) for results in measured.comparisons]
     write_text(json.dumps(whole, indent=1) + "\n", path)
-    text = "\n\n".join(filter(None, [report.about(found), table, more])) + "\n"
+    table = report.table([HEADER, *(target.row() for target in targets)])
+    text = "\n\n".join(filter(None, [report.about(machine), table, measured.below_the_table()])) + "\n"
     write_text(f"# {title}\n\n{text}", path.with_suffix(".md"))
     print(text, path, path.with_suffix(".md"), sep="\n")
+
+
+def slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("table", choices=TABLES)
+    add("--only", default="", metavar="TEXT", help="cases whose name has TEXT in it")
+    add("--repeats", type=count, help=f"rounds of each measurement (default: {min(TABLES.values())} to 15)")
+    add("--threads", type=count, default=2, help="threads of PyTorch and of the compiled code")
+    add("--out", type=folder_name, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
+    add("--quick", action="store_true", help="measure something tiny, to try the table")
+    add("--baseline", type=Path, metavar="FOLDER", help="busy, door: a built checkout, to be compared with")
+    add("--device", default="cpu", help="acceleration: 'cpu', or 'cuda' for the networks alone")
+    add("--within", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than that")
+    args = parser.parse_args(arguments)
+    folder = output_folder(args.out)
+    torch.set_num_threads(args.threads)
+    machine = report.machine()
+    if args.device == "cuda":
+        machine["processor"] = torch.cuda.get_device_name()
+    name = slug(f"{machine['processor']} {machine['isa']} {args.table} {args.only} {'quick' * args.quick}")
+    path = folder / f"{name}.json"
+    repeats = args.repeats or TABLES[args.table]
+    how = Settings(repeats, args.threads, args.quick, args.device, args.baseline, path.with_suffix(".log"))
+    table = importlib.import_module(f"cases.{args.table}")
+    cases: Cases = table.cases(how)
+    chosen = {n: c for n, c in cases.items() if args.only == n or (args.only in n and args.only not in cases)}
+    if not chosen:
+        parser.error(f"--only {args.only}: choose from {', '.join(cases)}")
+    measured = Measured()
+    try:
+        measured.run(chosen, args.within)
+    finally:  # what ends this early leaves the rows so far
+        write(path, table.TITLE, machine, args.quick, measured)
+    missed = args.device == "cpu" and any(t.verdict() == "no" for t in measured.targets)  # they are a CPU's
+    return int(missed or bool(measured.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,51 +6,49 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gpu.stage import Outcome, Running, Stage, begun
+from gpu.stage import Outcome, Running, Stage
+
+SMOKE = "smoke, "  # before the names of the smoke test's cases
 
 
 class Check:
-    """Runs stages in their order; the first says whether there is a GPU.
+    """Runs groups of stages in their order, those of a group at once; the first stage says whether there is a GPU.
 
-    Together they take no longer than the sum of their limits: each may use what the later ones that will run do not
-    need. keep: is given all outcomes whenever there is another one.
+    Together they take no longer than the sum of the groups' limits: each may use what the later ones that will run do
+    not need. keep: is given all outcomes whenever there is another one.
     """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        groups: Sequence[Sequence[Stage]],
         environment: Mapping[str, str],
         folder: Path,
         keep: Callable[[list[Outcome]], None],
     ) -> None:
-        self._stages, self._environment, self._folder, self._keep = stages, environment, folder, keep
-        self._end = time.monotonic() + sum(stage.limit for stage in stages)
+        self._groups, self._environment, self._folder, self._keep = groups, environment, folder, keep
+        self._end = time.monotonic() + sum(map(limit, groups))
         self._outcomes: dict[str, Outcome] = {}
         self._has_gpu = True  # until the first stage has ended
-        self._running: dict[str, Running] = {}
+        self._running: list[Running] = []
 
     def run(self) -> list[Outcome]:
         try:
-            for index, stage in enumerate(self._stages):
-                seconds = self._seconds(index)
-                if (outcome := self._begun(stage, seconds)) is not None:
-                    self._done(outcome)
-                elif not stage.beside:
-                    self._wait(stage.name, seconds)
-                self._has_gpu = "gpu" in self._outcomes[self._stages[0].name].figures
-            for name in list(self._running):
-                self._wait(name, self._end - time.monotonic())
+            for index, group in enumerate(self._groups):
+                later = [
+                    g for g in self._groups[index + 1 :] if any(self._why_not(stage) is None for stage in g)
+                ]
+                end = self._end - sum(map(limit, later))
+                for stage in group:
+                    self._begin(stage, end)
+                self._wait([running for running in self._running if not running.stage.beside], end)
+                self._has_gpu = "gpu" in next(iter(self._outcomes.values())).figures
+            self._wait(list(self._running), self._end)
         except KeyboardInterrupt:
             self._done(Outcome("the rest", "failed: interrupted"))
         finally:
-            for running in self._running.values():
+            for running in self._running:
                 running.stop()
         return list(self._outcomes.values())
-
-    def _seconds(self, index: int) -> float:
-        """What a stage has: all that is left but the limits of the later ones that will run."""
-        later = [stage.limit for stage in self._stages[index + 1 :] if self._why_not(stage) is None]
-        return self._end - time.monotonic() - sum(later)
 
     def _why_not(self, stage: Stage) -> str | None:
         if stage.on_gpu and not self._has_gpu:
@@ -59,22 +57,30 @@ class Check:
             return f"{stage.needs} has failed"
         return None
 
-    def _begun(self, stage: Stage, seconds: float) -> Outcome | None:
-        """Begins a stage -> None, or the outcome of one that can't begin."""
+    def _begin(self, stage: Stage, end: float) -> None:
         if (why := self._why_not(stage)) is not None:
-            return Outcome(stage.name, f"not run: {why}")
-        found = begun(stage, self._folder, self._environment, seconds)
-        if isinstance(found, Outcome):
-            return found
-        self._running[stage.name] = found
-        return None
+            return self._done(Outcome(stage.name, f"not run: {why}"))
+        wrong = [
+            o.stage.removeprefix(SMOKE) for o in self._outcomes.values() if o.has_failed and SMOKE in o.stage
+        ]
+        seconds = end - time.monotonic()
+        try:
+            self._running.append(Running(stage, self._folder, self._environment, seconds, ",".join(wrong)))
+        except FileNotFoundError as error:
+            self._done(Outcome(stage.name, f"not available: {error.args[0]} is not installed"))
 
-    def _wait(self, name: str, seconds: float) -> None:
-        outcome = self._running[name].outcome(seconds)
-        del self._running[name]
-        self._done(outcome)
+    def _wait(self, group: Sequence[Running], end: float) -> None:
+        for running in group:
+            outcome = running.outcome(end - time.monotonic())
+            self._running.remove(running)
+            self._done(outcome)
 
     def _done(self, outcome: Outcome) -> None:
         self._outcomes[outcome.stage] = outcome
         print(f"{outcome.stage}: {outcome.verdict}, {outcome.seconds} s", flush=True)
         self._keep(list(self._outcomes.values()))
+
+
+def limit(group: Sequence[Stage]) -> float:
+    """The seconds that are set aside for stages that run at once."""
+    return max(stage.limit for stage in group)

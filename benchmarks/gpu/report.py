@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu.stage import Outcome
 
 MOST_CHARACTERS = 11_500
 MOST_OF_FAILURES = 2500  # what failed stages have printed, beside their verdicts
-CONTESTANTS = ("pixelcnn_fast", "naive", "cached")
-# Of ncu's counters, those that say most; all are in the JSON.
+TOLD = (
+    "smoke",
+    "rates",
+    "sweep",
+    "sampling",
+    "layers",
+    "counters",
+)  # stages whose figures are shown, in this order
+TARGETS, TABLE = ("targets", "families"), "table"  # figures that are not the stage's own
+OF_TARGETS = ("unit", "must", "reach", "predicted", "measured")
+# Of ncu's counters; all are in the JSON.
 TELLING = (
     "gpu__time_duration.sum",
     "sm__cycles_elapsed.max",
@@ -37,92 +45,62 @@ def failure(outcome: Outcome, most: int) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    by_name = {outcome.stage: outcome for outcome in outcomes}
-    figures = {name: outcome.figures for name, outcome in by_name.items()}
-    yield "# " + ", ".join(f"{name} {value}" for name, value in figures.get("machine", {}).items())
+    figures = {outcome.stage: outcome.figures for outcome in outcomes}
+    yield "# " + shown(figures.get("machine", {}))
     yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
-    smoke = figures.get("smoke", {})
-    if cases := {**smoke.get("smoke", {}), **smoke.get("watched", {})}:
-        yield from rows(["case", "result"], cases.items())
-    rates = dict(figures.get("rates", {}))
-    assumed = rates.pop("assumed", {})
-    if rates:
-        yield from rows(["rate", "assumed", "measured"], ([k, assumed.get(k), v] for k, v in rates.items()))
-    yield from targets(by_name)
-    yield from sweep(figures.get("sweep", {}))
-    yield from sampling(figures)
-    if layers := figures.get("layers"):
-        yield from rows(
-            ["milliseconds", ""],
-            (
-                [layer, ", ".join(f"{k} {shown(v)}" for k, v in times.items())]
-                for layer, times in layers.items()
-            ),
-        )
-    yield from profile(figures.get("counters", {}))
-    yield from figures.get("acceleration", {}).get("table", ())
+    if of_targets := targets(figures):
+        body = ([name, *(values.get(key) for key in OF_TARGETS)] for name, values in of_targets.items())
+        yield from rows(["bf16; predictions are for an H100", *OF_TARGETS], body)
+    told: dict[str, dict[str, object]] = {name: {} for name in TOLD}
+    for stage, found in figures.items():
+        own = {name: value for name, value in found.items() if name not in (*TARGETS, TABLE)}
+        told.get(stage.split(", ")[0], {}).update(own)
+    told["rates"] = beside(told["rates"])
+    told["counters"] = telling(told["counters"])
+    for stage, values in told.items():
+        yield from named(stage, dict(flat(values)))
+    for found in figures.values():
+        yield from found.get(TABLE, ())
 
 
-def targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+def flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """With those of a group of figures, each of which has several values, one by one."""
+    for name, value in figures.items():
+        is_group = isinstance(value, Mapping) and all(isinstance(each, Mapping) for each in value.values())
+        yield from value.items() if is_group else [(name, value)]
+
+
+def beside(rates: Mapping[str, Any]) -> dict[str, object]:
+    """Each rate as it was measured, beside what the predictions assume."""
+    assumed = rates.get("assumed", {})
+    found = {name: {"measured": value} for name, value in rates.items() if name != "assumed"}
+    return {
+        name: {"assumed": assumed[name], **value} if name in assumed else value for name, value in found.items()
+    }
+
+
+def targets(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The budget's rows beside what was measured, by name. Either may be missing."""
-    budget = outcomes["budget"].rows if "budget" in outcomes else []
-    measured = {
-        name: value
-        for outcome in outcomes.values()
-        for group in ("targets", "families")
-        for name, value in outcome.figures.get(group, {}).items()
-    }
-    predicted, keys = {str(row.get("name")): row for row in budget}, ("unit", "must", "reach", "predicted")
-    if names := list(dict.fromkeys([*predicted, *measured])):
-        yield from rows(
-            ["bf16; predictions are for an H100", *keys, "measured"],
-            (
-                [
-                    name,
-                    *(predicted.get(name, {}).get(key) for key in keys),
-                    measured.get(name),
-                ]
-                for name in names
-            ),
-        )
+    found = {name: dict(row) for name, row in figures.get("budget", {}).get("budget", {}).items()}
+    for name, value in [item for f in figures.values() for key in TARGETS for item in f.get(key, {}).items()]:
+        found.setdefault(name, {})["measured"] = value
+    return found
 
 
-def sweep(found: Mapping[str, Any]) -> Iterator[str]:
-    """Column steps by the shape of a launch, and the constants of runtimes/cuda/cost.py, now and fitted to them."""
-    if cycles := found.get("sweep"):
-        head = ["cycles a column step, images in blocks", "measured", "predicted", "refitted"]
-        yield from rows(head, ([name, *values] for name, values in cycles.items()))
-    if constants := found.get("constants"):
-        yield from rows(["cost.py", "now", "refitted"], ([k, *v] for k, v in constants.items()))
+def telling(counters: Mapping[str, Any]) -> dict[str, object]:
+    """Of ncu's counters those that say most, and what warps wait for most."""
+    stalls = sorted(
+        (name for name in counters if name.startswith(STALL)), key=lambda name: -number(counters[name])
+    )
+    return {name: counters[name] for name in [*TELLING, *stalls[:5]] if name in counters}
 
 
-def sampling(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Seconds for a batch of the default PixelCNN."""
-    found = {
-        name: times
-        for of_stage in figures.values()
-        for name, times in of_stage.items()
-        if name.startswith(CONTESTANTS) and isinstance(times, dict)
-    }
-    batches = sorted({int(n) for times in found.values() for n in times})
-    if found:
-        yield from rows(
-            ["seconds, by batch", *batches],
-            ([name, *(times.get(str(n)) for n in batches)] for name, times in found.items()),
-        )
+def named(head: str, values: Mapping[str, object]) -> Iterator[str]:
+    if values:
+        yield from rows([head, ""], values.items())
 
 
-def profile(found: Mapping[str, str]) -> Iterator[str]:
-    stalls = {name.removeprefix(STALL): value for name, value in found.items() if name.startswith(STALL)}
-    worst = islice(sorted(stalls.items(), key=lambda item: _number(item[1]), reverse=True), 5)
-    told = [(name, found[name]) for name in TELLING if name in found]
-    if told or stalls:
-        yield from rows(["counter", ""], [*told, *((f"stalled: {name}", value) for name, value in worst)])
-
-
-def rows(
-    head: Sequence[object], body: Iterator[Sequence[object]] | Sequence[Sequence[object]] | Any
-) -> Iterator[str]:
+def rows(head: Sequence[object], body: Iterable[Sequence[object]]) -> Iterator[str]:
     yield ""
     yield "| " + " | ".join(map(str, head)) + " |"
     yield "|---" * len(head) + "|"
@@ -131,10 +109,12 @@ def rows(
 
 
 def shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: str) -> float:
+def number(value: str) -> float:
     try:
         return float(value.split()[0].replace(",", ""))
     except (ValueError, IndexError):

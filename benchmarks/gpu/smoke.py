@@ -1,9 +1,7 @@
 """Draws tiny images by each way through the kernels, and compares their logits with the model in float64.
 
-  python -m gpu.smoke apart FOLDER  each case in a process of its own, all at once; memcheck and racecheck of what fails
-  python -m gpu.smoke here [CASE]   in this process, as sanitizers watch it: one, or all of them and some more
-
-The first wrong sub-pixel is named, in the order in which they are drawn.
+python -m gpu.smoke CASE,...  these; the first wrong sub-pixel of each is named, in the order in which they are drawn
+python -m gpu.smoke           all of them and some more, for sanitizers
 """
 
 from __future__ import annotations
@@ -13,15 +11,12 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from gpu.draws import Compared, compared
-from gpu.sanitizers import watched
-from gpu.stage import Outcome, Stage, environment, side_by_side
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.errors import CheckFailed
@@ -32,9 +27,6 @@ from pixelcnn_fast.runtimes.cuda.kernels import Instance
 from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, largest_cluster
 from pixelcnn_fast.runtimes.job import Job
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS, WATCHED_SECONDS = 20.0, 16.0  # of the cases, and then of the sanitizers
-MOST_WATCHED = 2  # of the cases that fail
 PRECISIONS: dict[str, Precision] = {"bf16": "bf16", "fp32": "same"}
 Shape = tuple[int, int, int]
 
@@ -92,48 +84,29 @@ def drawn(case: Case) -> Compared:
     return compared(work.model, levels, work.noise, logits, case.precision)
 
 
-def here(name: str, case: Case) -> None:
-    """Raises CheckFailed if it is wrong."""
+def result(case: Case) -> str:
+    """Begins with 'right', 'wrong' or 'not available'."""
     if case.kernel.cluster > largest_cluster(torch.cuda.get_device_capability()):
-        return print(json.dumps({name: "not available: the GPU has no clusters"}), flush=True)
-    found = drawn(case)
+        return "not available: the GPU has no clusters"
+    try:
+        found = drawn(case)
+    except CheckFailed as error:  # which leaves the other cases
+        return f"wrong: {error}"
     if found.first_wrong:
-        raise CheckFailed(found.first_wrong)
-    of = f"an error of {found.error:.2g}, where {found.limit:.2g} is allowed"
-    print(json.dumps({name: f"right, by {case.kernel}: {of}"}), flush=True)
+        return f"wrong: {found.first_wrong}"
+    return f"right, by {case.kernel}: an error of {found.error:.2g}, where {found.limit:.2g} is allowed"
 
 
-def apart(folder: Path) -> str:
-    """-> what has failed, or ''. Prints each case's result, and what sanitizers say of those that have failed."""
-    seen = environment(ROOT, sys.executable)
-    stages = [Stage(name, f"{{python}} -m gpu.smoke here {name}", SECONDS) for name in CASES]
-    found = side_by_side(stages, folder, seen, SECONDS)
-    print(json.dumps({"smoke": {case.stage: result(case) for case in found}}), flush=True)
-    wrong = [case for case in found if not case.is_ok]
-    if not wrong:
-        return ""
-    tools = [
-        watched(tool, WATCHED_SECONDS, case.stage)
-        for case in wrong[:MOST_WATCHED]
-        for tool in ("memcheck", "racecheck")
-    ]
-    reports = side_by_side(tools, folder, seen, WATCHED_SECONDS)
-    print(json.dumps({"watched": {report.stage: report.verdict for report in reports}}), flush=True)
-    return f"{len(wrong)} of {len(found)} cases, the first: {wrong[0].stage}: {result(wrong[0])}"
-
-
-def result(case: Outcome) -> str:
-    return str(case.figures.get(case.stage, case.verdict)) if case.is_ok else case.verdict
-
-
-def main(how: str, *arguments: str) -> None:
-    if how == "apart":
-        sys.exit(apart(Path(arguments[0])) or 0)
+def main(names: str = "") -> None:
     # Or what lies beyond an array is PyTorch's, too, and nobody sees.
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     cases = {**CASES, **MORE}
-    for name in arguments or cases:
-        here(name, cases[name])
+    wrong = []
+    for name in names.split(",") if names else cases:
+        found = result(cases[name])
+        print(json.dumps({name: found}), flush=True)
+        wrong += [f"{name}: {found}"] * found.startswith("wrong")
+    sys.exit("; ".join(wrong) or 0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +52,9 @@ def raised(said: Sequence[str]) -> str | None:
 @dataclass(frozen=True)
 class Stage:
     """command: as in a shell; {python} and {folder} stand for this Python and the stage's folder, {early} for the
-    seconds within which it should begin what may take a minute. Figures are what it prints as JSON objects, one a line,
-    so that a stage that is cut off keeps those it has, and what is found in its folder.
+    seconds within which it should begin what may take a minute, {failed} for the cases of the smoke test that have
+    failed. Figures are what it prints as JSON objects, one a line, so that a stage that is cut off keeps those it has,
+    and what is found in its folder.
     limit: seconds that are set aside for it. judge: the verdict on a process that ended, which starts with 'ok',
     'failed' or 'not available'. needs: a stage without which it makes no sense. on_gpu: it makes sense on a GPU
     only. beside: it runs beside all others, on the CPU, until their end.
@@ -79,7 +79,6 @@ class Outcome:
     verdict: str
     seconds: float = 0.0
     figures: Mapping[str, Any] = field(default_factory=dict)
-    rows: list[Mapping[str, Any]] = field(default_factory=list)  # of a stage that prints a list
     tail: list[str] = field(default_factory=list)
 
     @property
@@ -91,30 +90,24 @@ class Outcome:
         return self.verdict.startswith("failed")
 
 
-def apart() -> None:
-    """The process's own group, and an interrupt that it hears though what a shell runs in the background ignores it."""
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Running:
-    """A stage's process. It has a process group of its own, so that what it started ends with it."""
+    """A stage's process, whose files go to a folder of its own in the one that is given. It has a process group of its
+    own, so that what it started ends with it."""
 
-    def __init__(self, stage: Stage, folder: Path, environment: Mapping[str, str], seconds: float) -> None:
+    def __init__(
+        self, stage: Stage, folder: Path, environment: Mapping[str, str], seconds: float, failed: str = ""
+    ) -> None:
         """Raises FileNotFoundError if there is no such program."""
-        self._stage, self._folder, self._began = stage, folder, time.monotonic()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        places = {
-            "python": environment["PYTHON"],
-            "folder": str(folder),
-            "early": f"{max(seconds - 60, 1):.0f}",
-        }
+        self.stage, self._folder, self._began = stage, folder / slug(stage.name), time.monotonic()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        early = f"{max(seconds - 60, 1):.0f}"
+        places = dict(python=environment["PYTHON"], folder=str(self._folder), early=early, failed=failed)
         command = [word.format(**places) for word in shlex.split(stage.command)]
         program = shutil.which(command[0], path=environment["PATH"])
         if program is None:
             raise FileNotFoundError(command[0])
-        with (folder / "output").open("wb") as output, (folder / "errors").open("wb") as errors:
+        with self._file("output").open("wb") as output, self._file("errors").open("wb") as errors:
             self._process = subprocess.Popen(
                 [program, *command[1:]],
                 cwd=environment["PWD"],
@@ -122,7 +115,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                preexec_fn=apart,
+                start_new_session=True,
             )
 
     def outcome(self, seconds: float) -> Outcome:
@@ -130,25 +123,22 @@ class Running:
         in_time = self._ends_within(max(seconds - GRACE, 0.0))
         self.stop()
         took = time.monotonic() - self._began
-        output, errors = self._printed("output"), self._printed("errors")
-        figures, rows = printed_figures(output)
+        output, errors = (self._file(name).read_text(errors="replace") for name in ("output", "errors"))
+        figures = printed_figures(output)
         status = self._process.returncode if in_time else None
         try:
-            figures.update(self._stage.found(self._folder))
-            verdict = self._stage.judge(Ended(status, output, errors, self._folder, took, time.time()))
+            figures.update(self.stage.found(self._folder))
+            verdict = self.stage.judge(Ended(status, output, errors, self._folder, took, time.time()))
         except Exception as error:  # what was written may be cut off anywhere; other stages go on
             verdict = f"failed: it can't be judged ({type(error).__name__}: {error})"
         tail = [] if verdict.startswith(OK) else [*output.splitlines()[-TAIL:], *errors.splitlines()[-TAIL:]]
-        return Outcome(self._stage.name, verdict, round(took, 1), figures, rows, [line[:300] for line in tail])
+        return Outcome(self.stage.name, verdict, round(took, 1), figures, [line[:300] for line in tail])
 
     def stop(self) -> None:
         """Interrupts the process if it runs, kills it if that does not help, and then whatever it left running."""
         if self._process.poll() is None:
             self._send(signal.SIGINT)
             self._ends_within(GRACE)
-        self.kill()
-
-    def kill(self) -> None:
         self._send(signal.SIGKILL)
         self._ends_within(GRACE)  # a process that waits for a driver may not even end now
 
@@ -165,52 +155,24 @@ class Running:
         except ProcessLookupError:
             pass
 
-    def _printed(self, name: str) -> str:
-        return (self._folder / name).read_text(errors="replace")
-
-
-def begun(stage: Stage, folder: Path, environment: Mapping[str, str], seconds: float) -> Running | Outcome:
-    """Its process, whose files go to a folder in this one; or the outcome, if there is no such program."""
-    try:
-        return Running(stage, folder / slug(stage.name), environment, seconds)
-    except FileNotFoundError as error:
-        return Outcome(stage.name, f"not available: {error.args[0]} is not installed")
-
-
-def side_by_side(
-    stages: Sequence[Stage], folder: Path, environment: Mapping[str, str], seconds: float
-) -> list[Outcome]:
-    """All at once, each for so long at most. An interrupt kills them."""
-    running = [begun(stage, folder, environment, seconds) for stage in stages]
-    with ThreadPoolExecutor(len(stages)) as threads:
-        try:
-            return list(threads.map(lambda r: r.outcome(seconds) if isinstance(r, Running) else r, running))
-        finally:
-            for process in running:
-                if isinstance(process, Running):
-                    process.kill()
+    def _file(self, name: str) -> Path:
+        return self._folder / name
 
 
 def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
-def printed_figures(output: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """All JSON objects among the lines, as one; and those of a line that is a list of them."""
+def printed_figures(output: str) -> dict[str, Any]:
+    """All JSON objects among the lines, as one."""
     figures: dict[str, Any] = {}
-    rows: list[Mapping[str, Any]] = []
-    for text in [*output.splitlines(), output]:  # a list may take several lines
-        if not text.lstrip().startswith(("{", "[")):
-            continue
-        try:
-            found = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            figures.update(found)
-        elif all(isinstance(row, dict) for row in found):
-            rows = found
-    return figures, rows
+    for line in output.splitlines():
+        if line.startswith("{"):
+            try:
+                figures.update(json.loads(line))
+            except ValueError:
+                continue
+    return figures
 
 
 def environment(root: Path, python: str) -> dict[str, str]:
@@ -223,7 +185,7 @@ def environment(root: Path, python: str) -> dict[str, str]:
         **kept,
         "PATH": os.pathsep.join(paths),
         "PYTHONPATH": os.pathsep.join(
-            [str(root), str(root / "benchmarks"), *filter(None, [kept.get("PYTHONPATH")])]
+            map(str, [root, root / "benchmarks", *filter(None, [kept.get("PYTHONPATH")])])
         ),
         "PYTHONUNBUFFERED": "1",
         "PYTHON": python,

@@ -115,14 +115,14 @@ def swept(clock: float) -> dict[str, Row | str]:
     return found
 
 
-def table(found: Mapping[str, Row | str], by: Constants) -> dict[str, list[object]]:
-    """Cycles: measured, predicted, and as they would be predicted by others."""
-    return {
-        name: [row]
-        if isinstance(row, str)
-        else [round(x) for x in (row.cycles, row.predicted(), row.predicted(by))]
-        for name, row in found.items()
-    }
+def table(found: Mapping[str, Row | str], by: Constants) -> dict[str, dict[str, object]]:
+    """Cycles: measured, predicted, and as they would be predicted by other constants."""
+
+    def cells(row: Row) -> dict[str, object]:
+        cycles = dict(measured=row.cycles, predicted=row.predicted(), refitted=row.predicted(by))
+        return {name: round(value) for name, value in cycles.items()}
+
+    return {name: cells(row) if isinstance(row, Row) else {"failed": row} for name, row in found.items()}
 
 
 def spread(rows: Sequence[Row], by: Constants = CONSTANTS) -> str:
@@ -137,9 +137,10 @@ def main() -> int:
         print(json.dumps({"targets": {COLUMN_STEP: f"{alone[0].cycles:,.0f} cycles"}}))
     if rows:
         by = refit(rows)
-        values = {name: [old, round(new, 1)] for name, old, new in zip(by._fields, CONSTANTS, by, strict=True)}
-        ratios = {"measured / predicted": [spread(rows), spread(rows, by)]}
-        print(json.dumps({"sweep": table(found, by), "constants": {**values, **ratios}}))
+        old, new = CONSTANTS._asdict(), by._asdict()
+        constants: dict[str, object] = {k: {"now": old[k], "refitted": round(new[k], 1)} for k in old}
+        constants["measured / predicted"] = {"now": spread(rows), "refitted": spread(rows, by)}
+        print(json.dumps({"sweep": table(found, by), "constants": constants}))
     return int(len(rows) < max(len(found), 1))
 
 

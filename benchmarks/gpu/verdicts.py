@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu.report import TABLE
 from gpu.stage import OK, Ended, by_status, printed_figures
 
 # What NVIDIA's tools say of a machine that does not let them work, and if there was no error until they were cut off.
@@ -67,7 +68,7 @@ def of_sanitizer(ended: Ended) -> str:
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?).*", report)
     found = [line.lstrip("= ") for line in report.splitlines()[1:] if line.strip("= ")]
     if ended.status is None and all(line.startswith(CUT_OFF) for line in found):
-        done = len(printed_figures(ended.output)[0])
+        done = len(printed_figures(ended.output))
         return f"{OK} so far: {done} cases in {ended.seconds:.0f} s" if done else by_status(ended)
     if ended.status != 0 and summary is not None and int(summary[1]) == 0:  # the program's own error
         return by_status(ended)
@@ -91,7 +92,7 @@ def of_budget(ended: Ended) -> str:
     if ended.status != 0:
         return by_status(ended)
     said = ended.errors.strip().split("\n")[-1]
-    return f"{OK}: {said}".rstrip(": ") if printed_figures(ended.output)[1] else f"not available: {said}"
+    return f"{OK}: {said}".rstrip(": ") if printed_figures(ended.output) else f"not available: {said}"
 
 
 def of_rates(ended: Ended) -> str:
@@ -114,7 +115,7 @@ def counters(folder: Path) -> dict[str, str]:
 def markdown(folder: Path) -> dict[str, list[str]]:
     """The lines of the first report in a folder."""
     reports = sorted(folder.glob("*.md"))
-    return {"table": reports[0].read_text().splitlines()} if reports else {}
+    return {TABLE: reports[0].read_text().splitlines()} if reports else {}
 
 
 def _read(path: Path) -> str:

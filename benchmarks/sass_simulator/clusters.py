@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from sass_simulator.accesses import Array
 
-if TYPE_CHECKING:
-    from sass_simulator.machine import Machine
-
+Block = TypeVar("Block")
 RANK_SHIFT = 24  # an address in shared memory of a cluster: rank << 24 | offset
 COUNTS = 1 << 20  # an mbarrier counts arrivals up to here
 
@@ -41,7 +39,7 @@ class Mbarrier:
     """pending: arrivals that its phase still waits for; bytes: that are expected less those that came."""
 
     count: int
-    cluster: Cluster
+    cluster: Cluster[Any]
     phase: Phase = field(default_factory=Phase)
     before: Phase | None = None  # the last one that is over
     parity: int = 0
@@ -70,20 +68,20 @@ class Mbarrier:
 
 
 @dataclass
-class Cluster:
-    """size: blocks. changes: how many phases have ended in it."""
+class Cluster(Generic[Block]):
+    """size: how many blocks. changes: how many phases have ended in it."""
 
     size: int = 1
-    blocks: list[Machine] = field(default_factory=list)  # at their ranks
+    blocks: list[Block] = field(default_factory=list)  # at their ranks
     changes: int = 0
     phase: Phase = field(default_factory=Phase)  # of the barrier of all threads
     alive: list[Array] = field(default_factory=list)  # of each block, which threads run,
     missing: list[Array] = field(default_factory=list)  # and which haven't arrived at the barrier
 
-    def join(self, machine: Machine) -> int:
-        """A block gets its rank."""
-        self.blocks.append(machine)
-        self.alive.append(np.ones(machine.threads, np.bool_))
+    def join(self, block: Block, threads: int) -> int:
+        """Adds a block of so many threads -> its rank."""
+        self.blocks.append(block)
+        self.alive.append(np.ones(threads, np.bool_))
         self.missing.append(self.alive[-1])
         return len(self.blocks) - 1
 
@@ -92,16 +90,16 @@ class Cluster:
         self.alive[rank] = self.alive[rank] & ~threads
         self.missing[rank] = self.missing[rank] & ~threads
         if self.phase.events:
-            self.settle()
+            self._end_phase_if_all_are_there()
 
     def arrive(self, rank: int, threads: Array, warps: int) -> Phase:
         phase = self.phase
         phase.events += warps
         self.missing[rank] = self.missing[rank] & ~threads
-        self.settle()
+        self._end_phase_if_all_are_there()
         return phase
 
-    def settle(self) -> None:
+    def _end_phase_if_all_are_there(self) -> None:
         if not any(threads.any() for threads in self.missing):
             self.phase.over = True
             self.phase, self.missing = Phase(), list(self.alive)

@@ -348,7 +348,7 @@ def matrices(i: Instruction) -> tuple[int, bool]:
     """(how many matrices of 8 x 8 numbers of 16 bits, whether transposed)."""
     unknown = set(i.modifiers) - {"16", "M88", "MT88", "2", "4", "1"}
     if unknown or "16" not in i.modifiers:
-        raise SimulationError(i, "a form of ldmatrix or stmatrix that isn't known")
+        raise SimulationError(i, "a form of ldmatrix that isn't known")
     return next((int(x) for x in i.modifiers if x in ("2", "4")), 1), "MT88" in i.modifiers
 
 
@@ -379,26 +379,6 @@ def ldsm(m: Machine, i: Instruction) -> Operation:
             tiles = tiles.swapaxes(2, 3)
         values = np.ascontiguousarray(tiles).view(U32).reshape(m.warps, count, LANES)
         put(values.swapaxes(0, 1).reshape(count, -1), mask)
-        return row_access(rows)
-
-    return run
-
-
-@operation("STSM", modifiers="16 M88 MT88 1 2 4")
-def stsm(m: Machine, i: Instruction) -> Operation:
-    count, transposed = matrices(i)
-    fetch, values = address(m, i, i.operands[0]), m.words(i.operands[1], count)
-    space = Shared(m, i, 16)
-
-    def run(mask: Mask, group: Group) -> list[Access]:
-        active = (group.whole if mask is None else mask).reshape(-1, LANES).all(1)
-        rows = row_addresses(fetch(), count)
-        tiles = np.ascontiguousarray(values().reshape(count, m.warps, LANES).swapaxes(0, 1)).view(np.uint16)
-        tiles = tiles.reshape(m.warps, count, 8, 8)
-        if transposed:
-            tiles = tiles.swapaxes(2, 3)
-        lines = np.ascontiguousarray(tiles[active]).view(U32).reshape(-1, 4)
-        scatter(m.shared, space.place(rows[active].reshape(-1)), lines.T, 16)
         return row_access(rows)
 
     return run

@@ -96,7 +96,7 @@ class Machine:
     infos: list[list[Any]] = field(
         default_factory=list
     )  # per warp: what memory instructions asked for, in order
-    cluster: Cluster = field(default_factory=Cluster)  # which it joins, with the next rank
+    cluster: Cluster[Machine] = field(default_factory=Cluster)  # which it joins, with the next rank
 
     def __post_init__(self) -> None:
         if self.threads % LANES or int(np.prod(self.shape)) != self.threads:
@@ -114,7 +114,7 @@ class Machine:
         self.lane = np.arange(n, dtype=np.uint32) % LANES
         self.first_lane = np.arange(n) // LANES * LANES  # index of the first thread of each thread's warp
         self.infos = [[] for _ in range(self.warps)]
-        self.rank = self.cluster.join(self)
+        self.rank = self.cluster.join(self, self.threads)
         self.mbarriers: dict[int, Mbarrier] = {}  # by their address in the cluster
         self.joined: list[Phase | None] = [
             None

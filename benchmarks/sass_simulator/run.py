@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sass_simulator import control  # noqa: F401  # it registers what the executor runs
 from sass_simulator.clusters import Cluster
 from sass_simulator.executor import Executor, Recording, execute
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, Where, is_integer_division
@@ -153,7 +154,7 @@ def simulate(
         raise ValueError(f"{blocks[0]} blocks in x are no whole clusters of {cluster}")
     if cluster > 1 and kernel.arch < 90:
         raise ValueError(f"sm_{kernel.arch} has no clusters")
-    together = Cluster(cluster)
+    together: Cluster[Machine] = Cluster(cluster)
     first = block[0] // cluster * cluster
     machines = [
         Machine(

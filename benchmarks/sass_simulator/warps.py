@@ -81,25 +81,8 @@ def vote(m: Machine, i: Instruction) -> Operation:
     return run
 
 
-@operation("MATCH", modifiers="ANY U64")
-def match(m: Machine, i: Instruction) -> Operation:
-    results, (source,) = i.split
-    put = m.put_u32(results[-1])
-    fetch = m.u64(i, source) if "U64" in i.modifiers else m.u32(i, source)
-
-    def run(mask: Mask, group: Group) -> None:
-        on = active_of(mask, group).reshape(-1, LANES)
-        values = np.broadcast_to(fetch(), m.threads).reshape(-1, LANES)
-        same = (values[:, :, None] == values[:, None, :]) & on[:, None, :]
-        bits = (same.astype(np.uint64) << np.arange(LANES, dtype=np.uint64)).sum(2).astype(U32)
-        put(bits.reshape(-1), mask)
-
-    return run
-
-
-REDUCTIONS: dict[
-    str, tuple[Callable[..., Any], int]
-] = {  # with what inactive lanes count as, of unsigned numbers
+# With what inactive lanes count as, of unsigned numbers.
+REDUCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "SUM": (np.sum, 0),
     "OR": (np.bitwise_or.reduce, 0),
     "XOR": (np.bitwise_xor.reduce, 0),

@@ -9,16 +9,6 @@ from typing import Any
 import torch
 
 from pixelcnn_fast.bench import arguments, report
-from pixelcnn_fast.bench.arguments import (
-    count_or_zero,
-    counts,
-    file_name,
-    model_of,
-    names,
-    output_folder,
-    path,
-    size,
-)
 from pixelcnn_fast.bench.contestants import LABELS, Result
 from pixelcnn_fast.bench.measure import WrongImages, check_names, compare
 from pixelcnn_fast.bench.streams import complain, say, watched
@@ -49,23 +39,35 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
     add(
         "--model",
-        type=file_name,
+        type=arguments.file_name,
         default="default",
         help="'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint",
     )
-    add("--batch", type=counts, default=[1, 16], metavar="N,...", help="images at once (default: 1,16)")
-    add("--size", type=size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
-    add("--runtimes", type=names, metavar="NAME,...", help="(default: all that work here)")
+    add(
+        "--batch",
+        type=arguments.counts,
+        default=[1, 16],
+        metavar="N,...",
+        help="images at once (default: 1,16)",
+    )
+    add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
+    add("--runtimes", type=arguments.names, metavar="NAME,...", help="(default: all that work here)")
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
-    add("--naive-pixels", type=count_or_zero, default=64, metavar="N", help=naive)
+    add("--naive-pixels", type=arguments.count_or_zero, default=64, metavar="N", help=naive)
     add(
         "--threads",
         type=arguments.threads,
         help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)",
     )
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
-    add("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the table and the chart go")
+    add(
+        "--out",
+        type=arguments.path,
+        default=Path("out"),
+        metavar="FOLDER",
+        help="where the table and the chart go",
+    )
     parser.set_defaults(run=run)
 
 
@@ -77,12 +79,12 @@ def available() -> list[str]:
 def run(args: argparse.Namespace) -> int:
     chosen = args.runtimes or available()
     check_names(chosen)
-    model = model_of(args.model)
+    model = arguments.model_of(args.model)
     height, width = args.size or ((28, 28) if args.model == "mnist" else (32, 32))
     memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
     forward = 4 * memory.outputs(model) * height * width
     memory.check_memory(max(args.batch) * forward, f"{max(args.batch)} images of {height}x{width} at once")
-    folder = output_folder(args.out, *report.files("sampling"))
+    folder = arguments.output_folder(args.out, *report.files("sampling"))
     if args.threads:
         torch.set_num_threads(args.threads)
     found = report.machine()

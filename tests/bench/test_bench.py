@@ -252,10 +252,7 @@ def test_the_packaged_model_passes_in_bf16() -> None:
 def test_contestants_take_turns() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {
-        "a": 2,
-        "b": 2,
-    }
+    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {"a": 2, "b": 2}
 
 
 # -- reports
@@ -337,18 +334,8 @@ def test_durations(seconds: float, text: str) -> None:
 def bench(tmp_path: Path, *more: str) -> int:
     path = tmp_path / "tiny.safetensors"
     checkpoint.save(random_model(**TINY), path)
-    options = [
-        "--model",
-        str(path),
-        "--size",
-        "4x5",
-        "--repeats",
-        "2",
-        "--naive-pixels",
-        "4",
-        "--out",
-        str(tmp_path),
-    ]
+    size = ["--size", "4x5", "--repeats", "2", "--naive-pixels", "4"]
+    options = ["--model", str(path), *size, "--out", str(tmp_path)]
     return main(["bench", "sampling", *options, *more])
 
 

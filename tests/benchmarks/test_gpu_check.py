@@ -14,8 +14,8 @@ from typing import Any
 
 import gpu_check
 import pytest
-from gpu import report, stage
-from gpu.check import Check
+from gpu import report, smoke, stage
+from gpu.check import Check, limit
 from gpu.stage import Outcome, Stage, environment
 
 from tests.tiers import few, thorough
@@ -56,15 +56,15 @@ ANSWERS = {
     "gpu.machine": Answer('{"torch": "2.11.0"}\n{"gpu": "NVIDIA H100 80GB HBM3"}'),
     "gpu.rates": Answer('{"assumed": {"L2 latency, cycles": 265}}\n{"L2 latency, cycles": 262.5}'),
     "cuda_budget.py": Answer(
-        '[{"name": "one image", "unit": "ms", "must": 9, "reach": 2.5, "predicted": 8.1, "met": true}]'
+        '{"budget": {"one image": {"unit": "ms", "must": 9, "reach": 2.5, "predicted": 8.1, "met": true}}}'
     ),
     "gpu.build": Answer('{"kernels": 12}'),
     "-m pytest": Answer(writes={"--journal": JOURNAL}),
     "gpu.kernels": Answer('{"bf16-1x1": "6.5 s"}'),
-    "gpu.smoke": Answer('{"smoke": {"bf16": "right"}}'),
+    "gpu.smoke": Answer('{"bf16": "right"}'),
     "gpu.sweep": Answer(
-        '{"sweep": {"PixelCNN, 1 in 1": [90, 98, 91]}}\n{"constants": {"record": [1050, 990.5]}}\n'
-        '{"targets": {"column step": "90 cycles"}}'
+        '{"sweep": {"PixelCNN, 1 in 1": {"measured": 90, "predicted": 98}}}\n'
+        '{"constants": {"record": {"now": 1050, "refitted": 990.5}}}\n{"targets": {"column step": "90 cycles"}}'
     ),
     "gpu.sampling ours": Answer(
         '{"pixelcnn_fast, bf16": {"1": 0.0083, "16": 0.0091}}\n{"targets": {"one image": "8.3 ms"}}'
@@ -72,7 +72,7 @@ ANSWERS = {
     "gpu.sampling families": Answer('{"families": {"Diagonal BiLSTM": "not available"}}'),
     "gpu.sampling": Answer('{"naive, bf16": {"1": 1.5}}'),
     "gpu.layers": Answer('{"gated_activation": {"pixelcnn_fast": 0.1, "torch.compile": "failed: it"}}'),
-    "acceleration_targets": Answer(),
+    "targets.py": Answer(),
 }
 
 
@@ -83,7 +83,7 @@ class Rehearsal:
         self,
         folder: Path,
         answers: Mapping[str, Answer],
-        stages: Sequence[Stage] = gpu_check.STAGES,
+        groups: Sequence[Sequence[Stage]] = gpu_check.GROUPS,
         without: str = "",
     ) -> None:
         tools, results = folder / "tools", folder / "results"
@@ -96,7 +96,7 @@ class Rehearsal:
             (tools / name).write_text(STUB.format(python=sys.executable))
             (tools / name).chmod(0o755)
         seen = {**environment(ROOT, str(tools / "python")), "PATH": str(tools)}
-        outcomes = Check(stages, seen, folder / "logs", gpu_check.keeping(results)).run()
+        outcomes = Check(groups, seen, folder / "logs", gpu_check.keeping(results)).run()
         self.outcomes = {outcome.stage: outcome for outcome in outcomes}
         self.text = report.text(outcomes)
         self.failed = {name for name, outcome in self.outcomes.items() if outcome.has_failed}
@@ -108,27 +108,28 @@ class Rehearsal:
         return {outcome["stage"]: outcome for outcome in json.loads(self.path.read_text())}
 
 
-ON_BUILD = {stage.name for stage in gpu_check.STAGES if stage.needs == "build"}
+STAGES = [stage for group in gpu_check.GROUPS for stage in group]
+ON_BUILD = {stage.name for stage in STAGES if stage.needs == "build"}
 
 
 def test_all_goes_well(tmp_path):
     found = Rehearsal(tmp_path, {})
     assert not found.failed and not found.not_run
-    assert found.outcomes.keys() == {stage.name for stage in gpu_check.STAGES} == found.kept().keys()
+    assert found.outcomes.keys() == {stage.name for stage in STAGES} == found.kept().keys()
     assert found.path.name == "nvidia-h100-80gb-hbm3.json" and found.path.with_suffix(".md").exists()
     ran = [name for command in found.commands for name in re.findall(r"-m (gpu\.\w+|pytest)", command)]
     order = ["machine", "build", "kernels", "smoke", "rates", "sweep", "sampling"]
     assert list(dict.fromkeys(ran))[: len(order) + 1] == [*(f"gpu.{name}" for name in order), "pytest"]
     for row in (
-        "| L2 latency, cycles | 265 | 262.5 |",
+        "| L2 latency, cycles | assumed 265, measured 262.5 |",
         "| one image | ms | 9 | 2.5 | 8.1 | 8.3 ms |",
         "| bf16 | right |",
-        "| PixelCNN, 1 in 1 | 90 | 98 | 91 |",
-        "| record | 1050 | 990.5 |",
+        "| PixelCNN, 1 in 1 | measured 90, predicted 98 |",
+        "| record | now 1050, refitted 990.5 |",
         "| column step | - | - | - | - | 90 cycles |",
         "| Diagonal BiLSTM | - | - | - | - | not available |",
-        "| pixelcnn_fast, bf16 | 0.0083 | 0.0091 |",
-        "| naive, bf16 | 1.5 | - |",
+        "| pixelcnn_fast, bf16 | 1 0.0083, 16 0.0091 |",
+        "| naive, bf16 | 1 1.5 |",
         "| gated_activation | pixelcnn_fast 0.1, torch.compile failed: it |",
         "| sm__cycles_elapsed.max | 123 cycle |",
     ):
@@ -145,17 +146,40 @@ def test_a_build_that_fails(tmp_path):
 @thorough
 def test_tests_that_are_all_skipped(tmp_path):
     found = Rehearsal(tmp_path, {"-m pytest": Answer(writes={"--journal": SKIPPED})})
-    assert found.failed == {stage.name for stage in gpu_check.STAGES if "-m pytest" in stage.command}
+    assert found.failed == {stage.name for stage in STAGES if "-m pytest" in stage.command}
 
 
 @thorough
 def test_what_failed_first_comes_first(tmp_path):
-    """And what it failed by: later stages are run nevertheless."""
-    wrong = '{"smoke": {"bf16": "failed: image 0"}, "watched": {"memcheck, bf16": "failed: Invalid read"}}'
-    found = Rehearsal(tmp_path, {"gpu.smoke apart": Answer(wrong, status=1), "gpu.sweep": Answer(status=1)})
-    assert found.failed == {"smoke", "sweep"} and not found.not_run
-    assert found.text.startswith("smoke: failed: status 1") and "    {" in found.text.splitlines()[1]
-    assert "| memcheck, bf16 | failed: Invalid read |" in found.text
+    """And what it failed by: later stages are run nevertheless, and sanitizers watch the cases that have failed."""
+    wrong = Answer('{"cluster": "wrong: image 0"}', status=1)
+    cases = {"gpu.smoke cluster": wrong, "gpu.smoke bf16": wrong}
+    found = Rehearsal(tmp_path, {"--tool": ANSWERS["--tool"], **cases, "gpu.sweep": wrong})
+    assert found.failed == {"smoke, bf16", "smoke, cluster", "sweep"} and not found.not_run
+    assert found.text.startswith("smoke, bf16: failed: status 1") and "    {" in found.text.splitlines()[1]
+    assert "| cluster | wrong: image 0 |" in found.text
+    watched = [command for command in found.commands if "--tool" in command]
+    assert len(watched) == 4 and all(command.endswith("gpu.smoke bf16,cluster") for command in watched)
+
+
+def test_stages_of_a_group_run_at_once(tmp_path):
+    """Each waits until the other one has begun. The next stage begins when both have ended."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import pathlib, sys, time
+own, other = (pathlib.Path(__file__).with_name(name) for name in sys.argv[1:])
+own.touch()
+while not other.exists():
+    time.sleep(0.05)
+""")
+    alone, *pair = (
+        Stage(f"{own}", f"{{python}} -S {program} {own} {other}", 30.0, on_gpu=False)
+        for own, other in ("aa", "bc", "cb")
+    )
+    outcomes = Check(
+        [[alone], pair], environment(ROOT, sys.executable), tmp_path / "logs", lambda _: None
+    ).run()
+    assert [(outcome.stage, outcome.verdict) for outcome in outcomes] == [(name, "ok") for name in "abc"]
 
 
 @thorough
@@ -163,7 +187,7 @@ def test_tests_that_are_cut_off(tmp_path, monkeypatch):
     """What they have found is judged, and it is seen that not all were run."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
     some = ("machine", "tests of the sampler", "tests of clusters")
-    short = [replace(stage, limit=2.0) for stage in gpu_check.STAGES if stage.name in some]
+    short = [[replace(stage, limit=2.0)] for stage in STAGES if stage.name in some]
     lines = '{"tests": 9}\n{"name": "a", "outcome": "passed"}\n'
     failed = lines + '{"name": "t.py::b", "outcome": "failed", "why": "CUDA error"}\n'
     answers = {
@@ -181,7 +205,7 @@ def test_a_stage_that_hangs(tmp_path, monkeypatch):
     """What it measured is kept, and the next stages have their own time."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
     some = ("machine", "layers", "acceleration")
-    short = [replace(stage, limit=1.0) for stage in gpu_check.STAGES if stage.name in some]
+    short = [[replace(stage, limit=1.0)] for stage in STAGES if stage.name in some]
     found = Rehearsal(tmp_path, {"gpu.layers": Answer('{"a": {"pixelcnn_fast": 1.25}}', waits=60)}, short)
     assert found.failed == {"layers"} and "not finished" in found.outcomes["layers"].verdict
     assert "| a | pixelcnn_fast 1.25 |" in found.text and found.outcomes["acceleration"].is_ok
@@ -215,23 +239,24 @@ def test_no_gpu(tmp_path):
 @thorough
 def test_stages_that_are_not_run_leave_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "GRACE", 0.2)
-    short = [replace(stage, limit=2.0 if stage.name == "acceleration" else 0.5) for stage in gpu_check.STAGES]
+    short = [[replace(stage, limit=2.0 if stage.name == "acceleration" else 0.5)] for stage in STAGES]
     without = {"gpu.machine": Answer('{"torch": "2.11.0"}'), "gpu.build": Answer(waits=4.0)}
     assert not Rehearsal(tmp_path, without, short).failed
 
 
+@thorough
 def test_a_gpu_that_torch_does_not_see(tmp_path):
     found = Rehearsal(tmp_path, {"gpu.machine": Answer('{"torch": "2.11.0"}', status=1)})
     assert found.failed == {"machine"}
 
 
 def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path, monkeypatch):
-    """As by a signal while the sixth stage that others wait for runs; no process is left."""
+    """As by a signal while the sweep runs; no process is left."""
     ended: list[Outcome] = []
     whole = stage.Running.outcome
 
     def interrupted(self: stage.Running, seconds: float) -> Outcome:
-        if len(ended) == 6:
+        if self.stage.name == "sweep":
             raise KeyboardInterrupt
         ended.append(whole(self, seconds))
         return ended[-1]
@@ -262,7 +287,7 @@ ABSENT = ("tqdm", "safetensors", "matplotlib", "hypothesis", "xdist")
 @thorough
 def test_stages_import_nothing_that_is_not_on_the_list():
     """The list of docs/gpu_check.md: each stage's module is imported, and its tests are collected, without the rest."""
-    commands = [stage.command for stage in gpu_check.STAGES]
+    commands = [stage.command for stage in STAGES]
     modules = {
         name for command in commands for name in re.findall(r"-m (gpu\.\w+)|benchmarks/(\w+)\.py", command)
     }
@@ -291,10 +316,14 @@ def test_a_folder_that_can_t_be_made_is_said(tmp_path, monkeypatch, capsys):
 
 
 def test_the_limits_leave_time_to_spare():
-    assert sum(stage.limit for stage in gpu_check.STAGES) <= 560
+    assert sum(map(limit, gpu_check.GROUPS)) <= 560
 
 
-@pytest.mark.parametrize("stage", gpu_check.STAGES, ids=lambda stage: stage.name)
+def test_the_smoke_tests_cases_are_all_begun():
+    assert gpu_check.CASES == tuple(smoke.CASES)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_commands_name_what_exists(stage):
     files = re.findall(r"[\w/]+\.py\b", stage.command)
     assert all((ROOT / file).is_file() for file in files), files
@@ -304,7 +333,7 @@ def test_commands_name_what_exists(stage):
         from gpu import sampling
 
         assert callable(getattr(sampling, stage.command.split()[-1]))
-    assert not stage.needs or stage.needs in {other.name for other in gpu_check.STAGES}
+    assert not stage.needs or stage.needs in {other.name for other in STAGES}
 
 
 def test_each_test_of_the_sampler_is_in_one_stage():

@@ -1,17 +1,21 @@
-"""What the targets' scripts share: verdicts, and the table of the ops."""
+"""The tables of targets: verdicts, checks, and what is left of a table of which some cases fail."""
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
+import subprocess
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
-import ops_table
 import pytest
-from targets import Target, ratio
+import targets as script
+import torch
+from cases import acceleration, door, ops
+from measuring import Found, Settings, Target, check, faster, ratio
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.errors import CheckFailed
 
 
 def target(value: float, **how: bool) -> Target:
@@ -44,38 +48,156 @@ def test_a_ratio_is_of_medians_and_of_rounds() -> None:
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0], 10) == (20.0, [20.0, 30.0, 20.0])
 
 
-def entry(group: str, contestant: str, median: float) -> dict[str, object]:
-    stats = {"median": median, "min": median / 2, "max": 2 * median}
-    return {"group": group, "extra_info": {"contestant": contestant}, "stats": stats}
+def test_other_results_are_no_gain() -> None:
+    """A value that is small beside the largest of all may differ by its rounding."""
+    check("it", [torch.ones(2), torch.zeros(2)], [torch.ones(2), torch.full((2,), 9e-6)])
+    for wrong in (1.01, float("nan")):
+        with pytest.raises(CheckFailed, match="it: result 1 differs"):
+            check("it", [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.tensor([1, wrong])])
+    check("it", [torch.tensor(9.0)], [torch.tensor(9.001)])
+    with pytest.raises(CheckFailed):  # a loss is no measure for gradients
+        check("it", [torch.tensor(9.0), torch.full((2,), 1e-3)], [torch.tensor(9.0), torch.full((2,), 1.1e-3)])
+    works = {"plain": lambda: [torch.ones(2)], "ours": lambda: [torch.zeros(2)]}
+    with pytest.raises(CheckFailed, match="it, ours"):
+        faster("it", works, 1, 2, repeats=1)
 
 
-def test_the_table_of_the_ops_compares_within_a_group(tmp_path: Path, monkeypatch) -> None:
-    entries = [
-        entry("conv, 3x3, cpu", "plain", 8.0),
-        entry("gate, cpu", "fast", 1.0),
-        entry("gate, cpu", "plain", 5.0),
-        entry("conv, 3x3, cpu", "fast", 4.0),
-        {**entry("another", "plain", 1.0), "extra_info": {}},
-    ]
-    (tmp_path / "ops.json").write_text(json.dumps({"benchmarks": entries}))
-    monkeypatch.setattr(ops_table.pictures, "chart", lambda *_, **__: None)
-    monkeypatch.setattr(sys, "argv", ["it", str(tmp_path / "ops.json"), "--out", str(tmp_path / "out")])
-    assert ops_table.main() == 0
-    with (tmp_path / "out" / "ops.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == ops_table.HEADER
-    assert [(op, name, *map(float, numbers)) for _, op, name, *numbers in rows] == [
-        ("conv, 3x3", "plain", 8, 4, 16, 1),
-        ("conv, 3x3", "fast", 4, 2, 8, 2),
-        ("gate", "fast", 1, 0.5, 2, 5),
-        ("gate", "plain", 5, 2.5, 10, 1),
-    ]
-    assert "| 5×" in (tmp_path / "out" / "ops.md").read_text()
+def test_ours_is_compared_with_the_fastest_of_the_others(monkeypatch) -> None:
+    seconds = {"loop": [8.0], "compiled loop": [6.0], "ours": [2.0]}
+    monkeypatch.setattr("measuring.interleaved", lambda works, repeats: seconds)
+    found = faster("it", dict.fromkeys(seconds, lambda: [torch.ones(1)]), 1, 2, repeats=1)
+    assert found.value == 3.0 and found.name == "it (loop 8.00 s → compiled loop 6.00 s → ours 2.00 s)"
 
 
-def test_a_file_without_ops_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / "ops.json").write_text(json.dumps({"benchmarks": []}))
-    monkeypatch.setattr(sys, "argv", ["it", str(tmp_path / "ops.json"), "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda on: ops.convolution(on, 4, 3, "B", 5),
+        lambda on: ops.block(on, 4, 3, "B", 5),
+        lambda on: ops.gate(on, 4, 5),
+        lambda on: ops.likelihood(on, 2, 5),
+    ],
+    ids=["convolution", "block", "gate", "likelihood"],
+)
+def test_contestants_of_an_op_agree(case: Callable[[ops.On], ops.Case], request) -> None:
+    found = case(ops.On(2))
+    for name in found.contestants:
+        check(name, found.forward(ops.PLAIN)(), found.forward(name)())
+        if "block" not in request.node.name:  # which has no gradient
+            check(name, found.both_ways(ops.PLAIN)(), found.both_ways(name)())
+
+
+# -- whole tables
+
+
+def met() -> Found:
+    yield Target("met", 2, 1, 1.5, [1.5], report.factor, at_most=True)
+
+
+def missed() -> Found:
+    yield Target("missed", 2, 1, 3.0, [3.0], report.factor, at_most=True)
+
+
+def failing() -> Found:
+    yield from met()
+    raise subprocess.CalledProcessError(1, "make")
+
+
+def interrupted() -> Found:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path) -> Callable[..., int]:
+    """Measures a table of such cases, in tmp_path -> the status."""
+    monkeypatch.setattr(script.torch, "set_num_threads", lambda n: None)
+
+    def run(cases: dict[str, Callable[[], Found]], *options: str) -> int:
+        module = Namespace(TITLE="It", cases=lambda how: cases)
+        monkeypatch.setattr(script.importlib, "import_module", lambda name: module)
+        return script.main(["door", "--out", str(tmp_path), *options])
+
+    return run
+
+
+def written(folder: Path) -> tuple[list[str], str]:
+    """The names of the targets, and the text."""
+    (record,) = folder.glob("*.json")
+    rows = json.loads(record.read_text())["targets"]
+    return [row["name"] for row in rows], record.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cases", "status", "rows"),
+    [
+        ({"a": met}, 0, ["met"]),
+        ({"a": met, "b": missed}, 1, ["met", "missed"]),
+        ({"a": failing, "b": missed, "c": met}, 1, ["met", "missed", "met"]),
+    ],
+)
+def test_one_missed_target_is_enough_for_status_1(cases, status, rows, table, tmp_path, capsys) -> None:
+    """A case that fails leaves its rows so far and the others."""
+    assert table(cases) == status
+    names, text = written(tmp_path)
+    assert names == rows
+    if cases["a"] is failing:
+        assert "Failed: a: CalledProcessError: Command 'make'" in text
+        assert "CalledProcessError" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_if_the_rest_is_interrupted(table, tmp_path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        table({"a": met, "b": interrupted})
+    assert written(tmp_path)[0] == ["met"]
+
+
+def test_some_cases_of_a_table(table, tmp_path, capsys) -> None:
+    """Those that have the text in their names, or the one of that name; partial results have a file of their own."""
+    cases = {"test": met, "test-all": missed}
+    assert table(cases, "--only", "all") == 1 and written(tmp_path)[0] == ["missed"]
+    assert next(tmp_path.glob("*.json")).stem.endswith("-door-all")
+    next(tmp_path.glob("*.json")).unlink()
+    assert table(cases, "--only", "test") == 0 and written(tmp_path)[0] == ["met"]
     with pytest.raises(SystemExit):
-        ops_table.main()
-    assert "holds no benchmark of an op" in capsys.readouterr().err
+        table(cases, "--only", "other")
+    assert "choose from test, test-all" in capsys.readouterr().err
+
+
+def test_for_what_there_is_no_time_is_listed(table, tmp_path) -> None:
+    assert table({"a": met, "b": met}, "--within", "0") == 0
+    assert "Left out, for want of time: a; b." in written(tmp_path)[1]
+
+
+@pytest.mark.parametrize("name", ["file", "file/results"])
+def test_a_file_is_no_folder_for_results(tmp_path, capsys, name) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        script.main(["door", "--out", str(tmp_path / name)])
+    assert "is a file, or in one: name a folder" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", script.TABLES)
+def test_each_table_has_cases_and_a_title(name, tmp_path) -> None:
+    module = script.importlib.import_module(f"cases.{name}")
+    how = Settings(2, 2, True, "cpu", None, tmp_path / "log")
+    assert module.TITLE and module.cases(how)
+
+
+# -- cases
+
+
+def test_with_quick_what_takes_long_is_left_out(tmp_path) -> None:
+    how = Settings(1, 2, True, "cpu", None, tmp_path / "log")
+    assert not {"demo", "test", "test-all"} & door.cases(how).keys()
+    row = door.Row("met", 2, 1, lambda clone: 1.5)
+    (found,) = door.measured(row, Namespace())  # type: ignore[arg-type]  # the row asks nothing of the clone
+    assert isinstance(found, Target) and found.verdict() == "yes" and found.at_most
+
+
+@pytest.mark.parametrize("absent", ["accelerated", "accelerated with inductor"])
+def test_a_mode_that_fails_leaves_the_other(absent) -> None:
+    seconds = {"plain": [6.0], "torch.compile": [4.0], "accelerated": [2.0], "accelerated with inductor": [2.0]}
+    del seconds[absent]
+    found = list(acceleration.judged("it", seconds, "", ((1.0, 2.0), (1.0, 2.0))))
+    assert [target.value for target in found] == [3.0, 2.0] and all("fails" in target.name for target in found)
+    assert list(acceleration.judged("it", {"plain": [6.0]}, "", ((1.0, 2.0), None))) == []

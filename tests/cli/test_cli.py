@@ -26,7 +26,7 @@ from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.pictures import image_grid
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 
@@ -89,7 +89,7 @@ def test_images_of_no_class_or_of_one_fill_a_square(
     assert imread(out).shape[:2] == ((2 * 5 - 1) * 14, (3 * 5 - 1) * 14)  # three in a row, enlarged
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 def test_a_pixel_rnn_is_served_as_the_others(kind: Kind, tmp_path: Path, capsys) -> None:
     settings: dict[str, Any] = dict(input_channels=1, hidden_channels=4, n_layers=1, kernel_size=3, levels=4)
     path, npz = tmp_path / "rnn.safetensors", tmp_path / "a.npz"
@@ -362,10 +362,10 @@ def test_commands_run_in_any_thread(capsys) -> None:
 @pytest.mark.parametrize(
     ("command", "status"),
     [
-        ("sample {small} --progress >&- 2>&-", 0),
+        pytest.param("sample {small} --progress >&- 2>&-", 0, marks=thorough),
         pytest.param("sample {small} --n=0 2>&-", 2, marks=thorough),
         pytest.param("sample {small} >&{gone}", 0, marks=thorough),
-        pytest.param("info >&{gone}", 0, marks=thorough),
+        ("info >&{gone}", 0),
         pytest.param("--help >&{gone}", 0, marks=thorough),
         pytest.param("sample {small} >/dev/full", 2, marks=[needs_full, thorough]),
     ],
@@ -487,7 +487,9 @@ def test_the_demo_s_naive_sampler_draws_whole_images_where_that_is_soon_done(
 
 
 def test_demo(tmp_path: Path, monkeypatch, capsys) -> None:
-    """The demo's steps, on smaller images."""
+    """The demo's steps, with a smaller model and smaller images."""
+    model = random_model(n_classes=10, **TINY)
+    monkeypatch.setattr("pixelcnn_fast.checkpoint.load", lambda name: model)
     monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)
     monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 2)
     assert run("demo", "--out", tmp_path / "out", "--quick") == 0
@@ -496,7 +498,7 @@ def test_demo(tmp_path: Path, monkeypatch, capsys) -> None:
     assert all(str(tmp_path / "out" / name) in out and (tmp_path / "out" / name).exists() for name in files)
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     [comparison] = found["comparisons"]
-    sampler, labels = Sampler(checkpoint.load("mnist"), (1, 14, 14)), torch.arange(10).repeat(2)
+    sampler, labels = Sampler(model, (1, 14, 14)), torch.arange(10).repeat(2)
     assert "at temperature 0.9" in out
     digits, others = (sampler.sample(20, labels, t, torch.Generator().manual_seed(0)) for t in (0.9, 1.0))
     assert not torch.equal(digits, others)

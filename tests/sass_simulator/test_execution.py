@@ -152,9 +152,8 @@ def test_integers_of_32_and_64_bits(run):
         assert got[:8, i].tolist() == integer_results(int(a[i]), int(b[i]), i), (i, a[i], b[i])
     for warp in range(n // 32):
         mine = a[32 * warp : 32 * warp + 32]
-        same = [sum(1 << j for j in range(32) if mine[j] & 3 == x & 3) for x in mine]
         total = signed(int(mine.astype(np.int64).sum()), 32)
-        assert got[8, 32 * warp : 32 * warp + 32].tolist() == [total + s for s in same]
+        assert got[8, 32 * warp : 32 * warp + 32].tolist() == [total] * 32
 
 
 def test_floating_point(run):

@@ -36,5 +36,5 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(monkeypatch, capsys):
                 machine()
         else:
             machine()
-        found = printed_figures(capsys.readouterr().out)[0]
+        found = printed_figures(capsys.readouterr().out)
         assert found["Python"] == sys.version.split()[0] and "gpu" not in found

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu.stage import Outcome, Stage, environment, side_by_side
+from gpu.stage import Outcome, Running, Stage, environment
 from gpu.verdicts import of_tests
 
-from tests.tiers import few, thorough
+from tests.tiers import thorough
 
 ROOT = Path(__file__).parents[3]
 TESTS = """
@@ -34,8 +34,7 @@ def outcome(folder: Path, code: str, seconds: float = 60.0) -> Outcome:
     (folder / "test_it.py").write_text(TESTS.format(next=code))
     command = f"{{python}} -m pytest -q -c {os.devnull} --rootdir {folder} -p no:cacheprovider -p gpu.journal"
     stage = Stage("it", f"{command} --journal {{folder}}/tests.jsonl {folder}/test_it.py", seconds, of_tests)
-    (found,) = side_by_side([stage], folder, environment(ROOT, sys.executable), seconds)
-    return found
+    return Running(stage, folder, environment(ROOT, sys.executable), seconds).outcome(seconds)
 
 
 LOSES = """torch.cuda.is_initialized = lambda: True
@@ -49,7 +48,8 @@ VERDICTS = {
 }
 
 
-@pytest.mark.parametrize("code", few(VERDICTS, 1), ids=["lost", "crash", "wrong", "right"])
+@thorough
+@pytest.mark.parametrize("code", VERDICTS, ids=["lost", "crash", "wrong", "right"])
 def test_the_first_that_failed_is_named(tmp_path, code):
     assert outcome(tmp_path, code).verdict == VERDICTS[code]
 
@@ -66,16 +66,13 @@ def test_workers_leave_the_writing_to_the_main_process(tmp_path):
     pytest.importorskip("xdist")
     (tmp_path / "test_it.py").write_text(TESTS.format(next="assert False"))
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(tmp_path), "-n", "2"]
-    command += [
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "gpu.journal",
-        "--journal",
-        str(tmp_path / "lines"),
-        str(tmp_path),
-    ]
-    subprocess.run(command, env=environment(ROOT, sys.executable), capture_output=True, check=False)
+    plugin = ["-p", "no:cacheprovider", "-p", "gpu.journal", "--journal", str(tmp_path / "lines")]
+    subprocess.run(
+        [*command, *plugin, str(tmp_path)],
+        env=environment(ROOT, sys.executable),
+        capture_output=True,
+        check=False,
+    )
     lines = (tmp_path / "lines").read_text()
     assert lines.count('"outcome": "failed"') == lines.count('"outcome": "skipped"') == 1
     assert '{"tests": 4}' in lines

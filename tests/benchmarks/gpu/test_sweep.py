@@ -107,23 +107,23 @@ def rehearsed(monkeypatch):
 @needs_native
 def test_each_shape_is_measured_alone_and_with_as_many_as_there_can_be(rehearsed, capsys):
     assert sweep.main() == 0
-    found = printed_figures(capsys.readouterr().out)[0]
+    found = printed_figures(capsys.readouterr().out)
     shapes = ["1 in 1, 1 at once", "1 in 1, 8 at once", "2 in 1, 1 at once", "2 in 1, 8 at once"]
     shapes += ["1 in 2, 1 at once", "1 in 2, 4 at once"]  # and none of 16 blocks
     assert [*found["sweep"]] == [f"{name}, {shape}" for name in ("PixelCNN", "other") for shape in shapes]
-    measured = {row[0] for name, row in found["sweep"].items() if name.startswith("PixelCNN")}
+    measured = {row["measured"] for name, row in found["sweep"].items() if name.startswith("PixelCNN")}
     (cycles,) = measured
     assert found["targets"] == {COLUMN_STEP: f"{cycles:,} cycles"}
     assert found["constants"].keys() == {*Constants._fields, "measured / predicted"}
-    assert found["constants"]["record"][0] == CONSTANTS.record != found["constants"]["record"][1]
+    assert found["constants"]["record"]["now"] == CONSTANTS.record != found["constants"]["record"]["refitted"]
 
 
 @needs_native
 def test_wrong_images_are_said_and_not_fitted(rehearsed, capsys):
     rehearsed.add(1)  # of batches of one image
     assert sweep.main() == 1
-    found = printed_figures(capsys.readouterr().out)[0]
-    assert found["sweep"]["PixelCNN, 1 in 1, 1 at once"][0].startswith("wrong images")
+    found = printed_figures(capsys.readouterr().out)
+    assert found["sweep"]["PixelCNN, 1 in 1, 1 at once"]["failed"].startswith("wrong images")
     assert len(found["sweep"]["PixelCNN, 2 in 1, 1 at once"]) == 3 and "targets" not in found
 
 

@@ -151,7 +151,7 @@ def test_profiler(tmp_path):
 
 
 def test_budget(tmp_path):
-    rows = '[{"name": "one image", "met": false}]'
+    rows = '{"budget": {"one image": {"met": false}}}'
     assert of_budget(ended(tmp_path, 0, rows)) == "ok"
     assert of_budget(ended(tmp_path, 0, rows, errors="of others\n")) == "ok: of others"
     assert of_budget(ended(tmp_path, 0, errors="not recorded: do it\n")) == "not available: not recorded: do it"

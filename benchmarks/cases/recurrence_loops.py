@@ -1,5 +1,5 @@
 """PixelRNN's layers as a good PyTorch user writes them: a loop of ``conv1d`` over rows, or over the diagonals of a
-skewed image. What ``recurrence_targets.py`` compares with; the weights are those of the library's modules."""
+skewed image. What ours is compared with; the weights are those of the library's modules."""
 
 from __future__ import annotations
 
@@ -59,8 +59,12 @@ def convolution(layer: MaskedConv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight * layer.mask, layer.bias, padding=(height // 2, width // 2))
 
 
-def layer(module: nn.Module, x: Tensor, by_rows: Loop = rows, by_diagonals: Loop = diagonals) -> Tensor:
-    """A layer of the library's, computed by loops."""
+LOOPS = rows, diagonals
+
+
+def layer(module: nn.Module, x: Tensor, by: tuple[Loop, Loop] = LOOPS) -> Tensor:
+    """A layer of the library's, computed by loops over rows and over diagonals."""
+    by_rows, by_diagonals = by
     if isinstance(module, RowLSTM):
         return by_rows(convolution(module.input_to_state, x), module.state_to_state.weight)
     assert isinstance(module, DiagonalBiLSTM)
@@ -71,14 +75,12 @@ def layer(module: nn.Module, x: Tensor, by_rows: Loop = rows, by_diagonals: Loop
     return by_diagonals(*left) + F.pad(from_the_right, (0, 0, 1, -1))
 
 
-def bits_per_dimension(
-    model: PixelRNN, images: Tensor, by_rows: Loop = rows, by_diagonals: Loop = diagonals
-) -> Tensor:
+def bits_per_dimension(model: PixelRNN, images: Tensor, by: tuple[Loop, Loop] = LOOPS) -> Tensor:
     """The mean over images, by plain PyTorch."""
     x = convolution(model.conv_in, images.to(model.conv_in.weight.dtype) / (model.levels - 1))
     for each, upsample in zip(model.layers, model.upsample, strict=True):
         assert isinstance(upsample, MaskedConv2d)
-        x = x + convolution(upsample, layer(each, x, by_rows, by_diagonals))
+        x = x + convolution(upsample, layer(each, x, by))
     for conv in (model.conv_out1, model.conv_out2, model.conv_out3):
         x = convolution(conv, F.relu(x))
     n, channels, height, width = images.shape

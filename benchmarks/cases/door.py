@@ -1,52 +1,52 @@
-"""Measures what a newcomer waits for, from a clean clone on, and says which targets are met.
-
-    python benchmarks/door_targets.py                        all rows: an hour on 2 cores; it downloads PyTorch
-    python benchmarks/door_targets.py --rows demo compiling  some of them
-    python benchmarks/door_targets.py --baseline FOLDER      samplers on quiet cores, too, against a built checkout
-    python benchmarks/door_targets.py --quick                the rows that take seconds
+"""What a newcomer waits for, from a clean clone on; it downloads PyTorch.
 
 Rows are measured in a clean clone of this checkout's last commit, by the README's own commands, one after the other;
-then come those of busy cores, which busy_targets.py explains. Leave the machine alone meanwhile. What the commands
-print goes to a log beside the results. Writes FOLDER/<processor>-<isa>-door.json and .md; status 1 if a target is
-missed.
+then come those of busy cores (cases/busy.py). What the commands print goes to a log beside the results. --quick: the
+rows that take seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import busy_targets
 from cuda_resources import ARCHS
-from targets import MB, Target, megabytes, options, write
+from measuring import MB, Cases, Found, Settings, Target, megabytes
 
+from cases import busy
 from pixelcnn_fast import native
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.runtimes.cuda.compilers import compiler
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, digest, instances, sources
 from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "Targets of the door"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clone:
     """A clean one, of the last commit."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
-        self.folder, self.log = folder / "pixelcnn_fast", log
-        self.run("git", "clone", "-q", str(ROOT), str(self.folder), cwd=folder)
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        log.unlink(missing_ok=True)
+        self._temporary = tempfile.TemporaryDirectory()  # which is removed when the clone is
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = Path(self._temporary.name) / "pixelcnn_fast"
+        self.run("git", "clone", "-q", str(ROOT), str(folder), cwd=folder.parent)
+        return folder
 
     def run(self, *command: str, cwd: Path | None = None) -> float:
         """-> seconds. Raises CalledProcessError if it fails."""
@@ -158,48 +158,16 @@ ROWS = {
     "kernels": Row("the slowest kernel of float32 and bf16, CPU seconds", 25, 8, slowest_kernel),
     "cache": Row("a kernel from the cache on disk", 0.1, 0.1, cached_kernel, is_quick=True),
 }
-BUSY = "busy"  # rows of busy_targets.py
 
 
-def measured(args: argparse.Namespace, clone: Clone) -> Iterator[Target]:
-    for name in args.rows:
-        if name == BUSY:
-            yield from busy_targets.targets(argparse.Namespace(**{**vars(args), "repeats": 9}))
-        elif not args.quick or ROWS[name].is_quick:
-            row = ROWS[name]
-            print(f"{row.name} ...", file=sys.stderr, flush=True)
-            try:
-                value = row.measure(clone)
-            except subprocess.CalledProcessError as error:
-                print(f"{error}; see {clone.log}", file=sys.stderr)
-                value = float("inf")
-            yield Target(row.name, row.must, row.reach, value, [value], row.show, at_most=True)
+def cases(how: Settings) -> Cases:
+    """Each row is a case; they share one clone."""
+    clone = Clone(how.log)
+    chosen = {name: row for name, row in ROWS.items() if row.is_quick or not how.quick}
+    rows: Cases = {name: partial(measured, row, clone) for name, row in chosen.items()}
+    return {**rows, **busy.cases(how)}
 
 
-def main() -> int:
-    parser = options(__doc__, repeats=1)
-    parser.add_argument(
-        "--rows", nargs="+", choices=[*ROWS, BUSY], default=[*ROWS, BUSY], help="(default: all)"
-    )
-    parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="a checkout with its native part built")
-    args = parser.parse_args()
-    folder = output_folder(args.out)
-    log = folder / "door.log"
-    log.unlink(missing_ok=True)
-    found = report.machine()
-    targets: list[Target] = []
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            for target in measured(args, Clone(Path(temporary), log)):
-                targets.append(target)
-    finally:  # an hour's figures are kept, whatever happens to the rest
-        write(folder, "door", "Targets of the door", found, args.quick, targets, "", {})
-    if BUSY in args.rows and not args.baseline:
-        print(
-            "not measured: samplers on quiet cores, against a built checkout of another commit (--baseline FOLDER)"
-        )
-    return int(any(target.verdict() == "no" for target in targets))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def measured(row: Row, clone: Clone) -> Found:
+    value = row.measure(clone)
+    yield Target(row.name, row.must, row.reach, value, [value], row.show, at_most=True)
