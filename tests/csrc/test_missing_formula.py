@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources, with one more kind in the table and nowhere else."""
     copy = tmp_path_factory.mktemp("source")
-    for folder in ("csrc", "tests/csrc", "pixelcnn_fast/program"):
+    for folder in ("csrc", "tests/csrc", "pixelcnn_fast/program", "pixelcnn_fast/heads"):
         shutil.copytree(ROOT / folder, copy / folder)
     shutil.copy(ROOT / "CMakeLists.txt", copy)
     (copy / "pixelcnn_fast" / "__init__.py").touch()
