@@ -126,7 +126,7 @@ def test_scripts_do_not_import_the_commands(path: Path) -> None:
 
 
 # Passes that are about one kind of instruction, and so test for its class. All others ask the instruction.
-ABOUT_A_KIND = {"capture.lower.tables", "passes.fuse", "runtimes.pack"}
+ABOUT_A_KIND = {"capture.lower.tables", "passes.fuse"}
 
 
 def kinds_of_instruction() -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class Instruction(ABC):
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
 
+    native: ClassVar[str | None] = (
+        None  # its kind in program/schema.py; None: the compiled runtimes do not have it
+    )
     REQUIRED: ClassVar = {
         "operands": ("channelwise", "connections", "rewired", "picked"),
         "constants": ("converted", "picked"),
@@ -165,6 +168,12 @@ class Instruction(ABC):
     def converted(self, convert: Convert) -> Self:
         """The same instruction with its constants converted, such as weights and tables."""
         return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
+
+    def native_start(
+        self, number: Callable[[int], int], address: Callable[[Tensor | None], int], image_channels: int
+    ) -> dict[str, Any]:
+        """What its steps start from, as fields of ``schema.Instruction``. number: a value's; address: a constant's."""
+        return {}
 
     # -- what must hold for it, and how it is shown
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
 from pixelcnn_fast.program.operands import Connection, Convert, Exchange, Read, Tap, identity
+from pixelcnn_fast.program.schema import ImageInput
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,6 +27,7 @@ class FromLevels(Instruction):
 
     pick: Tensor | None = None
     table: Tensor | None = None
+    native = "from_levels"
 
     @property
     def width(self) -> int:
@@ -65,6 +67,14 @@ class FromLevels(Instruction):
     def converted(self, convert: Convert) -> Self:
         return replace(super().converted(convert), table=None if self.table is None else convert(self.table))
 
+    def native_start(
+        self, number: Callable[[int], int], address: Callable[[Tensor | None], int], image_channels: int
+    ) -> dict[str, Any]:
+        channels = self.image_channels(image_channels).tolist()
+        assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
+        table, levels = address(self.table), 0 if self.table is None else len(self.table)
+        return {"input": ImageInput(channels[0], len(channels), self.width, table, levels)}
+
     def constants(self, channels_of: Callable[[int], int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
         if self.table is not None:
             yield self.table, self.table.shape
@@ -84,6 +94,7 @@ class Convolution(Instruction):
 
     taps: tuple[Tap, ...] = ()
     bias: Tensor | None = None
+    native = "convolution"
 
     def sources(self) -> list[str]:
         return (["bias"] if self.bias is not None else []) + [str(tap.read) for tap in self.taps]
@@ -110,6 +121,11 @@ class Convolution(Instruction):
         bias = None if self.bias is None else convert(self.bias)
         return replace(super().converted(convert), taps=taps, bias=bias)
 
+    def native_start(
+        self, number: Callable[[int], int], address: Callable[[Tensor | None], int], image_channels: int
+    ) -> dict[str, Any]:
+        return {"bias": address(self.bias)}
+
     def constants(self, channels_of: Callable[[int], int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
         for tap in self.taps:
             yield tap.weight, (channels_of(tap.source), self.channels)
@@ -127,6 +143,7 @@ class Pointwise(Instruction):
 
     base: Read
     pick: Tensor | None = None
+    native = "pointwise"
 
     def sources(self) -> list[str]:
         return [self.base.label if self.pick is None else f"{len(self.pick)} channels of {self.base.label}"]
@@ -155,6 +172,11 @@ class Pointwise(Instruction):
 
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), base=operand(self.base))
+
+    def native_start(
+        self, number: Callable[[int], int], address: Callable[[Tensor | None], int], image_channels: int
+    ) -> dict[str, Any]:
+        return {"value": number(self.base.value), "dy": self.base.dy, "dx": self.base.dx}
 
     def rules(self, channels_of: Callable[[int], int], image_channels: int) -> Iterator[tuple[bool, str]]:
         base = channels_of(self.base.value)

@@ -21,7 +21,7 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
     if native() is None:
         return why_not_native()
-    if (why := why_not_compiled(head)) is not None:
+    if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cpu":
         return f"the model is on {program.device}, but this runtime works on the CPU: use model.cpu()"

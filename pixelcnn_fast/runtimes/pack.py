@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program import schema
-from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 
 
-def why_not_compiled(head: Head) -> str | None:
-    """Why the compiled runtimes can't draw from this head, or None if they can. The compiled module must be there."""
+def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
+    """Why the compiled runtimes, whose module must be there, can't execute this program or draw from this head; None if
+    they can."""
     if required().SIGNATURE != _signature():
         return (
             "the compiled module was built from another program/schema.py: build it again, with `make native`"
         )
+    if foreign := next((i for i in program.instructions if i.instruction.native is None), None):
+        kind = type(foreign.instruction).__name__
+        return f"{foreign.name}: {kind} is computed in Python only: use runtime 'eager'"
     if head.native is None:
         return f"{head} is drawn in Python only: use runtime 'eager'"
     traits = next((traits for traits in schema.HEADS if traits.name == head.native), None)
@@ -92,6 +93,7 @@ class _Describer:
 
     def _instruction(self, phased: PhasedInstruction) -> schema.Instruction:
         i = phased.instruction
+        assert i.native is not None
         return schema.Instruction(
             out=self._number[i.out],
             channels=i.channels,
@@ -103,30 +105,8 @@ class _Describer:
             from_the_right=phased.scan is not None and phased.scan.from_the_right,
             row_runs=[self._run(run) for run in phased.row_runs],
             pixel_runs=[self._run(run) for run in phased.pixel_runs],
-            **self._start(phased),
-        )
-
-    def _start(self, phased: PhasedInstruction) -> dict[str, Any]:
-        """What an instruction's steps start from, which depends on its kind."""
-        i = phased.instruction
-        if isinstance(i, FromLevels):
-            return {"kind": "from_levels", "input": self._input(i)}
-        if isinstance(i, Pointwise):
-            value = self._number[i.base.value]
-            return {"kind": "pointwise", "value": value, "dy": i.base.dy, "dx": i.base.dx}
-        if isinstance(i, Convolution):
-            return {"kind": "convolution", "bias": self._address(i.bias)}
-        raise InvalidProgram(f"program/schema.py has no instruction like {i}")
-
-    def _input(self, i: FromLevels) -> schema.ImageInput:
-        channels = i.image_channels(self._program.shape[0]).tolist()
-        assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
-        return schema.ImageInput(
-            first=channels[0],
-            count=len(channels),
-            width=i.width,
-            table=self._address(i.table),
-            levels=0 if i.table is None else len(i.table),
+            kind=i.native,
+            **i.native_start(self._number.__getitem__, self._address, self._program.shape[0]),
         )
 
     def _run(self, run: Run) -> schema.Run:

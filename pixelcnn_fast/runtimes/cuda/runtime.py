@@ -59,7 +59,7 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
     if native() is None:
         return why_not_native()
-    if (why := why_not_compiled(head)) is not None:
+    if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
         return f"the model is on {program.device}: use model.cuda()"
