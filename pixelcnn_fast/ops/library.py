@@ -43,7 +43,7 @@ def define(
     declared = _signature(compute)
     names = list(declared.parameters)
     if isinstance(compute, functools.partial):
-        compute = _by_name(compute, declared)
+        compute = _by_position(compute)
     library.define(f"{name}{_schema(declared)}", tags=(torch.Tag.needs_fixed_stride_order,))
     for key in ("CPU", "CUDA"):
         library.impl(name, compute, key)
@@ -112,6 +112,13 @@ def _by_name(function: Callable, declared: Signature) -> Callable:
         return function(**{name: known[name] for name in read})
 
     return call
+
+
+def _by_position(function: functools.partial) -> Callable:
+    """A function of which one argument is fixed by name, called with the others by position."""
+    ((name, value),) = function.keywords.items()
+    at, whole = list(signature(function.func).parameters).index(name), function.func
+    return lambda *args: whole(*args[:at], value, *args[at:])
 
 
 def _register_backward(name: str, names: list[str], backward: Callable, results: list[str]) -> None:
