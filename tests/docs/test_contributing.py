@@ -12,18 +12,46 @@ from pixelcnn_fast.heads import Head
 from tests.docs import DOCS
 
 ROOT = DOCS.parent
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 # Names may be relative to a folder that the same row or section names.
 FOLDERS = ("", "pixelcnn_fast", "tests", "tests/capture", "tests/ops", "csrc/cpu/ops", "pixelcnn_fast/passes")
 OPS = [path.parent.name for path in (ROOT / "pixelcnn_fast/ops").glob("*/op.py")]
 
 
 def test_files_and_folders_exist() -> None:
-    named = re.findall(r"`([\w./<>]+(?:/|\.(?:py|h|cpp|md|txt)))`", (ROOT / "CONTRIBUTING.md").read_text())
+    named = re.findall(r"`([\w./<>]+(?:/|\.(?:py|h|cpp|md|txt)))`", PAGE)
     assert len(named) > 40
     for name in named:
         for op in ("masked_conv2d", "categorical_nll"):
             path = name.replace("<op>", op).replace("heads/<name>", "heads/bernoulli")
             assert any((ROOT / folder / path).exists() for folder in FOLDERS), name
+
+
+NAMED = re.findall(r"<!-- files that name (\w+) -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
+MOST = {"hardswish": 5, "top_p": 7, "Bernoulli": 2, "gated_activation": 10}  # files of the first table
+
+
+def first_cells(table: str) -> list[str]:
+    rows = [row.split("|")[1] for row in table.strip().splitlines() if row.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@pytest.mark.parametrize(("witness", "tables"), NAMED)
+def test_what_names_a_witness_are_the_files_of_its_table(witness: str, tables: str) -> None:
+    """So the tables are the files that one touches to add another of its kind."""
+    listed = [x.replace("<op>", witness).replace("<name>", witness.lower()) for x in first_cells(tables)]
+    folders = ("pixelcnn_fast", "csrc", "benchmarks", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    sources = {str(p.relative_to(ROOT)): p for p in paths if p.suffix in (".py", ".h", ".cpp", ".cu")}
+    word = re.compile(rf"\b{witness}\b")
+    naming = {name for name, path in sources.items() if word.search(f"{name}\n{path.read_text()}")}
+    naming = {name for name in naming if not name.endswith(f"{witness}/__init__.py")}  # it is empty
+    assert naming == set(listed)
+    assert len(first_cells(tables.split("\n\n")[0])) <= MOST[witness]
+
+
+def test_each_kind_has_a_witness() -> None:
+    assert {witness for witness, _ in NAMED} == MOST.keys()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -78,8 +78,8 @@ def forward(
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
     residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's; size:
-    (H', W'), if padding below and to the right differs. activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the
-    slope), 'silu', 'sigmoid' or 'tanh'.
+    (H', W'), if padding below and to the right differs. activation: as for
+    ``masked_conv_block``.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
     2^30 or more.
