@@ -31,14 +31,21 @@ from pixelcnn_fast.capture.lower.final_softmax import made_by, without_log_softm
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.lower.operands import Operands
 from pixelcnn_fast.capture.record.recorder import Recording
-from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Constant, Map, OfCondition, Unknown, Value
+from pixelcnn_fast.capture.record.shadow_memory import (
+    AddressSpace,
+    Constant,
+    Map,
+    OfCondition,
+    ShadowStorage,
+    Unknown,
+    Value,
+)
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.calls import (
     Call,
     View,
-    extent,
     functional,
     leaves,
     map_leaves,
@@ -56,35 +63,6 @@ from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"))
-
-
-class _ShadowStorage:
-    """What a storage with elements of feature maps holds: a map laid out as a view, until something is written into it
-    or another view of it is taken; from then on, the address of each element."""
-
-    def __init__(self, view: View, n: int, content: Map) -> None:
-        self._layout, self._dtype, self._map = view.at(n), view.dtype, content
-        self._array: Tensor | None = None
-
-    def read(self, view: View, n: int, space: AddressSpace) -> Map:
-        layout = view.at(n)
-        if view.dtype != self._dtype:
-            if self._map.kinds == {Unknown}:
-                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
-            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
-        if self._array is None and layout == self._layout:
-            return self._map
-        return Map(space, self.array().as_strided(*layout))
-
-    def write(self, view: View, n: int, content: Map) -> None:
-        self.array().as_strided(*view.at(n)).copy_(content.addresses)
-
-    def array(self) -> Tensor:
-        if self._array is None:
-            size, stride, offset = self._layout
-            self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
-            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
-        return self._array
 
 
 class Translation:
@@ -112,7 +90,7 @@ class Translation:
         self.builder = Builder(self.space, self.operands, channels, levels)
         assert recording.images is not None
         images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
-        self._slots = {recording.images.slot: _ShadowStorage(recording.images, n, Map(self.space, images))}
+        self._slots = {recording.images.slot: ShadowStorage(recording.images, n, Map(self.space, images))}
 
     # -- what lowerings use
 
@@ -401,13 +379,13 @@ class Translation:
             self._slots[view.slot].write(view, self._n, result)
         elif self.operands.knows(view.slot):
             whole = self.operands.whole[view.slot]
-            self._slots[view.slot] = _ShadowStorage(
+            self._slots[view.slot] = ShadowStorage(
                 whole, self._n, Map(self.space, self.operands.addresses(whole))
             )
             self._slots[view.slot].write(view, self._n, result)
         else:
             own = result if result.source is not None else Map(self.space, result.addresses.clone())
-            self._slots[view.slot] = _ShadowStorage(view, self._n, own)
+            self._slots[view.slot] = ShadowStorage(view, self._n, own)
 
     # -- the result
 

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import View, extent
+
 
 class Elements(NamedTuple):
     """What each address stands for, in tensors of the addresses' shape. source is -1 for a zero. An operand has no
@@ -205,3 +208,32 @@ class Map:
                 if isinstance(self._space.sources[source], Value) and torch.equal(self._space.of(source), x):
                     self._source = source
         return self._source
+
+
+class ShadowStorage:
+    """What a storage with elements of feature maps holds: a map laid out as a view, until something is written into it
+    or another view of it is taken; from then on, the address of each element."""
+
+    def __init__(self, view: View, n: int, content: Map) -> None:
+        self._layout, self._dtype, self._map = view.at(n), view.dtype, content
+        self._array: Tensor | None = None
+
+    def read(self, view: View, n: int, space: AddressSpace) -> Map:
+        layout = view.at(n)
+        if view.dtype != self._dtype:
+            if self._map.kinds == {Unknown}:
+                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
+            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
+        if self._array is None and layout == self._layout:
+            return self._map
+        return Map(space, self.array().as_strided(*layout))
+
+    def write(self, view: View, n: int, content: Map) -> None:
+        self.array().as_strided(*view.at(n)).copy_(content.addresses)
+
+    def array(self) -> Tensor:
+        if self._array is None:
+            size, stride, offset = self._layout
+            self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
+            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
+        return self._array
