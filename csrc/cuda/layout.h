@@ -59,7 +59,7 @@ constexpr int most_members(Math math, int tiles) {
 constexpr bool copies_before_barrier(int tiles) { return tiles <= 5; }
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
-struct alignas(16) Place {
+struct alignas(16) Location {
   uint32_t at = 0;             // in shared memory, or from its slot on
   int shift = 0;               // it lies so many sites before the reader's, cyclically; or, where a sweep computes
                                // several columns at once, so many bytes from one column to the next
@@ -92,7 +92,7 @@ struct alignas(8) Edge {
 
 // Where values that something reads lie in the workspace. Those that are kept for equally long share a ring: of so many
 // column steps, or, where rows are sampled one at a time, of so many rows, each with all columns.
-struct alignas(16) Slot {
+struct alignas(16) Ring {
   int64_t ring;        // where it begins
   int64_t bytes;       // what one column step leaves there
   int length;          // column steps, or rows
@@ -128,7 +128,7 @@ struct alignas(16) StepPlan {
   Operand reads;
   float alpha;
   int all_channels;  // of the operand, where the step reads all of them; else 0
-  Place place;
+  Location place;
   int scale, shift;  // where they lie in the constants' floats
   int condition;
   float inverse_channels;

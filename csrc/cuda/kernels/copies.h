@@ -18,7 +18,7 @@ struct Source {
   PCF_DEVICE bool is_there(int tile) const { return there[tile / 4] >> tile % 4 * kTileSites & 1; }
 };
 
-PCF_DEVICE Source source_of(const Block& b, const Place& p, uint32_t view) {
+PCF_DEVICE Source source_of(const Block& b, const Location& p, uint32_t view) {
   Source s;
   s.from = b.slot_of(view, p.slot) + p.at, s.all = b.layout.sites * kSiteBytes;
   s.first = kTiles == 1 ? b.copies_at + b.copies_shift * p.shift : (b.group() - p.shift) * kSiteBytes;
@@ -28,10 +28,10 @@ PCF_DEVICE Source source_of(const Block& b, const Place& p, uint32_t view) {
 }
 
 // Of the chunk that a lane copies of a fragment, or of the last one.
-PCF_DEVICE Place place_of(const Block& b, const Record::Copies& copies, int fragment) {
+PCF_DEVICE Location place_of(const Block& b, const Record::Copies& copies, int fragment) {
   fragment = max(min(fragment, copies.count - 1), 0);
-  Place p = in_shared<const Place>(copies.places +
-                                   (copies.chunked ? fragment * kChunks + b.member() : fragment) * sizeof(Place));
+  Location p = in_shared<const Location>(copies.places + (copies.chunked ? fragment * kChunks + b.member() : fragment) *
+                                                             sizeof(Location));
   if (!copies.chunked) p.at += b.member() * kChunkBytes;
   return p;
 }
@@ -48,7 +48,7 @@ PCF_DEVICE void copy_ahead(const Block& b, const Record::Copies& copies, uint32_
   const int first = b.warp - copies.first_warp, warps = copies.warps, count = copies.count;
   if (!is_copier(b, copies)) return;
   const uint32_t staged = copies.staged;
-  Place now[kAtOnce];
+  Location now[kAtOnce];
 #pragma unroll
   for (int n = 0; n < kAtOnce; n++) now[n] = place_of(b, copies, first + n * warps);
   for (int f = first; f < count; f += kAtOnce * warps) {
@@ -73,7 +73,7 @@ PCF_DEVICE void write_back(const Block& b, const Record& r, uint32_t view) {
   if (!is_copier(b, r.copies)) return;
 #pragma unroll 2
   for (int f = b.warp - r.copies.first_warp; f < r.exchange.count; f += r.copies.warps) {
-    const Place p = in_shared<const Place>(r.exchange.places + f * sizeof(Place));
+    const Location p = in_shared<const Location>(r.exchange.places + f * sizeof(Location));
     char* const to = b.slot_of(view, p.slot) + p.shift;
     reinterpret_cast<uint4*>(to)[b.lane] = in_shared<const uint4>(p.at + b.lane * 16);
   }

@@ -52,11 +52,11 @@ template <int kMembers, int kTurn>
 PCF_DEVICE void multiply_places(Block& b, Constant<kMembers> members, Constant<kTurn> turn, uint32_t& next,
                                 uint32_t view) {
   multiply(b, members, turn, [&](int f, int tile) {
-    const Place p = in_shared<const Place>(next + f * sizeof(Place));
+    const Location p = in_shared<const Location>(next + f * sizeof(Location));
     const int site = tile * kTileSites + b.group();
     return b.is_at(view, p.edge, site) ? p.at + b.shifted(site, p.shift) * kSiteBytes : b.layout.zeros;
   });
-  next += kBatch / kMembers * sizeof(Place);
+  next += kBatch / kMembers * sizeof(Location);
 }
 
 // Calls one(turn) for `count` batches, with turns from kFirst on that the code knows.

@@ -177,7 +177,7 @@ PCF_DEVICE void make_steps(Block& b, const Making& m) {
   for (int tile = 0; tile < kTiles; tile++) {
     float x[4];
     load_sums(b, x, 0, tile, m.bias);
-    if (plan.starts != kNowhere) load(b, x, in_shared<const Place>(plan.starts), m.channel, tile, m.view);
+    if (plan.starts != kNowhere) load(b, x, in_shared<const Location>(plan.starts), m.channel, tile, m.view);
 #pragma unroll 1
     for (int s = 0; s < plan.count; s++)
       apply(b, x, in_shared<const StepPlan>(plan.first + s * sizeof(StepPlan)), m.r.lead, m.channel, tile, m.view);

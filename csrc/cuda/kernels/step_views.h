@@ -28,7 +28,7 @@ __device__ inline void place_sites(Block& b, uint32_t view, const SweepPlan& swe
 // And where the ring of this thread's slot stands.
 __device__ inline void place_in_rings(const Block& b, const SweepPlan& sweep, int row) {
   if (b.thread() >= sweep.slots) return;
-  Slot& slot = in_shared<Slot>(sweep.slot_table + b.thread() * sizeof(Slot));
+  Ring& slot = in_shared<Ring>(sweep.slot_table + b.thread() * sizeof(Ring));
   slot.stands = b.by_rows() ? (row + slot.dy + slot.length) % slot.length : 0;
 }
 
@@ -45,7 +45,7 @@ __device__ inline void prepare_next_step(Block& b, const SweepPlan& sweep, uint3
   const int columns = steps * sweep.columns;
   if (steps > 0 && b.thread() < kSites) b.site(then, b.thread()) = advanced(l, b.site(now, b.thread()), columns);
   if (b.thread() < sweep.slots) {
-    Slot& slot = in_shared<Slot>(sweep.slot_table + b.thread() * sizeof(Slot));
+    Ring& slot = in_shared<Ring>(sweep.slot_table + b.thread() * sizeof(Ring));
     int index;
     if (b.by_rows()) {
       index = slot.stands * l.width + b.site(now, 0).column + columns + slot.dx;

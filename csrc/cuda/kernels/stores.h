@@ -59,7 +59,7 @@ PCF_DEVICE void load_own(const Block& b, float (&x)[4], uint32_t at, int channel
   }
 }
 
-__device__ inline float2 pair_at(const Block& b, const Place& p, int channel, int site, uint32_t view) {
+__device__ inline float2 pair_at(const Block& b, const Location& p, int channel, int site, uint32_t view) {
   if (!b.is_at(view, p.edge, site)) return {0, 0};
   const uint32_t at = p.at + offset_at(channel, b.shifted(site, p.shift));
   if (p.slot == kInShared) return in_shared<const Pair>(at).values();
@@ -67,7 +67,7 @@ __device__ inline float2 pair_at(const Block& b, const Place& p, int channel, in
   return {arrived(pair.x), arrived(pair.y)};
 }
 
-PCF_DEVICE void load(const Block& b, float (&x)[4], const Place& p, int channel, int tile, uint32_t view) {
+PCF_DEVICE void load(const Block& b, float (&x)[4], const Location& p, int channel, int tile, uint32_t view) {
 #pragma unroll
   for (int n = 0; n < 2; n++) {
     const float2 pair = pair_at(b, p, channel, b.site_of(tile, n), view);

@@ -15,15 +15,15 @@ int team_of(const Planner& p, int tiles) {
   return size;
 }
 
-// The present record, if a product of so many tiles can be a part of it, or else a new one. Entries of a level read
+// The present record, if a product of so many tiles can be a part of it, or else a new one. Entries of a depth read
 // nothing of each other, but an entry that takes several records does.
 Draft& with_room_for(Planner& p, int tiles, int entry) {
-  const auto level = [&](int e) { return p.timeline.entries[e].level; };
+  const auto depth = [&](int e) { return p.timeline.entries[e].depth; };
   if (p.present() >= p.sweeps.back().first && p.layout.tiles == 1 && p.near_biases) {
     Draft& d = p.drafts.back();
     int taken = team_of(p, tiles);
     for (const Part& part : d.parts) taken += team_of(p, part.tiles);
-    if (d.is_open && d.entry != entry && level(d.entry) == level(entry) && taken <= kWarps - 2)  // the others copy
+    if (d.is_open && d.entry != entry && depth(d.entry) == depth(entry) && taken <= kWarps - 2)  // the others copy
       return d;
   }
   return p.drafts.emplace_back();
@@ -206,7 +206,7 @@ void draft_memory(Planner& p, int record) {
 }
 
 // How many records a sweep must have: as many as Timeline::distance counts at least, and a turn for each window of
-// memory, and so many that what it copies of earlier column steps was written kVisible records before: those of a level
+// memory, and so many that what it copies of earlier column steps was written kVisible records before: those of a depth
 // may come in any order.
 int records_needed(const Planner& p, const SweepDraft& s) {
   int needed = kVisible;

@@ -36,9 +36,9 @@ uint32_t complete_views(Planner& p) {
   }
   l.view_of_edges = l.view_of_slots + slots * 8;
   l.view_of_late = round_up(l.view_of_edges + edges * 8, sizeof(Site));
-  for (Place& place : p.places) place.edge += l.view_of_edges;
+  for (Location& place : p.places) place.edge += l.view_of_edges;
   for (StepPlan& step : p.steps)
-    step.place = step.reads == Operand::value ? p.places[step.place.at] : Place{.edge = l.view_of_edges};
+    step.place = step.reads == Operand::value ? p.places[step.place.at] : Location{.edge = l.view_of_edges};
   for (SweepDraft& sweep : p.sweeps)
     for (LateBatch& batch : sweep.late)
       for (uint32_t& word : batch.words) word += LateBatch::word(0, 0, l.view_of_edges);
@@ -59,7 +59,7 @@ void resolve(const Planner& p, Result& r, uint32_t biases, uint32_t steps) {
   if (r.ending == Ending::activated)
     read_own(r.activated.from), read_own(r.activated.factor), read_own(r.activated.term);
   if (r.ending != Ending::steps) return;
-  if (r.steps.starts != kNowhere) r.steps.starts = offset<Place>(p.layout.tables, r.steps.starts);
+  if (r.steps.starts != kNowhere) r.steps.starts = offset<Location>(p.layout.tables, r.steps.starts);
   r.steps.first = offset<StepPlan>(steps, r.steps.first);
 }
 

@@ -25,7 +25,7 @@ void place_in_rings(Planner& p) {
       throw std::invalid_argument("the program reads logits, or a value that nothing computes");
     if (!value.in_ring()) continue;
     if (is_sent(p, v)) p.uses_shared({v, 0, 0, 0}, value.last_written + 1);
-    Slot& ring = p.rings[value.oldest + 1];
+    Ring& ring = p.rings[value.oldest + 1];
     ring.length = value.oldest + 1;
     value.ring = ring.bytes;
     ring.bytes += int64_t{p.fragments(v)} * p.column;
@@ -100,11 +100,11 @@ uint32_t number_in(std::vector<T>& table, const T& item) {
   return number;
 }
 
-const Slot& ring_of(const Planner& p, int value) { return p.rings.at(p.values[value].oldest + 1); }
+const Ring& ring_of(const Planner& p, int value) { return p.rings.at(p.values[value].oldest + 1); }
 
 // Where the ring of what is read stands, in a view.
 uint32_t slot(const Planner& p, SweepDraft& sweep, const Read& read) {
-  Slot slot = ring_of(p, read.value);
+  Ring slot = ring_of(p, read.value);
   if (p.layout.by_rows)
     slot.dy = read.dy, slot.dx = read.dx;
   else
@@ -122,12 +122,12 @@ uint32_t edge(SweepDraft& sweep, const Read& read, int lead) {
 }
 
 // staged: where it is among what the record copies ahead, or -1.
-Place place(const Planner& p, SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead, int staged,
-            const Draft& d) {
+Location place(const Planner& p, SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead, int staged,
+               const Draft& d) {
   if (staged >= 0) return {static_cast<uint32_t>(d.staging->at + staged * p.column)};
   const Read& read = chunk.read;
   const int depth = p.depth_in(read.value);
-  Place found;
+  Location found;
   found.at = (in_shared ? shared_of(p, read.value) : in_ring_of(p, read.value)) +
              static_cast<uint32_t>(chunk.first / depth * p.column + chunk.first % depth * kSiteBytes / depth);
   found.shift = sweep.plan.at_once > 1 ? static_cast<int>(ring_of(p, read.value).bytes)
@@ -149,12 +149,12 @@ Target target(Planner& p, const Target& written) {
 }
 
 // The offset of the next place in its table, which is the first of all tables.
-uint32_t next_place(const Planner& p) { return offset<Place>(p.layout.tables, size_of(p.places)); }
+uint32_t next_place(const Planner& p) { return offset<Location>(p.layout.tables, size_of(p.places)); }
 
 void place_copies(Planner& p, SweepDraft& sweep, Draft& d) {
   d.copies.places = next_place(p);
   d.copies.chunked = !std::ranges::all_of(d.copied, &Multiplied::side_by_side);
-  const Place nowhere{0, 0, edge(sweep, {0, p.program.height, 0, 0}, 0), p.layout.view_of_slots};  // zeros
+  const Location nowhere{0, 0, edge(sweep, {0, p.program.height, 0, 0}, 0), p.layout.view_of_slots};  // zeros
   if (d.copied.empty()) p.places.push_back(nowhere);  // warps read one, whether they copy or not
   for (const Multiplied& m : d.copied)
     for (size_t c = 0; c < (d.copies.chunked ? kChunks : 1); c++)
@@ -176,10 +176,10 @@ void place_exchange(Planner& p, SweepDraft& sweep, Draft& d, int record) {
 }
 
 // With one tile of sites: a list of batches, in common for parts that read the same places, such as staged ones.
-void list_late(SweepDraft& sweep, Part& part, const std::vector<Place>& late) {
+void list_late(SweepDraft& sweep, Part& part, const std::vector<Location>& late) {
   if (late.empty()) return;  // a list is looked up, but not read
   std::vector<uint32_t> words;
-  for (const Place& place : late) words.push_back(LateBatch::word(place.at, place.shift, place.edge));
+  for (const Location& place : late) words.push_back(LateBatch::word(place.at, place.shift, place.edge));
   const auto [found, is_new] = sweep.late_lists.try_emplace({part.in_batch(), words}, size_of(sweep.late));
   part.product.late = found->second;
   if (!is_new) return;
@@ -188,7 +188,7 @@ void list_late(SweepDraft& sweep, Part& part, const std::vector<Place>& late) {
 }
 
 // With more tiles: how many go on where those before the barrier ended, and whether the others follow each other.
-void place_late(Planner& p, Part& part, const std::vector<Place>& late) {
+void place_late(Planner& p, Part& part, const std::vector<Location>& late) {
   Record::Product& product = part.product;
   size_t staged = 0;
   const int first = part.first_copied + part.early();
@@ -215,7 +215,7 @@ void place_record(Planner& p, SweepDraft& sweep, int record) {
   place_exchange(p, sweep, d, record);
   for (Part& part : d.parts) {
     part.product.staged = d.copies.staged + part.first_copied * p.column;
-    std::vector<Place> late;
+    std::vector<Location> late;
     for (const Multiplied& m : part.late()) late.push_back(place(p, sweep, m.chunks[0], true, m.lead, m.staged, d));
     if (p.layout.tiles == 1)
       list_late(sweep, part, late);

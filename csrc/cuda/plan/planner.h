@@ -77,7 +77,7 @@ struct Part {
   std::span<const Multiplied> late() const { return std::span(multiplied).subspan(early()); }
 };
 
-// A record: more than one part if they are of one level, and there are warps enough.
+// A record: more than one part if they are of one depth, and there are warps enough.
 struct Draft {
   int entry = -1;        // of the last part
   bool is_open = false;  // whether parts of other entries may join it
@@ -117,7 +117,7 @@ struct SweepDraft {
   bool has_parts = false;              // whether any of them has more than one
   std::deque<Demand> staged, logits;   // what is copied ahead, and what is drawn from
   std::vector<Edge> edges = {Edge{}};  // kEverySite
-  std::vector<Slot> slots;
+  std::vector<Ring> slots;
   std::vector<LateBatch> late;                                           // with one tile of sites
   std::map<std::pair<int, std::vector<uint32_t>>, uint32_t> late_lists;  // their firsts
 
@@ -152,8 +152,8 @@ struct Planner {
   std::vector<Draft> drafts = {};
   int logits_channel = 0, logits_stride = 0;  // of the draw to come
   std::vector<Reference> references = {};
-  std::map<int, Slot> rings = {};  // by length
-  std::vector<Place> places = {};  // those of references, then others
+  std::map<int, Ring> rings = {};     // by length
+  std::vector<Location> places = {};  // those of references, then others
   std::vector<Result> results = {};
   std::vector<StepPlan> steps = {};
   std::vector<InputPlan> inputs = {};

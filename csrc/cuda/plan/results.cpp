@@ -64,8 +64,8 @@ Joint lstm_of(const Planner& p, const Instructions& group, int entry) {
 uint32_t operand_at(Planner& p, const Read& read, int lead) {
   Draft& d = p.drafts.back();
   // A value's shared memory holds what was computed last.
-  const int level = p.timeline.entries[d.entry].level, written = p.timeline.level(read.value);
-  const bool is_last = read.age == 0 || (read.age == 1 && level < written);
+  const int depth = p.timeline.entries[d.entry].depth, written = p.timeline.depth(read.value);
+  const bool is_last = read.age == 0 || (read.age == 1 && depth < written);
   const int distance = p.timeline.distance(d.entry, read);
   Reference found{read, p.present(), is_last && distance <= kNear, lead};
   if (!found.is_own() && distance >= kVisible) {

@@ -74,9 +74,9 @@ void set_order(Timeline& t, int first) {
 }
 
 // As early as what it reads of this column step allows. What is drawn, and what it is drawn from, keeps its order.
-int level_of(const Timeline& t, int entry, int first) {
-  int level = 0;
-  const auto comes_after = [&](int other) { level = std::max(level, t.entries[other].level + 1); };
+int depth_of_entry(const Timeline& t, int entry, int first) {
+  int depth = 0;
+  const auto comes_after = [&](int other) { depth = std::max(depth, t.entries[other].depth + 1); };
   if (t.entries[entry].draw >= 0)
     for (int e = first; e < entry; e++)
       if (t.entries[e].draw >= 0) comes_after(e);
@@ -86,17 +86,17 @@ int level_of(const Timeline& t, int entry, int first) {
       if (source == t.order.end() || source->second.first < first || source->second.first == entry) return;
       if (t.read(*i, value, dy, dx).age == 0) comes_after(source->second.first);
     });
-  return level;
+  return depth;
 }
 
 void end_sweep(Timeline& t, int direction, bool sums = false) {
   const int first = t.sweeps.empty() ? 0 : t.sweeps.back().end, end = static_cast<int>(t.entries.size());
   Sweep& sweep = t.sweeps.emplace_back(Sweep{first, end, 0, direction, sums});
   set_order(t, first);
-  for (int e = first; e < end; e++) t.entries[e].level = level_of(t, e, first);
-  std::ranges::stable_sort(t.entries.begin() + first, t.entries.end(), {}, &Entry::level);
+  for (int e = first; e < end; e++) t.entries[e].depth = depth_of_entry(t, e, first);
+  std::ranges::stable_sort(t.entries.begin() + first, t.entries.end(), {}, &Entry::depth);
   set_order(t, first);
-  sweep.levels = t.entries.back().level + 1;
+  sweep.depths = t.entries.back().depth + 1;
 }
 
 // A sweep of sums over what the instructions of the next sweep read of earlier ones: where they read of that sweep,

@@ -35,15 +35,15 @@ struct Tap {
 struct Entry {
   Instructions group;  // empty: a draw
   int draw = -1;       // the draw, or the one that the instruction is the output of
-  int level = 0;       // entries of the same level read nothing of each other in a column step
+  int depth = 0;       // entries of the same depth read nothing of each other in a column step
 };
 
 // A block goes over its pixels in sweeps. A program with a wavefront has one, for the whole image; else rows are
 // sampled one at a time, and each sweep goes over a row, from the left or from the right. In each column step it goes
 // through its entries.
 struct Sweep {
-  int first, end;  // entries, in the order of their levels
-  int levels;
+  int first, end;  // entries, in the order of their depths
+  int depths;
   int direction = 1;  // -1: from the right
   bool sums = false;  // whether all entries sum up, of several columns at once, what the next sweep's are to go on with
 };
@@ -72,13 +72,13 @@ struct Timeline {
   std::vector<Tap> taps(const Instruction&) const;
   Read read(const Instruction&, int value, int dy, int dx) const;
   const Sweep& sweep_of(int entry) const;
-  int level(int value) const { return entries[order.at(value).first].level; }
+  int depth(int value) const { return entries[order.at(value).first].depth; }
 
-  // How many records at least an entry comes after what computes the value that it reads: a level is one record or
+  // How many records at least an entry comes after what computes the value that it reads: a depth is one record or
   // more. So this does not depend on how many records there are in the end.
   int distance(int entry, const Read& read) const {
     if (read.age == kLongAgo) return kLongAgo;
-    return read.age * std::max(sweep_of(entry).levels, kVisible) + entries[entry].level - level(read.value);
+    return read.age * std::max(sweep_of(entry).depths, kVisible) + entries[entry].depth - depth(read.value);
   }
 
   const Program& program;
