@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -95,24 +95,28 @@ def check_recorded(
 
 
 def check_program(
-    program: Program, conditions: ConditionProgram, model: WrappedModel, expected: Expected
+    program: Program,
+    conditions: ConditionProgram,
+    model: WrappedModel,
+    expected: Expected,
+    factor: float = 2,
 ) -> None:
     """Compares a program, distribution by distribution, with the recorded calls and, once it is cast, with the model.
 
-    Raises CaptureMismatch if they differ.
+    factor: as for ``check_rounded``. Raises CaptureMismatch if they differ.
     """
-    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, expected.examples)
-    examples, by_model, exact = expected
-    if exact is not None:
-        check_exact(computed, model, exact)
+    on_cpu = replace(
+        program.converted(Tensor.cpu), device=torch.device("cpu")
+    )  # where float64 is known to exist
+    computed = on_examples(in_dtype(on_cpu, torch.float64), conditions, expected.examples)
+    if expected.exact is not None:
+        check_exact(computed, model, expected.exact)
     if model.dtype != torch.float64:
-        cast = in_dtype(program, model.dtype)
-        if exact is None:
-            check_rounded(cast, conditions, model, computed, examples, by_model)
-        else:  # one example tells how much it rounds
-            check_rounded(
-                cast, conditions, model, computed[-1:], examples[-1:], by_model[-1:], 8, is_exact=True
-            )
+        if expected.exact is not None:  # one example tells how much the program rounds
+            examples, by_model, exact = expected
+            expected, computed = Expected(examples[-1:], by_model[-1:], exact), computed[-1:]
+            factor = 8
+        check_rounded(in_dtype(program, model.dtype), conditions, model, computed, expected, factor)
 
 
 @torch.inference_mode()
@@ -128,11 +132,6 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
     levels = torch.cat([values for values, _ in examples]).to(program.device)
     together = evaluate(program, levels, condition.__getitem__).cpu()
     return list(together.split([len(values) for values, _ in examples]))
-
-
-def on_cpu(program: Program) -> Program:
-    """The program on the CPU, where float64 is known to exist."""
-    return replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
 
 
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
@@ -155,31 +154,16 @@ def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence
                 check_error(error, EXACT + moved, model, UNDEFINED if bool(error.isnan().any()) else why)
 
 
-def compare(
-    program: Program, conditions: ConditionProgram, model: WrappedModel, examples: Examples, factor: float = 2
-) -> None:
-    """Compares a program with the model alone, without the recorded calls. Raises CaptureMismatch if they differ, and
-    what ``by_module`` raises."""
-    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
-    by_model = list(by_module(model, examples))
-    if model.dtype == torch.float64:
-        check_exact(computed, model, by_model)
-    else:
-        check_rounded(program, conditions, model, computed, examples, by_model, factor)
-
-
 def check_rounded(
     program: Program,
     conditions: ConditionProgram,
     model: WrappedModel,
     computed: Sequence[Tensor],
-    examples: Examples,
-    by_model: Iterable[Tensor],
-    factor: float = 2,
-    is_exact: bool = False,
+    expected: Expected,
+    factor: float,
 ) -> None:
-    """Compares a program with a model in a dtype in which both round. computed: by the program in float64,
-    ``on_examples``, the yardstick; is_exact: whether that is known to be right.
+    """Compares a program with a model in a dtype in which both round. computed: what ``on_examples`` gave for the
+    program in float64, which is the yardstick. It is known to be right if the recorded calls could be made there.
 
     The program's error may be at most twice (``factor``) that of plain PyTorch, which is the model's. The other way
     around, unless the yardstick is right, the model's may be at most four times (or ``factor``) the program's, which
@@ -188,11 +172,11 @@ def check_rounded(
     for the mean: a model that rounding changes much at a few pixels would hide a program that is wrong at all of them.
     """
     head, channels = model.head, model.shape[0]
-    plain = on_examples(program, conditions, examples)
-    for exact, rounded, expected in zip(computed, plain, by_model, strict=True):
-        own, theirs = (head.distance(x, exact, channels) for x in (rounded, expected))
-        least = 4 * rounding_unit(model) + slack(expected, model, 4)
-        if not is_exact:
+    plain = on_examples(program, conditions, expected.examples)
+    for exact, rounded, by_model in zip(computed, plain, expected.by_model, strict=True):
+        own, theirs = (head.distance(x, exact, channels) for x in (rounded, by_model))
+        least = 4 * rounding_unit(model) + slack(by_model, model, 4)
+        if expected.exact is None:
             check_error(theirs, least + max(4, factor) * own.max(), model, UNSEEN)
         check_error(own, least + factor * theirs.max(), model, IMPRECISE)
         mean = least.mean() + factor * theirs.mean()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pixelcnn_fast.check.against_model import compare
+import torch
+
+from pixelcnn_fast.check.against_model import Expected, by_module, check_program
 from pixelcnn_fast.check.tolerance import rounding_unit, slack
 from pixelcnn_fast.errors import CaptureMismatch, Unsupported
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
@@ -33,7 +35,10 @@ def verify_conditioning(
     for chosen in batches:
         part = given.part(chosen)
         try:
-            compare(program, conditions, model, [(model.example(5, part.images)[0], part)], factor=50)
+            examples = [(model.example(5, part.images)[0], part)]
+            by_model = list(by_module(model, examples))
+            exact = by_model if model.dtype == torch.float64 else None
+            check_program(program, conditions, model, Expected(examples, by_model, exact), factor=50)
         except CaptureMismatch as error:
             raise Unsupported(
                 "for these labels, or this condition, the model does something else than when it was captured. Python "

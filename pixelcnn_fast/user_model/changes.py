@@ -104,19 +104,11 @@ def _some_of(x: Tensor) -> list[Tensor]:
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
     step = x.numel() // LOOKED_AT | 1
-    chosen, first = range(0, x.numel(), step), int(x.storage_offset())
+    chosen, first = torch.arange(0, x.numel(), step), int(x.storage_offset())
     if span(x) == x.numel():
         return [x.as_strided((len(chosen),), (step,), first)]
-    return [x.as_strided((1,), (1,), first + _place(x, i)) for i in chosen]  # it has gaps
-
-
-def _place(x: Tensor, i: int) -> int:
-    """Where element i of a tensor lies in its memory, counted from its first element."""
-    place = 0
-    for size, stride in reversed([*zip(x.shape, x.stride(), strict=True)]):
-        i, along = divmod(i, size)
-        place += along * stride
-    return place
+    at = torch.stack(torch.unravel_index(chosen, x.shape), 1) @ torch.tensor(x.stride())  # it has gaps
+    return [x.as_strided((1,), (1,), first + place) for place in at.tolist()]
 
 
 @torch.no_grad()
