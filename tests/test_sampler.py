@@ -498,7 +498,7 @@ def test_a_device_that_can_t_hold_results_is_refused_before_any_work(sampler, de
     def no_work(*_: object) -> None:
         raise AssertionError("this is work")
 
-    monkeypatch.setattr(Sampler, "_run", no_work)
+    monkeypatch.setattr("pixelcnn_fast.sampler.run", no_work)
     images, known = torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.eye(4, dtype=torch.bool)
     for call in (
         lambda: sampler.sample(2, LABELS, device=device),
@@ -609,7 +609,7 @@ def test_given_images_on_a_gpu_stay_there(method, monkeypatch):
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(Sampler, "device", gpu)
     monkeypatch.setattr("pixelcnn_fast.heads.categorical.check_levels", lambda *_: None)  # it reads values
-    monkeypatch.setattr(Sampler, "_checked_noise", lambda self, noise, *_: noise)  # the same
+    monkeypatch.setattr("pixelcnn_fast.call._checked_noise", lambda noise, *_: noise)  # the same
     monkeypatch.setitem(sampler._engine._runtimes, "eager", recording)
     monkeypatch.setitem(LARGEST_BATCH, Recording, 2)
     with pretended_devices() as copies:
