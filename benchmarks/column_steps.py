@@ -189,7 +189,7 @@ class ColumnSteps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 model = WrappedModel(network.model().eval(), network.shape)
-            found = compiler.compiled(model)
+            found = compiler.compile_model(model)
             (kilobytes,) = (kb for kb, archs in SHARED.items() if self.arch in archs)
             blocks = min(self.blocks, self.largest_cluster)
             limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)

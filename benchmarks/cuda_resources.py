@@ -90,14 +90,14 @@ def plans_of_default(math: str, sizes: Iterable[int] = SHARED, most: int = 64) -
 
     sizes: KB. most: images of a block, where so many fit.
     """
-    from pixelcnn_fast.compiler import compiled
+    from pixelcnn_fast.compiler import compile_model
     from pixelcnn_fast.models import PixelCNN
     from pixelcnn_fast.runtimes import Precision
     from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Limits
     from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
     model = WrappedModel(PixelCNN().eval(), (3, 32, 32))
-    found = compiled(model)
+    found = compile_model(model)
     precision: Precision = "same" if math == "fp32" else math  # type: ignore[assignment]  # it is one of MATHS
     plans = {}
     for kilobytes in sizes:

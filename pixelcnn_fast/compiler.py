@@ -80,15 +80,14 @@ class Compiled:
     def _reevaluation(self, does_the_same: bool) -> Reevaluation:
         if does_the_same not in self._reevaluations:
             assert self.weights is not None
-            constants: list[Tensor] = []
-
-            def seen(x: Tensor) -> Tensor:
-                constants.append(x)
-                return x
-
-            self.converted(seen)
-            self._reevaluations[does_the_same] = Reevaluation.of(constants, self.weights, does_the_same)
+            self._reevaluations[does_the_same] = Reevaluation.of(self._constants(), self.weights, does_the_same)
         return self._reevaluations[does_the_same]
+
+    def _constants(self) -> list[Tensor]:
+        """The constants, in the order in which ``converted`` meets them."""
+        found: list[Tensor] = []
+        self.converted(lambda x: found.append(x) or x)  # type: ignore[func-returns-value]  # which is None
+        return found
 
     def converted(self, convert: Convert) -> Compiled:
         """The same with its constants converted, in an order that is always the same."""
@@ -120,39 +119,43 @@ class Compiled:
         return ProgramListing(self.program_for(runtime), runtime, stored.itemsize)
 
 
-def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
+def compile_model(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
     """Captures the model, whose head then has its layout, and compiles it.
 
     precision: as for ``Sampler``; watch: a function that is shown the captured program, and the program after each
     pass. Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
     """
+    stored = stored_dtype(model.dtype, precision)
     with model.in_use(), eagerly, gc_paused():
-        found = recorded(model, watch)
-        with found.weights:
+        found = capture_model(model, watch)
+        with found.weights:  # which notes what weights decide
             check_causal(found.program)
             program = simplified(found.program, watch)
-        program = checked(found._replace(program=program), model, watch)
-    stored = stored_dtype(program, precision)
-    with gc_paused(), found.weights:
-        result = phased(program, stored, watch)
+        check_program(program, found.conditions, model, expectations(model, found.replay))
+        with found.weights:
+            program = in_dtype(program, model.dtype)
+            show(in_dtype.__name__, program, watch)
+            result = phased(program, stored, watch)
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
     return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.weights, whole)
 
 
-def captured(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program, which is in the model's dtype; no pass has changed it.
+def capture_checked(model: WrappedModel) -> Captured:
+    """The captured model, compared with its program, which is in the model's dtype, and which no pass has changed.
 
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly, gc_paused():
-        found = recorded(model)
-        return found._replace(program=checked(found, model))
+        found = capture_model(model)
+        check_program(found.program, found.conditions, model, expectations(model, found.replay))
+        with found.weights:
+            return found._replace(program=in_dtype(found.program, model.dtype))
 
 
-def recorded(model: WrappedModel, watch: Watch | None = None) -> Captured:
+def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
     """The captured model, before its program is compared with it. After this, the model has its head's layout, and
-    knows which labels it takes.
+    knows which labels it takes, and what Python reads off images.
 
     Raises NonFiniteLogits if the model's logits are not finite.
     """
@@ -174,20 +177,10 @@ def recorded(model: WrappedModel, watch: Watch | None = None) -> Captured:
     return found
 
 
-def checked(found: Captured, model: WrappedModel, watch: Watch | None = None) -> Program:
-    """The program in the model's dtype, once it was compared with the model. That is done in float64, where rounding
-    hides no mistake. Raises CaptureMismatch if they differ."""
-    check_program(found.program, found.conditions, model, expectations(model, found.replay))
-    with found.weights:
-        program = in_dtype(found.program, model.dtype)
-    show(in_dtype.__name__, program, watch)
-    return program
-
-
-def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
-    """The dtype to which the program's weights are rounded; None if they keep their own."""
-    if precision != "same" and program.dtype != torch.float32:
-        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {program.dtype}")
+def stored_dtype(own: torch.dtype, precision: Precision) -> torch.dtype | None:
+    """The dtype to which the weights of a model are rounded; None if they keep their own."""
+    if precision != "same" and own != torch.float32:
+        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {own}")
     return STORED.get(precision)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.record.transcript import transcript
 from pixelcnn_fast.check.conditioning import verify_conditioning
 from pixelcnn_fast.check.perturbation import SOME, Observed, observed
-from pixelcnn_fast.compiler import Compiled, compiled
+from pixelcnn_fast.compiler import Compiled, compile_model
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
 from pixelcnn_fast.fingerprint import fingerprint
@@ -46,7 +46,8 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """A model that is ready for sampling.
+    """A model that is ready for sampling. Only what it keeps for later changes: its runtimes, why some of them were
+    refused, and what the user was told of that.
 
     snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
     model's program; observed: what is known of a model that has no program.
@@ -74,7 +75,7 @@ class Engine:
                 behaviour = Behaviour.recorded(model)
         else:
             with advising(WAY_OUT):
-                program, seen = compiled(model, precision), None
+                program, seen = compile_model(model, precision), None
             assert program.behaviour is not None
             behaviour = program.behaviour
         return cls(Snapshot.taken(model, behaviour, held, weights), runtime, program, seen)
@@ -85,7 +86,7 @@ class Engine:
         return self.snapshot.model
 
     @property
-    def captured(self) -> Compiled:
+    def compiled_program(self) -> Compiled:
         """The model's program. Raises RuntimeError, saying why, if there is none."""
         if self.compiled is None:
             raise RuntimeError(f"there is no program: {self.why_no_program}")
@@ -94,7 +95,7 @@ class Engine:
     @property
     def listing(self) -> ProgramListing:
         """The program that the runtime 'auto' executes. Raises RuntimeError if there is none."""
-        return self.captured.listing(self.auto)
+        return self.compiled_program.listing(self.auto)
 
     @property
     def precision(self) -> Precision:
@@ -105,11 +106,13 @@ class Engine:
         followed = self.snapshot.follow(module, is_captured=self.compiled is not None)
         if isinstance(followed, str):
             return followed
-        program = self.compiled
-        if program is not None:
-            program = program.with_weights(followed.weights)
+        program, before = None, self.compiled
+        if (
+            before is not None
+        ):  # it asks for the weights as it needs them, and the snapshot below takes the same
+            program = before.with_weights(followed.weights)
             if program is None and followed.does_the_same():
-                program = self.captured.with_weights(followed.weights, does_the_same=True)
+                program = before.with_weights(followed.weights, does_the_same=True)
             if program is None:
                 return "a weight that was zero, or that the forward reads as a number, is another now"
         return replace(self, snapshot=followed.snapshot(), compiled=program, _runtimes={}, _refusals={})
@@ -197,7 +200,7 @@ class Engine:
         """The name of the runtime that 'auto' stands for."""
         if self.preferred != "auto":
             return self.preferred
-        program, head = self.captured.program, self.model.head
+        program, head = self.compiled_program.program, self.model.head
         if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
@@ -209,7 +212,7 @@ class Engine:
 
     @property
     def _is_on_gpu(self) -> bool:
-        return self.captured.program.device.type == "cuda"
+        return self.compiled_program.program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:
@@ -233,7 +236,7 @@ class Engine:
     @cached_property
     def why_no_program(self) -> str:
         try:
-            compiled(copy.copy(self.model))
+            compile_model(copy.copy(self.model))
         except PixelCNNFastError as error:
             return f"the sampler was built with runtime='reference', and the model can't be captured: {error}"
         return "the sampler was built with runtime='reference'; the model can be captured, so leave that out"

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.capture import Captured
-from pixelcnn_fast.compiler import captured
+from pixelcnn_fast.compiler import capture_checked
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
@@ -256,7 +256,7 @@ WAY_OUT = (
 
 def _captured(model: WrappedModel, has_head: bool) -> Captured:
     try:
-        return captured(model)
+        return capture_checked(model)
     except UnknownLayout as unknown:
         if has_head:
             raise
@@ -302,7 +302,7 @@ def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Captured
     for row_axis in (2, 1, 3):
         model.head = _AllOfAPixel(model.levels or 2, row_axis)
         try:
-            found = captured(model)
+            found = capture_checked(model)
         except UnknownLayout:
             continue
         except Unsupported as error:

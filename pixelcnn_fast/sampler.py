@@ -104,14 +104,11 @@ class Sampler(Apart):
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
         """Makes the sampler draw from an engine that was built from a model's present weights."""
-        engine.runtime("auto")
-        self._engine = engine
+        engine.runtime("auto")  # if it raises, the sampler stays as it was
+        self._engine, snapshot = engine, engine.snapshot
+        known, outside = engine.model.paths, snapshot.behaviour.outside
         self._changes: Changes | None = Changes(
-            unwrapped(model),
-            (snapshot := engine.snapshot).weights,
-            engine.model.paths,
-            snapshot.behaviour.outside,
-            snapshot.is_still,
+            unwrapped(model), snapshot.weights, known, outside, snapshot.is_still
         )
         self._has_told = False
         self._ranks = ranks_averaged_over(model)
@@ -217,7 +214,7 @@ class Sampler(Apart):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             wrapped.told = self._engine.model.told
-            with random_state_kept(wrapped.device), as_cores_allow():  # which may be another than before
+            with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 

@@ -16,9 +16,9 @@ from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.check.against_model import check_program, expectations
 from pixelcnn_fast.check.tolerance import check_error, check_finite, rounding_unit
 from pixelcnn_fast.compiler import (
-    compiled,
+    capture_model,
+    compile_model,
     gc_paused,
-    recorded,
 )
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
@@ -40,7 +40,7 @@ def wrapped(**arguments) -> WrappedModel:
 
 def test_a_model_becomes_a_phased_program_with_its_head_resolved():
     model = wrapped()
-    found = compiled(model)
+    found = compile_model(model)
     assert isinstance(found.program, PhasedProgram) and found.program.wavefront is not None
     assert found.program.shape == SHAPE and model.head == Categorical(256, "N,C,H,W,L")
     assert found.precision == "same" and not found.normalised
@@ -56,18 +56,18 @@ def test_a_closing_softmax_is_left_out_and_reported():
         def forward(self, images):
             return self.conv(images.float()).log_softmax(1)
 
-    assert compiled(WrappedModel(Normalised(), SHAPE, levels=7)).normalised
+    assert compile_model(WrappedModel(Normalised(), SHAPE, levels=7)).normalised
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", 8), ("fp16", 11), ("same", 24)])
 def test_weights_are_rounded_to_the_precision_that_stores_them(precision, kept):
-    found = compiled(wrapped(), precision)
+    found = compile_model(wrapped(), precision)
     weights = [run.weight for i in found.program.instructions for run in (*i.row_runs, *i.pixel_runs)]
     mantissas = torch.cat([weight.flatten() for weight in weights]).frexp().mantissa.double()
     exact = [bits for bits in range(1, 25) if bool((mantissas * 2**bits).frac().eq(0).all())]
     assert exact[0] == kept
     narrow = precision in ("bf16", "fp16")
-    size, full = (each.listing("cpu").weight_bytes for each in (found, compiled(wrapped())))
+    size, full = (each.listing("cpu").weight_bytes for each in (found, compile_model(wrapped())))
     assert (size < full) == narrow
 
 
@@ -75,13 +75,13 @@ def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
     with pytest.raises(
         ValueError, match="precision='bf16' goes with a float32 model, this one is torch.float64"
     ):
-        compiled(WrappedModel(pixelcnn().double(), SHAPE), "bf16")
+        compile_model(WrappedModel(pixelcnn().double(), SHAPE), "bf16")
 
 
 def test_what_the_check_sees():
     """A weight that is off by one part in a hundred, in any instruction, is found even in float32."""
     model = wrapped(classes=3)
-    program, conditions, *_ = found = recorded(model)
+    program, conditions, *_ = found = capture_model(model)
     expected = expectations(model, found.replay)
     check_program(program, conditions, model, expected)
     for index, instruction in enumerate(program.instructions):
@@ -106,7 +106,7 @@ def test_a_branch_that_only_the_checked_image_takes_is_found():
             return self.conv(images.float()) * self.calls
 
     with pytest.raises(CaptureMismatch, match="what an earlier call left behind"):
-        compiled(WrappedModel(Branching(), SHAPE, levels=7))
+        compile_model(WrappedModel(Branching(), SHAPE, levels=7))
 
 
 class Odd(torch.nn.Module):
@@ -139,7 +139,7 @@ def test_a_number_that_differs_from_image_to_image_or_with_the_batch_is_found(na
     with pytest.raises(
         (Unsupported, CaptureMismatch), match="for two examples|differs from the model by up to"
     ):
-        compiled(WrappedModel(Odd(ODD[name]).to(dtype), SHAPE, levels=7, image_form="levels"))
+        compile_model(WrappedModel(Odd(ODD[name]).to(dtype), SHAPE, levels=7, image_form="levels"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -151,7 +151,7 @@ def test_a_branch_on_one_label_is_found(dtype):
     with pytest.raises(
         Unsupported, match="an if on what depends on the labels: it falls otherwise for label 8"
     ):
-        compiled(WrappedModel(model, SHAPE, levels=7, image_form="levels"))
+        compile_model(WrappedModel(model, SHAPE, levels=7, image_form="levels"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -162,7 +162,7 @@ def test_a_program_that_divides_by_zero_where_its_model_looks_away_is_refused_wi
 
     model = WrappedModel(Odd(divided).to(dtype), SHAPE, levels=7, image_form="levels")
     with pytest.raises(CaptureMismatch, match="The program divides by zero, or multiplies infinity by zero"):
-        compiled(model)
+        compile_model(model)
 
 
 def test_a_program_that_rounds_more_than_its_model_is_refused():
@@ -171,16 +171,16 @@ def test_a_program_that_rounds_more_than_its_model_is_refused():
     def shifted(h):
         return torch.relu(h + 1e6) - 1e6
 
-    compiled(WrappedModel(Odd(lambda h, x: shifted(h)), SHAPE, levels=7, image_form="levels"))
+    compile_model(WrappedModel(Odd(lambda h, x: shifted(h)), SHAPE, levels=7, image_form="levels"))
     careful = Odd(lambda h, x: shifted(h.double()).to(h))
     with pytest.raises(CaptureMismatch, match="The program rounds more than the model: large numbers cancel"):
-        compiled(WrappedModel(careful, SHAPE, levels=7, image_form="levels"))
+        compile_model(WrappedModel(careful, SHAPE, levels=7, image_form="levels"))
 
 
 def test_logits_that_are_large_are_compared_as_exactly_as_they_can_be():
     """Where all of them are large, their rounding moves probabilities."""
     for shift in (1e6, -1e9):
-        compiled(
+        compile_model(
             WrappedModel(
                 Odd(lambda h, x, shift=shift: 1e3 * h + shift).double(), SHAPE, levels=7, image_form="levels"
             )
@@ -217,7 +217,7 @@ def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch, fac
 
     monkeypatch.setattr(pipeline, "SIMPLIFYING", (*pipeline.SIMPLIFYING, wrong))
     with pytest.raises(CaptureMismatch):
-        compiled(wrapped())
+        compile_model(wrapped())
 
 
 def test_every_stage_can_be_watched():
@@ -226,7 +226,7 @@ def test_every_stage_can_be_watched():
     def watch(name, program):
         seen.append((name, str(program).split(" for ")[0]))
 
-    found = compiled(wrapped(), "bf16", watch)
+    found = compile_model(wrapped(), "bf16", watch)
     for runtime in pipeline.TAILS:
         pipeline.for_runtime(runtime, found.program, watch)
     assert [name for name, _ in seen] == ["capture", *(each.__name__ for each in pipeline.PASSES)]
@@ -240,7 +240,7 @@ def test_the_tests_verify_what_capture_gives(monkeypatch):
 
     monkeypatch.setattr(compiler, "capture", broken)
     with pytest.raises(InvalidProgram, match="%1 is defined"):
-        compiled(wrapped())
+        compile_model(wrapped())
 
 
 def test_every_runtime_that_executes_programs_has_a_tail():
@@ -251,7 +251,7 @@ def test_the_tests_verify_what_is_done_for_one_runtime(monkeypatch):
     def broken(program):
         return replace(program, instructions=program.instructions[1:])
 
-    found = compiled(wrapped())
+    found = compile_model(wrapped())
     monkeypatch.setitem(pipeline.TAILS, "cuda", (broken,))
     with pytest.raises(InvalidProgram, match="is defined"):
         found.program_for("cuda")
@@ -261,7 +261,7 @@ def test_a_model_that_leaks_is_refused():
     model = pixelcnn()
     model.conv_in.mask.fill_(1)
     with pytest.raises(NotCausal, match="conv_in"):
-        compiled(WrappedModel(model, SHAPE))
+        compile_model(WrappedModel(model, SHAPE))
 
 
 @pytest.mark.parametrize(("precision", "unit"), [("tf32", 2.0**-11), ("ieee", 2.0**-23)])

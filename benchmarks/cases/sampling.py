@@ -26,7 +26,7 @@ from measuring import (
 from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.bench.workload import random_model, workload
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from pixelcnn_fast.sampler import Sampler
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
@@ -87,7 +87,7 @@ def cases(how: Settings) -> Cases:
     def ready() -> Found:
         """Capturing is what building a sampler does first."""
         wrapped = WrappedModel(model, (model.input_channels, side, side))
-        yield taking("capturing the model", lambda: recorded(wrapped), 0.5, 0.2, repeats)
+        yield taking("capturing the model", lambda: capture_model(wrapped), 0.5, 0.2, repeats)
         yield building(model, side, 1.0, 0.2, repeats)
 
     return {

@@ -105,9 +105,8 @@ def check_program(
 
     factor: as for ``check_rounded``. Raises CaptureMismatch if they differ.
     """
-    on_cpu = replace(
-        program.converted(Tensor.cpu), device=torch.device("cpu")
-    )  # where float64 is known to exist
+    # On the CPU, float64 is known to exist.
+    on_cpu = replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
     computed = on_examples(in_dtype(on_cpu, torch.float64), conditions, expected.examples)
     if expected.exact is not None:
         check_exact(computed, model, expected.exact)

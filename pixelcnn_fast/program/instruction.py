@@ -63,9 +63,8 @@ class Instruction(ABC):
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
 
-    native: ClassVar[str | None] = (
-        None  # its kind in program/schema.py; None: the compiled runtimes do not have it
-    )
+    # Its kind in program/schema.py; None: the compiled runtimes do not have it.
+    native: ClassVar[str | None] = None
     REQUIRED: ClassVar = {
         "operands": ("channelwise", "connections", "rewired", "picked"),
         "constants": ("converted", "picked"),

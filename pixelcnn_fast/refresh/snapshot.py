@@ -48,7 +48,11 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model. held, weights: what ``held_by`` gave before the model was run."""
+        """Takes a model, and warns if its forward reads tensors that the model does not hold; what it has kept of its
+        first call is then known to its behaviour, too.
+
+        held, weights: what ``held_by`` gave before the model was run.
+        """
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was

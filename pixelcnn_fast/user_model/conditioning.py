@@ -57,7 +57,8 @@ def infer_condition_dtype(model: WrappedModel) -> None:
     given, model.condition_dtype = model.condition_dtype, model.dtype
     if (failed := _failure(model)) is None:
         return
-    for model.random_condition in RANDOM_CONDITIONS[::-1]:
+    for made in RANDOM_CONDITIONS[::-1]:
+        model.random_condition = made
         if _failure(model) is None:
             return
     if given is None:

@@ -73,9 +73,8 @@ class Contents:
         self.values: dict[str, object] = {}
         self.others: list[tuple[Any, Any]] = []
         self.leading: set[int] = set()
-        self._seen: dict[
-            int, tuple[str, object]
-        ] = {}  # by id: its path, and itself, so that the id stays its own
+        # By id: its path, and itself, so that the id stays its own.
+        self._seen: dict[int, tuple[str, object]] = {}
         self._next: deque[tuple[str, Any, Any]] = deque()  # what is to be looked into: path, object, attribute
         self._large: deque[tuple[str, Any, Any]] = deque()  # what comes last
         self._most = sys.maxsize

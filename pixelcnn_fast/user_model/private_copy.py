@@ -67,9 +67,8 @@ def _copied(
         if is_parametrized(parent) and kind.__name__.startswith("Parametrized"):
             # PyTorch has given it a class of its own, and changes that again.
             parent.__class__ = type(kind.__name__, kind.__bases__, {SWAPPED_FROM: kind, **vars(kind)})
-        vars(parent).pop(
-            "_compiled_call_impl", None
-        )  # of the module itself, if it has a __getstate__ of its own
+        # It is the module's own, if that has a __getstate__ of its own.
+        vars(parent).pop("_compiled_call_impl", None)
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)

@@ -51,8 +51,9 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 class WrappedModel:
     """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``module`` is a copy in eval mode, so that the user's own is not touched, unless it can't be copied. ``head`` gets
-    its layout when the model is captured.
+    ``module`` is a copy in eval mode, so that the user's own is not touched, unless it can't be copied. Some of what is
+    known of a model is found out later: the layout of its ``head``, its ``branches``, and whether it ``reads_images``,
+    when a forward is recorded; its labels, and the dtype of its condition, when they are tried.
     """
 
     def __init__(
@@ -90,22 +91,18 @@ class WrappedModel:
         self.codes: Labels | None = None  # of a condition of integers
         self.random_condition = RANDOM_CONDITIONS[0]
         memo: dict[int, Any] = {}
-        copied, held = private_copy(module, memo), Contents(module)
-        by_path = {id(x) for x in held.tensors.values()}
+        copied, contents = private_copy(module, memo), Contents(module)
+        known = {id(x) for x in contents.tensors.values()}
         # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
-        self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in by_path]
-        seen = Contents(copied) if copied is not None and changes_with_its_mode(held) else held
+        self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in known]
+        seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
         self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
         self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
         self.drifting = drifting(copied, seen)
         self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
-        self.branches: tuple[
-            str, ...
-        ] = ()  # what its program takes for granted, as Python reads it off the image
-        self.reads_images = (
-            False  # whether Python reads numbers off the image; known once a forward was recorded
-        )
+        self.branches: tuple[str, ...] = ()  # what Python reads off the image, and a program takes for granted
+        self.reads_images = False  # whether Python reads numbers off the image
         self.told = set[str]()  # what was said of it once, as of parameters that get no gradients, by path
 
     def __getstate__(self) -> dict[str, Any]:

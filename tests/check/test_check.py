@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import models
 from pixelcnn_fast.check.against_model import check_program, expectations
-from pixelcnn_fast.compiler import compiled, recorded
+from pixelcnn_fast.compiler import capture_model, compile_model
 from pixelcnn_fast.errors import CaptureMismatch
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.passes.pipeline import simplified
@@ -185,7 +185,7 @@ QUICK = (
 @pytest.mark.parametrize("name", tiered(VARIANTS, lambda name: name in QUICK))
 def test_every_mutant_that_moves_a_probability_is_found(name: str) -> None:
     model = VARIANTS[name].model()
-    found = recorded(model)
+    found = capture_model(model)
     program, conditions = simplified(found.program), found.conditions
     expected = expectations(model, found.replay)
     check_program(program, conditions, model, expected)
@@ -207,7 +207,7 @@ def test_every_mutant_that_moves_a_probability_is_found(name: str) -> None:
 def test_a_mutant_is_found_where_a_level_is_all_but_certain() -> None:
     """At temperature 1, what it changes is less than any rounding."""
     model = Variant("functional", mask=60.0).model()
-    found = recorded(model)
+    found = capture_model(model)
     program, conditions = simplified(found.program), found.conditions
     expected = expectations(model, found.replay)
     check_program(program, conditions, model, expected)
@@ -226,7 +226,7 @@ def test_a_mutant_is_found_where_a_level_is_all_but_certain() -> None:
 def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
     """Also where images are so large that few of them are compared."""
     model = WrappedModel(models.PixelCNN(1, 8, 1, n_classes=10).double(), shape)
-    found = recorded(model)
+    found = capture_model(model)
     program, conditions = simplified(found.program), found.conditions
     expected = expectations(model, found.replay)
     (slot,) = (slot for slot, leaf in conditions._leaves.items() if leaf.shape[0] == 10)
@@ -254,7 +254,7 @@ def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(
         tap = replace(last.taps[0], weight=1.00001 * last.taps[0].weight)
         return replace(program, instructions=(*before, replace(last, taps=(tap, *last.taps[1:]))))
 
-    compiled(VARIANTS[name].model())
+    compile_model(VARIANTS[name].model())
     monkeypatch.setattr(pipeline, "SIMPLIFYING", (*pipeline.SIMPLIFYING, wrong))
     with pytest.raises(CaptureMismatch, match=r"total variation; 1e-09 is allowed"):
-        compiled(VARIANTS[name].model())
+        compile_model(VARIANTS[name].model())

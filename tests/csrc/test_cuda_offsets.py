@@ -56,7 +56,7 @@ def engine() -> CudaRuntime:
     torch.manual_seed(1)
     model = enlivened(GatedPixelCNN(3, 8, dilations=(1,), n_classes=4, condition_channels=2))
     sampler = Sampler(model, SHAPE, condition_shape=(2, *SHAPE[1:]))
-    captured = sampler._engine.captured
+    captured = sampler._engine.compiled_program
     return CudaRuntime(
         captured.program_for("cuda"),
         captured.conditions,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.passes.phases import computed_by_rows
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
@@ -57,7 +57,7 @@ BODIES = {
 def captured(model: nn.Module, shape=(1, 5, 6)):
     wrapped = WrappedModel(model.double().eval(), shape, levels=LEVELS, image_form="unit")
     levels, given = wrapped.example()
-    return levels, given, *recorded(wrapped)[:3]
+    return levels, given, *capture_model(wrapped)[:3]
 
 
 @pytest.mark.parametrize("rows", [1, 2])

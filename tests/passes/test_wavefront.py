@@ -31,7 +31,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_lag_is_the_least(name):
     model, shape, lag = MODELS[name]
-    front = Sampler(model, shape)._engine.captured.program.wavefront
+    front = Sampler(model, shape)._engine.compiled_program.program.wavefront
     assert (front.lag if front else None) == lag
 
 
@@ -42,7 +42,7 @@ NARROW = {"stack at width 3": (two_stacks(n_classes=None), (2, 5, 3), None)}
 @pytest.mark.parametrize("name", [*MODELS, *NARROW])
 def test_without_another_wavefront_rows_follow_each_other(name):
     model, shape, lag = (MODELS | NARROW)[name]
-    program = Sampler(model, shape)._engine.captured.program
+    program = Sampler(model, shape)._engine.compiled_program.program
     front = one_row_at_a_time(program).wavefront
     assert front is not None and (front is program.wavefront if lag else front.lag >= shape[2])
 
@@ -63,7 +63,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     Of two teams, one computes what the steps of a chunk begin with before the other has begun the previous chunk.
     """
     model, shape, _ = MODELS[name]
-    program = one_row_at_a_time(Sampler(model, shape)._engine.captured.program)
+    program = one_row_at_a_time(Sampler(model, shape)._engine.compiled_program.program)
     front, (_, height, width) = program.wavefront, shape
     assert front is not None
     lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())

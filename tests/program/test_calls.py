@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -211,7 +211,7 @@ def test_the_smallest_table_bounds_what_is_looked_up() -> None:
 
 def test_conditions_of_a_model_are_pickled() -> None:
     model = WrappedModel(pixelcnn(classes=3), (1, 4, 4))
-    program, conditions, *_ = recorded(model)
+    program, conditions, *_ = capture_model(model)
     operands = condition_operands(program.instructions)
     labels = Conditioning(torch.tensor([2, 0, 1]))
     expected = conditions(operands, labels, 3)
@@ -230,7 +230,7 @@ def test_one_batch_of_conditions_is_run_at_once() -> None:
             return h + self.embedding(y)[:, :, None, None]
 
     model = WrappedModel(Counting(), (1, 4, 4), levels=7, image_form="unit")
-    program, conditions, *_ = recorded(model)
+    program, conditions, *_ = capture_model(model)
     (each,) = condition_operands(program.instructions)
     alone = [conditions([each], Conditioning(torch.tensor([k])), 1)[each] for k in (0, 2, 1, 1, 0)]
     together = conditions([each], Conditioning(torch.tensor([0, 2, 1, 1, 0])), 5)[each]

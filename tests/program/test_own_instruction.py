@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.lower.calls import LOWERINGS
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
 from pixelcnn_fast.capture.lower.materialize import materialised
 from pixelcnn_fast.capture.record.shadow_memory import Map
-from pixelcnn_fast.compiler import compiled
+from pixelcnn_fast.compiler import compile_model
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
@@ -131,7 +131,7 @@ def test_every_pass_carries_it_through(kind: type[nn.Module]) -> None:
         inner = (getattr(i, "instruction", i) for i in program.instructions)
         found[name] = sum(isinstance(i, Sine) for i in inner)
 
-    program = compiled(WrappedModel(net(kind), (2, 5, 4), levels=LEVELS), watch=watch).program
+    program = compile_model(WrappedModel(net(kind), (2, 5, 4), levels=LEVELS), watch=watch).program
     for runtime in pipeline.TAILS:
         pipeline.for_runtime(runtime, program, watch)
     assert found.keys() == {"capture", *(each.__name__ for each in pipeline.PASSES)} - {"rounded_weights"}
@@ -143,7 +143,7 @@ def test_it_is_sampled_and_refreshed(kind: type[nn.Module]) -> None:
     model = net(kind)
     sampler = Sampler(model, (2, 5, 4), levels=LEVELS)
     u = torch.rand(3, *sampler.noise_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    why = why_not_cpu(sampler._engine.captured.program, sampler.head)
+    why = why_not_cpu(sampler._engine.compiled_program.program, sampler.head)
     assert "Sine is computed in Python only" in str(why) or native() is None
     for _ in range(2):
         expected = sampler.sample(3, noise=u, runtime="reference")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.compiler import Compiled, compiled
+from pixelcnn_fast.compiler import Compiled, compile_model
 from pixelcnn_fast.program.instructions import FromLevels
 from pixelcnn_fast.refresh.reevaluation import Reevaluation
 from pixelcnn_fast.user_model.contents import Contents
@@ -59,7 +59,7 @@ def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
     model = network.model().to(dtype)
 
     def built(model: nn.Module) -> Compiled:
-        return compiled(WrappedModel(model, network.shape, **network.settings()))
+        return compile_model(WrappedModel(model, network.shape, **network.settings()))
 
     other = trained_on(model)
     first, second = built(model), built(other)
@@ -71,7 +71,7 @@ def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
 
 def test_weights_rounded_for_storage_are_evaluated_again() -> None:
     model = pixelcnn(classes=3)
-    first, second = (compiled(WrappedModel(m, (1, 5, 6)), "bf16") for m in (model, trained_on(model)))
+    first, second = (compile_model(WrappedModel(m, (1, 5, 6)), "bf16") for m in (model, trained_on(model)))
     found = again(first, named(trained_on(model)))
     assert found is not None
     assert all(map(torch.equal, found, weights_of(second)))
@@ -82,7 +82,7 @@ def test_a_weight_that_is_zero_no_longer_is_found() -> None:
     model = pixelcnn()
     with torch.no_grad():
         model.conv_in.weight[:, :, 0, 0] = 0
-    first = compiled(WrappedModel(model, (1, 5, 6)))
+    first = compile_model(WrappedModel(model, (1, 5, 6)))
     assert again(first, named(model)) is not None
     with torch.no_grad():
         model.conv_in.weight[0, 0, 0, 0] = 1
@@ -131,12 +131,12 @@ def test_weights_that_python_has_read_must_stay(
     read: Callable[[Reading], float | Tensor], dtype: torch.dtype
 ) -> None:
     model = Reading(read).to(dtype)
-    first = compiled(WrappedModel(model, (1, 4, 5), levels=5))
+    first = compile_model(WrappedModel(model, (1, 4, 5), levels=5))
     same = copy.deepcopy(model)
     with torch.no_grad():
         same.conv_out.weight.add_(1)
     found = again(first, named(same))
-    expected = weights_of(compiled(WrappedModel(same, (1, 4, 5), levels=5)))
+    expected = weights_of(compile_model(WrappedModel(same, (1, 4, 5), levels=5)))
     assert found is not None and all(map(torch.equal, found, expected))
     with torch.no_grad():
         same.conv_in.get_parameter("bias").copy_(torch.linspace(0, 1, 6))
@@ -164,7 +164,7 @@ def on_one_storage(model: nn.Module) -> dict[str, Tensor]:
 def test_weights_may_be_laid_out_in_any_way(laid_out: Callable[[nn.Module], dict[str, Tensor]]) -> None:
     model = pixelcnn()
     other = trained_on(model)
-    first, second = (compiled(WrappedModel(each, (1, 5, 6))) for each in (model, other))
+    first, second = (compile_model(WrappedModel(each, (1, 5, 6))) for each in (model, other))
     found = again(first, laid_out(other))
     assert found is not None and all(map(torch.equal, found, weights_of(second)))
 
@@ -189,6 +189,6 @@ def test_parameters_may_share_a_storage() -> None:
     other = copy.deepcopy(model)
     other.a.mul_(2)
     other.b.mul_(3)
-    first, second = (compiled(WrappedModel(each, (1, 4, 5), levels=5)) for each in (model, other))
+    first, second = (compile_model(WrappedModel(each, (1, 4, 5), levels=5)) for each in (model, other))
     found = again(first, named(other))
     assert found is not None and all(map(torch.equal, found, weights_of(second)))

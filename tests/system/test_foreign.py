@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import receptive_field
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native
@@ -58,7 +58,7 @@ def test_every_kind_of_instruction_and_of_step_is_in_some_network():
     found: set[object] = set()
     for network in MUTATED.values():
         wrapped = network.sampler(network.model())._engine.model
-        program = recorded(wrapped).program
+        program = capture_model(wrapped).program
         for i in program.instructions:
             found |= {type(i), *(step.kind for step in i.steps)}
     assert {
@@ -107,7 +107,7 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
-    program, conditions, logits, *_ = recorded(wrapped)
+    program, conditions, logits, *_ = capture_model(wrapped)
     operands = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
     return program, levels, logits, conditions(operands, given, EXAMPLE_BATCH).__getitem__
 

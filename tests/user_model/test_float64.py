@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.check.against_model import check_program, expectations
-from pixelcnn_fast.compiler import recorded
+from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.errors import CaptureMismatch, Unsupported
 from pixelcnn_fast.user_model.float64 import InFloat64, computing
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
@@ -124,7 +124,7 @@ def wrapped(body: Any, dtype: torch.dtype = torch.float32) -> WrappedModel:
 
 def compared_in_float64(model: WrappedModel) -> bool:
     """Whether the model is captured, and its program compared in float64."""
-    program, conditions, *_ = found = recorded(model)
+    program, conditions, *_ = found = capture_model(model)
     expected = expectations(model, found.replay)
     check_program(program, conditions, model, expected)
     return expected.exact is not None and all(x.dtype == torch.float64 for x in expected.exact)
