@@ -76,14 +76,14 @@ class Evaluation {
     finish(member, i, i.row_runs, chunk, member.row_sums);
   }
 
-  void at_pixels(Member<T>& member, const Instruction& i, int t) {
+  void evaluate_at_pixel(Member<T>& member, const Instruction& i, int t) {
     if (i.barrier_at_pixel) member.wait_for_team();
     const Span& pixels = span(member, t + lead(i), 1);
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && values.all_known(pixels, i.after))) return;
     if (!i.keeps_partial())
       tabulate_start(member.from, i, pixels);
     else if (member.next_begins == &i && member.next_step == t)
-      std::swap(member.from, member.next), member.next_begins = nullptr;
+      std::swap(member.from, member.next), member.next_begins = nullptr;  // it was prefetched
     else
       tabulate_partial(member.from, i, pixels, t);
     prefetch_partial(member, i, t);

@@ -45,12 +45,12 @@ T value_at(HeadKind kind, const void* values, int64_t at) {
 }
 
 // One distribution of one pixel of one image: its parameters, the element of Job::noise at which its noise begins, and
-// that of Job::values, known and log_probability at which its values begin. The next uniform, and the value of the next
-// image channel, lie `stride` elements further on. It is drawn unless all its values are known.
+// that of Job::values, known and log_probability at which its values begin. It is drawn unless all its values are
+// known.
 template <class T>
 struct Distribution {
   const T* parameters;
-  int64_t noise, values, stride;
+  int64_t noise, values;
 };
 
 // Draws for one thread.

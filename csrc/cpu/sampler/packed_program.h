@@ -40,7 +40,7 @@ struct PackedInstruction : Instruction {
   // Whether it is computed for a whole row at once.
   bool by_rows() const { return !in_scan(*this) && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
   // Whether it is computed pixel by pixel, scans apart.
-  bool at_pixels() const {
+  bool is_at_pixels() const {
     return !reads_image(*this) && (phase != Phase::row || is_output) && phase != Phase::finished;
   }
   // Whether its sum over rows above is kept until its pixel's turn comes.
@@ -188,7 +188,7 @@ class PackedProgram {
       if (reads) written.clear();
       return reads;
     };
-    const auto at_pixels = [&](int after) {
+    const auto set_barriers = [&](int after) {
       for (auto& i : instructions) {
         if (reads_image(i) || i.after != after || i.phase == Phase::row || i.phase == Phase::finished) continue;
         i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
@@ -197,7 +197,7 @@ class PackedProgram {
     };
     // What is computed after a pixel's last draw is read by the next sums over rows above, or, if there are none in
     // between, by the next pixel.
-    at_pixels(draws);
+    set_barriers(draws);
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
       if ((i.phase != Phase::row && i.row_runs.empty()) || i.phase == Phase::finished) continue;
@@ -206,7 +206,7 @@ class PackedProgram {
     }
     written = last_written;
     for (int draw = 0; draw < draws; draw++) {
-      at_pixels(draw);
+      set_barriers(draw);
       written.clear();
     }
   }

@@ -41,10 +41,6 @@ class SamplerOf final : public Sampler {
     program_.instructions.clear();  // they borrow weights that may be gone
   }
 
-  std::vector<Schedule> schedules(int images, int threads) const override {
-    return possible_schedules(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
-  }
-
   Schedule schedule(int images, int threads) const override {
     return choose_schedule(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }

@@ -21,12 +21,11 @@ class Sampler {
  public:
   virtual ~Sampler() = default;
 
-  // The ways to sample `images` images on at most `threads` threads, and the cheapest of them.
-  virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
+  // The cheapest way to sample `images` images on at most `threads` threads.
   virtual Schedule schedule(int images, int threads) const = 0;
 
   // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
-  // run stops and passes the exception on. schedule: one of schedules(job.images, ...). A group whose threads wait for
+  // run stops and passes the exception on. schedule: for job.images. A group whose threads wait for
   // each other far longer than they work goes on with fewer. -> how many threads the smallest group ends with
   virtual int run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 

@@ -22,18 +22,18 @@ void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
   const double together = pixels / s.steps(program), in_chunk = together * s.chunk;
   const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
   const auto in_rows = [&](const Work& w) { return cost_of(w, in_chunk, row_threads, s.threads); };
-  double rows = in_rows(work.row_phase), at_pixels = cost_of(work.pixels, together, pixel_threads, s.threads);
+  double rows = in_rows(work.row_phase), pixel_cost = cost_of(work.pixels, together, pixel_threads, s.threads);
   for (const Work& sum : work.partial_sums) rows += in_rows(sum);
   s.by_pixel_team.assign(work.partial_sums.size(), false);
-  s.cost = pixels * (rows + at_pixels);
+  s.cost = pixels * (rows + pixel_cost);
   if (!s.two_teams()) return;
   for (size_t i = work.partial_sums.size(); i-- > 0;) {
     const double fewer = rows - in_rows(work.partial_sums[i]);
-    const double more = at_pixels + cost_of(work.partial_sums[i], in_chunk, pixel_threads, s.threads);
-    if (std::max(fewer, more) >= std::max(rows, at_pixels)) continue;
-    s.by_pixel_team[i] = true, rows = fewer, at_pixels = more;
+    const double more = pixel_cost + cost_of(work.partial_sums[i], in_chunk, pixel_threads, s.threads);
+    if (std::max(fewer, more) >= std::max(rows, pixel_cost)) continue;
+    s.by_pixel_team[i] = true, rows = fewer, pixel_cost = more;
   }
-  s.cost = pixels * (std::max(rows, at_pixels) + 2 * kBarrier / in_chunk);
+  s.cost = pixels * (std::max(rows, pixel_cost) + 2 * kBarrier / in_chunk);
 }
 
 // Several rows in flight. pixel_threads: 0 for one team.
@@ -56,8 +56,7 @@ Schedule row_by_row(Schedule s, const Program& program, const ProgramWork& work)
 
 }  // namespace
 
-std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
-                                         int in_group) {
+Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group) {
   std::vector<Schedule> all;
   for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
     Schedule s;
@@ -70,11 +69,6 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
       for (int pixel_threads = 0; pixel_threads < s.threads; pixel_threads++)
         all.push_back(in_waves(s, program, work, chunk, pixel_threads));
   }
-  return all;
-}
-
-Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group) {
-  const auto all = possible_schedules(program, work, images, threads, in_group);
   return *std::min_element(all.begin(), all.end(),
                            [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
 }

@@ -114,8 +114,8 @@ class Walk {
     compute_row(member, t, p_.before_row);
     for (const auto& i : p_.instructions) {
       const bool in_row_phase = i.phase == Phase::row && (p_.before_row.empty() || i.is_output);
-      const bool at_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
-      if ((in_row_phase || at_pixels) && mine(i)) evaluation_.sum_rows_above(member, i, t);
+      const bool for_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
+      if ((in_row_phase || for_pixels) && mine(i)) evaluation_.sum_rows_above(member, i, t);
     }
   }
 
@@ -126,7 +126,7 @@ class Walk {
       if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
       for (int after = 0; after <= values_.draws(); after++) {
         for (const auto& i : p_.instructions)
-          if (i.after == after && i.at_pixels()) evaluation_.at_pixels(member, i, t);
+          if (i.after == after && i.is_at_pixels()) evaluation_.evaluate_at_pixel(member, i, t);
         if (after < values_.draws() && !draw_values(member, t, after)) return false;
       }
     }
@@ -149,7 +149,7 @@ class Walk {
         for (int k = 0; k < program_.width; k++) {
           const Instruction* i = &p_.instructions[stage.scans[s]];
           const int x = i->from_the_right ? program_.width - 1 - k : k;
-          for (; is_in(*i, stage.scans[s]); i++) evaluation_.at_pixels(member, *i, t + x);
+          for (; is_in(*i, stage.scans[s]); i++) evaluation_.evaluate_at_pixel(member, *i, t + x);
         }
       member.alone = false;
     }
@@ -205,7 +205,8 @@ class Walk {
 
   // -- values of the image
 
-  // Draws the values of column step t, or takes the known ones, between two barriers. False if the member leaves.
+  // Draws the values of column step t, or takes the known ones, between two barriers. This is also where threads leave:
+  // false if the member does.
   bool draw_values(Member<T>& member, int t, int draw) {
     if (member.index == 0 && waits_too_long(member, t)) go_on_with_fewer(member, t);
     member.wait_for_team();
@@ -235,8 +236,7 @@ class Walk {
     if (!values_.known(image, distribution, y, x)) {
       const int64_t noise =
           values_.element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
-      const int64_t stride = int64_t{program_.height} * program_.width;
-      if (!member.drawer.draw({parameters, noise, values_.sub_pixel(image, first, y, x), stride}))
+      if (!member.drawer.draw({parameters, noise, values_.sub_pixel(image, first, y, x)}))
         report(image, distribution, y, x);
     }
     for (int channel = first; channel < first + channels; channel++)
@@ -263,7 +263,7 @@ class Walk {
   const ImageValues& values_ = evaluation_.values;
   Team pixel_team_, row_team_;           // the latter is empty where one team does all
   SpinBarrier cleared_;                  // all of the group, before they begin
-  std::atomic<int> row_team_until_;      // the column step before which there is a row team
+  std::atomic<int> row_team_until_;      // the column step before which there is a row team; kNever: for good
   std::atomic<int> failed_row_{kNever};  // the first whose logits were not finite
   std::atomic<int> stopped_at_{kNever};  // the column step
 };
