@@ -27,8 +27,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "pixelcnn_fast" / "__init__.py").touch()
     table = copy / "pixelcnn_fast" / "program" / "steps.py"
     text = table.read_text()
-    assert text.count('StepKind("relu"),') == 1
-    table.write_text(text.replace('StepKind("relu"),', 'StepKind("relu"), StepKind("cube"),'))
+    assert text.count('    StepKind("relu", ') == 1
+    table.write_text(text.replace('    StepKind("relu", ', '    StepKind("cube"),\n    StepKind("relu", '))
     return copy
 
 
