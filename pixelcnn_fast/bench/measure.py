@@ -39,9 +39,8 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError for contestants that don't exist or are named twice."""
     if not names or len(set(names)) < len(names) or any(name not in LABELS for name in names):
-        raise ValueError(
-            f"runtimes are {','.join(names) or 'none'}: choose from {', '.join(LABELS)}, each once"
-        )
+        found = ",".join(names) or "none"
+        raise ValueError(f"runtimes are {found}: choose from {', '.join(LABELS)}, each once")
 
 
 def compare(
@@ -63,24 +62,19 @@ def compare(
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
     samplers = {p: Sampler(work.model, work.shape, precision=p) for p in {"same", *precisions.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
-    fast = {}
+    contestants: dict[str, WholeImages] = {}
     for name in names:
-        if name != NAIVE:
-            exact = None if precisions[name] == "same" else samplers["same"]
-            fast[name] = WholeImages(name, samplers[precisions[name]], work, exact=exact)
-    warm = {name: contestant.draw() for name, contestant in fast.items()}
+        exact = None if precisions[name] == "same" else samplers["same"]
+        contestants[name] = WholeImages(name, samplers[precisions[name]], work, exact=exact)
+    warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
     expected = [images for name, images in warm.items() if precisions[name] == "same"]
     common = expected[-1] if expected else samplers["same"].sample(work.images, work.labels, noise=work.noise)
-    contestants: dict[str, WholeImages | SomePixels] = {}
-    for name in names:
-        if name != NAIVE:
-            contestants[name] = fast[name]
-            continue
+    if NAIVE in names:
         naive = samplers["same"].with_reference(work.plain_model())
         if 0 < naive_pixels < work.pixels:
-            contestants[name] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
+            contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
         else:
-            contestants[name] = WholeImages(name, naive, work, progress)
+            contestants[NAIVE] = WholeImages(NAIVE, naive, work, progress)
 
     turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
     with progress_bar(turns, shown=progress, unit="run") as bar:
