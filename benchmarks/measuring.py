@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.streams import watched
 from pixelcnn_fast.bench.workload import Model, workload
+from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.sampler import Sampler
 
@@ -160,8 +160,7 @@ def building(model: Model, side: int, must: float, reach: float, repeats: int, s
 @contextlib.contextmanager
 def busy_cores() -> Iterator[None]:
     """A process for each core that does nothing but loop."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable())]
     try:
         time.sleep(1)
         yield

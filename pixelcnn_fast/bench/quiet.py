@@ -15,10 +15,10 @@ PATIENCE = 15.0  # seconds; installing a package or starting a desktop is over b
 _COUNTERS = Path("/proc/stat")
 
 
-def taken_cores(seconds: float | None = None) -> float | None:
+def taken_cores() -> float | None:
     """How many of the cores that we may use others take, measured now; None where the system doesn't count that."""
     before = _ticks(), _own_seconds(), time.perf_counter()
-    time.sleep(SECONDS if seconds is None else seconds)
+    time.sleep(SECONDS)
     after = _ticks(), _own_seconds(), time.perf_counter()
     if before[0] is None or after[0] is None:
         return None
@@ -47,11 +47,8 @@ def _ticks() -> int | None:
     except OSError:
         return None
     ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    rows = [
-        [int(field) for field in fields]
-        for name, *fields in map(str.split, filter(None, lines))
-        if name in ours
-    ]
+    found = (line.split() for line in lines if line)
+    rows = [[*map(int, fields)] for name, *fields in found if name in ours]
     # user, nice, system, idle, iowait, irq, softirq, steal; guests are counted among users
     return sum(sum(row[:3]) + sum(row[5:8]) for row in rows) if rows else None
 
