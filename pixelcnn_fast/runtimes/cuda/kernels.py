@@ -15,7 +15,7 @@ import torch
 from pixelcnn_fast import native
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import driver
-from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
+from pixelcnn_fast.runtimes.cuda.compilers import compilers
 from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
 from pixelcnn_fast.runtimes.cuda.store import SUFFIX, Store, cache_folder
 
@@ -142,7 +142,7 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
     cache, or else compiled now by the first compiler that can, in some ten seconds. Raises RuntimeUnavailable, saying
     why it can't be had."""
-    number = 10 * capability[0] + capability[1]
+    number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):
         if (found := _ready(folder, instance, number)) is not None:
@@ -152,7 +152,12 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
             if (found := cache.get(instance.name_for(number))) is not None:
                 return found
-            architecture = _architecture_for(capability, with_it)
+            architecture = architecture_for(capability, with_it.architectures())
+            if architecture is None:
+                raise RuntimeUnavailable(
+                    f"{with_it} knows no architecture for compute capability {dotted}: a newer one is needed (PyTorch "
+                    "brings NVRTC)"
+                )
             make = partial(with_it.compiled, sources(), architecture, instance.options)
             return cache.get_or_make(instance.name_for(number), make)
         except RuntimeUnavailable as error:
@@ -161,8 +166,8 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             failures.append(f"{type(error).__name__}: {error}")
     there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
     nothing = (
-        f"{there} compute capability {capability[0]}.{capability[1]}, and there is no compiler to make one: compile "
-        f"them elsewhere, with `python -m pixelcnn_fast compile --arch {number}`"
+        f"{there} compute capability {dotted}, and there is no compiler to make one: compile them elsewhere, with "
+        f"`python -m pixelcnn_fast compile --arch {number}`"
     )
     raise RuntimeUnavailable(failures[0] if failures else nothing)
 
@@ -182,31 +187,19 @@ def _ready(named: str, instance: Instance, number: int) -> bytes | None:
     """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
     folder is none, can't be read, or has it from other sources."""
     store, archs = _ready_store(named), range(number, number // 10 * 10 - 1, -1)
-    found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
-    return next((cubin for cubin in found if cubin is not None), None)
+    return next(filter(None, (store.get(instance.name_for(arch), strict=True) for arch in archs)), None)
 
 
 def _ready_store(named: str) -> Store:
     try:
         folder = Path(named).expanduser()
-        if not folder.is_dir():
-            raise RuntimeUnavailable(f"{READY}={named} is not a folder")
-        return Store(folder, digest())
-    except RuntimeUnavailable:
-        raise
+        is_there = folder.is_dir()
     except (OSError, RuntimeError) as error:  # the latter: nobody's home
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        why = getattr(error, "strerror", None) or error
         raise RuntimeUnavailable(f"{READY}={named} can't be used: {why}") from error
-
-
-def _architecture_for(capability: tuple[int, int], with_it: Compiler) -> int:
-    found = architecture_for(capability, with_it.architectures())
-    if found is None:
-        raise RuntimeUnavailable(
-            f"{with_it} knows no architecture for compute capability {capability[0]}.{capability[1]}: a newer one is "
-            "needed (PyTorch brings NVRTC)"
-        )
-    return found
+    if not is_there:
+        raise RuntimeUnavailable(f"{READY}={named} is not a folder")
+    return Store(folder, digest())
 
 
 def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:

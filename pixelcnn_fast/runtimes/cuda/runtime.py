@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, Kernel, Kernels, kernels_of, why_no_kernels
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
+from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
 
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {getattr(torch, math.dtype): math.name for math in schema.MATHS}
@@ -73,6 +73,10 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     return why_no_kernels()
 
 
+def _results(job: Job) -> tuple[Tensor | None, ...]:
+    return job.values, job.parameters, job.log_probability
+
+
 def _number(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
@@ -86,19 +90,22 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job's tensors on the device. error: -1, or the location of the first logits that are not finite."""
+    """A job whose tensors are on the device, with all the memory that it takes.
+
+    conditions: one array, or none; error: -1, or the location of the first logits that are not finite.
+    """
 
     job: Job
     sampler: Any
-    levels: Tensor
-    known: Tensor | None
-    noise: Tensor
-    conditions: Tensor | None
-    logits: Tensor | None
-    log_probability: Tensor | None
+    conditions: list[Tensor]
     constants: Tensor
     workspace: Tensor
     error: Tensor
+
+    @property
+    def levels(self) -> Tensor:
+        """The images, once the stream has come that far."""
+        return self.job.values
 
 
 @dataclass
@@ -183,11 +190,7 @@ class CudaRuntime(Runtime):
         self.enqueue(batch)
         results = [
             (place, on_host(found) if place.device.type == "cpu" else found)
-            for place, found in (
-                (job.values, batch.levels),
-                (job.parameters, batch.logits),
-                (job.log_probability, batch.log_probability),
-            )
+            for place, found in zip(_results(job), _results(batch.job), strict=True)
             if place is not None and found is not None
         ]
         error = on_host(batch.error)
@@ -209,34 +212,35 @@ class CudaRuntime(Runtime):
         return launched.job
 
     def prepared(self, job: Job) -> DeviceJob:
-        """The job on the device, with all the memory that it takes."""
-        device = self._program.device
-        sampler = self.sampler(shape := self.shape(job.values.shape[0]))
+        """The job on the device, for ``enqueue``."""
+        device, images = self._program.device, job.values.shape[0]
+        sampler = self.sampler(shape := self.shape(images))
         operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, job.values.shape[0])
+        found = self._conditions(operands, job.given, images)
         conditions = [found[operand].float().reshape(-1) for operand in operands]
-        return DeviceJob(
+        there = replace(
             job,
-            sampler,
-            levels=on_device(job.values, device, job.values.dtype),
+            values=on_device(job.values, device, job.values.dtype),
             known=None if job.known is None else on_device(job.known, device, torch.uint8),
             noise=on_device(job.noise, device, torch.float64),
-            conditions=on_device(torch.cat(conditions), device, torch.float32) if conditions else None,
-            logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
-            log_probability=None
-            if job.log_probability is None
-            else torch.zeros(job.log_probability.shape, dtype=torch.float64, device=device),
+        )
+        if job.parameters is not None:
+            there.parameters = torch.empty(job.parameters.shape, device=device)
+        if job.log_probability is not None:
+            there.log_probability = torch.zeros(job.log_probability.shape, dtype=torch.float64, device=device)
+        return DeviceJob(
+            there,
+            sampler,
+            [on_device(torch.cat(conditions), device, torch.float32)] if conditions else [],
             constants=self._constants_of(shape),
-            workspace=torch.empty(
-                sampler.workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
-            ),
+            workspace=torch.empty(sampler.workspace_bytes(images), dtype=torch.uint8, device=device),
             error=torch.full((1,), -1, dtype=torch.int64, device=device),
         )
 
     def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         with self._on_device():
-            if images := batch.levels.shape[0]:
+            if images := batch.job.values.shape[0]:
                 facts, stream = batch.sampler.facts, 0
                 if self._program.device.type == "cuda":
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
@@ -269,18 +273,8 @@ class CudaRuntime(Runtime):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _parameters(self, batch: DeviceJob) -> bytes:
-        job = schema.Job(
-            images=batch.levels.shape[0],
-            values=batch.levels.data_ptr(),
-            known=address(batch.known),
-            noise=batch.noise.data_ptr(),
-            conditions=[address(batch.conditions)],
-            options=sampling_options(batch.job.options),
-            parameters=address(batch.logits),
-            log_probability=address(batch.log_probability),
-        )
-        memory = batch.constants.data_ptr(), batch.workspace.data_ptr(), batch.error.data_ptr()
-        return batch.sampler.parameters(job, *memory)
+        job = described_job(batch.job, batch.conditions)
+        return batch.sampler.parameters(job, *map(address, (batch.constants, batch.workspace, batch.error)))
 
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
