@@ -78,11 +78,6 @@ def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     }
 
 
-def paired_ratios(slow: Result, fast: Result) -> list[float]:
-    """How many times faster, round by round."""
-    return [a / b for a, b in zip(slow.seconds, fast.seconds, strict=False)]  # naive may sit rounds out
-
-
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
     """One table of all comparisons, each on one batch, and the evidence where images differ."""
     rows: list[Sequence[str]] = [HEADER]

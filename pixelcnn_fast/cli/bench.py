@@ -10,9 +10,9 @@ import torch
 
 from pixelcnn_fast.bench import arguments, report
 from pixelcnn_fast.bench.contestants import LABELS, Result
-from pixelcnn_fast.bench.measure import WrongImages, check_names, compare
+from pixelcnn_fast.bench.measure import check_names, compare, wrong_images
 from pixelcnn_fast.bench.streams import complain, say, watched
-from pixelcnn_fast.bench.workload import Workload, workload
+from pixelcnn_fast.bench.workload import workload
 from pixelcnn_fast.cli import memory
 from pixelcnn_fast.native import native
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         for n in args.batch:
             work = workload(model, n, height, width, args.seed)
-            comparisons.append(compared(work, chosen, args.repeats, args.naive_pixels))
+            comparisons.append(compare(work, chosen, args.repeats, args.naive_pixels, progress=watched()))
     except KeyboardInterrupt:
         if not comparisons:
             raise
@@ -106,21 +106,11 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def compared(
-    work: Workload, names: list[str], repeats: int, naive_pixels: int, naive_repeats: int | None = None
-) -> list[Result]:
-    """The comparison, with those whose images are wrong."""
-    try:
-        return compare(work, names, repeats, naive_pixels, naive_repeats, progress=watched())
-    except WrongImages as failure:
-        return failure.results
-
-
 def finish(comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]) -> int:
     """Saves and prints a report -> the exit status: 1 if a check failed. found: ``machine()`` before the measuring."""
     paths = report.save(comparisons, folder, stem, title, found)
     say(report.about(found), report.markdown(comparisons), "", *paths)
-    wrong = [WrongImages(results) for results in comparisons if any(r.wrong for r in results)]
-    for failure in wrong:
+    failures = [*filter(None, map(wrong_images, comparisons))]
+    for failure in failures:
         complain(f"check failed, so no speed-up is reported: {failure}")
-    return 1 if wrong else 0
+    return 1 if failures else 0

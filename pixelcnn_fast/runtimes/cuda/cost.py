@@ -8,7 +8,6 @@ network is faster on one block. Where many blocks read at once, fewer blocks wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pixelcnn_fast.program.schema import TILE_SITES
@@ -57,13 +56,3 @@ def cycles(
         return float((chain**4 + read**4) ** 0.25)  # the longer of them, and some of the other
 
     return facts["turns"] * sum(sweep["steps"] * of_step(sweep) for sweep in facts["sweeps"])
-
-
-def prefers(blocks: int, images: int = 1) -> Callable[..., float]:
-    """In place of ``cycles``, to choose for tests and measurements: clusters of so many blocks, with so many images, or
-    as near to that as there can be; the first counts first."""
-
-    def distance(facts: dict[str, Any], math: str, each: int, *_: int) -> float:
-        return 1e6 * abs(int(facts["cluster"]) - blocks) + abs(each - images)
-
-    return distance
