@@ -38,8 +38,7 @@ def compare(
 
     naive_pixels: the naive sampler draws this many pixels in all, given the others, and its time is scaled up;
     0: it draws whole images. naive_repeats: the number of rounds, from the first, in which it takes part.
-    ``wrong_images`` tells whose images are not what the model gives for the noise. Raises ValueError and RuntimeError as
-    Sampler does.
+    ``wrong_images`` tells whose images are not those of the noise. Raises ValueError and RuntimeError as Sampler does.
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}

@@ -26,17 +26,13 @@ def taken_cores() -> float | None:
     return max(0.0, others / (after[2] - before[2]))
 
 
-def awaited(patience: float | None = None) -> float | None:
-    """``taken_cores`` once it is quiet, or after ``patience`` (PATIENCE) seconds; the user is told of the wait."""
-    patience = PATIENCE if patience is None else patience
-    start = time.perf_counter()
-    taken = taken_cores()
-    if taken is not None and taken > BUSY and patience > 0:
-        complain(
-            f"other processes take {taken:.1f} cores: waiting for up to {patience:.0f} s until it is quiet"
-        )
-        while taken is not None and taken > BUSY and time.perf_counter() - start < patience:
-            taken = taken_cores()
+def awaited() -> float | None:
+    """``taken_cores`` once it is quiet, or after PATIENCE; the user is told of the wait."""
+    start, wait = time.perf_counter(), f"waiting for up to {PATIENCE:.0f} s until it is quiet"
+    while (taken := taken_cores()) is not None and taken > BUSY and time.perf_counter() - start < PATIENCE:
+        if wait:
+            complain(f"other processes take {taken:.1f} cores: {wait}")
+        wait = ""  # which is told once
     return taken
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench import arguments, report
 from pixelcnn_fast.bench.contestants import LABELS, Result
 from pixelcnn_fast.bench.measure import check_names, compare, wrong_images
 from pixelcnn_fast.bench.streams import complain, say, watched
-from pixelcnn_fast.bench.workload import workload
+from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.cli import memory
 from pixelcnn_fast.native import native
 
@@ -79,7 +80,7 @@ def available() -> list[str]:
 def run(args: argparse.Namespace) -> int:
     chosen = args.runtimes or available()
     check_names(chosen)
-    model = arguments.model_of(args.model)
+    model = random_model() if args.model == "default" else checkpoint.load(args.model)
     height, width = args.size or ((28, 28) if args.model == "mnist" else (32, 32))
     memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
     forward = 4 * memory.outputs(model) * height * width

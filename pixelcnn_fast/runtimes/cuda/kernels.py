@@ -14,11 +14,13 @@ import torch
 
 from pixelcnn_fast import native
 from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.program.schema import MOST_BLOCKS
 from pixelcnn_fast.runtimes.cuda import driver
 from pixelcnn_fast.runtimes.cuda.compilers import compilers
 from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
 from pixelcnn_fast.runtimes.cuda.store import SUFFIX, Store, cache_folder
 
+CLUSTERS = (2, 4, MOST_BLOCKS)  # blocks of a cluster
 READY = "PIXELCNN_FAST_KERNELS"  # a folder of kernels that were compiled before
 
 
@@ -56,10 +58,18 @@ class Kernels(Protocol):
     def get(self, instance: Instance) -> Kernel: ...
 
 
-def instances(maths: Iterable[str]) -> list[Instance]:
-    """All of these maths."""
+def largest_cluster(capability: tuple[int, int]) -> int:
+    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
+    return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
+
+
+def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -> list[Instance]:
+    """All of these maths; those that GPUs of a compute capability have, if it is given."""
+    most = max(CLUSTERS) if capability is None else largest_cluster(capability)
     found = [Instance(*each) for each in native.required().cuda_kernels()]
-    return [instance for math in maths for instance in found if instance.math == math]
+    return [
+        instance for math in maths for instance in found if instance.math == math and instance.cluster <= most
+    ]
 
 
 @cache

@@ -19,18 +19,24 @@ from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes import DTYPES, Precision
 from pixelcnn_fast.runtimes.cuda import cost
 from pixelcnn_fast.runtimes.cuda.driver import Launch
-from pixelcnn_fast.runtimes.cuda.kernels import Instance, Kernel, Kernels, kernels_of, why_no_kernels
+from pixelcnn_fast.runtimes.cuda.kernels import (
+    CLUSTERS,
+    Instance,
+    Kernel,
+    Kernels,
+    kernels_of,
+    largest_cluster,
+    why_no_kernels,
+)
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
 
-# What is multiplied if precision= does not say; sums and pointwise steps are float32.
-MATH_BY_DTYPE = {getattr(torch, math.dtype): math.name for math in schema.MATHS}
+MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}  # if precision= does not say another
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-CLUSTERS = (2, 4, schema.MOST_BLOCKS)  # blocks of a cluster
 MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 
 
@@ -48,11 +54,6 @@ def limits_of(device: torch.device) -> Limits:
     found = torch.cuda.get_device_properties(device)
     shared_bytes = found.shared_memory_per_block_optin
     return Limits(shared_bytes, found.multi_processor_count, largest_cluster((found.major, found.minor)))
-
-
-def largest_cluster(capability: tuple[int, int]) -> int:
-    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
-    return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
@@ -305,16 +306,10 @@ class CudaRuntime(Runtime):
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
         """Those that there can be: what was planned for one image, and how many images' values memory holds."""
-        found = []
-        for blocks in CLUSTERS:
-            if blocks > min(self._limits.largest_cluster, self._limits.multiprocessors):
-                break
-            try:
-                sampler = self.sampler(Shape(1, blocks))
-            except ValueError:
-                continue
-            found.append((sampler.facts, self._most_in_memory(sampler)))
-        return found
+        most = min(self._limits.largest_cluster, self._limits.multiprocessors)
+        shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
+        samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
+        return [(sampler.facts, self._most_in_memory(sampler)) for sampler in samplers]
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
