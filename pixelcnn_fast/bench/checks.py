@@ -1,4 +1,4 @@
-"""Are these images what the model gives for this noise? Decided by the model's own probabilities."""
+"""Checks, by the model's own probabilities, that images are what it gives for the noise."""
 
 from __future__ import annotations
 

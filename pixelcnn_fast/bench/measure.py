@@ -1,4 +1,4 @@
-"""Timing side by side: contestants take turns, so that a drift of the machine affects all of them."""
+"""Compares samplers, which take turns so that a drift of the machine affects all of them."""
 
 from __future__ import annotations
 

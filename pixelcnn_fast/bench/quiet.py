@@ -1,4 +1,4 @@
-"""How much of the cores other processes take, and waiting until they take little: before that, times mislead."""
+"""Measures how many cores other processes take, and waits until they take so few that times can be trusted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COUNTERS = Path("/proc/stat")
 
 def taken_cores() -> float | None:
     """How many of the cores that we may use others take, measured now; None where the system doesn't count that."""
-    before = _ticks(), _own_seconds(), time.perf_counter()
+    before = _ticks(), sum(os.times()[:2]), time.perf_counter()
     time.sleep(SECONDS)
-    after = _ticks(), _own_seconds(), time.perf_counter()
+    after = _ticks(), sum(os.times()[:2]), time.perf_counter()
     if before[0] is None or after[0] is None:
         return None
     others = (after[0] - before[0]) / os.sysconf("SC_CLK_TCK") - (after[1] - before[1])
@@ -47,8 +47,3 @@ def _ticks() -> int | None:
     rows = [[*map(int, fields)] for name, *fields in found if name in ours]
     # user, nice, system, idle, iowait, irq, softirq, steal; guests are counted among users
     return sum(sum(row[:3]) + sum(row[5:8]) for row in rows) if rows else None
-
-
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system

@@ -1,10 +1,11 @@
-"""What a comparison found: a Markdown table, JSON and a chart, and the machine it was found on."""
+"""Reports what a comparison found, and on which machine: as a Markdown table, as JSON and as a chart."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,10 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -73,9 +72,8 @@ def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     Who drew wrong images is left out.
     """
     medians = {result.name: result.median for result in results if not result.wrong}
-    return {
-        base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians
-    }
+    bases = (base for base in BASELINES if base in medians)
+    return {base: {name: medians[base] / m for name, m in medians.items()} for base in bases}
 
 
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:

@@ -1,4 +1,4 @@
-"""What commands print, to whoever still listens: streams may be closed, or the reader of a pipe gone."""
+"""Prints what commands say, although streams may be closed, or the reader of a pipe be gone."""
 
 from __future__ import annotations
 

@@ -38,37 +38,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
-    add(
-        "--model",
-        type=arguments.file_name,
-        default="default",
-        help="'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint",
-    )
-    add(
-        "--batch",
-        type=arguments.counts,
-        default=[1, 16],
-        metavar="N,...",
-        help="images at once (default: 1,16)",
-    )
+    which = "'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint"
+    add("--model", type=arguments.file_name, default="default", help=which)
+    at_once = "images at once (default: 1,16)"
+    add("--batch", type=arguments.counts, default=[1, 16], metavar="N,...", help=at_once)
     add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=arguments.names, metavar="NAME,...", help="(default: all that work here)")
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=arguments.count_or_zero, default=64, metavar="N", help=naive)
-    add(
-        "--threads",
-        type=arguments.threads,
-        help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)",
-    )
+    threads = "threads of PyTorch and the compiled sampler (default: PyTorch's choice)"
+    add("--threads", type=arguments.threads, help=threads)
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
-    add(
-        "--out",
-        type=arguments.path,
-        default=Path("out"),
-        metavar="FOLDER",
-        help="where the table and the chart go",
-    )
+    where = "where the table and the chart go"
+    add("--out", type=arguments.path, default=Path("out"), metavar="FOLDER", help=where)
     parser.set_defaults(run=run)
 
 

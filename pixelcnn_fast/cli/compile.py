@@ -38,20 +38,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "compile the CUDA sampler's kernels ahead of time"
     parser = commands.add_parser("compile", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--arch",
-        type=whole(80, 199),
-        nargs="+",
-        metavar="ARCH",
-        help="for these GPUs, such as 90 (default: those of this machine)",
-    )
-    add(
-        "--precision",
-        nargs="+",
-        choices=MATHS,
-        default=["float32", "bf16"],
-        help="what is multiplied (default: float32 bf16)",
-    )
+    gpus = "for these GPUs, such as 90 (default: those of this machine)"
+    add("--arch", type=whole(80, 199), nargs="+", metavar="ARCH", help=gpus)
+    default, what = ["float32", "bf16"], "what is multiplied (default: float32 bf16)"
+    add("--precision", nargs="+", choices=MATHS, default=default, help=what)
     add("--out", type=path, default=Path("kernels"), metavar="FOLDER", help="(default: kernels)")
     add("--compiler", choices=("nvrtc", "nvcc"), help="(default: nvrtc, or nvcc where that is missing)")
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""Runtimes draw images. Here are the names that users know them by, and the precisions that they may multiply in."""
+"""Runtimes, which draw images: their names, and the precisions that they may multiply in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled CPU runtime, csrc/cpu, fed with a phased program."""
+"""The CPU runtime: executes a phased program with the compiled module (csrc/cpu)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.native import native, required, why_not_native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
@@ -19,8 +19,6 @@ from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compil
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
-    if native() is None:
-        return why_not_native()
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cpu":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.heads import Head, SamplingOptions
-from pixelcnn_fast.native import required
+from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.operands import Step
@@ -19,9 +19,10 @@ from pixelcnn_fast.runtimes.job import Job
 
 
 def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled runtimes, whose module must be there, can't execute this program or draw from this head; None if
-    they can."""
-    if required().SIGNATURE != _signature():
+    """Why the compiled runtimes can't execute this program or draw from this head; None if they can."""
+    if (module := native()) is None:
+        return why_not_native()
+    if module.SIGNATURE != _signature():
         return (
             "the compiled module was built from another program/schema.py: build it again, with `make native`"
         )

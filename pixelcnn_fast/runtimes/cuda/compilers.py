@@ -1,5 +1,4 @@
-"""Compilers of the CUDA sampler's kernels, for a GPU that need not be there: NVRTC, which PyTorch's CUDA wheels bring,
-or nvcc."""
+"""Compiles kernels for GPUs that need not be there, with NVRTC, which PyTorch's CUDA wheels bring, or nvcc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA sampler's kernels: which there are, and where they come from. They compile at their first use."""
+"""Finds the CUDA sampler's kernels on disk, or has them compiled at their first use."""
 
 from __future__ import annotations
 
@@ -82,10 +82,8 @@ def sources() -> dict[str, str]:
 @cache
 def digest() -> str:
     """Of the sources."""
-    found = hashlib.sha256()
-    for name, text in sorted(sources().items()):
-        found.update(f"{name}\0{text}\0".encode())
-    return found.hexdigest()
+    text = "".join(f"{name}\0{text}\0" for name, text in sorted(sources().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class DeviceKernels:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.native import native, required, why_not_native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
@@ -58,8 +58,6 @@ def limits_of(device: torch.device) -> Limits:
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
-    if native() is None:
-        return why_not_native()
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
@@ -76,10 +74,6 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
 
 def _results(job: Job) -> tuple[Tensor | None, ...]:
     return job.values, job.parameters, job.log_probability
-
-
-def _number(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class Shape(NamedTuple):
@@ -147,7 +141,10 @@ class CudaRuntime(Runtime):
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
-        self._kernels = kernels or kernels_of(_number(program.device))
+        device = program.device
+        self._kernels = kernels or kernels_of(
+            torch.cuda.current_device() if device.index is None else device.index
+        )
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cost.cycles
@@ -281,7 +278,11 @@ class CudaRuntime(Runtime):
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                if self._fits(shape) and self._all_at_once(shape, images):
+                if not self._fits(shape):
+                    continue
+                if shape.cluster == 1 or images <= shape.images * self.clusters_at_once(
+                    shape
+                ):  # all run at once
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
@@ -313,8 +314,7 @@ class CudaRuntime(Runtime):
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
-        found = self._samplers.get(shape)
-        if found is None:
+        if (found := self._samplers.get(shape)) is None:
             found = self._samplers[shape] = self._planned(shape)
             for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
                 self._samplers.pop(other, None), self._constants.pop(other, None)
@@ -335,10 +335,6 @@ class CudaRuntime(Runtime):
                 self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
             return False
         return True
-
-    def _all_at_once(self, shape: Shape, images: int) -> bool:
-        """Whether all clusters of a batch run at once."""
-        return shape.cluster == 1 or images <= shape.images * self.clusters_at_once(shape)
 
     def clusters_at_once(self, shape: Shape) -> int:
         """How many the device runs at once. Asks the kernel, which is compiled for that."""
@@ -369,11 +365,9 @@ class CudaRuntime(Runtime):
         return self.sampler(self.shape(images)).workspace_bytes(images)
 
     def _constants_of(self, shape: Shape) -> Tensor:
-        found = self._constants.get(shape)
-        if found is None:
-            data = bytearray(self.sampler(shape).constants())
-            found = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
-            self._constants[shape] = found
+        if (found := self._constants.get(shape)) is None:
+            data = torch.frombuffer(bytearray(self.sampler(shape).constants()), dtype=torch.uint8)
+            found = self._constants[shape] = data.to(self._program.device)
         return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Kernels on disk: whole, of the right sources, and compiled by one process while others wait."""
+"""Keeps compiled kernels on disk, and lets one process compile each of them while others wait."""
 
 from __future__ import annotations
 
