@@ -88,9 +88,8 @@ def rounding(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> float:
     """The largest change of a weight, relative to it; infinite if the weights aren't the same ones."""
     if [x.shape for x in exact] != [x.shape for x in rounded]:
         return math.inf
-    changes = [(b.double() - a.double()).abs() / a.double().abs() for a, b in zip(exact, rounded, strict=True)]
-    unchanged = [a == b for a, b in zip(exact, rounded, strict=True)]  # zeros too
-    return max(float(c.where(~same, 0).max()) for c, same in zip(changes, unchanged, strict=True))
+    pairs = ((a.double(), b.double()) for a, b in zip(exact, rounded, strict=True))
+    return max(float(((b - a) / a).abs().where(a != b, 0).max()) for a, b in pairs)  # equal ones may be zeros
 
 
 class Oracle:
