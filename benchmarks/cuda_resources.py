@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--nvrtc", type=Path, metavar="FILE", help="with --check: the library")
     chosen = parser.parse_args(arguments)
     if chosen.check:
-        return check(instances(chosen.check), chosen.nvrtc and Nvrtc(chosen.nvrtc))
+        return check(instances(chosen.check), chosen.nvrtc and Nvrtc(chosen.nvrtc.resolve()))
     first = TABLE.read_text().split("## Shared memory of a block")[0] if chosen.plans else registers()
     TABLE.write_text(first + plans())
 

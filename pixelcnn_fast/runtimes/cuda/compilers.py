@@ -34,7 +34,8 @@ SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
 class Compiler(ABC):
     """path: its file. str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @property
     @abstractmethod
@@ -63,9 +64,6 @@ class Compiler(ABC):
 class Nvrtc(Compiler):
     # Functions of no side, which the planner shares, are the device's.
     FLAGS = ("-std=c++17", "-default-device")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
 
     def __reduce__(self) -> tuple[type[Nvrtc], tuple[Path]]:
         return type(self), (self.path,)  # without the library, which each process loads
@@ -163,9 +161,6 @@ class Nvrtc(Compiler):
 
 class Nvcc(Compiler):
     FLAGS = ("-cubin", "-std=c++17", "-O3", "--expt-relaxed-constexpr")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     @property
     def identity(self) -> str:
@@ -267,7 +262,7 @@ def nvrtc() -> Nvrtc | None:
 def nvrtcs() -> list[Nvrtc]:
     """That of PyTorch's version of CUDA, then others, the newest first."""
     each = (sorted(glob.glob(pattern), key=_version, reverse=True) for pattern in _libraries())
-    found = (Nvrtc(Path(path)) for path in chain.from_iterable(each))
+    found = (Nvrtc(Path(path).resolve()) for path in chain.from_iterable(each))
     return [*{one.path: one for one in found}.values()]
 
 
