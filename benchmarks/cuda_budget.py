@@ -44,9 +44,9 @@ from column_steps import (
     needed_compiler,
     say,
 )
+from forced_shapes import prefers
 from sass_simulator import RATES, Run
 
-from pixelcnn_fast.runtimes.cuda.cost import prefers
 from pixelcnn_fast.runtimes.cuda.kernels import digest
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS
 

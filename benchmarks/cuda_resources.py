@@ -31,12 +31,13 @@ from column_steps import (
 )
 from sass_simulator.kernel import needed
 
+from pixelcnn_fast.runtimes import DTYPES
 from pixelcnn_fast.runtimes.cuda.compilers import Compiler, Nvrtc
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances, sources
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "cuda_resources.md"
-MATHS = ("fp32", "bf16", "fp16")
+MATHS = tuple(DTYPES)
 ARCHS = {"80": "A100", "86": "RTX 3090", "89": "RTX 4090, L40S", "90": "H100", "100": "B200", "120": "RTX 5090"}
 
 
@@ -242,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--nvrtc", type=Path, metavar="FILE", help="with --check: the library")
     chosen = parser.parse_args(arguments)
     if chosen.check:
-        return check(instances(chosen.check), chosen.nvrtc and Nvrtc(chosen.nvrtc))
+        return check(instances(chosen.check), chosen.nvrtc and Nvrtc(chosen.nvrtc.resolve()))
     first = TABLE.read_text().split("## Shared memory of a block")[0] if chosen.plans else registers()
     TABLE.write_text(first + plans())
 

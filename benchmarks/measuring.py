@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.contestants import NAIVE, Result
-from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.measure import compare, wrong_images
 from pixelcnn_fast.bench.streams import watched
-from pixelcnn_fast.bench.workload import Model, workload
+from pixelcnn_fast.bench.workload import Model, Workload, workload
+from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.sampler import Sampler
 
@@ -122,6 +122,32 @@ def faster(
     return Target(f"{name} ({times}{note})", must, reach, value, values, report.factor)
 
 
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function, called in turns (A B A B ...) ``repeats`` times after one call to warm up."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def paired_ratios(slow: Result, fast: Result) -> list[float]:
+    """How many times faster, round by round."""
+    return [a / b for a, b in zip(slow.seconds, fast.seconds, strict=False)]  # naive may sit rounds out
+
+
+def compare_checked(work: Workload, names: Sequence[str], repeats: int, **how: Any) -> list[Result]:
+    """``compare``; raises CheckFailed if an image is not what the model gives for the noise."""
+    results = compare(work, names, repeats, **how)
+    if wrong := wrong_images(results):
+        raise CheckFailed(wrong)
+    return results
+
+
 def speed(
     model: Model,
     side: int,
@@ -134,7 +160,8 @@ def speed(
     """Compares samplers of side x side images, all on the same noise."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
     work = workload(model, batch, side, side)
-    results = compare(work, names, repeats, min(naive_pixels, side * side), progress=watched())
+    pixels = min(naive_pixels, side * side)
+    results = compare_checked(work, names, repeats, naive_pixels=pixels, progress=watched())
     yield results
     by_name = {result.name: result for result in results}
     for slow, fast, must, reach in wanted:
@@ -143,7 +170,7 @@ def speed(
         baseline = "naive" if slow == NAIVE else "cached PyTorch"
         weights = "bf16 weights" if fast.endswith("bf16") else "float32"
         name = f"{subject}fast vs {baseline}, {batch} at once, {weights}{how}"
-        yield Target(name, must, reach, a.median / b.median, report.paired_ratios(a, b), report.factor)
+        yield Target(name, must, reach, a.median / b.median, paired_ratios(a, b), report.factor)
 
 
 def taking(name: str, work: Callable[[], object], must: float, reach: float, repeats: int) -> Target:
@@ -160,8 +187,7 @@ def building(model: Model, side: int, must: float, reach: float, repeats: int, s
 @contextlib.contextmanager
 def busy_cores() -> Iterator[None]:
     """A process for each core that does nothing but loop."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable())]
     try:
         time.sleep(1)
         yield

@@ -25,6 +25,7 @@ import re
 import sys
 import time
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ import torch
 from measuring import Cases, Settings, Target
 
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import Parser, count, folder_name, output_folder
+from pixelcnn_fast.bench.arguments import Parser, count, output_folder, path, shortened
 from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.files import write_text
 
@@ -105,6 +106,13 @@ def write(path: Path, title: str, machine: dict[str, Any], quick: bool, measured
 
 def slug(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def folder_name(text: str) -> Path:
+    """One that is there, or can be made."""
+    if any(each.exists() and not each.is_dir() for each in (path(text), *path(text).parents)):
+        raise ArgumentTypeError(f"{shortened(text)} is a file, or in one: name a folder")
+    return path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

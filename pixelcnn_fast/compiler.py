@@ -26,12 +26,10 @@ from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.refresh.reevaluation import Reevaluation
-from pixelcnn_fast.runtimes import Precision, RuntimeName
+from pixelcnn_fast.runtimes import DTYPES, Precision, RuntimeName
 from pixelcnn_fast.user_model.conditioning import explore_labels, infer_condition_dtype
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_named
-
-STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Compiled:
 
     def listing(self, runtime: RuntimeName) -> ProgramListing:
         """The program of the runtime that 'auto' stands for, to print or to ask for its costs."""
-        stored = STORED.get(self.precision, self.program.dtype)
+        stored = DTYPES.get(self.precision, self.program.dtype)
         return ProgramListing(self.program_for(runtime), runtime, stored.itemsize)
 
 
@@ -181,7 +179,7 @@ def stored_dtype(own: torch.dtype, precision: Precision) -> torch.dtype | None:
     """The dtype to which the weights of a model are rounded; None if they keep their own."""
     if precision != "same" and own != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {own}")
-    return STORED.get(precision)
+    return DTYPES.get(precision)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""How many threads PyTorch computes with, where other processes may have the cores."""
+"""The cores that this process may use, and how many threads PyTorch computes with where others have them."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ import torch
 # of them has no core: then it takes a time slice of the system's.
 TRIED = 0.006  # seconds, after which what the system owes a process that has slept is used up
 SLOW = 0.002  # seconds: of a call that takes some 10 microseconds on quiet cores
+
+
+def usable() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

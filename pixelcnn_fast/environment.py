@@ -8,6 +8,7 @@ from importlib import metadata, util
 
 import torch
 
+from pixelcnn_fast import cores
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
@@ -124,10 +125,9 @@ def _torch_devices() -> str:
 
 
 def _thread_rows() -> dict[str, str]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
-        "processors": f"{os.cpu_count()}, of which this process may use {usable}",
+        "processors": f"{os.cpu_count()}, of which this process may use {cores.usable()}",
     }
 
 

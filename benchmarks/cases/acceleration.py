@@ -25,8 +25,11 @@ from measuring import (
     Work,
     busy_cores,
     check,
+    compare_checked,
     faster,
     in_fresh_process,
+    interleaved,
+    paired_ratios,
     ratio,
 )
 from public_networks import Cropped, OneHot, Stack, Tutorial, masked_in_place, ordered_colours
@@ -37,8 +40,6 @@ from cases import ops as op_cases
 from cases.ops import OURS, PLAIN, On
 from pixelcnn_fast import accelerate
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.measure import compare as compare_samplers
-from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.bench.workload import workload
 from pixelcnn_fast.models import PixelCNN, reference
 from pixelcnn_fast.rewriting.backend import Mode
@@ -300,14 +301,14 @@ def beside_busy_processes(repeats: int) -> Found:
 
 
 def bf16(quick: bool, repeats: int) -> Found:
-    """The sampler, whose images ``compare_samplers`` judges, and masked_conv2d."""
+    """The sampler, whose images ``compare_checked`` judges, and masked_conv2d."""
     torch.manual_seed(0)
     model = PixelCNN(3, 16, 1) if quick else PixelCNN()
     side = 8 if quick else 32
     for n in (1, 16):
-        slow, fast = compare_samplers(workload(model.eval(), n, side, side), ["cpu", "cpu-bf16"], repeats)
+        slow, fast = compare_checked(workload(model.eval(), n, side, side), ["cpu", "cpu-bf16"], repeats)
         name = f"sampling with precision='bf16', {n} at once, vs float32"
-        yield Target(name, 1.5, 1.9, slow.median / fast.median, report.paired_ratios(slow, fast), report.factor)
+        yield Target(name, 1.5, 1.9, slow.median / fast.median, paired_ratios(slow, fast), report.factor)
     case = op_cases.convolution(On(16), 128, 3, "B", 32)
     low = case._replace(inputs=[x.bfloat16() for x in case.inputs])
     works = {"float32": case.forward(OURS), "bf16": low.forward(OURS)}

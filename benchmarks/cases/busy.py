@@ -17,9 +17,7 @@ from pathlib import Path
 
 import torch
 from drawing_when_asked import MODELS, drawing
-from measuring import Cases, Found, Settings, Target, busy_cores, ratio
-
-from pixelcnn_fast.bench.measure import interleaved
+from measuring import Cases, Found, Settings, Target, busy_cores, interleaved, ratio
 
 TITLE = "Targets of samplers on busy cores"
 

@@ -27,7 +27,6 @@ from pixelcnn_fast import native
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.runtimes.cuda.compilers import compiler
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, digest, instances, sources
-from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
 TITLE = "Targets of the door"
@@ -110,11 +109,10 @@ def slowest_kernel(clone: Clone) -> float:
     if found is None:
         raise RuntimeError("there is no compiler of kernels: pip install nvidia-cuda-nvrtc")
     for arch in map(int, ARCHS):
-        for kernel in instances(["fp32", "bf16"]):
-            if kernel.cluster <= largest_cluster(divmod(arch, 10)):
-                before = cpu_seconds()
-                found.compiled(sources(), arch, kernel.options)
-                longest = max(longest, cpu_seconds() - before)
+        for kernel in instances(["fp32", "bf16"], divmod(arch, 10)):
+            before = cpu_seconds()
+            found.compiled(sources(), arch, kernel.options)
+            longest = max(longest, cpu_seconds() - before)
     return longest
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from statistics import median
 
 import torch
-from measuring import Cases, Found, Settings, Target, Work, faster, memory_share, peak_rise
+from measuring import Cases, Found, Settings, Target, Work, faster, interleaved, memory_share, peak_rise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +17,6 @@ from cases import ops as op_cases
 from cases.ops import CROPPED, OURS, PLAIN, Case, On
 from pixelcnn_fast import accelerate, ops
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask

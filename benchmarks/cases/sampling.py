@@ -15,6 +15,7 @@ from measuring import (
     Target,
     building,
     in_fresh_process,
+    interleaved,
     megabytes,
     peak_rise,
     percent,
@@ -24,7 +25,6 @@ from measuring import (
 )
 
 from pixelcnn_fast.bench.contestants import NAIVE
-from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.runtimes.cpu import CpuRuntime

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from forced_shapes import prefers
 from torch import nn
 
 from gpu.draws import Compared, compared
@@ -22,7 +23,6 @@ from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import Model, PixelRNN
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda.cost import prefers
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
 from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, largest_cluster
 from pixelcnn_fast.runtimes.job import Job

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from forced_shapes import prefers
 
 from gpu.draws import judged
 from gpu.sampling import FAMILIES, default_model
@@ -21,7 +22,7 @@ from gpu.smoke import runtime_of
 from gpu.timing import cycles_a_second, stream_seconds
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.models import Model
-from pixelcnn_fast.runtimes.cuda.cost import CONSTANTS, Constants, cycles, prefers
+from pixelcnn_fast.runtimes.cuda.cost import CONSTANTS, Constants, cycles
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Shape
 from pixelcnn_fast.runtimes.job import Job
 

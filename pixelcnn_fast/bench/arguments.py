@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench.streams import complain, say
-from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.files import check_replaceable
 
 LARGEST = 10**12  # of anything that is counted
@@ -113,13 +110,6 @@ def path(text: str) -> Path:
     return Path(file_name(text))
 
 
-def folder_name(text: str) -> Path:
-    """One that is there, or can be made."""
-    if any(os.path.exists(each) and not os.path.isdir(each) for each in (path(text), *path(text).parents)):
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is a file, or in one: name a folder")
-    return path(text)
-
-
 def png(text: str) -> Path:
     if path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{shortened(text)}: the picture is a PNG, so name it .png")
@@ -147,8 +137,3 @@ def output_folder(path: Path, *files: str) -> Path:
     for name in files:
         check_replaceable(path / name)
     return path
-
-
-def model_of(name: str) -> checkpoint.Model:
-    """'default': PixelCNN() with random weights; 'mnist' or a path: that checkpoint."""
-    return random_model() if name == "default" else checkpoint.load(name)

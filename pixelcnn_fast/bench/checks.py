@@ -1,4 +1,4 @@
-"""Are these images what the model gives for this noise? Decided by the model's own probabilities."""
+"""Checks, by the model's own probabilities, that images are what it gives for the noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixelcnn_fast.bench.workload import Workload
 LIMIT = 1e-4  # in cumulative probability: more than float32 rounding moves it, less than a wrong level would
 BF16_ROUNDING = (
     torch.finfo(torch.bfloat16).eps / 2
-)  # relative to the weight: what rounding to nearest may change
+)  # of a weight, relative to it, when it is rounded to nearest
 CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 MB
 
 
@@ -79,9 +79,8 @@ def cdf_excess(logits: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
     level = levels.long()[..., None]
     upper = probability.cumsum(-1).gather(-1, level)[..., 0]
     lower = upper - probability.gather(-1, level)[..., 0]
-    upper = upper.where(
-        level[..., 0] < logits.shape[-1] - 1, upper.clamp_min(1)
-    )  # rounding aside, it ends at 1
+    is_last = level[..., 0] == logits.shape[-1] - 1
+    upper = torch.where(is_last, upper.clamp_min(1), upper)  # rounding aside, it ends at 1
     return torch.maximum(lower - noise, noise - upper).clamp_min(0)
 
 
@@ -89,9 +88,8 @@ def rounding(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> float:
     """The largest change of a weight, relative to it; infinite if the weights aren't the same ones."""
     if [x.shape for x in exact] != [x.shape for x in rounded]:
         return math.inf
-    changes = [(b.double() - a.double()).abs() / a.double().abs() for a, b in zip(exact, rounded, strict=True)]
-    unchanged = [a == b for a, b in zip(exact, rounded, strict=True)]  # zeros too
-    return max(float(c.where(~same, 0).max()) for c, same in zip(changes, unchanged, strict=True))
+    pairs = ((a.double(), b.double()) for a, b in zip(exact, rounded, strict=True))
+    return max(float(((b - a) / a).abs().where(a != b, 0).max()) for a, b in pairs)  # equal ones may be zeros
 
 
 class Oracle:

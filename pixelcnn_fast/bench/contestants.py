@@ -1,11 +1,12 @@
-"""The contestants of a comparison: samplers that draw the same workload and keep what they drew."""
+"""Contestants: samplers that draw the same workload, and keep what they drew to have it checked."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,109 +61,92 @@ class Drawn(NamedTuple):
 
 
 class WholeImages:
-    """Draws every pixel."""
+    """A sampler that draws every pixel.
+
+    exact: a sampler with the model's own weights, for a contestant that rounds them.
+    """
 
     def __init__(
         self, name: str, sampler: Sampler, work: Workload, progress: bool = False, exact: Sampler | None = None
     ) -> None:
-        """exact: a sampler with the model's own weights, for a contestant that rounds them."""
-        self.name, self._sampler, self._work, self._exact = name, sampler, work, exact
-        self._progress = progress and name == NAIVE  # the one that takes long
-        self._where = torch.ones(work.shape[1:], dtype=torch.bool)
+        self._sampler, self._work, self._exact = sampler, work, exact
+        runtime = name.removesuffix("-bf16")
+        self._settings: dict[str, Any] = dict(noise=work.noise, batch_size=work.images, runtime=runtime)
+        self._progress = progress
         self._drawn: list[Drawn] = []
         self.result = Result(name, work.images, work.pixels, timed=work.pixels)
 
     def draw(self) -> Tensor:
-        return self._sampler.sample(
-            self._work.images,
-            self._work.labels,
-            noise=self._work.noise,
-            batch_size=self._work.images,
-            runtime=cast(RuntimeName, self.name.removesuffix("-bf16")),
-            progress=self._progress,
-        )
+        work = self._work
+        return self._sampler.sample(work.images, work.labels, progress=self._progress, **self._settings)
 
     def run(self, round: int) -> None:
+        """Draws once more, and notes the time and the images."""
         start = time.perf_counter()
         images = self.draw()
         self.result.seconds.append(time.perf_counter() - start)
-        _remember(self._drawn, Drawn(images, self._where))
+        self._remember(images, torch.ones(self._work.shape[1:], dtype=torch.bool))
 
     def check(self, common: Tensor, oracle: Oracle) -> Check:
-        """common: the images that all contestants are expected to draw."""
+        """Judges all that was drawn. common: the images that all contestants are expected to draw."""
+        differing = sum(int((images != common)[..., where].sum()) for images, where in self._drawn)
+        count = sum(images[..., where].numel() for images, where in self._drawn)
+        by_model = Check(differing, count, self._largest(oracle.excess))
         if self._exact is None:
-            return _check(self._drawn, common, oracle)
-        by_model = _check(self._drawn, common, oracle)
+            return by_model
         changed = rounding(self._exact.program.weights, self._sampler.program.weights)
         if required().multiplies_bf16():
             limit = max(oracle.bf16_limit(images) for images, _ in self._drawn)
             return replace(by_model, rounding=changed, limit=limit)
-        own = []
-        for images, _ in self._drawn:  # the same rounded weights in plain PyTorch, teacher-forced
-            logits = self._sampler.logits(images, self._work.labels, runtime="eager")
-            own.append(cdf_excess(logits, images, self._work.noise))
-        return Check(by_model.differing, by_model.drawn, _largest(own), changed, by_model.excess)
+        own = self._largest(self._excess_by_own_weights)
+        return replace(by_model, excess=own, rounding=changed, model_excess=by_model.excess)
+
+    def _excess_by_own_weights(self, images: Tensor) -> Tensor:
+        """The excess by the same rounded weights in plain PyTorch, teacher-forced."""
+        logits = self._sampler.logits(images, self._work.labels, runtime="eager")
+        return cdf_excess(logits, images, self._work.noise)
+
+    def _largest(self, excess: Callable[[Tensor], Tensor]) -> float:
+        found = [excess(images)[..., where].flatten() for images, where in self._drawn]
+        return float(torch.cat(found).max())  # NaN stays NaN
+
+    def _remember(self, images: Tensor, where: Tensor) -> None:
+        """Keeps rounds that drew the same images as one."""
+        for index, old in enumerate(self._drawn):
+            if torch.equal(old.images, images):
+                self._drawn[index] = Drawn(old.images, old.where | where)
+                return
+        self._drawn.append(Drawn(images, where))
 
 
-class SomePixels:
-    """The naive sampler on some pixels of each round, spread over the image; the other pixels are given."""
+class SomePixels(WholeImages):
+    """The naive sampler on some pixels of each round, spread over the image; the other pixels are given.
 
-    name = NAIVE
+    given: uint8 [n, C, H, W]; pixels: how many to draw in all rounds together, at least one in each.
+    """
 
     def __init__(self, sampler: Sampler, work: Workload, given: Tensor, pixels: int, rounds: int) -> None:
-        """given: uint8 [n, C, H, W]; pixels: how many to draw in all rounds together, at least one in each."""
-        self._sampler, self._work, self._given = sampler, work, given
-        pixels = min(max(pixels, rounds), work.pixels)
+        super().__init__(NAIVE, sampler, work)
+        self._given = given
+        self.result.timed = pixels = min(max(pixels, rounds), work.pixels)
         chosen = torch.arange(pixels) * work.pixels // pixels
         self._rounds = [self._mask(chosen[index::rounds]) for index in range(rounds)]
-        self._drawn: list[Drawn] = []
-        self.result = Result(NAIVE, work.images, work.pixels, timed=pixels)
         self._draw(self._mask(chosen[:1]))  # warm-up
-        self._overhead = min(
-            self._draw(self._mask(chosen[:0]))[0] for _ in range(2)
-        )  # the time to pass over given pixels
+        nothing = self._mask(chosen[:0])
+        self._overhead = min(self._draw(nothing)[0] for _ in range(2))  # the time to pass over given pixels
 
     def run(self, round: int) -> None:
         where = self._rounds[round]
         seconds, images = self._draw(where)
         self.result.seconds.append((seconds - self._overhead) * self._work.pixels / int(where.sum()))
-        _remember(self._drawn, Drawn(images, where))
-
-    def check(self, common: Tensor, oracle: Oracle) -> Check:
-        return _check(self._drawn, common, oracle)
+        self._remember(images, where)
 
     def _draw(self, where: Tensor) -> tuple[float, Tensor]:
         start = time.perf_counter()
-        images = self._sampler.complete(
-            self._given,
-            ~where,
-            self._work.labels,
-            noise=self._work.noise,
-            batch_size=self._work.images,
-            runtime=NAIVE,
-        )
+        images = self._sampler.complete(self._given, ~where, self._work.labels, **self._settings)
         return time.perf_counter() - start, images
 
     def _mask(self, chosen: Tensor) -> Tensor:
         where = torch.zeros(self._work.pixels, dtype=torch.bool)
         where[chosen] = True
         return where.view(self._work.shape[1:])
-
-
-def _remember(drawn: list[Drawn], new: Drawn) -> None:
-    """Rounds that drew the same images are kept as one."""
-    for index, old in enumerate(drawn):
-        if torch.equal(old.images, new.images):
-            drawn[index] = Drawn(old.images, old.where | new.where)
-            return
-    drawn.append(new)
-
-
-def _check(drawn: list[Drawn], common: Tensor, oracle: Oracle) -> Check:
-    differing = sum(int((images != common)[..., where].sum()) for images, where in drawn)
-    count = sum(images[..., where].numel() for images, where in drawn)
-    return Check(differing, count, _largest([oracle.excess(images)[..., where] for images, where in drawn]))
-
-
-def _largest(excesses: list[Tensor]) -> float:
-    return float(torch.cat([excess.flatten() for excess in excesses]).max())  # NaN stays NaN

@@ -1,4 +1,4 @@
-"""How much of the cores other processes take, and waiting until they take little: before that, times mislead."""
+"""Measures how many cores other processes take, and waits until they take so few that times can be trusted."""
 
 from __future__ import annotations
 
@@ -15,28 +15,24 @@ PATIENCE = 15.0  # seconds; installing a package or starting a desktop is over b
 _COUNTERS = Path("/proc/stat")
 
 
-def taken_cores(seconds: float | None = None) -> float | None:
+def taken_cores() -> float | None:
     """How many of the cores that we may use others take, measured now; None where the system doesn't count that."""
-    before = _ticks(), _own_seconds(), time.perf_counter()
-    time.sleep(SECONDS if seconds is None else seconds)
-    after = _ticks(), _own_seconds(), time.perf_counter()
+    before = _ticks(), sum(os.times()[:2]), time.perf_counter()
+    time.sleep(SECONDS)
+    after = _ticks(), sum(os.times()[:2]), time.perf_counter()
     if before[0] is None or after[0] is None:
         return None
     others = (after[0] - before[0]) / os.sysconf("SC_CLK_TCK") - (after[1] - before[1])
     return max(0.0, others / (after[2] - before[2]))
 
 
-def awaited(patience: float | None = None) -> float | None:
-    """``taken_cores`` once it is quiet, or after ``patience`` (PATIENCE) seconds; the user is told of the wait."""
-    patience = PATIENCE if patience is None else patience
-    start = time.perf_counter()
-    taken = taken_cores()
-    if taken is not None and taken > BUSY and patience > 0:
-        complain(
-            f"other processes take {taken:.1f} cores: waiting for up to {patience:.0f} s until it is quiet"
-        )
-        while taken is not None and taken > BUSY and time.perf_counter() - start < patience:
-            taken = taken_cores()
+def awaited() -> float | None:
+    """``taken_cores`` once it is quiet, or after PATIENCE; the user is told of the wait."""
+    start, wait = time.perf_counter(), f"waiting for up to {PATIENCE:.0f} s until it is quiet"
+    while (taken := taken_cores()) is not None and taken > BUSY and time.perf_counter() - start < PATIENCE:
+        if wait:
+            complain(f"other processes take {taken:.1f} cores: {wait}")
+        wait = ""  # which is told once
     return taken
 
 
@@ -47,15 +43,7 @@ def _ticks() -> int | None:
     except OSError:
         return None
     ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    rows = [
-        [int(field) for field in fields]
-        for name, *fields in map(str.split, filter(None, lines))
-        if name in ours
-    ]
+    found = (line.split() for line in lines if line)
+    rows = [[*map(int, fields)] for name, *fields in found if name in ours]
     # user, nice, system, idle, iowait, irq, softirq, steal; guests are counted among users
     return sum(sum(row[:3]) + sum(row[5:8]) for row in rows) if rows else None
-
-
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system

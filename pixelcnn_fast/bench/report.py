@@ -1,24 +1,24 @@
-"""What a comparison found: a Markdown table, JSON and a chart, and the machine it was found on."""
+"""Reports what a comparison found, and on which machine: as a Markdown table, as JSON and as a chart."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pixelcnn_fast import environment, pictures
+from pixelcnn_fast import cores, environment, pictures
 from pixelcnn_fast.bench import quiet
 from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result
 from pixelcnn_fast.files import write_text
 from pixelcnn_fast.native import native
 
 BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
-HEADER = [
+HEADER = (
     "images at once",
     "sampler",
     "time per image",
@@ -26,7 +26,7 @@ HEADER = [
     "images/s",
     *BASELINES.values(),
     "images drawn",
-]
+)
 
 
 def machine() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
     taken = quiet.awaited()
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores.usable(),
         "threads": torch.get_num_threads(),
         "isa": module.chosen_isa() if module else None,
         "compiler": module.build_info()["compiler"] if module else None,
@@ -48,22 +48,18 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def duration(seconds: float) -> str:
     """Three digits with a suitable unit: 56.8 s, 1.20 s, 56.0 ms, 73.1 µs."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size or unit == "µs":
-            value = seconds / size
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    raise AssertionError
+    size, unit = (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "µs")
+    value = seconds / size
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
 def factor(value: float) -> str:
@@ -76,34 +72,23 @@ def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     Who drew wrong images is left out.
     """
     medians = {result.name: result.median for result in results if not result.wrong}
-    return {
-        base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians
-    }
-
-
-def paired_ratios(slow: Result, fast: Result) -> list[float]:
-    """How many times faster, round by round."""
-    return [a / b for a, b in zip(slow.seconds, fast.seconds, strict=False)]  # naive may sit rounds out
+    bases = (base for base in BASELINES if base in medians)
+    return {base: {name: medians[base] / m for name, m in medians.items()} for base in bases}
 
 
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
     """One table of all comparisons, each on one batch, and the evidence where images differ."""
-    rows, evidence = [HEADER], []
+    rows: list[Sequence[str]] = [HEADER]
+    evidence = []
     for results in comparisons:
         ups = speed_ups(results)
         for r in results:
             spread = f"{duration(min(r.seconds) / r.images)} – {duration(max(r.seconds) / r.images)}"
-            rows.append(
-                [
-                    str(r.images),
-                    LABELS[r.name] + _extrapolated(r),
-                    duration(r.median / r.images),
-                    spread if len(r.seconds) > 1 else "one run",
-                    f"{r.images / r.median:.3g}",
-                    *(factor(ups[base][r.name]) if r.name in ups.get(base, {}) else "" for base in BASELINES),
-                    str(r.check),
-                ]
-            )
+            spread = spread if len(r.seconds) > 1 else "one run"
+            factors = (factor(ups[base][r.name]) if r.name in ups.get(base, {}) else "" for base in BASELINES)
+            label, per_second = _label(r, " (extrapolated from {})"), f"{r.images / r.median:.3g}"
+            time = duration(r.median / r.images)
+            rows.append([str(r.images), label, time, spread, per_second, *factors, str(r.check)])
             if r.check is not None and (r.check.differing or r.wrong):
                 evidence.append(f"{LABELS[r.name]}, {r.images} at once: {r.check.evidence}")
     return "\n\n".join([table(rows), *evidence])
@@ -112,10 +97,9 @@ def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    header, *lines = (" | ".join(map(str.ljust, row, widths)) for row in rows)
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([f"| {header} |", f"|{rule}|", *(f"| {line} |" for line in lines)])
 
 
 def files(stem: str) -> list[str]:
@@ -153,31 +137,19 @@ def busy(found: dict[str, Any]) -> str:
     return f"The machine was busy before (other processes took {taken:.1f} cores): don't trust the times."
 
 
-def _extrapolated(r: Result) -> str:
-    return f" (extrapolated from {r.timed} of {r.pixels} pixels)" if r.extrapolated else ""
+def _label(r: Result, extrapolated: str) -> str:
+    return LABELS[r.name] + (extrapolated.format(f"{r.timed} of {r.pixels} pixels") if r.extrapolated else "")
 
 
 def record(results: Sequence[Result]) -> dict[str, Any]:
     """One comparison for JSON, with every sample."""
-    return {
-        "images": results[0].images,
-        "speed_ups": speed_ups(results),
-        "contestants": [
-            {
-                "name": r.name,
-                "label": LABELS[r.name],
-                "seconds": r.seconds,
-                "median": r.median,
-                "pixels": r.pixels,
-                "timed_pixels": r.timed,
-                "extrapolated": r.extrapolated,
-                "check": None
-                if r.check is None
-                else {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence},
-            }
-            for r in results
-        ],
-    }
+    contestants = []
+    for r in results:
+        check = r.check and {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence}
+        found = {"name": r.name, "label": LABELS[r.name], "seconds": r.seconds, "median": r.median}
+        found |= {"pixels": r.pixels, "timed_pixels": r.timed, "extrapolated": r.extrapolated, "check": check}
+        contestants.append(found)
+    return {"images": results[0].images, "speed_ups": speed_ups(results), "contestants": contestants}
 
 
 def _panel(results: Sequence[Result]) -> pictures.Panel:
@@ -189,9 +161,7 @@ def _panel(results: Sequence[Result]) -> pictures.Panel:
             note += "   WRONG images"
         elif r.name in ups and r.name != base:
             note += f"   {factor(ups[r.name])}"
-        label = LABELS[r.name] + (
-            f"\nextrapolated from {r.timed} of {r.pixels} pixels" if r.extrapolated else ""
-        )
+        label = _label(r, "\nextrapolated from {}")
         bars.append(pictures.Bar(label, r.median / r.images, note, r.extrapolated))
     plural = "s" if results[0].images > 1 else ""
     return pictures.Panel(f"{results[0].images} image{plural} at once", bars)

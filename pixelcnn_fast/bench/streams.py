@@ -1,9 +1,10 @@
-"""What commands print, to whoever still listens: streams may be closed, or the reader of a pipe gone."""
+"""Prints what commands say, although streams may be closed, or the reader of a pipe be gone."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -13,19 +14,16 @@ def say(*lines: object, end: str = "\n") -> None:
     Raises OSError if it can't be written for another reason, such as a full disk.
     """
     try:
-        _write(lines, sys.stdout, end)
-    except BrokenPipeError:
-        pass
+        with suppress(BrokenPipeError):
+            _write(lines, sys.stdout, end)
     except OSError as error:
         raise OSError(f"standard output: {error.strerror or error}") from error
 
 
 def complain(*lines: object, end: str = "\n") -> None:
     """Prints to stderr, if that can be done: there is no other place to say that it can't."""
-    try:
+    with suppress(OSError):
         _write(lines, sys.stderr, end)
-    except OSError:
-        pass
 
 
 def watched() -> bool:
@@ -50,9 +48,6 @@ def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:
 
 def _discard(stream: Any) -> None:
     """Sends what is still in the buffer nowhere, else Python tries to write it again when it ends, and complains."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except OSError:
-        pass
+    with suppress(OSError):
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())

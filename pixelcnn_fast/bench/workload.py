@@ -1,4 +1,4 @@
-"""What is measured: a model, and the noise and labels that every contestant gets."""
+"""Workloads: a model, and the noise and labels that every contestant gets."""
 
 from __future__ import annotations
 
@@ -69,7 +69,6 @@ def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -
         logits = model(image) if model.n_classes is None else model(image, torch.zeros(1, dtype=torch.long))
         scale = 2 / logits.std()
         last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
-        last.weight *= scale
-        if last.bias is not None:
-            last.bias *= scale
+        for parameter in last.parameters():
+            parameter.mul_(scale)
     return model

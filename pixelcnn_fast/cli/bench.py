@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench import arguments, report
 from pixelcnn_fast.bench.contestants import LABELS, Result
-from pixelcnn_fast.bench.measure import WrongImages, check_names, compare
+from pixelcnn_fast.bench.measure import check_names, compare, wrong_images
 from pixelcnn_fast.bench.streams import complain, say, watched
-from pixelcnn_fast.bench.workload import Workload, workload
+from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.cli import memory
 from pixelcnn_fast.native import native
 
@@ -37,37 +38,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
-    add(
-        "--model",
-        type=arguments.file_name,
-        default="default",
-        help="'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint",
-    )
-    add(
-        "--batch",
-        type=arguments.counts,
-        default=[1, 16],
-        metavar="N,...",
-        help="images at once (default: 1,16)",
-    )
+    which = "'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint"
+    add("--model", type=arguments.file_name, default="default", help=which)
+    at_once = "images at once (default: 1,16)"
+    add("--batch", type=arguments.counts, default=[1, 16], metavar="N,...", help=at_once)
     add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=arguments.names, metavar="NAME,...", help="(default: all that work here)")
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=arguments.count_or_zero, default=64, metavar="N", help=naive)
-    add(
-        "--threads",
-        type=arguments.threads,
-        help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)",
-    )
+    threads = "threads of PyTorch and the compiled sampler (default: PyTorch's choice)"
+    add("--threads", type=arguments.threads, help=threads)
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
-    add(
-        "--out",
-        type=arguments.path,
-        default=Path("out"),
-        metavar="FOLDER",
-        help="where the table and the chart go",
-    )
+    where = "where the table and the chart go"
+    add("--out", type=arguments.path, default=Path("out"), metavar="FOLDER", help=where)
     parser.set_defaults(run=run)
 
 
@@ -79,7 +63,7 @@ def available() -> list[str]:
 def run(args: argparse.Namespace) -> int:
     chosen = args.runtimes or available()
     check_names(chosen)
-    model = arguments.model_of(args.model)
+    model = random_model() if args.model == "default" else checkpoint.load(args.model)
     height, width = args.size or ((28, 28) if args.model == "mnist" else (32, 32))
     memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
     forward = 4 * memory.outputs(model) * height * width
@@ -93,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         for n in args.batch:
             work = workload(model, n, height, width, args.seed)
-            comparisons.append(compared(work, chosen, args.repeats, args.naive_pixels))
+            comparisons.append(compare(work, chosen, args.repeats, args.naive_pixels, progress=watched()))
     except KeyboardInterrupt:
         if not comparisons:
             raise
@@ -106,21 +90,11 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def compared(
-    work: Workload, names: list[str], repeats: int, naive_pixels: int, naive_repeats: int | None = None
-) -> list[Result]:
-    """The comparison, with those whose images are wrong."""
-    try:
-        return compare(work, names, repeats, naive_pixels, naive_repeats, progress=watched())
-    except WrongImages as failure:
-        return failure.results
-
-
 def finish(comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]) -> int:
     """Saves and prints a report -> the exit status: 1 if a check failed. found: ``machine()`` before the measuring."""
     paths = report.save(comparisons, folder, stem, title, found)
     say(report.about(found), report.markdown(comparisons), "", *paths)
-    wrong = [WrongImages(results) for results in comparisons if any(r.wrong for r in results)]
-    for failure in wrong:
+    failures = [*filter(None, map(wrong_images, comparisons))]
+    for failure in failures:
         complain(f"check failed, so no speed-up is reported: {failure}")
-    return 1 if wrong else 0
+    return 1 if failures else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from pixelcnn_fast.bench.streams import say
 from pixelcnn_fast.cli.interrupts import interrupts
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.progress import progress_bar
+from pixelcnn_fast.runtimes import DTYPES
 from pixelcnn_fast.runtimes.cuda import compilers
 from pixelcnn_fast.runtimes.cuda.kernels import READY, digest, instances, sources
-from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
-MATHS = {"float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+MATHS = {"float32" if dtype is torch.float32 else math: math for math, dtype in DTYPES.items()}
 EPILOG = f"""examples:
   python -m pixelcnn_fast compile --arch 90 --precision bf16 --out kernels     for an H100, and a model in bf16
   python -m pixelcnn_fast compile --arch 80 90 100 --out kernels               for A100, H100 and B200
@@ -39,20 +38,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "compile the CUDA sampler's kernels ahead of time"
     parser = commands.add_parser("compile", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--arch",
-        type=whole(80, 199),
-        nargs="+",
-        metavar="ARCH",
-        help="for these GPUs, such as 90 (default: those of this machine)",
-    )
-    add(
-        "--precision",
-        nargs="+",
-        choices=MATHS,
-        default=["float32", "bf16"],
-        help="what is multiplied (default: float32 bf16)",
-    )
+    gpus = "for these GPUs, such as 90 (default: those of this machine)"
+    add("--arch", type=whole(80, 199), nargs="+", metavar="ARCH", help=gpus)
+    default, what = ["float32", "bf16"], "what is multiplied (default: float32 bf16)"
+    add("--precision", nargs="+", choices=MATHS, default=default, help=what)
     add("--out", type=path, default=Path("kernels"), metavar="FOLDER", help="(default: kernels)")
     add("--compiler", choices=("nvrtc", "nvcc"), help="(default: nvrtc, or nvcc where that is missing)")
     parser.set_defaults(run=run)
@@ -70,21 +59,14 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
     known = compiler.architectures()
     if unknown := [arch for arch in archs if arch not in known]:
         raise ValueError(f"--arch {unknown[0]}: {compiler} knows {', '.join(map(str, known))}")
-    kernels = instances(MATHS[precision] for precision in dict.fromkeys(args.precision))
-    wanted = [
-        (arch, kernel)
-        for arch in archs
-        for kernel in kernels
-        if kernel.cluster <= largest_cluster(divmod(arch, 10))
-    ]
+    maths = dict.fromkeys(MATHS[precision] for precision in args.precision)
+    wanted = [(arch, kernel) for arch in archs for kernel in instances(maths, divmod(arch, 10))]
     store = Store(args.out, digest())
     output_folder(store.folder, *(store.path(kernel.name_for(arch)).name for arch, kernel in wanted))
     missing = [(arch, kernel) for arch, kernel in wanted if store.get(kernel.name_for(arch)) is None]
     cubins = compiler.compiled_each(sources(), [(arch, kernel.options) for arch, kernel in missing])
-    with (
-        progress_bar(shown=True, initial=len(wanted) - len(missing), total=len(wanted), unit="kernel") as bar,
-        closing(cubins),
-    ):
+    bar = progress_bar(shown=True, initial=len(wanted) - len(missing), total=len(wanted), unit="kernel")
+    with bar, closing(cubins):
         for index, cubin in cubins:
             arch, kernel = missing[index]
             with interrupts.wait():
@@ -96,12 +78,7 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
 
 
 def _compiler(name: str | None) -> compilers.Compiler:
-    find: dict[str | None, Callable[[], compilers.Compiler | None]] = {
-        "nvrtc": compilers.nvrtc,
-        "nvcc": compilers.nvcc,
-        None: compilers.compiler,
-    }
-    found = find[name]()
+    found: compilers.Compiler | None = getattr(compilers, name or "compiler")()
     if found is None:
         named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
         raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}{named}")

@@ -11,9 +11,10 @@ import torch
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import output_folder, path
+from pixelcnn_fast.bench.measure import compare
 from pixelcnn_fast.bench.streams import complain, say, watched
 from pixelcnn_fast.bench.workload import Workload, workload
-from pixelcnn_fast.cli.bench import available, compared, finish
+from pixelcnn_fast.cli.bench import available, finish
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.sampler import Sampler
 
@@ -58,10 +59,8 @@ def run(args: argparse.Namespace) -> int:
     work = workload(model, 4 if args.quick else 10, SIZE, SIZE)
     whole = not args.quick and _forward_seconds(work) * work.pixels <= NAIVE_SECONDS
     contestants = [name for name in available() if name != "cpu-bf16"]
-    naive = (
-        dict(naive_pixels=0, naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
-    )
-    comparison = compared(work, contestants, 2 if args.quick else 3, **naive)
+    naive = dict(naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
+    comparison = compare(work, contestants, 2 if args.quick else 3, **naive, progress=watched())
     title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
     return finish([comparison], folder, "comparison", title, found)
 

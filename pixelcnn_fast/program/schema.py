@@ -25,9 +25,8 @@ class Phase(Enum):
     ROW = "row"  # sees only rows above: a whole row at once
     PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
     DRAWN = "drawn"  # after all of the pixel's levels are drawn
-    FINISHED = (
-        "finished"  # needs pixels of the present row to its right: once the row is finished, for the rows below
-    )
+    # Needs pixels of the present row to its right: once the row is finished, for the rows below.
+    FINISHED = "finished"
 
 
 class Weights(Enum):
@@ -83,9 +82,8 @@ class HeadTraits:
     on_cuda: bool
 
 
-HEADS = (
-    HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),
-)  # parameters: the logits of the levels
+# Parameters are the logits of the levels.
+HEADS = (HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),)
 
 ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
 
@@ -159,10 +157,9 @@ class Instruction:
     after: int = 0  # how many draws of its pixel come before it
     dy: int = 0
     dx: int = 0
-    scan: int = (
-        -1
-    )  # row, finished: the instructions of one scan, which follow each other, go through the row pixel by
-    # pixel; the others, whose scan is -1, compute it at once
+    # In the phases row and finished, the instructions of one scan, which follow each other, go through the row pixel by
+    # pixel. The others, whose scan is -1, compute it at once.
+    scan: int = -1
     from_the_right: bool = False  # a scan
 
 
@@ -235,7 +232,5 @@ STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, P
 
 def signature(*structs: type) -> str:
     """The structs' fields as text: what a compiled module must have been built from."""
-    each = ", ".join
-    return "; ".join(
-        f"{struct.__name__}({each(f'{f.name}: {f.type}' for f in fields(struct))})" for struct in structs
-    )
+    each = ((struct.__name__, ", ".join(f"{f.name}: {f.type}" for f in fields(struct))) for struct in structs)
+    return "; ".join(f"{name}({text})" for name, text in each)

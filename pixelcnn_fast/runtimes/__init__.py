@@ -1,11 +1,18 @@
-"""Runtimes draw images. Here are the names that users know them by, and the precisions that they may multiply in."""
+"""Runtimes, which draw images: their names, and the precisions that they may multiply in."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+import torch
+
+from pixelcnn_fast.program.schema import MATHS
 
 RuntimeName = Literal["auto", "reference", "eager", "cpu", "cuda"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 Precision = Literal["same", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DTYPES: dict[str, torch.dtype] = {
+    math.name: getattr(torch, math.dtype) for math in MATHS
+}  # of what is multiplied

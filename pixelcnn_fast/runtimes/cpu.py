@@ -1,26 +1,24 @@
-"""The compiled CPU runtime, csrc/cpu, fed with a phased program."""
+"""The CPU runtime: executes a phased program with the compiled module (csrc/cpu)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.native import native, required, why_not_native
-from pixelcnn_fast.ops.library import address
-from pixelcnn_fast.program import schema
+from pixelcnn_fast.native import required
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
+from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
 
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
-    if native() is None:
-        return why_not_native()
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cpu":
@@ -53,21 +51,11 @@ class CpuRuntime(Runtime):
         found = self._conditions(operands, job.given, job.values.shape[0])
         conditions = [found[operand].to(self._program.dtype).contiguous() for operand in operands]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
-        noise = job.noise.contiguous()
         for written in (job.values, job.parameters, job.log_probability):
             assert written is None or written.is_contiguous()
-        batch = schema.Job(
-            images=job.values.shape[0],
-            values=job.values.data_ptr(),
-            known=address(known),
-            noise=noise.data_ptr(),
-            conditions=[c.data_ptr() for c in conditions],
-            options=sampling_options(job.options),
-            parameters=address(job.parameters),
-            log_probability=address(job.log_probability),
-        )
+        batch = replace(job, known=known, noise=job.noise.contiguous())
         try:
-            self._sampler.run(batch, torch.get_num_threads(), job.on_row)
+            self._sampler.run(described_job(batch, conditions), torch.get_num_threads(), job.on_row)
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 

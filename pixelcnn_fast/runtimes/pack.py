@@ -1,7 +1,8 @@
-"""A phased program as the compiled runtimes read it: the structs of program/schema.py."""
+"""Programs and jobs as the compiled runtimes read them, in the structs of program/schema.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -9,36 +10,38 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.heads import Head, SamplingOptions
-from pixelcnn_fast.native import required
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.runtimes.job import Job
 
 
 def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled runtimes, whose module must be there, can't execute this program or draw from this head; None if
-    they can."""
-    if required().SIGNATURE != _signature():
+    """Why the compiled runtimes can't execute this program or draw from this head; None if they can."""
+    if (module := native()) is None:
+        return why_not_native()
+    if module.SIGNATURE != _signature():
         return (
             "the compiled module was built from another program/schema.py: build it again, with `make native`"
         )
+    why = _why_in_python_only(program, head)
+    return why and f"{why}: use runtime 'eager'"
+
+
+def _why_in_python_only(program: PhasedProgram, head: Head) -> str | None:
     if foreign := next((i for i in program.instructions if i.instruction.native is None), None):
-        kind = type(foreign.instruction).__name__
-        return f"{foreign.name}: {kind} is computed in Python only: use runtime 'eager'"
+        return f"{foreign.name}: {type(foreign.instruction).__name__} is computed in Python only"
     if head.native is None:
-        return f"{head} is drawn in Python only: use runtime 'eager'"
+        return f"{head} is drawn in Python only"
     traits = next((traits for traits in schema.HEADS if traits.name == head.native), None)
     if traits is None:
-        return (
-            f"{head} is drawn as {head.native!r}, which the compiled module does not know: use runtime 'eager'"
-        )
+        return f"{head} is drawn as {head.native!r}, which the compiled module does not know"
     if traits.single and (head.joint or head.uniforms != 1):
-        return f"{head} draws several values or with several uniforms: use runtime 'eager'"
+        return f"{head} draws several values or with several uniforms"
     if head.value_dtype is not getattr(torch, traits.value):
-        return (
-            f"{head} has values of {head.value_dtype}, the compiled runtimes draw {traits.value}: "
-            "use runtime 'eager'"
-        )
+        return f"{head} has values of {head.value_dtype}, the compiled runtimes draw {traits.value}"
     return None
 
 
@@ -53,74 +56,72 @@ def sampling_options(options: SamplingOptions) -> SamplingOptions:
     return options if options.top_k is None else replace(options, top_k=min(options.top_k, most))
 
 
+def described_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
+    """The job as C++ reads it, where ``known`` is uint8. Whoever calls keeps the tensors, which are dense, alive."""
+    return schema.Job(
+        images=job.values.shape[0],
+        values=address(job.values),
+        known=address(job.known),
+        noise=address(job.noise),
+        conditions=[*map(address, conditions)],
+        options=sampling_options(job.options),
+        parameters=address(job.parameters),
+        log_probability=address(job.log_probability),
+    )
+
+
 def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> schema.Program:
-    """The program as C++ reads it, with arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
-    return _Describer(program, head, borrowed, dtype).program()
+    """The program as C++ reads it, in which values are numbered anew, from 0. Arrays are in ``dtype`` on the CPU, and
+    ``borrowed`` keeps them alive."""
+    number = {i.out: index for index, i in enumerate(program.instructions)}
+    operands, front = program.condition_operands, program.wavefront
+    channels, height, width = program.shape
 
-
-class _Describer:
-    """A phased program as the structs of program/schema.py; values are numbered anew, from 0."""
-
-    def __init__(self, program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> None:
-        self._program, self._head, self._borrowed, self._dtype = program, head, borrowed, dtype
-        self._front = program.wavefront
-        self._number = {i.out: index for index, i in enumerate(program.instructions)}
-        self._condition_operands = program.condition_operands
-
-    def program(self) -> schema.Program:
-        assert self._head.native is not None
-        c, height, width = self._program.shape
-        return schema.Program(
-            image_channels=c,
-            height=height,
-            width=width,
-            head=schema.Head(
-                kind=self._head.native,
-                distributions=self._program.distributions,
-                parameters=self._program.parameters,
-                uniforms=self._head.uniforms,
-                levels=self._head.levels or 0,
-            ),
-            outputs=[self._number[output] for output in self._program.outputs],
-            storage=[self._program.storage[value] for value in self._number],
-            instructions=[self._instruction(i) for i in self._program.instructions],
-            conditions=[
-                schema.ConditionOperand(s.index.shape[-1], s.varies_over_pixels)
-                for s in self._condition_operands
-            ],
-            lag=self._front.lag if self._front else 0,
-        )
-
-    def _instruction(self, phased: PhasedInstruction) -> schema.Instruction:
-        i = phased.instruction
-        assert i.native is not None
-        return schema.Instruction(
-            out=self._number[i.out],
-            channels=i.channels,
-            phase=phased.phase,
-            steps=[self._step(step) for step in i.steps],
-            lead=self._front.leads[i.out] if self._front else 0,
-            after=phased.after,
-            scan=-1 if phased.scan is None else phased.scan.number,
-            from_the_right=phased.scan is not None and phased.scan.from_the_right,
-            row_runs=[self._run(run) for run in phased.row_runs],
-            pixel_runs=[self._run(run) for run in phased.pixel_runs],
-            kind=i.native,
-            **i.native_start(self._number.__getitem__, self._address, self._program.shape[0]),
-        )
-
-    def _run(self, run: Run) -> schema.Run:
-        return schema.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
-
-    def _step(self, step: Step) -> schema.Step:
-        operand = -1 if step.condition is None else self._condition_operands.index(step.condition)
-        operand = operand if step.value is None else self._number[step.value.value]
-        dy, dx = (0, 0) if step.value is None else (step.value.dy, step.value.dx)
-        scale, shift = self._address(step.scale), self._address(step.shift)
-        return schema.Step(step.kind, step.alpha, operand, scale, shift, dy, dx)
-
-    def _address(self, tensor: Tensor | None) -> schema.Address:
+    def array(tensor: Tensor | None) -> schema.Address:
         if tensor is None:
             return 0
-        self._borrowed.append(tensor.detach().to("cpu", self._dtype).contiguous())
-        return self._borrowed[-1].data_ptr()
+        borrowed.append(tensor.detach().to("cpu", dtype).contiguous())
+        return borrowed[-1].data_ptr()
+
+    def described_run(run: Run) -> schema.Run:
+        return schema.Run(number[run.source], run.dy, run.dx, run.width, array(run.weight))
+
+    def described_step(step: Step) -> schema.Step:
+        found = schema.Step(step.kind, step.alpha, scale=array(step.scale), shift=array(step.shift))
+        if step.condition is not None:
+            return replace(found, operand=operands.index(step.condition))
+        if (value := step.value) is not None:
+            return replace(found, operand=number[value.value], dy=value.dy, dx=value.dx)
+        return found
+
+    def described_instruction(phased: PhasedInstruction) -> schema.Instruction:
+        i, scan = phased.instruction, phased.scan
+        assert i.native is not None
+        return schema.Instruction(
+            out=number[i.out],
+            channels=i.channels,
+            phase=phased.phase,
+            steps=[*map(described_step, i.steps)],
+            lead=front.leads[i.out] if front else 0,
+            after=phased.after,
+            scan=scan.number if scan else -1,
+            from_the_right=bool(scan and scan.from_the_right),
+            row_runs=[*map(described_run, phased.row_runs)],
+            pixel_runs=[*map(described_run, phased.pixel_runs)],
+            kind=i.native,
+            **i.native_start(number.__getitem__, array, channels),
+        )
+
+    assert head.native is not None
+    drawn = program.distributions, program.parameters, head.uniforms, head.levels or 0
+    return schema.Program(
+        image_channels=channels,
+        height=height,
+        width=width,
+        head=schema.Head(head.native, *drawn),
+        outputs=[number[output] for output in program.outputs],
+        storage=[program.storage[value] for value in number],
+        instructions=[*map(described_instruction, program.instructions)],
+        conditions=[schema.ConditionOperand(o.index.shape[-1], o.varies_over_pixels) for o in operands],
+        lag=front.lag if front else 0,
+    )

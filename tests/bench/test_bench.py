@@ -20,9 +20,8 @@ from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench import report, streams
 from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, cdf_excess, rounding
 from pixelcnn_fast.bench.contestants import Result, SomePixels
-from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.measure import compare, wrong_images
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
-from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
@@ -193,8 +192,7 @@ def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(
 def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
     """Both Python runtimes draw the same wrong images: only the probabilities give them away."""
     monkeypatch.setattr(drawing, "draw", one_too_high)
-    with pytest.raises(CheckFailed, match="reference, 3 at once"):
-        compare(work, ["reference", "eager"], 1, naive_pixels)
+    assert "reference, 3 at once" in wrong_images(compare(work, ["reference", "eager"], 1, naive_pixels))
 
 
 @needs_native
@@ -208,8 +206,7 @@ def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
         job.values.copy_((job.values + 1) % 256)
 
     monkeypatch.setattr(CpuRuntime, "run", shifted)
-    with pytest.raises(CheckFailed, match="cpu-bf16"):
-        compare(work, ["eager", "cpu-bf16"], 1)
+    assert "cpu-bf16" in wrong_images(compare(work, ["eager", "cpu-bf16"], 1))
 
 
 @pytest.mark.parametrize("isa", EACH_ISA)
@@ -234,8 +231,8 @@ def test_weights_that_are_too_coarse_are_found(work: Workload, monkeypatch) -> N
     whole = pipeline.rounded_weights
     monkeypatch.setattr(pipeline, "rounded_weights", lambda program, _: whole(program, torch.float8_e4m3fn))
     monkeypatch.setattr(pipeline.rounded_weights, "__name__", "rounded_weights")
-    with pytest.raises(CheckFailed, match=r"cpu-bf16.*by at most \d+\.\d+% \(allowed 0\.39%\)"):
-        compare(work, ["eager", "cpu-bf16"], 1)
+    found = wrong_images(compare(work, ["eager", "cpu-bf16"], 1))
+    assert re.match(r"cpu-bf16.*by at most \d+\.\d+% \(allowed 0\.39%\)", found)
 
 
 @needs_native
@@ -247,12 +244,6 @@ def test_the_packaged_model_passes_in_bf16() -> None:
     assert exact is not None and rounded is not None and exact.ok and rounded.ok
     by_the_model = rounded.excess if rounded.model_excess is None else rounded.model_excess
     assert by_the_model > LIMIT  # so it is another model's images
-
-
-def test_contestants_take_turns() -> None:
-    calls: list[str] = []
-    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {"a": 2, "b": 2}
 
 
 # -- reports
@@ -308,11 +299,6 @@ def test_the_chart_shows_no_factor_of_a_wrong_contestant(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234×"), (10, "10×"), (9.87, "9.9×"), (0.123, "0.12×")])
 def test_factors(value: float, text: str) -> None:
     assert report.factor(value) == text
-
-
-def test_ratios_are_of_the_rounds_that_both_took_part_in() -> None:
-    slow, fast = Result("reference", 1, 4, 4, [6.0, 8.0]), Result("cpu", 1, 4, 4, [2.0, 1.0, 5.0])
-    assert report.paired_ratios(slow, fast) == [3, 8]
 
 
 @pytest.mark.parametrize(

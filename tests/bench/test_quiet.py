@@ -67,20 +67,22 @@ def test_what_a_hypervisor_takes_counts(machine):
     assert quiet.taken_cores() == pytest.approx(0.5)
 
 
-def test_waits_until_it_is_quiet_and_says_so(machine, capsys):
+def test_waits_until_it_is_quiet_and_says_so(machine, monkeypatch, capsys):
     seconds = iter([1.0, 1.0, 0.0])
     machine.others = lambda: next(seconds)
-    assert quiet.awaited(15) == 0.0
+    monkeypatch.setattr(quiet, "PATIENCE", 15)
+    assert quiet.awaited() == 0.0
     assert next(seconds, None) is None
     assert "1.0 cores: waiting" in capsys.readouterr().err
 
 
-def test_does_not_wait_for_ever(machine, capsys):
+def test_does_not_wait_for_ever(machine, monkeypatch, capsys):
     machine.others = 1.0
-    assert quiet.awaited(5) == pytest.approx(1.0)
+    monkeypatch.setattr(quiet, "PATIENCE", 5)
+    assert quiet.awaited() == pytest.approx(1.0)
     assert quiet.time.perf_counter() == 5
     machine.others = 0.0
-    assert quiet.awaited(5) == 0.0
+    assert quiet.awaited() == 0.0
     assert capsys.readouterr().err.count("waiting") == 1  # nothing is said where it is quiet
 
 

@@ -12,9 +12,22 @@ import pytest
 import targets as script
 import torch
 from cases import acceleration, door, ops
-from measuring import Found, Settings, Target, check, faster, ratio
+from measuring import (
+    Found,
+    Settings,
+    Target,
+    check,
+    compare_checked,
+    faster,
+    interleaved,
+    paired_ratios,
+    ratio,
+)
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.checks import Check
+from pixelcnn_fast.bench.contestants import Result
+from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.errors import CheckFailed
 
 
@@ -35,6 +48,24 @@ def test_a_strict_bound_is_not_met_by_itself() -> None:
     assert target(2.0, strict=True).verdict() == "no"
     assert target(2.1, strict=True).verdict() == "yes"
     assert target(4.0, strict=True).verdict() == "yes, reached"
+
+
+def test_contestants_take_turns() -> None:
+    calls: list[str] = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_are_of_the_rounds_that_both_took_part_in() -> None:
+    slow, fast = Result("reference", 1, 4, 4, [6.0, 8.0]), Result("cpu", 1, 4, 4, [2.0, 1.0, 5.0])
+    assert paired_ratios(slow, fast) == [3, 8]
+
+
+def test_wrong_images_end_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Result("cpu", 2, 4, 4, [1.0], Check(8, 8, 0.3))
+    monkeypatch.setattr("measuring.compare", lambda *_, **__: [wrong])
+    with pytest.raises(CheckFailed, match="cpu, 2 at once"):
+        compare_checked(workload(random_model(input_channels=1), 2, 2, 2), ["cpu"], 1)
 
 
 def test_rows() -> None:

@@ -461,7 +461,7 @@ def test_info(capsys) -> None:
 @pytest.mark.parametrize(
     ("quick", "seconds", "expected"),
     [
-        ([], 0.1, dict(naive_pixels=0, naive_repeats=1)),
+        ([], 0.1, dict(naive_repeats=1)),
         ([], 1.0, dict(naive_pixels=64)),
         (["--quick"], 0.1, dict(naive_pixels=8)),
     ],
@@ -472,7 +472,7 @@ def test_the_demo_s_naive_sampler_draws_whole_images_where_that_is_soon_done(
     """seconds: that a forward takes, of which whole images need one for each of 196 pixels."""
     found = []
 
-    def stopped(work: object, contestants: list[str], *_: object, **naive: int) -> None:
+    def stopped(work: object, contestants: list[str], repeats: int, progress: bool, **naive: int) -> None:
         found.append((contestants, naive))
         raise KeyboardInterrupt
 
@@ -480,7 +480,7 @@ def test_the_demo_s_naive_sampler_draws_whole_images_where_that_is_soon_done(
     monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)
     monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 1)
     monkeypatch.setattr("pixelcnn_fast.cli.demo._forward_seconds", lambda work: seconds)
-    monkeypatch.setattr("pixelcnn_fast.cli.demo.compared", stopped)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.compare", stopped)
     assert run("demo", "--out", tmp_path, *quick) == 130
     [(contestants, naive)] = found
     assert naive == expected and "cpu-bf16" not in contestants and "reference" in contestants

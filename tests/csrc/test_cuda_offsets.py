@@ -106,23 +106,20 @@ def at_the_end_of_many(few: Job, engine: CudaRuntime, shape: Shape) -> DeviceJob
         assert small is not None
         tensors.append(reserved(IMAGES, *small.shape[1:], dtype=dtype))
         tensors[-1][-LAST:] = small
-    levels, known, noise, logits, log_probability = tensors
+    values, known, noise, parameters, log_probability = tensors
+    batch = Job(
+        values=values,
+        known=known,
+        noise=noise,
+        options=few.options,
+        parameters=parameters,
+        log_probability=log_probability,
+    )
     sampler = engine.sampler(shape)
     workspace = reserved(sampler.workspace_bytes(IMAGES), dtype=torch.uint8)
     assert min(x.numel() for x in (*tensors, conditions, workspace)) > 2**32
-    return DeviceJob(
-        few,
-        sampler,
-        levels,
-        known,
-        noise,
-        conditions,
-        logits,
-        log_probability,
-        engine._constants_of(shape),
-        workspace,
-        error=torch.full((1,), -1, dtype=torch.int64),
-    )
+    error = torch.full((1,), -1, dtype=torch.int64)
+    return DeviceJob(batch, sampler, [conditions], engine._constants_of(shape), workspace, error)
 
 
 @pytest.fixture
@@ -147,19 +144,20 @@ def test_the_last_images_of_a_large_batch(
     assert rings[first_block:].any(1).all(), "each block has kept values, where it should"
     assert few.parameters is not None and few.log_probability is not None and few.known is not None
     engine.run(few)  # fills its tensors
-    assert batch.logits is not None and batch.log_probability is not None
-    assert torch.equal(batch.levels[-LAST:], few.values) and few.values.unique().numel() > 50
-    assert torch.equal(batch.logits[-LAST:], few.parameters)
-    assert torch.equal(batch.log_probability[-LAST:], few.log_probability)
+    found = batch.job
+    assert found.parameters is not None and found.log_probability is not None
+    assert torch.equal(found.values[-LAST:], few.values) and few.values.unique().numel() > 50
+    assert torch.equal(found.parameters[-LAST:], few.parameters)
+    assert torch.equal(found.log_probability[-LAST:], few.log_probability)
     assert few.log_probability[~few.known].all()
 
 
 def test_the_location_of_an_error(engine: CudaRuntime, few: Job, last_blocks_only: None) -> None:
     """Noise that there is not counts as logits that are not finite."""
     batch = at_the_end_of_many(few, engine, Shape(1))
-    batch.noise[-1], place = 0, (1, 4, 7)
-    assert batch.known is not None
-    batch.known[-1] = 0
-    batch.noise[-1][place] = -1
+    batch.job.noise[-1], place = 0, (1, 4, 7)
+    assert batch.job.known is not None
+    batch.job.known[-1] = 0
+    batch.job.noise[-1][place] = -1
     engine.enqueue(batch)
     assert engine._location(int(batch.error)) == (IMAGES - 1, *place)

@@ -17,6 +17,7 @@ from functools import cache
 import pytest
 import torch
 from column_steps import Planned
+from forced_shapes import prefers
 from torch import Tensor
 
 from pixelcnn_fast import Sampler
@@ -29,7 +30,7 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.operands import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda.cost import cycles, prefers
+from pixelcnn_fast.runtimes.cuda.cost import cycles
 from pixelcnn_fast.runtimes.cuda.runtime import MOST_KEPT, CudaRuntime, Limits, Shape
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.cuda_networks import CASES, FarSighted, gated

@@ -13,6 +13,7 @@ from functools import cache
 
 import pytest
 import torch
+from forced_shapes import prefers
 from gpu.draws import PLAIN, judged
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda.cost import prefers
 from pixelcnn_fast.runtimes.cuda.kernels import kernels_of, why_no_kernels
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, largest_cluster, limits_of
 from pixelcnn_fast.runtimes.job import Job

@@ -10,6 +10,7 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.heads import Categorical, SamplingOptions
+from pixelcnn_fast.native import required
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.runtimes import pack
 from tests.needs import needs_native
@@ -48,7 +49,7 @@ def test_every_field_is_read(struct):
     job = schema.Job(images=0, values=0, noise=0, conditions=[0], options=SamplingOptions())
 
     def handed_over(name: str) -> None:
-        sampler = pack.required().CpuSampler(without(whole, struct, name), False, "same")
+        sampler = required().CpuSampler(without(whole, struct, name), False, "same")
         sampler.run(without(job, struct, name), 1, lambda row: None)
 
     handed_over("nothing")
@@ -63,7 +64,7 @@ def test_an_unknown_name_is_refused(field, value):
     whole = told(Sampler(pixelcnn(kernel=3), (1, 9, 12)))
     changed = replace(whole, instructions=[replace(whole.instructions[0], **{field: value})])
     with pytest.raises(ValueError, match=value):
-        pack.required().CpuSampler(changed, False, "same")
+        required().CpuSampler(changed, False, "same")
 
 
 @needs_native

@@ -1,5 +1,4 @@
-"""Compilers of the CUDA sampler's kernels, for a GPU that need not be there: NVRTC, which PyTorch's CUDA wheels bring,
-or nvcc."""
+"""Compiles kernels for GPUs that need not be there, with NVRTC, which PyTorch's CUDA wheels bring, or nvcc."""
 
 from __future__ import annotations
 
@@ -22,9 +21,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import RuntimeUnavailable
 
 SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
@@ -33,7 +34,8 @@ SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
 class Compiler(ABC):
     """path: its file. str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @property
     @abstractmethod
@@ -60,13 +62,8 @@ class Compiler(ABC):
 
 
 class Nvrtc(Compiler):
-    FLAGS = (
-        "-std=c++17",
-        "-default-device",
-    )  # functions of no side, which the planner shares, are the device's
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+    # Functions of no side, which the planner shares, are the device's.
+    FLAGS = ("-std=c++17", "-default-device")
 
     def __reduce__(self) -> tuple[type[Nvrtc], tuple[Path]]:
         return type(self), (self.path,)  # without the library, which each process loads
@@ -117,25 +114,17 @@ class Nvrtc(Compiler):
 
     def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
         included = {name: text for name, text in sources.items() if name != SOURCE}
+        headers = len(included), _strings(included.values()), _strings(included)
         program = ctypes.c_void_p()
-        self._call(
-            "nvrtcCreateProgram",
-            ctypes.byref(program),
-            sources[SOURCE].encode(),
-            SOURCE.encode(),
-            len(included),
-            _strings(included.values()),
-            _strings(included),
-        )
+        created = ctypes.byref(program), sources[SOURCE].encode(), SOURCE.encode(), *headers
+        self._call("nvrtcCreateProgram", *created)
         try:
             flags = [f"--gpu-architecture=sm_{architecture}", *self.FLAGS, *options]
             try:
                 self._call("nvrtcCompileProgram", program, len(flags), _strings(flags))
             except RuntimeUnavailable as error:
-                log = self._text(program, "nvrtcGetProgramLog")
-                raise RuntimeUnavailable(
-                    f"{self} can't compile the kernel: {_error(log) or error.why}"
-                ) from error
+                why = _error(self._text(program, "nvrtcGetProgramLog")) or error.why
+                raise RuntimeUnavailable(f"{self} can't compile the kernel: {why}") from error
             return self._text(program, "nvrtcGetCUBIN")
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(program))
@@ -145,18 +134,15 @@ class Nvrtc(Compiler):
     ) -> Generator[tuple[int, bytes], None, None]:
         """In processes side by side, as its threads wait for each other. They end with this one, and with the iterator,
         whatever they are at."""
-        count = max(1, min(_cores(), len(wanted)))
+        count = max(1, min(usable(), len(wanted)))
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
         with reader, writer, ProcessPoolExecutor(count, context, _end_with, (reader,)) as processes:
             try:
                 with _no_interrupt():  # which is for this process alone
-                    indices = {
-                        processes.submit(self.compiled, sources, *each): index
-                        for index, each in enumerate(wanted)
-                    }
-                for done in as_completed(indices):
-                    yield indices[done], done.result()
+                    futures = [processes.submit(self.compiled, sources, *each) for each in wanted]
+                for done in as_completed(futures):
+                    yield futures.index(done), done.result()
             except BrokenProcessPool as error:
                 raise RuntimeUnavailable(
                     f"the system has ended a process that compiled: is there memory for {count} of them, each some "
@@ -175,9 +161,6 @@ class Nvrtc(Compiler):
 
 class Nvcc(Compiler):
     FLAGS = ("-cubin", "-std=c++17", "-O3", "--expt-relaxed-constexpr")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     @property
     def identity(self) -> str:
@@ -209,14 +192,8 @@ class Nvcc(Compiler):
 
     def _run(self, *arguments: str, **environment: str) -> str:
         try:
-            done = subprocess.run(
-                [str(self.path), *arguments],
-                env=os.environ | environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                errors="replace",
-            )
+            command, environment = [str(self.path), *arguments], os.environ | environment
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         except OSError as error:
             raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
         if done.returncode:
@@ -225,10 +202,6 @@ class Nvcc(Compiler):
             what = f"does not answer {arguments[0]} (is it nvcc?)" if asked else "can't compile the kernel"
             raise RuntimeUnavailable(f"{self.path} {what}: {said}")
         return done.stdout
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with(other_end: Connection) -> None:
@@ -270,7 +243,7 @@ def _error(log: bytes) -> str:
 @cache
 def compilers() -> list[Compiler]:
     """Each NVRTC, and nvcc, where they are found. Loads nothing."""
-    return [*nvrtcs(), *([found] if (found := nvcc()) is not None else [])]
+    return [*nvrtcs(), *filter(None, [nvcc()])]
 
 
 def compiler() -> Compiler | None:
@@ -288,10 +261,9 @@ def nvrtc() -> Nvrtc | None:
 
 def nvrtcs() -> list[Nvrtc]:
     """That of PyTorch's version of CUDA, then others, the newest first."""
-    paths = (
-        path for pattern in _libraries() for path in sorted(glob.glob(pattern), key=_version, reverse=True)
-    )
-    return list({found.path: found for found in map(Nvrtc, map(Path, paths))}.values())
+    each = (sorted(glob.glob(pattern), key=_version, reverse=True) for pattern in _libraries())
+    found = (Nvrtc(Path(path).resolve()) for path in chain.from_iterable(each))
+    return [*{one.path: one for one in found}.values()]
 
 
 def _version(path: str) -> list[int]:
@@ -305,18 +277,15 @@ def _libraries() -> Iterator[str]:
     import torch
 
     versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []
-    try:
+    with suppress(ValueError):  # of something of that name that is no package
         spec = find_spec("nvidia")
-    except ValueError:  # something of that name that is no package
-        spec = None
-    for folder in spec.submodule_search_locations or () if spec is not None else ():
-        for version in [*versions, "*"]:
-            yield f"{glob.escape(folder)}/*/lib/libnvrtc.so.{version}"
+        for folder in spec.submodule_search_locations or () if spec is not None else ():
+            for version in [*versions, "*"]:
+                yield f"{glob.escape(folder)}/*/lib/libnvrtc.so.{version}"
     for home in _toolkits():
         yield f"{glob.escape(home)}/lib64/libnvrtc.so"
-    yield from (
-        f"{folder}/libnvrtc.so.*" for folder in (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64")
-    )
+    yield f"/usr/lib/{platform.machine()}-linux-gnu/libnvrtc.so.*"
+    yield "/usr/lib64/libnvrtc.so.*"
 
 
 def _toolkits() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the CUDA sampler takes for a batch, by rule of thumb: good enough to choose how images share multiprocessors.
+"""Estimates how long the CUDA sampler takes for a batch, to choose how images share multiprocessors.
 
 A column step is a chain of records, and meanwhile its weights come from L2. The rates are what
 benchmarks/cuda_budget.py finds for an H100: with few sites, a record takes a block about 1,050 cycles, whatever it
@@ -8,7 +8,6 @@ network is faster on one block. Where many blocks read at once, fewer blocks wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pixelcnn_fast.program.schema import TILE_SITES
@@ -33,12 +32,7 @@ CONSTANTS = Constants()
 
 
 def cycles(
-    facts: dict[str, Any],
-    math: str,
-    images: int,
-    blocks: int,
-    multiprocessors: int,
-    by: Constants = CONSTANTS,
+    facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int, by: Constants = CONSTANTS
 ) -> float:
     """Of a block, or a cluster, with so many images, while so many blocks are at work. facts: ``CudaSampler.facts`` of
     one with one image."""
@@ -47,23 +41,11 @@ def cycles(
     multiplied = by.multiplied_fp32 if math == "fp32" else by.multiplied
 
     def of_step(sweep: dict[str, Any]) -> float:
-        chain = sweep["records"] * (by.record + (by.hop if facts["cluster"] > 1 else 0))
+        record, products = by.record + (by.hop if facts["cluster"] > 1 else 0), 0.0
         if tiles > 1:  # products take so long that all warps want the tensor units at once
-            chain = (
-                sweep["records"] * (by.barrier + tiles * by.results)
-                + tiles * sweep["weight_bytes"] / multiplied
-            )
+            record, products = by.barrier + tiles * by.results, tiles * sweep["weight_bytes"] / multiplied
+        chain = sweep["records"] * record + products
         read = (sweep["weight_bytes"] + images * sweep["value_bytes"]) / l2_bytes
         return float((chain**4 + read**4) ** 0.25)  # the longer of them, and some of the other
 
     return facts["turns"] * sum(sweep["steps"] * of_step(sweep) for sweep in facts["sweeps"])
-
-
-def prefers(blocks: int, images: int = 1) -> Callable[..., float]:
-    """In place of ``cycles``, to choose for tests and measurements: clusters of so many blocks, with so many images, or
-    as near to that as there can be; the first counts first."""
-
-    def distance(facts: dict[str, Any], math: str, each: int, *_: int) -> float:
-        return 1e6 * abs(int(facts["cluster"]) - blocks) + abs(each - images)
-
-    return distance

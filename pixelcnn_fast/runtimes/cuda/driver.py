@@ -1,4 +1,4 @@
-"""What is asked of NVIDIA's driver: to load kernels and to launch them."""
+"""Loads and launches kernels through NVIDIA's driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA sampler's kernels: which there are, and where they come from. They compile at their first use."""
+"""Finds the CUDA sampler's kernels on disk, or has them compiled at their first use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import torch
 
 from pixelcnn_fast import native
 from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.program.schema import MOST_BLOCKS
 from pixelcnn_fast.runtimes.cuda import driver
-from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
+from pixelcnn_fast.runtimes.cuda.compilers import compilers
 from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
 from pixelcnn_fast.runtimes.cuda.store import SUFFIX, Store, cache_folder
 
+CLUSTERS = (2, 4, MOST_BLOCKS)  # blocks of a cluster
 READY = "PIXELCNN_FAST_KERNELS"  # a folder of kernels that were compiled before
 
 
@@ -56,10 +58,18 @@ class Kernels(Protocol):
     def get(self, instance: Instance) -> Kernel: ...
 
 
-def instances(maths: Iterable[str]) -> list[Instance]:
-    """All of these maths."""
+def largest_cluster(capability: tuple[int, int]) -> int:
+    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
+    return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
+
+
+def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -> list[Instance]:
+    """All of these maths; those that GPUs of a compute capability have, if it is given."""
+    most = max(CLUSTERS) if capability is None else largest_cluster(capability)
     found = [Instance(*each) for each in native.required().cuda_kernels()]
-    return [instance for math in maths for instance in found if instance.math == math]
+    return [
+        instance for math in maths for instance in found if instance.math == math and instance.cluster <= most
+    ]
 
 
 @cache
@@ -72,10 +82,8 @@ def sources() -> dict[str, str]:
 @cache
 def digest() -> str:
     """Of the sources."""
-    found = hashlib.sha256()
-    for name, text in sorted(sources().items()):
-        found.update(f"{name}\0{text}\0".encode())
-    return found.hexdigest()
+    text = "".join(f"{name}\0{text}\0" for name, text in sorted(sources().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class DeviceKernels:
@@ -142,7 +150,7 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
     cache, or else compiled now by the first compiler that can, in some ten seconds. Raises RuntimeUnavailable, saying
     why it can't be had."""
-    number = 10 * capability[0] + capability[1]
+    number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):
         if (found := _ready(folder, instance, number)) is not None:
@@ -152,7 +160,12 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
             if (found := cache.get(instance.name_for(number))) is not None:
                 return found
-            architecture = _architecture_for(capability, with_it)
+            architecture = architecture_for(capability, with_it.architectures())
+            if architecture is None:
+                raise RuntimeUnavailable(
+                    f"{with_it} knows no architecture for compute capability {dotted}: a newer one is needed (PyTorch "
+                    "brings NVRTC)"
+                )
             make = partial(with_it.compiled, sources(), architecture, instance.options)
             return cache.get_or_make(instance.name_for(number), make)
         except RuntimeUnavailable as error:
@@ -161,8 +174,8 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             failures.append(f"{type(error).__name__}: {error}")
     there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
     nothing = (
-        f"{there} compute capability {capability[0]}.{capability[1]}, and there is no compiler to make one: compile "
-        f"them elsewhere, with `python -m pixelcnn_fast compile --arch {number}`"
+        f"{there} compute capability {dotted}, and there is no compiler to make one: compile them elsewhere, with "
+        f"`python -m pixelcnn_fast compile --arch {number}`"
     )
     raise RuntimeUnavailable(failures[0] if failures else nothing)
 
@@ -182,31 +195,19 @@ def _ready(named: str, instance: Instance, number: int) -> bytes | None:
     """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
     folder is none, can't be read, or has it from other sources."""
     store, archs = _ready_store(named), range(number, number // 10 * 10 - 1, -1)
-    found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
-    return next((cubin for cubin in found if cubin is not None), None)
+    return next(filter(None, (store.get(instance.name_for(arch), strict=True) for arch in archs)), None)
 
 
 def _ready_store(named: str) -> Store:
     try:
         folder = Path(named).expanduser()
-        if not folder.is_dir():
-            raise RuntimeUnavailable(f"{READY}={named} is not a folder")
-        return Store(folder, digest())
-    except RuntimeUnavailable:
-        raise
+        is_there = folder.is_dir()
     except (OSError, RuntimeError) as error:  # the latter: nobody's home
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        why = getattr(error, "strerror", None) or error
         raise RuntimeUnavailable(f"{READY}={named} can't be used: {why}") from error
-
-
-def _architecture_for(capability: tuple[int, int], with_it: Compiler) -> int:
-    found = architecture_for(capability, with_it.architectures())
-    if found is None:
-        raise RuntimeUnavailable(
-            f"{with_it} knows no architecture for compute capability {capability[0]}.{capability[1]}: a newer one is "
-            "needed (PyTorch brings NVRTC)"
-        )
-    return found
+    if not is_there:
+        raise RuntimeUnavailable(f"{READY}={named} is not a folder")
+    return Store(folder, digest())
 
 
 def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:

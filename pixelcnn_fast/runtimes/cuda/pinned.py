@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU through pinned memory: they are put on the current stream, and nobody waits."""
+"""Copies between the host and a GPU through pinned memory, on the current stream, so that nobody waits."""
 
 from __future__ import annotations
 

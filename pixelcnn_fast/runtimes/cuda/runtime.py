@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,23 +14,29 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.native import native, required, why_not_native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes import DTYPES, Precision
 from pixelcnn_fast.runtimes.cuda import cost
 from pixelcnn_fast.runtimes.cuda.driver import Launch
-from pixelcnn_fast.runtimes.cuda.kernels import Instance, Kernel, Kernels, kernels_of, why_no_kernels
+from pixelcnn_fast.runtimes.cuda.kernels import (
+    CLUSTERS,
+    Instance,
+    Kernel,
+    Kernels,
+    kernels_of,
+    largest_cluster,
+    why_no_kernels,
+)
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
+from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
 
-# What is multiplied if precision= does not say; sums and pointwise steps are float32.
-MATH_BY_DTYPE = {getattr(torch, math.dtype): math.name for math in schema.MATHS}
+MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}  # if precision= does not say another
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-CLUSTERS = (2, 4, schema.MOST_BLOCKS)  # blocks of a cluster
 MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 
 
@@ -50,15 +56,8 @@ def limits_of(device: torch.device) -> Limits:
     return Limits(shared_bytes, found.multi_processor_count, largest_cluster((found.major, found.minor)))
 
 
-def largest_cluster(capability: tuple[int, int]) -> int:
-    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
-    return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
-
-
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
-    if native() is None:
-        return why_not_native()
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
@@ -73,8 +72,8 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     return why_no_kernels()
 
 
-def _number(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
+def _results(job: Job) -> tuple[Tensor | None, ...]:
+    return job.values, job.parameters, job.log_probability
 
 
 class Shape(NamedTuple):
@@ -86,19 +85,22 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job's tensors on the device. error: -1, or the location of the first logits that are not finite."""
+    """A job whose tensors are on the device, with all the memory that it takes.
+
+    conditions: one array, or none; error: -1, or the location of the first logits that are not finite.
+    """
 
     job: Job
     sampler: Any
-    levels: Tensor
-    known: Tensor | None
-    noise: Tensor
-    conditions: Tensor | None
-    logits: Tensor | None
-    log_probability: Tensor | None
+    conditions: list[Tensor]
     constants: Tensor
     workspace: Tensor
     error: Tensor
+
+    @property
+    def levels(self) -> Tensor:
+        """The images, once the stream has come that far."""
+        return self.job.values
 
 
 @dataclass
@@ -139,7 +141,10 @@ class CudaRuntime(Runtime):
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
-        self._kernels = kernels or kernels_of(_number(program.device))
+        device = program.device
+        self._kernels = kernels or kernels_of(
+            torch.cuda.current_device() if device.index is None else device.index
+        )
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cost.cycles
@@ -183,11 +188,7 @@ class CudaRuntime(Runtime):
         self.enqueue(batch)
         results = [
             (place, on_host(found) if place.device.type == "cpu" else found)
-            for place, found in (
-                (job.values, batch.levels),
-                (job.parameters, batch.logits),
-                (job.log_probability, batch.log_probability),
-            )
+            for place, found in zip(_results(job), _results(batch.job), strict=True)
             if place is not None and found is not None
         ]
         error = on_host(batch.error)
@@ -209,34 +210,35 @@ class CudaRuntime(Runtime):
         return launched.job
 
     def prepared(self, job: Job) -> DeviceJob:
-        """The job on the device, with all the memory that it takes."""
-        device = self._program.device
-        sampler = self.sampler(shape := self.shape(job.values.shape[0]))
+        """The job on the device, for ``enqueue``."""
+        device, images = self._program.device, job.values.shape[0]
+        sampler = self.sampler(shape := self.shape(images))
         operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, job.values.shape[0])
+        found = self._conditions(operands, job.given, images)
         conditions = [found[operand].float().reshape(-1) for operand in operands]
-        return DeviceJob(
+        there = replace(
             job,
-            sampler,
-            levels=on_device(job.values, device, job.values.dtype),
+            values=on_device(job.values, device, job.values.dtype),
             known=None if job.known is None else on_device(job.known, device, torch.uint8),
             noise=on_device(job.noise, device, torch.float64),
-            conditions=on_device(torch.cat(conditions), device, torch.float32) if conditions else None,
-            logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
-            log_probability=None
-            if job.log_probability is None
-            else torch.zeros(job.log_probability.shape, dtype=torch.float64, device=device),
+        )
+        if job.parameters is not None:
+            there.parameters = torch.empty(job.parameters.shape, device=device)
+        if job.log_probability is not None:
+            there.log_probability = torch.zeros(job.log_probability.shape, dtype=torch.float64, device=device)
+        return DeviceJob(
+            there,
+            sampler,
+            [on_device(torch.cat(conditions), device, torch.float32)] if conditions else [],
             constants=self._constants_of(shape),
-            workspace=torch.empty(
-                sampler.workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
-            ),
+            workspace=torch.empty(sampler.workspace_bytes(images), dtype=torch.uint8, device=device),
             error=torch.full((1,), -1, dtype=torch.int64, device=device),
         )
 
     def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         with self._on_device():
-            if images := batch.levels.shape[0]:
+            if images := batch.job.values.shape[0]:
                 facts, stream = batch.sampler.facts, 0
                 if self._program.device.type == "cuda":
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
@@ -269,24 +271,18 @@ class CudaRuntime(Runtime):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _parameters(self, batch: DeviceJob) -> bytes:
-        job = schema.Job(
-            images=batch.levels.shape[0],
-            values=batch.levels.data_ptr(),
-            known=address(batch.known),
-            noise=batch.noise.data_ptr(),
-            conditions=[address(batch.conditions)],
-            options=sampling_options(batch.job.options),
-            parameters=address(batch.logits),
-            log_probability=address(batch.log_probability),
-        )
-        memory = batch.constants.data_ptr(), batch.workspace.data_ptr(), batch.error.data_ptr()
-        return batch.sampler.parameters(job, *memory)
+        job = described_job(batch.job, batch.conditions)
+        return batch.sampler.parameters(job, *map(address, (batch.constants, batch.workspace, batch.error)))
 
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                if self._fits(shape) and self._all_at_once(shape, images):
+                if not self._fits(shape):
+                    continue
+                if shape.cluster == 1 or images <= shape.images * self.clusters_at_once(
+                    shape
+                ):  # all run at once
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
@@ -311,21 +307,14 @@ class CudaRuntime(Runtime):
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
         """Those that there can be: what was planned for one image, and how many images' values memory holds."""
-        found = []
-        for blocks in CLUSTERS:
-            if blocks > min(self._limits.largest_cluster, self._limits.multiprocessors):
-                break
-            try:
-                sampler = self.sampler(Shape(1, blocks))
-            except ValueError:
-                continue
-            found.append((sampler.facts, self._most_in_memory(sampler)))
-        return found
+        most = min(self._limits.largest_cluster, self._limits.multiprocessors)
+        shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
+        samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
+        return [(sampler.facts, self._most_in_memory(sampler)) for sampler in samplers]
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
-        found = self._samplers.get(shape)
-        if found is None:
+        if (found := self._samplers.get(shape)) is None:
             found = self._samplers[shape] = self._planned(shape)
             for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
                 self._samplers.pop(other, None), self._constants.pop(other, None)
@@ -346,10 +335,6 @@ class CudaRuntime(Runtime):
                 self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
             return False
         return True
-
-    def _all_at_once(self, shape: Shape, images: int) -> bool:
-        """Whether all clusters of a batch run at once."""
-        return shape.cluster == 1 or images <= shape.images * self.clusters_at_once(shape)
 
     def clusters_at_once(self, shape: Shape) -> int:
         """How many the device runs at once. Asks the kernel, which is compiled for that."""
@@ -380,11 +365,9 @@ class CudaRuntime(Runtime):
         return self.sampler(self.shape(images)).workspace_bytes(images)
 
     def _constants_of(self, shape: Shape) -> Tensor:
-        found = self._constants.get(shape)
-        if found is None:
-            data = bytearray(self.sampler(shape).constants())
-            found = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
-            self._constants[shape] = found
+        if (found := self._constants.get(shape)) is None:
+            data = torch.frombuffer(bytearray(self.sampler(shape).constants()), dtype=torch.uint8)
+            found = self._constants[shape] = data.to(self._program.device)
         return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:

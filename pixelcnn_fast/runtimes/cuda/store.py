@@ -1,4 +1,4 @@
-"""Kernels on disk: whole, of the right sources, and compiled by one process while others wait."""
+"""Keeps compiled kernels on disk, and lets one process compile each of them while others wait."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, TypeVar
@@ -90,22 +91,25 @@ class Store:
             if strict and not isinstance(error, FileNotFoundError):
                 raise RuntimeUnavailable(f"{path} can't be read: {error.strerror}") from error
             return None
-        try:
-            about = json.loads(line)
-            why = None
-            if about["sources"] != self._sources:
-                why = "was compiled from other sources than this version's"
-            if about["kernel"] != name:
-                why = f"is the kernel {about['kernel']} under another name"
-            if about["sha256"] != hashlib.sha256(cubin).hexdigest():
-                why = "is damaged"
-        except (ValueError, TypeError, KeyError, RecursionError):
-            why = "is damaged"
-        if why is None:
+        if (why := self._why_not(line, name, cubin)) is None:
             return cubin
         if strict:
             raise RuntimeUnavailable(f"{path} {why}: compile it again, with `python -m pixelcnn_fast compile`")
         return None
+
+    def _why_not(self, line: bytes, name: str, cubin: bytes) -> str | None:
+        """Why a cubin that is said to be what the line tells is not that kernel; None if it is."""
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            about = json.loads(line)
+            if about["sha256"] == hashlib.sha256(cubin).hexdigest():
+                if about["kernel"] != name:
+                    return f"is the kernel {about['kernel']} under another name"
+                return (
+                    None
+                    if about["sources"] == self._sources
+                    else "was compiled from other sources than this version's"
+                )
+        return "is damaged"
 
     def put(self, name: str, cubin: bytes) -> None:
         """Raises OSError if it can't be written."""
@@ -119,7 +123,8 @@ class Store:
         if (found := self.get(name)) is not None:
             return found
         with ExitStack() as held:
-            held.enter_context(self._locked(name))
+            with suppress(OSError):  # where there can't be a lock, there is none: each writes the file, whole
+                self._lock(name, held)
             if (found := self.get(name)) is not None:  # somebody else has made it meanwhile
                 return found
             _say(f"compiling the CUDA kernel {name}, once, in some 10 s")
@@ -142,34 +147,23 @@ class Store:
                 return made, error
             return made, None
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """By one process and one of its threads; others wait, and can be interrupted. Where there can't be a lock,
-        there is none: the file is written whole by each."""
-        file: IO[bytes] | None = None
-        try:
-            with suppress(OSError):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                file = _opened(self.path(name).with_suffix(".lock"))
-                waits = False
-                while fcntl is not None and self.get(name) is None:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if not waits:
-                            _say(
-                                f"waiting for another process, or thread, that compiles the CUDA kernel {name}"
-                            )
-                        waits = True
-                        time.sleep(0.05)
-            yield
-        finally:
-            if file is not None:
-                # By itself, as a process that was forked meanwhile has the file open, too.
-                with file, suppress(OSError):
-                    if fcntl is not None:
-                        fcntl.flock(file, fcntl.LOCK_UN)
+    def _lock(self, name: str, held: ExitStack) -> None:
+        """Gives the lock, until ``held`` is closed, to one process and one of its threads. Others wait until the kernel
+        is there, and can be interrupted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = held.enter_context(_opened(self.path(name).with_suffix(".lock")))
+        waits = False
+        while fcntl is not None and self.get(name) is None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Closing does not unlock it where a process that was forked meanwhile has the file open, too.
+                held.callback(fcntl.flock, file, fcntl.LOCK_UN)
+                return
+            except BlockingIOError:
+                if not waits:
+                    _say(f"waiting for another process, or thread, that compiles the CUDA kernel {name}")
+                waits = True
+                time.sleep(0.05)
 
 
 def _opened(lock: Path) -> IO[bytes]:
@@ -189,28 +183,22 @@ def _say(what: str) -> None:
 
 def _in_background(make: Callable[[], T]) -> T:
     """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
-    found: list[T] = []
-    errors: list[BaseException] = []
-    done = threading.Event()
+    made: Future[T] = Future()
 
     def run() -> None:
         try:
-            found.append(make())
+            made.set_result(make())
         except BaseException as error:
-            errors.append(error)
-        finally:
-            done.set()
+            made.set_exception(error)
 
     thread = threading.Thread(target=run, name="compiles a CUDA kernel", daemon=True)
     end_in_peace = partial(_let_end, thread)
     atexit.register(end_in_peace)
     thread.start()
-    while not done.wait(0.2):
+    while not wait([made], 0.2).done:
         pass
     atexit.unregister(end_in_peace)
-    if errors:
-        raise errors[0]
-    return found[0]
+    return made.result()
 
 
 def _let_end(thread: threading.Thread) -> None:

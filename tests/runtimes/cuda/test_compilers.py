@@ -66,7 +66,7 @@ def is_there(process: int) -> bool:
 
 def test_what_compiles_ends_with_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done comes first, and the others are not waited for."""
-    monkeypatch.setattr(compilers, "_cores", lambda: 2)
+    monkeypatch.setattr(compilers, "usable", lambda: 2)
     began, found = time.monotonic(), Slow(tmp_path).compiled_each({}, [(120, ()), (0, ()), (120, ())])
     index, process = next(found)
     assert index == 1 and is_there(int(process))
@@ -76,7 +76,7 @@ def test_what_compiles_ends_with_who_asked(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_compiler_that_the_system_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilers, "_cores", lambda: 1)
+    monkeypatch.setattr(compilers, "usable", lambda: 1)
     with pytest.raises(RuntimeUnavailable, match="is there memory for 1 of them"):
         list(Slow(tmp_path).compiled_each({}, [(-1, ())]))
 

@@ -209,7 +209,7 @@ def test_what_is_on_the_gpu_stays_there(on_gpu: CudaRuntime) -> None:
         values = torch.zeros(2, *SHAPE, dtype=torch.int32, device=GPU)
         noise, scores = (torch.zeros(2, *SHAPE, dtype=torch.float64, device=GPU) for _ in range(2))
         one = Job(values=values, noise=noise, log_probability=scores)
-        assert on_gpu.prepared(one).noise is noise
+        assert on_gpu.prepared(one).job.noise is noise
         (place, found), (_, their_scores) = on_gpu._launched(one).results
         assert place is found is values and their_scores.device == GPU
     assert copies.made == [Copy("cuda", "cpu", 1)]  # the error word
