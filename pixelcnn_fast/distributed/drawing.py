@@ -1,4 +1,4 @@
-"""How a job draws its images: the same on every process."""
+"""How a job draws the images of given numbers, which is the same on every process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
-WORKSPACE = (
-    64 << 20
-)  # bytes of noise and log-probabilities that a process holds, whatever the size of its shards
-MOST_WITHIN = 0.05  # of a parameter that was computed in few bits
+# Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
+WORKSPACE = 64 << 20
+MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
 
 
 class DrawingArguments(OptionArguments, total=False):
@@ -35,7 +34,8 @@ class DrawingArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True)
 class Drawing:
-    """``sample`` explains the fields. What is drawn for an image depends on its number alone."""
+    """What decides the images of a job, as the arguments of ``sample``. What is drawn for an image depends on its
+    number alone."""
 
     sampler: Sampler
     seed: int
@@ -45,26 +45,31 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """The arrays that a file holds of the images of these numbers. ``check`` is called now and then."""
+        """Draws the images of these numbers, calling ``check`` now and then -> the arrays that a file holds of them."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
         parts = []
         for start in range(0, len(images), at_once):
             check()
-            parts.append(self._at_once(images[start : start + at_once]))
+            some = images[start : start + at_once]
+            try:
+                parts.append(self._arrays(some, *self._given(some)))
+            except NonFiniteLogits as error:
+                raise error.moved(some.start) from None
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
-    def check(self, n: int) -> None:
-        """Raises ValueError for labels or conditions that are too many or too few."""
+    def settings(self, n: int) -> dict[str, Any]:
+        """All that decides n images, for the manifest.
+
+        Raises ValueError for labels or conditions that are too many or too few, and whatever drawing raises for
+        arguments that it refuses.
+        """
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-
-    def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest. Raises what drawing does for arguments that it refuses."""
         names = {field.name for field in fields(SamplingOptions)}
         given = {name: value for name, value in self.arguments.items() if name in names}
         options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
@@ -80,24 +85,17 @@ class Drawing:
         }
 
     def _probe(self) -> dict[str, Any] | None:
-        """Some of what the model gives for an image, and within what share of them processors may differ."""
+        """Some parameters that the model gives for an image, and the share within which processors may differ; None
+        for a sampler that has lost its module."""
         found = self.sampler.probe()
-        dtype = self.sampler.dtype
-        within = min(MOST_WITHIN, 10 * TOLERANCE[dtype])
+        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])
         return None if found is None else {"parameters": found, "within": within}
 
     @cached_property
     def no_images(self) -> dict[str, np.ndarray]:
-        """What a file would hold of no images."""
+        """The arrays that a file would hold of no images."""
         labels, condition = (None if values is None else values[:0] for values in self._given(range(1)))
         return {name: x.numpy() for name, x in self._arrays(range(0), labels, condition).items()}
-
-    def _at_once(self, images: range) -> dict[str, Tensor]:
-        labels, condition = self._given(images)
-        try:
-            return self._arrays(images, labels, condition)
-        except NonFiniteLogits as error:
-            raise error.moved(images.start) from None
 
     def _given(self, images: range) -> tuple[Tensor | None, Tensor | None]:
         return of_images(self.labels, images), of_images(self.condition, images)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pixelcnn_fast.fingerprint import fingerprint
 
-TRIED = 100  # images for which a function is compared with that of an earlier run: the first, and evenly spread ones
+TRIED = 100  # images for which functions of two runs are compared: so many from the first on, and as many spread evenly
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
-    """The values of the images of these numbers."""
+    """The values of the images of these numbers, or None if there are no values."""
     if values is None:
         return None
     if callable(values):
@@ -25,7 +25,7 @@ def of_images(values: PerImage | None, images: range) -> Tensor | None:
 
 
 def told_apart(values: PerImage | None, n: int) -> str | None:
-    """SHA-256 of the values of n images; of a function, of what it gives for some of them."""
+    """SHA-256 of the values of n images, or of what a function gives for some of them; None if there are no values."""
     if values is None:
         return None
     if not callable(values):
