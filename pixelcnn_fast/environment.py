@@ -1,4 +1,4 @@
-"""A report for people: what is installed, built and usable here."""
+"""A report for people on what is installed, built and usable on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def runtimes() -> dict[str, str]:
 
 
 def report() -> str:
-    """Versions, the compiled module, CUDA, threads and runtimes; for what is missing, also why and what to do."""
+    """The report, as several lines of text: versions, the compiled module, CUDA, threads, and which runtimes and
+    backends serve; where something is missing, also why, and what to do about it."""
     sections = {
         f"pixelcnn_fast {version('pixelcnn_fast')}": _versions(),
         "compiled module": _native_rows(),
@@ -49,16 +50,13 @@ def version(distribution: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    rows = {
+    lack = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
+    return {
         "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "numpy": version("numpy"),
+        "triton": lack if util.find_spec("triton") is None else version("triton"),
     }
-    if util.find_spec("triton") is None:
-        rows["triton"] = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
-    else:
-        rows["triton"] = version("triton")
-    return rows
 
 
 def _native_rows() -> dict[str, str]:
@@ -80,10 +78,12 @@ def _native_rows() -> dict[str, str]:
 
 
 def _cuda_rows() -> dict[str, str]:
-    rows = {"torch sees": _torch_devices()}
-    version = driver.version()
-    rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
-    rows["kernels"] = _kernels() if native() else "are part of the compiled module"
+    served = driver.version()
+    rows = {
+        "torch sees": _torch_devices(),
+        "driver": f"serves CUDA {kernels.version_text(served)}" if served else "none",
+        "kernels": _kernels() if native() else "are part of the compiled module",
+    }
     if ready := os.environ.get(kernels.READY):
         why = kernels.why_not_ready(ready)
         rows[kernels.READY] = f"{ready} is taken from" if why is None else f"no kernel will do: {why}"
@@ -101,6 +101,7 @@ def _cuda_rows() -> dict[str, str]:
 
 
 def _kernels() -> str:
+    """Which compiler makes the CUDA sampler's kernels, and where they are kept."""
     with_it = compilers.compiler()
     if with_it is None:
         return "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
@@ -134,12 +135,11 @@ def _thread_rows() -> dict[str, str]:
 def _runtime_rows() -> dict[str, str]:
     served = runtimes()
     lack = "" if native() else ": the cpu runtime needs the compiled module"
-    rows = {"on the CPU": served["cpu"] + lack}
-    lack = "" if served["cuda"] == "cuda" else f": {kernels.why_no_kernels() or lack[2:]}"
-    rows["on CUDA"] = served["cuda"] + lack
     if not torch.cuda.is_available():
-        rows["on CUDA"] = "none: torch sees no device"
-    return rows
+        on_cuda = "none: torch sees no device"
+    else:
+        on_cuda = "cuda" if served["cuda"] == "cuda" else f"eager: {kernels.why_no_kernels() or lack[2:]}"
+    return {"on the CPU": served["cpu"] + lack, "on CUDA": on_cuda}
 
 
 def _backend_rows() -> dict[str, str]:

@@ -1,11 +1,10 @@
-"""``compile``: the CUDA sampler's kernels, ahead of time, for machines that have no compiler of them."""
+"""``compile``: compiles the CUDA sampler's kernels ahead of time, for machines that have no compiler for them."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shlex
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -96,12 +95,8 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
 
 
 def _compiler(name: str | None) -> compilers.Compiler:
-    find: dict[str | None, Callable[[], compilers.Compiler | None]] = {
-        "nvrtc": compilers.nvrtc,
-        "nvcc": compilers.nvcc,
-        None: compilers.compiler,
-    }
-    found = find[name]()
+    """The compiler of that name, nvrtc or nvcc, or whichever there is. Raises ValueError if there is none."""
+    found: compilers.Compiler | None = getattr(compilers, name or "compiler")()
     if found is None:
         named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
         raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}{named}")
@@ -109,6 +104,7 @@ def _compiler(name: str | None) -> compilers.Compiler:
 
 
 def _own_archs() -> list[int]:
+    """The compute capabilities of this machine's GPUs, as 90 for 9.0. Raises ValueError if it has none."""
     if not torch.cuda.is_available():
         raise ValueError("--arch is needed, as this machine has no GPU: such as --arch 90 for an H100")
     capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))

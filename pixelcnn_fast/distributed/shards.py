@@ -62,7 +62,7 @@ class Shards:
         return sum(len(self.images(shard)) for shard in np.flatnonzero(which).tolist())
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a shard's file, and the manifest again if it is gone. Raises ValueError if the folder is another job's."""
+        """Writes a shard's file, and the manifest if it is gone. Raises ValueError if the folder is another job's."""
         if self.settings:
             self._claim()
         with replacing(self.path(shard), through_links=False) as file:
@@ -138,7 +138,7 @@ class Shards:
         return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder and its manifest, or checks the one that is there, and removes what killed processes have left.
+        """Makes the folder and its manifest, or checks the one there is, and removes what killed processes have left.
 
         Raises ValueError, naming what differs, if the folder holds another job.
         """

@@ -1,4 +1,4 @@
-"""What a user may change about how values are drawn. A new option is a field here; drawing.py says what it does."""
+"""What a user may change about how values are drawn: a new option is a field here, and drawing.py says what it does."""
 
 from __future__ import annotations
 
