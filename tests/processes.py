@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ FATEFUL = 12  # the image at which trouble begins
 CLASSES = 3
 SHAPE = (1, 4, 5)
 PATIENCE = 60  # seconds: nothing here takes as long
+TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])  # torch is imported once
 
 
+@cache
 def sampler(seed: int = 0) -> Sampler:
     """A small conditional one. seed: of the model's weights."""
-    tiny: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
-    return Sampler(random_model(n_classes=CLASSES, seed=seed, **tiny), SHAPE)
+    return Sampler(random_model(n_classes=CLASSES, seed=seed, **TINY), SHAPE)
 
 
 def labels(images: Tensor) -> Tensor:
