@@ -19,6 +19,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.image_forms import ImageForm
+from pixelcnn_fast.runtimes import RuntimeName
 from tests.processes import sampler
 from tests.system.networks import ABOVE, Masked, pixelcnn
 from tests.tiers import thorough
@@ -43,15 +44,19 @@ def test_parts_are_kept_apart() -> None:
 
 
 def test_samplers() -> None:
-    assert sampler().fingerprint() == sampler().fingerprint() != sampler(seed=1).fingerprint()
+    build = sampler.__wrapped__
+    assert build().fingerprint() == build().fingerprint() != build(seed=1).fingerprint()
     model = pixelcnn()
-    one = Sampler(model, (1, 4, 4)).fingerprint()
-    assert one == Sampler(model, (1, 4, 4), runtime="eager").fingerprint()  # it decides no image
-    assert one == Sampler(model, (1, 4, 4), runtime="reference").fingerprint()
-    assert one != Sampler(model, (1, 4, 5)).fingerprint()
-    assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
-    assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()
-    assert one != Sampler(model, (1, 4, 4), head=Other()).fingerprint()
+
+    def told(
+        shape: tuple[int, int, int] = (1, 4, 4), runtime: RuntimeName = "reference", **arguments: Any
+    ) -> str:
+        return Sampler(model, shape, runtime=runtime, **arguments).fingerprint()
+
+    one = told()
+    assert one == Sampler(model, (1, 4, 4)).fingerprint() == told(runtime="eager")  # it decides no image
+    assert one not in (told((1, 4, 5)), told(precision="bf16", runtime="auto"), told(head=Other()))
+    assert one != told(head=Categorical(probabilities=True))
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,13 @@ def test_what_a_head_holds_is_told_apart_by_what_it_is() -> None:
     model, held = pixelcnn(), [multiplied(1), partial(pow, 2), nn.PReLU(init=0.5)]
     others = [multiplied(2), partial(pow, 3), nn.PReLU(init=0.25)]
 
-    def told(function: Any) -> str:
-        return Sampler(model, (1, 4, 4), head=Holding(function=function)).fingerprint()
+    def told(functions: list[Any]) -> list[str]:
+        heads = [Holding(function=function) for function in functions]
+        return [Sampler(model, (1, 4, 4), head=head, runtime="reference").fingerprint() for head in heads]
 
-    assert [*map(told, held)] == [*map(told, copy.deepcopy(held))]
-    assert len({*map(told, held + others)}) == len(held + others)
-    assert told(multiplied(1)) == told(held[0])
+    found = told(held)
+    assert found == told([multiplied(1), *copy.deepcopy(held[1:])])
+    assert len({*found, *told(others)}) == len(held + others)
 
 
 SCALE = torch.ones(4, 1, 1)

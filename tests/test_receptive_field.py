@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,9 +38,11 @@ def small(name: str) -> Model:
     return MODELS[name]().eval()
 
 
-@pytest.mark.parametrize("size", [(5, 7), (1, 9), (8, 2)])
-@pytest.mark.parametrize("name", MODELS)
-def test_is_what_autograd_sees(name, size):
+SIZES = [(5, 7), (1, 9), (8, 2)]
+
+
+@pytest.mark.parametrize(("size", "name"), few([(size, name) for size in SIZES for name in MODELS], 5))
+def test_is_what_autograd_sees(size, name):
     model, (height, width) = small(name), size
     c = model.input_channels
     field = receptive_field(model, (c, height, width))
@@ -48,16 +51,15 @@ def test_is_what_autograd_sees(name, size):
     for y, x in [(0, 0), (height // 2, width // 2), (height - 1, width - 1)]:
         for channel in range(c):
             expected = torch.autograd.grad(logits[0, channel, y, x].sum(), images, retain_graph=True)[0][0] != 0
-            window = field.seen[
-                channel, :, height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x
-            ]
+            rows, columns = (slice(n - 1 - at, 2 * n - 1 - at) for n, at in ((height, y), (width, x)))
+            window = field.seen[channel, :, rows, columns]
             assert torch.equal(window, expected), (y, x, channel)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_only_the_gated_networks_have_no_blind_spot(name):
     model = small(name)
-    field = receptive_field(model, (model.input_channels, 9, 9))
+    field = receptive_field(model, (model.input_channels, 6, 7))
     assert field.causal and bool(field.blind_spots.any()) != name.startswith("gated")
 
 
@@ -108,13 +110,10 @@ LEAKS = {
 def test_leaks_are_named(name):
     which, leak, message = LEAKS[name]
     model = small(which).train()
-    shape = (model.input_channels, 5, 7)
-    check_causal(model, shape)
     leak(model)
-    with pytest.raises(NotCausal, match=message):
-        check_causal(model, shape)
-    field = receptive_field(model, shape)
+    field = receptive_field(model, (model.input_channels, 3, 4))
     assert not field.causal and "NOT CAUSAL" in str(field) and "!" in str(field) and model.training
+    assert re.search(message, str(field.leak))
 
 
 def test_the_field_in_words():
@@ -249,7 +248,6 @@ def test_a_model_whose_output_is_not_known_is_seen_all_the_same(name):
     field = receptive_field(Outputs(channels, numbers, read), shape)
     assert field.causal and field.seen[:, :, above, 5:8].all() and field.seen[:, :, 4, 5].all()
     assert int(field.seen.sum()) == channels * channels * 4  # the neighbours that mask A shows
-    check_causal(Outputs(channels, numbers, read), shape)
     with pytest.raises(NotCausal, match=r"conv: kernel tap \(\+0, \+1\)"):
         check_causal(Outputs(channels, numbers, read, leak=True), shape)
 
@@ -261,12 +259,12 @@ def test_where_channels_are_ordered_the_head_is_asked_for():
 
     model = TwoReadings(3, 7, 1, kernel_size=3, channel_order="thirds").eval()
     with pytest.raises(UnknownLayout, match=r"(?s)several ways.*sees its own pixel.*: pass head="):
-        receptive_field(model, (3, 5, 5))
-    check_causal(model, (3, 5, 5), head=Categorical(256, "N,C*L,H,W"))
+        receptive_field(model, (3, 3, 4))
+    check_causal(model, (3, 3, 4), head=Categorical(256, "N,C*L,H,W"))
     with pytest.raises(NotCausal):
-        check_causal(model, (3, 5, 5), head=Categorical(256, "N,L*C,H,W"))
+        check_causal(model, (3, 3, 4), head=Categorical(256, "N,L*C,H,W"))
     with pytest.raises(UnknownLayout, match="expects"):  # a head that was given is not left aside
-        check_causal(model, (3, 5, 5), head=Categorical(256, "N,C,H,W,L"))
+        check_causal(model, (3, 3, 4), head=Categorical(256, "N,C,H,W,L"))
 
 
 def test_of_one_channel_an_output_that_sees_its_own_pixel_leaks_whatever_the_head():
