@@ -26,11 +26,21 @@ def runtimes() -> dict[str, str]:
 def report() -> str:
     """The report, as several lines of text: versions, the compiled module, CUDA, threads, and which runtimes and
     backends serve; where something is missing, also why, and what to do about it."""
+    no_triton = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     sections = {
-        f"pixelcnn_fast {version('pixelcnn_fast')}": _versions(),
+        f"pixelcnn_fast {version('pixelcnn_fast')}": {
+            "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+            "torch": torch.__version__,
+            "numpy": version("numpy"),
+            "triton": no_triton if util.find_spec("triton") is None else version("triton"),
+        },
         "compiled module": _native_rows(),
         "CUDA": _cuda_rows(),
-        "threads": _thread_rows(),
+        "threads": {
+            "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
+            "processors": f"{os.cpu_count()}, of which this process may use {usable}",
+        },
         "runtime that auto takes": _runtime_rows(),
         "backend that auto takes for ops": _backend_rows(),
     }
@@ -47,16 +57,6 @@ def version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "(not installed: runs from a source folder)"
-
-
-def _versions() -> dict[str, str]:
-    lack = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
-    return {
-        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "triton": lack if util.find_spec("triton") is None else version("triton"),
-    }
 
 
 def _native_rows() -> dict[str, str]:
@@ -122,14 +122,6 @@ def _torch_devices() -> str:
     if not torch.cuda.is_available():
         return f"no device: torch is built with CUDA {torch.version.cuda}, but finds no GPU or no driver"
     return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-
-
-def _thread_rows() -> dict[str, str]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
-        "processors": f"{os.cpu_count()}, of which this process may use {usable}",
-    }
 
 
 def _runtime_rows() -> dict[str, str]:

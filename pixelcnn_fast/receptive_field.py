@@ -255,16 +255,6 @@ WAY_OUT = (
 )
 
 
-def _captured(model: WrappedModel, has_head: bool) -> Captured:
-    """The model's program; also where no head was given, and the output does not tell which it is."""
-    try:
-        return captured(model)
-    except UnknownLayout as unknown:
-        if has_head:
-            raise
-        return _with_unread_output(model, unknown)
-
-
 # -- without a head
 
 
@@ -297,8 +287,17 @@ class _AllOfAPixel(OfLevels):
     distance_name = "relative difference"
 
 
-def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Captured:
-    """The model, captured where its output fits no head, or several. Raises UnknownLayout where that matters."""
+def _captured(model: WrappedModel, has_head: bool) -> Captured:
+    """The model's program. If no head was given, the output may also fit none, or several.
+
+    Raises UnknownLayout where it matters which one it is.
+    """
+    try:
+        return captured(model)
+    except UnknownLayout as error:
+        if has_head:
+            raise
+        unknown = error
     reason: PixelCNNFastError = unknown
     # Rows are along axis 2 of [N, channels, H, W] or [N, C, H, W, L], 1 of [N, H, W, channels], 3 of [N, a, b, H, W].
     for row_axis in (2, 1, 3):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pixelcnn_fast import Sampler, distributed
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.distributed.per_image import PerImage
+from pixelcnn_fast.distributed.drawing import PerImage
 
 N, SHARD_SIZE = 25, 2
 FATEFUL = 12  # the image at which trouble begins

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.call import RunSettings
 from pixelcnn_fast.distributed import ranks
-from pixelcnn_fast.distributed.drawing import DrawingArguments
-from pixelcnn_fast.distributed.per_image import PerImage, told_apart
+from pixelcnn_fast.distributed.drawing import DrawingArguments, PerImage, told_apart
 from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
@@ -384,6 +383,11 @@ def changed(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) ->
     return lambda shards: shards.write(1, change(shards.read(1)))
 
 
+def a_pipe(shards: Shards) -> None:
+    shards.path(1).unlink()
+    os.mkfifo(shards.path(1))
+
+
 DAMAGES: dict[str, Callable[[Shards], object]] = {
     "cut short": lambda shards: shards.path(1).write_bytes(shards.path(1).read_bytes()[:-20]),
     "empty": lambda shards: shards.path(1).write_bytes(b""),
@@ -394,14 +398,8 @@ DAMAGES: dict[str, Callable[[Shards], object]] = {
     "another dtype": changed(lambda found: {**found, "images": found["images"].astype("int32")}),
     "no labels": changed(lambda found: {name: x for name, x in found.items() if name != "labels"}),
     "too few": changed(lambda found: {**found, "log_probabilities": found["log_probabilities"][:1]}),
+    **({"a pipe": a_pipe} if hasattr(os, "mkfifo") else {}),
 }
-DAMAGES |= (
-    {}
-    if not hasattr(os, "mkfifo")
-    else {
-        "a pipe": lambda shards: (shards.path(1).unlink(), os.mkfifo(shards.path(1))),
-    }
-)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

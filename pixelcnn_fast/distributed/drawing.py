@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.check.perturbation import TOLERANCE
-from pixelcnn_fast.distributed.per_image import PerImage, of_images, told_apart
 from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import RuntimeName
@@ -23,6 +23,28 @@ from pixelcnn_fast.sampler import Sampler
 # Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
 WORKSPACE = 64 << 20
 MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
+TRIED = 100  # images for which functions of two runs are compared: so many from the first on, and as many spread evenly
+PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or conditions of numbered images
+
+
+def of_images(values: PerImage | None, images: range) -> Tensor | None:
+    """The values of the images of these numbers, or None if there are no values."""
+    if values is None:
+        return None
+    if callable(values):
+        return torch.as_tensor(values(torch.arange(images.start, images.stop, images.step)))
+    return torch.as_tensor(values[images.start : images.stop : images.step])
+
+
+def told_apart(values: PerImage | None, n: int) -> str | None:
+    """SHA-256 of the values of n images, or of what a function gives for some of them; None if there are no values."""
+    if values is None:
+        return None
+    if not callable(values):
+        found = torch.as_tensor(values)
+        return fingerprint(found if found.is_floating_point() else found.long())
+    first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
+    return fingerprint(of_images(values, first), of_images(values, spread))
 
 
 class DrawingArguments(OptionArguments, total=False):
@@ -73,6 +95,8 @@ class Drawing:
         names = {field.name for field in fields(SamplingOptions)}
         given = {name: value for name, value in self.arguments.items() if name in names}
         options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
+        probe = self.sampler.probe()  # some parameters that the model gives for an image
+        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(self.no_images["images"].dtype),
@@ -81,15 +105,8 @@ class Drawing:
             "labels": told_apart(self.labels, n),
             "condition": told_apart(self.condition, n),
             "model": self.sampler.fingerprint(),
-            "probe": self._probe(),
+            "probe": None if probe is None else {"parameters": probe, "within": within},
         }
-
-    def _probe(self) -> dict[str, Any] | None:
-        """Some parameters that the model gives for an image, and the share within which processors may differ; None
-        for a sampler that has lost its module."""
-        found = self.sampler.probe()
-        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])
-        return None if found is None else {"parameters": found, "within": within}
 
     @cached_property
     def no_images(self) -> dict[str, np.ndarray]:

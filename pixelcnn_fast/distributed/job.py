@@ -13,8 +13,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from pixelcnn_fast.call import RunSettings
-from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
-from pixelcnn_fast.distributed.per_image import PerImage
+from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments, PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.heads.options import SamplingOptions

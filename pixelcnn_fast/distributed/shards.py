@@ -220,9 +220,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         text = json.dumps(value)
         return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
-    def alike(one: Any, other: Any) -> bool:
-        if not (isinstance(one, dict) and isinstance(other, dict)):
+    def alike(name: str, one: Any, other: Any) -> bool:
+        if name != "probe":
             return bool(one == other)
+        if one is None or other is None:  # a sampler that was pickled without its module has no probe
+            return True
         try:
             x, y = np.array(one["parameters"], float), np.array(other["parameters"], float)
             # The median, as a few huge parameters may stand for what is impossible.
@@ -231,10 +233,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         except (KeyError, TypeError, ValueError):  # of a manifest that was edited
             return False
 
-    names = [name for name in dict.fromkeys([*here, *there]) if not alike(there.get(name), here.get(name))]
-    if (
-        there.get("probe") is None or here.get("probe") is None
-    ):  # of a sampler that was pickled without its module
-        names = [name for name in names if name != "probe"]
-    pairs = ((name, shown(there.get(name)), shown(here.get(name))) for name in names)
-    return "; ".join(f"{name} is {found} there, {own} here" for name, found, own in pairs)
+    pairs = [(name, there.get(name), here.get(name)) for name in dict.fromkeys([*here, *there])]
+    differing = [pair for pair in pairs if not alike(*pair)]
+    return "; ".join(f"{name} is {shown(found)} there, {shown(own)} here" for name, found, own in differing)

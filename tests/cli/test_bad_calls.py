@@ -192,12 +192,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     leaking = {key: torch.ones_like(x) for key, x in tensors.items() if key.endswith(".mask")}
 
-    def save(name: str, config: str = json.dumps(model.config), **changed: Tensor) -> None:
+    def save(name: str, changed: dict[str, Tensor], config: str = json.dumps(model.config)) -> None:
         save_file({**tensors, **changed}, folder / name, {"config": config, "model": "PixelCNN"})
 
-    save("deep json", "[" * 100_000)
-    save("other keys", surplus=torch.zeros(1))
-    save("leaking mask", **leaking)
+    save("deep json", {}, "[" * 100_000)
+    save("other keys", {"surplus": torch.zeros(1)})
+    save("leaking mask", leaking)
     return folder
 
 

@@ -108,7 +108,8 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, capsys) -> None
 
 def interrupted_after(batches: int, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the eager runtime is interrupted when it has drawn so many batches."""
-    whole, drawn = EagerRuntime.run, []
+    whole = EagerRuntime.run
+    drawn: list[Job] = []
 
     def run(self: EagerRuntime, job: Job) -> None:
         if len(drawn) == batches:
