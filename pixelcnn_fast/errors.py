@@ -8,7 +8,7 @@ raise a plain ValueError.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import Tensor
@@ -104,10 +104,8 @@ def keeping(error: Error, images: Tensor, log_probabilities: Tensor | None) -> E
     Its attributes are then ``finished``, how many there are; ``images`` [finished, C, H, W]; ``log_probabilities``
     [finished], or None if they were not asked for.
     """
-    kept = dict(finished=len(images), images=images, log_probabilities=log_probabilities)
-    with suppress(AttributeError):  # an error of a user's, which takes no more attributes
-        for name, value in kept.items():
-            setattr(error, name, value)
+    # Not by setattr, which a user's own error may not allow.
+    vars(error).update(finished=len(images), images=images, log_probabilities=log_probabilities)
     return error
 
 

@@ -77,25 +77,22 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
     if found is None:
         fitting = [form for form in IMAGE_FORMS if _levels_in(images, levels, form) is not None]
         expected = "integers" if image_form is None else f"image_form={image_form!r}, {MEANINGS[image_form]}"
+        fits = f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
+        fits_none = (
+            f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, are to be "
+            "made from one of these forms by the model itself, and a dtype needs digits enough"
+        )
         raise ValueError(
             f"the images are {_described(images)}, which is not what was expected: {expected}, with L = {levels}. "
-            + (
-                f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
-                if fitting
-                else f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, "
-                "are to be made from one of these forms by the model itself, and a dtype needs digits enough"
-            )
+            f"{fits if fitting else fits_none}"
         )
     return found
 
 
 def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | None:
     """The levels of images in a form, or None if they are in another."""
-    if (
-        images.is_floating_point() != (form in SCALED_FORMS)
-        or images.dtype == torch.bool
-        or images.is_complex()
-    ):
+    is_scaled = form in SCALED_FORMS
+    if images.is_floating_point() != is_scaled or images.dtype == torch.bool or images.is_complex():
         return None
     if form in SCALED_FORMS:
         low, high = SCALED_FORMS[form] or (0, levels - 1)
@@ -117,6 +114,7 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
 
 
 def _described(images: Tensor) -> str:
+    """The images' dtype, shape and range, for messages."""
     span = ""
     if images.numel() and not images.is_complex():
         span = f" that span {images.min().item():.7g}...{images.max().item():.7g}"

@@ -66,6 +66,7 @@ class ReceptiveField:
 
     @property
     def causal(self) -> bool:
+        """Whether no output sees its own sub-pixel or a later one."""
         return self.leak is None
 
     @cached_property
@@ -152,9 +153,7 @@ class ReceptiveField:
 
 @takes_arguments_of(WrappedModel)
 def receptive_field(
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    **arguments: Unpack[ModelArguments],
+    model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
@@ -186,11 +185,7 @@ def receptive_field(
 
 
 @takes_arguments_of(WrappedModel)
-def check_causal(
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    **arguments: Unpack[ModelArguments],
-) -> None:
+def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]) -> None:
     """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel or a later one: a check for
     training scripts. Arguments and other errors are as for ``receptive_field``; the model is left as it was."""
     field = receptive_field(model, shape, **arguments)

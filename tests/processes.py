@@ -135,8 +135,9 @@ def _rank(
 # -- what they do
 
 
-def draw(folder: Path, labels: PerImage | None = labels, **keywords: Any) -> None:
-    distributed.sample(sampler(), N, folder, labels, **{"seed": 3, "shard_size": SHARD_SIZE, **keywords})
+def draw(folder: Path, labels: PerImage | None = labels, of: int = 0, **keywords: Any) -> None:
+    """of: the seed of the model's weights."""
+    distributed.sample(sampler(of), N, folder, labels, **{"seed": 3, "shard_size": SHARD_SIZE, **keywords})
 
 
 def draw_with_a_seed_of_its_own(folder: Path) -> None:

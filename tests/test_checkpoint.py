@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN, refer
 from pixelcnn_fast.models.pixel_rnn import KINDS
 
 Tensors = dict[str, torch.Tensor]
-RNN: dict[str, Any] = dict(input_channels=1, hidden_channels=4, n_layers=1, kernel_size=3, levels=2)
+RNN: dict[str, Any] = dict(input_channels=1, hidden_channels=4, n_layers=1, levels=2, learn_initial_state=True)
 CONFIG: dict[str, Any] = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
 
 
@@ -59,10 +60,7 @@ def test_comes_back_exactly(model: PixelCNN, saved: Path) -> None:
 
 OTHERS: dict[str, Callable[[], Model]] = {
     "gated": lambda: GatedPixelCNN(3, 4, [1, 2], n_classes=2, channel_order="interleaved", levels=5),
-    **{
-        kind: lambda kind=kind: random_model(family=PixelRNN, kind=kind, learn_initial_state=True, **RNN)
-        for kind in KINDS
-    },
+    **{kind: partial(random_model, family=PixelRNN, kind=kind, **RNN) for kind in KINDS},
 }
 
 

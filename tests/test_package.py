@@ -39,11 +39,6 @@ def test_all_public_names_exist() -> None:
         assert hasattr(pixelcnn_fast, name), name
 
 
-def test_no_alias_of_the_old_package_is_left() -> None:
-    with pytest.raises(ModuleNotFoundError):
-        __import__("pixelcnn_fast.sampling")
-
-
 KINDS = {
     "CaptureMismatch": RuntimeError,
     "CheckFailed": RuntimeError,

@@ -56,11 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add(
         "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
     )
-    add(
-        "--label",
-        action="append",
-        help="class to draw; may be repeated; 'all' for every class (default: all)",
-    )
+    add("--label", action="append", help="class to draw; may be repeated; 'all' for every class (default: all)")
     per_class = "images of each class, or in all if there are no classes"
     add("-n", type=count, default=16, metavar="N", help=per_class)
     # Not shown, since torchrun takes --n for its own options that begin so.
@@ -109,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
 def _one_picture(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
+    """Draws the images and saves them in one picture, and in one file of arrays if that is wanted -> 0."""
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
@@ -141,6 +138,7 @@ def _one_picture(
 
 
 def _files(args: argparse.Namespace) -> list[Path]:
+    """The picture, and the file of arrays if one is wanted."""
     out = args.out or PICTURE
     return [out] if args.npz is None else [out, args.npz]
 

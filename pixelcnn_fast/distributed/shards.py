@@ -50,6 +50,7 @@ class Shards:
         return range(shard * self.size, min((shard + 1) * self.size, self.n))
 
     def path(self, shard: int) -> Path:
+        """The file of a shard, which need not be there yet."""
         return self.folder / self._name(shard)
 
     def finished(self) -> np.ndarray:

@@ -44,10 +44,8 @@ class Head(ABC):
         """Takes back what a parent class says of how it draws from a class that draws or scores in its own way."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
-            says_so = next(each for each in cls.__mro__ if name in vars(each))
-            if any(
-                getattr(cls, method) is not getattr(says_so, method) for method in ("draw", "log_probability")
-            ):
+            says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
+            if (cls.draw, cls.log_probability) != (says_so.draw, says_so.log_probability):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:
@@ -148,10 +146,10 @@ class Head(ABC):
 
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:
-        """Drawn values as users get them."""
+        """Drawn values -> images as users get them, of the same shape."""
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """parameters: [N, D, H, W, P], differentiable; values: [N, C, H, W] -> nats [N]."""
+        """-ln p of whole images: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
         by_distribution = values.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
         return -self.log_probability(parameters, by_distribution).flatten(1).sum(1)
 

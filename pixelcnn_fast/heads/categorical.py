@@ -76,9 +76,8 @@ def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout |
     return found if isinstance(found, str) and found in LAYOUTS else None
 
 
-LEAST = torch.finfo(
-    torch.float32
-).tiny  # lower probabilities count as this one, as 0 would have an infinite logit
+# Lower probabilities count as this one, as 0 would have an infinite logit.
+LEAST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -80,7 +82,9 @@ def test_one_channel_is_never_ambiguous():
 
 
 BERNOULLI, FLAT = {"head": Bernoulli()}, {"head": Categorical(LEVELS, "N,C*L,H,W")}
-UNKNOWN = {  # (Net's arguments, size, the sampler's arguments, message)
+UNKNOWN: dict[
+    str, tuple[Any, tuple[int, int], dict[str, Any], str]
+] = {  # (Net's arguments, size, the sampler's arguments, message)
     "flat": ((2,), (4, 5), {}, r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"),
     "as many channels as levels": (
         (3, lambda x: x.unflatten(1, (3, 3)), 3),
