@@ -82,9 +82,8 @@ def test_one_channel_is_never_ambiguous():
 
 
 BERNOULLI, FLAT = {"head": Bernoulli()}, {"head": Categorical(LEVELS, "N,C*L,H,W")}
-UNKNOWN: dict[
-    str, tuple[Any, tuple[int, int], dict[str, Any], str]
-] = {  # (Net's arguments, size, the sampler's arguments, message)
+# By name: Net's arguments, the images' size, the sampler's other arguments, the message.
+UNKNOWN: dict[str, tuple[Any, tuple[int, int], dict[str, Any], str]] = {
     "flat": ((2,), (4, 5), {}, r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"),
     "as many channels as levels": (
         (3, lambda x: x.unflatten(1, (3, 3)), 3),
