@@ -14,15 +14,6 @@ from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
 from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
 
 
-def runtimes() -> dict[str, str]:
-    """The runtime that ``auto`` takes for each type of device."""
-    module = native()
-    return {
-        "cpu": "cpu" if module else "eager",
-        "cuda": "cuda" if module and kernels.why_no_kernels() is None else "eager",
-    }
-
-
 def report() -> str:
     """The report, as several lines of text: versions, the compiled module, CUDA, threads, and which runtimes and
     backends serve; where something is missing, also why, and what to do about it."""
@@ -125,13 +116,12 @@ def _torch_devices() -> str:
 
 
 def _runtime_rows() -> dict[str, str]:
-    served = runtimes()
     lack = "" if native() else ": the cpu runtime needs the compiled module"
+    why = kernels.why_no_kernels() or lack[2:]
+    on_cuda = f"eager: {why}" if why else "cuda"
     if not torch.cuda.is_available():
         on_cuda = "none: torch sees no device"
-    else:
-        on_cuda = "cuda" if served["cuda"] == "cuda" else f"eager: {kernels.why_no_kernels() or lack[2:]}"
-    return {"on the CPU": served["cpu"] + lack, "on CUDA": on_cuda}
+    return {"on the CPU": f"eager{lack}" if lack else "cpu", "on CUDA": on_cuda}
 
 
 def _backend_rows() -> dict[str, str]:

@@ -66,21 +66,11 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
     assert native.native() is None
     assert "unset it" in native.why_not_native()
-    monkeypatch.setattr(kernels, "why_no_kernels", lambda: None)  # which are of no use alone
-    assert environment.runtimes() == {"cpu": "eager", "cuda": "eager"}
-    assert native.why_not_native() in environment.report()
-    assert "are part of the compiled module" in environment.report()
+    report = environment.report()
+    assert native.why_not_native() in report and "are part of the compiled module" in report
+    assert "on the CPU      eager: the cpu runtime needs the compiled module\n" in report
     with pytest.raises(RuntimeError, match="unset it"):
         native.required()
-
-
-@needs_native
-@pytest.mark.parametrize(("why", "runtime"), [(None, "cuda"), ("there is no compiler", "eager")])
-def test_a_gpu_is_served_by_eager_where_there_are_no_kernels(
-    why: str | None, runtime: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "why_no_kernels", lambda: why)
-    assert environment.runtimes() == {"cpu": "cpu", "cuda": runtime}
 
 
 def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -122,11 +112,9 @@ def test_instruction_set_can_be_named_by_environment_and_an_unknown_one_is_refus
     code = "from pixelcnn_fast import environment; print(environment.report())"
     for isa, told in {module.isas()[0]: f"in use          {module.isas()[0]} ", "mmx": refusal}.items():
         env = os.environ | {"PIXELCNN_FAST_ISA": isa}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, check=True
-        )
-        assert told in done.stdout
-    assert "PIXELCNN_FAST_ISA: instruction set 'mmx'" in done.stdout
+        report = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+        assert told in report
+    assert "PIXELCNN_FAST_ISA: instruction set 'mmx'" in report
 
 
 @needs_native
@@ -141,9 +129,19 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("why", [None, "there is no compiler"])
-def test_the_report_names_each_gpu_and_what_serves_it(why: str | None, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("is_built", "why", "serves"),
+    [
+        ("1", None, "cuda"),
+        ("1", "there is no compiler", "eager: there is no compiler"),
+        ("0", None, "eager: the cpu runtime needs the compiled module"),  # without which kernels are of no use
+    ],
+)
+def test_the_report_names_each_gpu_and_what_serves_it(
+    is_built: str, why: str | None, serves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two, which need not be there."""
+    monkeypatch.setenv("PIXELCNN_FAST_NATIVE", is_built)
     names = ("name", "major", "minor", "total_memory", "multi_processor_count")
     found = (("First", 9, 0, 80 << 30, 132), ("Second", 8, 6, 24 << 30, 84))
     gpus = [SimpleNamespace(**dict(zip(names, each, strict=True))) for each in found]
@@ -161,7 +159,7 @@ def test_the_report_names_each_gpu_and_what_serves_it(why: str | None, monkeypat
     assert "torch sees      First, Second\n" in report
     assert "device 0        First, sm_90, 80 GiB, 132 multiprocessors" in report
     assert "device 1        Second, sm_86, 24 GiB, 84 multiprocessors" in report
-    assert f"on CUDA         {'cuda' if why is None else f'eager: {why}'}\n" in report
+    assert f"on CUDA         {serves}\n" in report
 
 
 @pytest.fixture
