@@ -449,7 +449,7 @@ def probe(*parameters: float) -> dict[str, Any]:
     ("first", "other"),
     [
         (probe(1.0, -4.0), probe(1.0, -4.002)),
-        (probe(1.0, -4.0), probe(1.0)),
+        (probe(1.0, 1.0), probe(1.0)),
         (probe(1.0, 2.0, -1e9), probe(1.0, 2.1, -1e9)),  # one stands for what is impossible, and hides no other
         (probe(1.0), {"probe": {"parameters": [1.0], "within": None}}),  # as if it had been edited
         (probe(1.0), {"probe": {}}),

@@ -35,6 +35,9 @@ def test_tensors() -> None:
     others = [a + 1, a.view(2, 3), a.double(), a.view(torch.int32), a[:5], "a"]
     assert len({fingerprint(x) for x in [a, *others]}) == 1 + len(others)
     assert fingerprint(torch.tensor(True)) != fingerprint(torch.tensor(False))
+    large, other = torch.zeros(2, 2000)  # whose texts are abbreviated
+    other[1000] = 1
+    assert fingerprint(large) != fingerprint(other) and fingerprint(large.numpy()) != fingerprint(other.numpy())
     assert fingerprint(torch.zeros(0)) != fingerprint()
     assert fingerprint(torch.zeros(2, dtype=torch.bfloat16)) != fingerprint(torch.zeros(2, dtype=torch.float16))
 
