@@ -73,7 +73,8 @@ def test_a_starved_mask_is_a_blind_spot():
     assert field.causal and field.blind_spots[0, 0, 4, :6].any() and not field.blind_spots[0, 0, 4, 6:].any()
 
 
-LEAKS = {  # by name: the model, the layer and where its mask is one, the message
+# By name: the model, the layer and where its mask is one, the message.
+LEAKS: dict[str, tuple[str, str, tuple[Any, ...], str]] = {
     "mask B first": ("convolutional", "conv_in", np.s_[:, :, 1, 1], r"conv_in: .*\(\+0, \+0\).*mask A"),
     "a later pixel": ("convolutional", "tail.0", (0, 0, 1, 2), r"tail.0: .*\(\+0, \+1\).*is the mask applied"),
     "horizontal stack": ("gated", "blocks.2.horizontal", (0, 0, 0, 2), r"blocks.2.horizontal: .*\(\+0, \+2\)"),
