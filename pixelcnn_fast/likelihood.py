@@ -103,13 +103,11 @@ def bits_per_dim(
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
             named = given.pop() if given and isinstance(given[-1], dict) else {}
-            if (
-                not all(isinstance(x, Tensor | None) for x in (images, *given, *named.values()))
-                or images is None
-            ):
+            parts = (images, *given, *named.values())
+            if images is None or not all(isinstance(x, Tensor | None) for x in parts):
                 raise ValueError(
                     "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
-                    f"{', '.join(type(x).__name__ for x in (images, *given, *named.values()))}"
+                    f"{', '.join(type(x).__name__ for x in parts)}"
                 )
             given = [x if x is None else x.to(device) for x in given]
             named = {name: x.to(device) for name, x in named.items()}

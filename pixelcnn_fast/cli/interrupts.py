@@ -15,8 +15,8 @@ OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(sig
 class Interrupts:
     """The signals that a command has received, in order.
 
-    The first one ends the command by a KeyboardInterrupt; while something is being saved, it ends it only when that
-    is done. Of those that follow, one is answered by a line on stderr, and the next ends the command at once.
+    The first one ends the command by a KeyboardInterrupt. One that comes later, or while something is being saved,
+    is only answered by a line on stderr, and what is being saved is finished; the next ends the command at once.
     """
 
     def __init__(self) -> None:
