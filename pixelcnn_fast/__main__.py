@@ -32,15 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = _parser().parse_args(argv)
             return args.run(args)
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, ModuleNotFoundError, MemoryError) as error:
             complain(f"error: {_told(error)}")
-            return 2
-        except ModuleNotFoundError as error:
-            name = (error.name or "a package").partition(".")[0]
-            complain(f"error: {name} is not installed: pip install {name}")
-            return 2
-        except MemoryError:
-            complain("error: there is not enough memory: ask for fewer or smaller images")
             return 2
         except KeyboardInterrupt:
             complain("interrupted")
@@ -51,6 +44,11 @@ def _told(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{arguments.shortened(str(error.filename))}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        name = (error.name or "a package").partition(".")[0]
+        return f"{name} is not installed: pip install {name}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: ask for fewer or smaller images"
     return " ".join(str(error).split())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with the weights, the model's config and free notes."""
+"""Checkpoints: files in the safetensors format that hold a model's weights, its config and free notes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
-OF_LAYERS = ("n_layers", "n_residual")  # settings that count what has tensors
+OF_LAYERS = ("n_layers", "n_residual")  # settings that count layers, each of which has tensors
 MOST_DILATED = 1 << 14
 RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
 
 def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
-    """Write the model's state dict, its config and notes to one safetensors file.
+    """Writes the model's state dict, its config and notes to one safetensors file.
 
     model: one of ``models`` in any memory format, dtype, device and mode; it is not changed.
     notes: free text, given back by ``read_notes``.
@@ -53,7 +53,7 @@ def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a checkpoint of ``save`` -> its model in eval mode, on the CPU, in the dtype it was saved in.
+    """Reads a checkpoint of ``save`` -> its model in eval mode, on the CPU, in the dtype it was saved in.
 
     path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
     Loading is strict, except that the "module." that DataParallel puts before every key is removed.

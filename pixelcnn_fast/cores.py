@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 # At the end of each call that PyTorch shares out, its threads wait for each other. That takes microseconds, unless one
 # of them has no core: then it takes a time slice of the system's.
-TRIED = 0.006  # seconds, after which what the system owes a process that has slept is used up
-SLOW = 0.002  # seconds: of a call that takes some 10 microseconds on quiet cores
+TRIED = 0.006  # seconds of trying: longer than a process that has slept is given the cores at once
+SLOW = 0.002  # seconds that a call may take; on quiet cores it takes some 10 microseconds
 
 
 def usable() -> int:
@@ -38,20 +38,17 @@ def one_thread() -> Iterator[None]:
 def as_cores_allow() -> Iterator[None]:
     """Within the context, PyTorch computes with one thread if other processes have the cores, else with as many as
     before."""
-    if are_taken():
-        with one_thread():
-            yield
-    else:
+    with one_thread() if are_taken() else nullcontext():
         yield
 
 
 def are_taken() -> bool:
-    """Whether PyTorch's threads wait for cores that other processes have, found out by trying, and trying again."""
+    """Whether PyTorch's threads wait for cores that other processes have, as two trials find."""
     return torch.get_num_threads() > 1 and _must_wait() and _must_wait()
 
 
 def _must_wait() -> bool:
-    x = torch.zeros(torch.get_num_threads() << 16)  # so many that each thread gets some
+    x = torch.zeros(torch.get_num_threads() << 16)  # enough numbers for every thread to get some
     end = time.perf_counter() + TRIED
     while (start := time.perf_counter()) < end:
         x.add_(1)

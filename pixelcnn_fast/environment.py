@@ -1,4 +1,4 @@
-"""A report for people: what is installed, built and usable here."""
+"""A report for people on what is installed, built and usable on this machine."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
 from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
 
 
-def runtimes() -> dict[str, str]:
-    """The runtime that ``auto`` takes for each type of device."""
-    module = native()
-    return {
-        "cpu": "cpu" if module else "eager",
-        "cuda": "cuda" if module and kernels.why_no_kernels() is None else "eager",
-    }
-
-
 def report() -> str:
-    """Versions, the compiled module, CUDA, threads and runtimes; for what is missing, also why and what to do."""
+    """The report, as several lines of text: versions, the compiled module, CUDA, threads, and which runtimes and
+    backends serve; where something is missing, also why, and what to do about it."""
+    no_triton = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
     sections = {
-        f"pixelcnn_fast {version('pixelcnn_fast')}": _versions(),
+        f"pixelcnn_fast {version('pixelcnn_fast')}": {
+            "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+            "torch": torch.__version__,
+            "numpy": version("numpy"),
+            "triton": no_triton if util.find_spec("triton") is None else version("triton"),
+        },
         "compiled module": _native_rows(),
         "CUDA": _cuda_rows(),
-        "threads": _thread_rows(),
+        "threads": {
+            "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
+            "processors": f"{os.cpu_count()}, of which this process may use {cores.usable()}",
+        },
         "runtime that auto takes": _runtime_rows(),
         "backend that auto takes for ops": _backend_rows(),
     }
@@ -47,19 +48,6 @@ def version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "(not installed: runs from a source folder)"
-
-
-def _versions() -> dict[str, str]:
-    rows = {
-        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-    }
-    if util.find_spec("triton") is None:
-        rows["triton"] = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
-    else:
-        rows["triton"] = version("triton")
-    return rows
 
 
 def _native_rows() -> dict[str, str]:
@@ -81,10 +69,12 @@ def _native_rows() -> dict[str, str]:
 
 
 def _cuda_rows() -> dict[str, str]:
-    rows = {"torch sees": _torch_devices()}
-    version = driver.version()
-    rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
-    rows["kernels"] = _kernels() if native() else "are part of the compiled module"
+    served = driver.version()
+    rows = {
+        "torch sees": _torch_devices(),
+        "driver": f"serves CUDA {kernels.version_text(served)}" if served else "none",
+        "kernels": _kernels() if native() else "are part of the compiled module",
+    }
     if ready := os.environ.get(kernels.READY):
         why = kernels.why_not_ready(ready)
         rows[kernels.READY] = f"{ready} is taken from" if why is None else f"no kernel will do: {why}"
@@ -102,6 +92,7 @@ def _cuda_rows() -> dict[str, str]:
 
 
 def _kernels() -> str:
+    """Which compiler makes the CUDA sampler's kernels, and where they are kept."""
     with_it = compilers.compiler()
     if with_it is None:
         return "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
@@ -124,22 +115,13 @@ def _torch_devices() -> str:
     return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
-def _thread_rows() -> dict[str, str]:
-    return {
-        "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
-        "processors": f"{os.cpu_count()}, of which this process may use {cores.usable()}",
-    }
-
-
 def _runtime_rows() -> dict[str, str]:
-    served = runtimes()
     lack = "" if native() else ": the cpu runtime needs the compiled module"
-    rows = {"on the CPU": served["cpu"] + lack}
-    lack = "" if served["cuda"] == "cuda" else f": {kernels.why_no_kernels() or lack[2:]}"
-    rows["on CUDA"] = served["cuda"] + lack
+    why = kernels.why_no_kernels() or lack[2:]
+    on_cuda = f"eager: {why}" if why else "cuda"
     if not torch.cuda.is_available():
-        rows["on CUDA"] = "none: torch sees no device"
-    return rows
+        on_cuda = "none: torch sees no device"
+    return {"on the CPU": f"eager{lack}" if lack else "cpu", "on CUDA": on_cuda}
 
 
 def _backend_rows() -> dict[str, str]:

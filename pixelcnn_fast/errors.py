@@ -1,4 +1,4 @@
-"""The library's own errors: one family, so that one ``except`` can catch them all.
+"""The library's own errors, which are one family, so that one ``except`` can catch them all.
 
 Each also derives from the built-in error that it is most like: ValueError for bad models and arguments, RuntimeError
 for failures while something runs, AssertionError for a bug in the library. Arguments that would be wrong for any model
@@ -8,7 +8,7 @@ raise a plain ValueError.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class NonFiniteLogits(PixelCNNFastError, ValueError):
         super().__init__(image, channel, row, column)
 
     def moved(self, images: int) -> NonFiniteLogits:
-        """The same for images that come so many later."""
+        """The same error for images whose numbers are larger by ``images``."""
         image, *rest = self.location
         return NonFiniteLogits(image + images, *rest)
 
@@ -58,7 +58,7 @@ class ModelFailed(PixelCNNFastError, RuntimeError):
 
 
 class RuntimeUnavailable(PixelCNNFastError, RuntimeError):
-    """A runtime can't serve a model here; where 'auto' stands for it, another one does. why: the reason alone."""
+    """A runtime can't serve a model on this machine; ``runtime='auto'`` takes another one. why: the reason alone."""
 
     def __init__(self, why: str, runtime: str = "cuda") -> None:
         self.why, self.runtime = why, runtime
@@ -81,8 +81,8 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 
 
 class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run: ``images`` [finished, C, H, W] are those that were finished, ``log_probabilities``
-    [finished] theirs, if they were asked for.
+    """Ctrl-C stopped a run: ``images`` [finished, C, H, W] are those that were finished, and ``log_probabilities``
+    [finished] are theirs, if they were asked for.
 
     It is not a PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
     """
@@ -99,18 +99,19 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 def keeping(error: Error, images: Tensor, log_probabilities: Tensor | None) -> Error:
-    """Gives what ended a run of sampling the images that were finished before: ``finished``, how many; ``images``
-    [finished, C, H, W]; ``log_probabilities`` [finished], or None if they were not asked for -> the same error."""
-    kept = dict(finished=len(images), images=images, log_probabilities=log_probabilities)
-    with suppress(AttributeError):  # an error of a user's, which takes no more attributes
-        for name, value in kept.items():
-            setattr(error, name, value)
+    """Attaches the images that were finished to the error that ended a run of sampling -> the same error.
+
+    Its attributes are then ``finished``, how many there are; ``images`` [finished, C, H, W]; ``log_probabilities``
+    [finished], or None if they were not asked for.
+    """
+    # Not by setattr, which a user's own error may not allow.
+    vars(error).update(finished=len(images), images=images, log_probabilities=log_probabilities)
     return error
 
 
 @contextmanager
 def advising(what: str) -> Iterator[None]:
-    """Within the context, what is unsupported is refused with what to do all the same."""
+    """Within the context, an Unsupported error also says what the user can do instead."""
     try:
         yield
     except Unsupported as error:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writing files so that each is there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".unfinished"
-LEFT_BEHIND = 60  # seconds after which an unfinished file is taken for a killed process's
+LEFT_BEHIND = 60  # seconds after which an unfinished file counts as left behind by a killed process
 
 
 @contextmanager
@@ -22,9 +22,10 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of ``path`` when the context ends without an error.
 
-    Until then, and if anything goes wrong, such as a full disk or Ctrl-C, ``path`` is as it was. What is no regular
-    file, such as a pipe, is written as it is. through_links: write to where a link leads, and not in its place, as is
-    safe where others may write. replaces: whether a file may be there; otherwise FileExistsError is raised in the end.
+    Until then, and if anything goes wrong, such as a full disk or Ctrl-C, ``path`` is as it was. If it is no regular
+    file but, say, a pipe, it is written directly. through_links: whether a link is followed to where it leads;
+    otherwise the file takes the link's place, which is safe where others may write. replaces: whether a file may be
+    there already; otherwise FileExistsError is raised when the context ends.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)
@@ -33,18 +34,18 @@ def replacing(
             with path.open("wb") as file:
                 yield file
             return
-        with unfinished.open("xb") as file:  # and no file, or link, that somebody has put there
+        with unfinished.open("xb") as file:  # "x": somebody may have put a file or a link there
             yield file
             file.flush()
             os.fsync(file.fileno())
         if not replaces:
-            _put_if_free(unfinished, path)
+            _name_if_free(unfinished, path)
             return
         if path.is_file() and not path.is_symlink():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # such as of a full disk
+        if error.filename is None and error.errno is not None:  # as where the disk is full
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -52,18 +53,17 @@ def replacing(
             unfinished.unlink(missing_ok=True)
 
 
-def _put_if_free(unfinished: Path, path: Path) -> None:
+def _name_if_free(unfinished: Path, path: Path) -> None:
     """Gives a file its name. Raises FileExistsError if another has it."""
     try:
         os.link(unfinished, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
+    except OSError:  # the name is taken, as opening it will say, or the file system has no links
         with path.open("xb") as file:
             file.write(unfinished.read_bytes())
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes a text as UTF-8, as ``replacing`` does."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -89,21 +89,19 @@ def remove_if_left_behind(unfinished: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    """A name that nobody else has, and nobody can foresee."""
+    """A name beside ``path`` that nobody else has, and nobody can foresee."""
     return path.with_name(
         f"{path.name}.{secrets.token_hex(4)}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}"
     )
 
 
 def _writer_is_dead(unfinished: Path) -> bool:
-    """Whether its name is that of a process of this machine that is no more."""
+    """Whether the file's name is that of a process of this machine that has ended."""
     host, _, process = unfinished.stem.rpartition("-")
     if not (os.name == "posix" and host.endswith(f".{socket.gethostname()}") and process.isdecimal()):
         return False
     try:
         os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        pass
+    except OSError as error:  # or a PermissionError, if the process is another user's
+        return isinstance(error, ProcessLookupError)
     return False

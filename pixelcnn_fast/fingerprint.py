@@ -1,4 +1,4 @@
-"""Whether two things are the same, without having both at hand."""
+"""Fingerprints, which tell whether two things are the same without having both at hand."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch import Tensor
 
 
 def fingerprint(*parts: object) -> str:
-    """SHA-256 of the parts, in hexadecimal: of a tensor or an array of numbers, its dtype, shape and bytes, on whatever
-    device it is; of anything else, its ``str``."""
+    """The SHA-256 of the parts, in hexadecimal.
+
+    A tensor, on whatever device, or an array of numbers counts by its dtype, shape and bytes; anything else counts by
+    its ``str``.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
             flat = part.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
-        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:  # whose text is abbreviated
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:  # its text would be abbreviated
             digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
             digest.update(part.tobytes())
         else:

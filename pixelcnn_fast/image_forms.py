@@ -1,4 +1,4 @@
-"""The forms in which models take images: how they are made from levels, and how levels are read from them."""
+"""The forms in which models take images, how they are made from levels, and how levels are read from them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ INTEGER_FORMS: dict[ImageForm, torch.dtype] = {
 }
 # The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
 SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
-HALF = 0.51 * torch.finfo(torch.float16).eps  # how far off a float may be: it may once have been float16
+HALF = 0.51 * torch.finfo(torch.float16).eps  # relative error of floats, which may once have been float16
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError, listing the choices, unless an argument's value is one of them."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
@@ -52,12 +53,11 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
 
     levels: L, their number; dtype: what the floating-point forms are in.
     """
-    if form == "uint8":
-        return images.to(torch.uint8)
-    if form in ("int64", "codes"):
-        return images.long() if form == "int64" else images.long()[:, 0]
-    images, interval = images.to(dtype), SCALED_FORMS[form]
-    if interval is None:
+    if form in INTEGER_FORMS:
+        images = images.to(INTEGER_FORMS[form])
+        return images[:, 0] if form == "codes" else images
+    images = images.to(dtype)
+    if (interval := SCALED_FORMS[form]) is None:
         return images
     low, high = interval
     return images / (levels - 1) * (high - low) + low
@@ -67,8 +67,8 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
     """Images -> their integer levels (int64, same shape).
 
     levels: L, their number; image_form: the form that they are in, as for ``Sampler``; None: they are integers, which
-    are levels. Nothing is guessed from values. Floats must be levels in that form, but for what float16
-    rounds off, and are rounded: truncation is wrong for most levels.
+    are levels. Nothing is guessed from values. Floats must be levels in that form, up to the rounding of float16, and
+    are rounded, as truncation is wrong for most levels.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -77,25 +77,22 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
     if found is None:
         fitting = [form for form in IMAGE_FORMS if _levels_in(images, levels, form) is not None]
         expected = "integers" if image_form is None else f"image_form={image_form!r}, {MEANINGS[image_form]}"
+        fits = f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
+        fits_none = (
+            f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, are to be "
+            "made from one of these forms by the model itself, and a dtype needs digits enough"
+        )
         raise ValueError(
             f"the images are {_described(images)}, which is not what was expected: {expected}, with L = {levels}. "
-            + (
-                f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
-                if fitting
-                else f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, "
-                "are to be made from one of these forms by the model itself, and a dtype needs digits enough"
-            )
+            f"{fits if fitting else fits_none}"
         )
     return found
 
 
 def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | None:
     """The levels of images in a form, or None if they are in another."""
-    if (
-        images.is_floating_point() != (form in SCALED_FORMS)
-        or images.dtype == torch.bool
-        or images.is_complex()
-    ):
+    is_scaled = form in SCALED_FORMS
+    if images.is_floating_point() != is_scaled or images.dtype == torch.bool or images.is_complex():
         return None
     if form in SCALED_FORMS:
         low, high = SCALED_FORMS[form] or (0, levels - 1)
@@ -117,16 +114,15 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
 
 
 def _described(images: Tensor) -> str:
-    span = (
-        ""
-        if not images.numel() or images.is_complex()
-        else f" that span {images.min().item():.7g}...{images.max().item():.7g}"
-    )
+    """The images' dtype, shape and range, for messages."""
+    span = ""
+    if images.numel() and not images.is_complex():
+        span = f" that span {images.min().item():.7g}...{images.max().item():.7g}"
     return f"{images.dtype} {list(images.shape)}{span}"
 
 
 def other_forms(call: str, channels: int) -> str:
-    """What to paste if a model does not take uint8: the call, in which %r is the form, for each one."""
+    """Lines to paste if a model does not take uint8: the call for each other form, which takes the place of its %r."""
     forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
     forms += ["codes"] if channels == 1 else []
     lines = [f"  {call % form}  # {MEANINGS[form]}" for form in forms]

@@ -1,17 +1,18 @@
-"""Teacher-forced likelihood: every conditional from one forward, in nats or in bits per dimension."""
+"""The teacher-forced likelihood of images, from one forward of a model, in nats or in bits per dimension."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
-from pixelcnn_fast.heads import Head, resolved
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, other_forms, to_levels, with_channels
 from pixelcnn_fast.progress import progress_bar
@@ -49,7 +50,7 @@ def nll(
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
     def taken(x: Any) -> Any:
-        """Real numbers as the model computes, as samplers give them."""
+        """Real numbers in the dtype that the model computes in, as samplers give them."""
         return x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
@@ -68,7 +69,7 @@ def nll(
             "and pass images in that form; L is levels="
         ) from error
     logits = picked(returned, output)
-    head = resolved(head, logits, shape)
+    head = head.resolved(logits, shape)
     return head.nll(head.arranged(logits, shape[1]), values.view(shape))
 
 
@@ -95,34 +96,22 @@ def bits_per_dim(
     check_has_values(module)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     copied = private_copy(module)
+    scored = module if copied is None else copied
+    score = partial(nll, scored, image_form=image_form, head=head, levels=levels, output=output)
     nats, dimensions = 0.0, 0
     with exclusively(module) if copied is None else nullcontext():
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
             named = given.pop() if given and isinstance(given[-1], dict) else {}
-            if (
-                not all(isinstance(x, Tensor | None) for x in (images, *given, *named.values()))
-                or images is None
-            ):
+            parts = (images, *given, *named.values())
+            if images is None or not all(isinstance(x, Tensor | None) for x in parts):
                 raise ValueError(
                     "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
-                    f"{', '.join(type(x).__name__ for x in (images, *given, *named.values()))}"
+                    f"{', '.join(type(x).__name__ for x in parts)}"
                 )
             given = [x if x is None else x.to(device) for x in given]
-            nats += float(
-                nll(
-                    module if copied is None else copied,
-                    images.to(device),
-                    *given,
-                    image_form=image_form,
-                    head=head,
-                    levels=levels,
-                    output=output,
-                    **{name: x.to(device) for name, x in named.items()},
-                )
-                .double()
-                .sum()
-            )
+            named = {name: x.to(device) for name, x in named.items()}
+            nats += float(score(images.to(device), *given, **named).double().sum())
             dimensions += images.numel()
     if dimensions == 0:
         raise ValueError("the loader yielded no image")

@@ -1,4 +1,4 @@
-"""The compiled module, or why it is missing."""
+"""Loading the compiled module, or saying why it is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def native() -> ModuleType | None:
-    """The compiled module, or None; ``why_not_native`` says why. Everything that uses it asks here.
+    """The compiled module, or None, of which ``why_not_native`` says why. Everything that uses the module asks here.
 
     With PIXELCNN_FAST_NATIVE=0 in the environment it is left alone, as if it had not been built.
     """
@@ -19,7 +19,7 @@ def native() -> ModuleType | None:
 
 
 def required() -> ModuleType:
-    """The compiled module, for callers that have made sure of it. Raises RuntimeError, saying why, if it is missing."""
+    """The compiled module, for callers that need it. Raises RuntimeError, saying why, if it is missing."""
     module, why_not = _load()
     if module is None:
         raise RuntimeError(why_not)
@@ -35,7 +35,7 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("PIXELCNN_FAST_NATIVE") == "0":
         return None, "PIXELCNN_FAST_NATIVE=0 is set: unset it to use the compiled module"
     name = "pixelcnn_fast._native"
-    if (loaded := sys.modules.get(name)) is not None:  # what small ops ask for each time
+    if (loaded := sys.modules.get(name)) is not None:  # the usual case, and small ops ask at each call
         return loaded, ""
     try:
         return importlib.import_module(name), ""

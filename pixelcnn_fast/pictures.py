@@ -1,4 +1,4 @@
-"""Pictures: grids of images, and bar charts of times, as PNG files."""
+"""Pictures as PNG files: grids of images, and bar charts of times."""
 
 from __future__ import annotations
 
@@ -48,13 +48,15 @@ def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str], throug
 
 
 def enlarged(size: Sequence[int]) -> int:
-    """How many screen pixels a pixel of a small image is to take, so that it is easily seen. size: (H, W)."""
+    """How many screen pixels each pixel of an image takes, so that a small image is easily seen. size: (H, W)."""
     return max(1, EASILY_SEEN // max(size))
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: bool = True) -> None:
-    """Writes uint8 [h, w, 3] as PNG, whatever the file's suffix; through_links: as for ``replacing``. Raises ValueError
-    for another array."""
+    """Writes an array, uint8 [h, w, 3], as PNG, whatever the file's suffix. through_links: as for ``replacing``.
+
+    Raises ValueError for another array.
+    """
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
     from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
@@ -75,6 +77,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
+    """Bars below each other, with a title."""
+
     title: str
     bars: Sequence[Bar]
 
@@ -114,9 +118,8 @@ def chart(
         axes.invert_yaxis()
         axes.set_title(panel.title, loc="left", fontsize=10.5)
         axes.set_xscale("log")
-        axes.set_xlim(
-            min(seconds) / 3, max(seconds) * (max(seconds) / min(seconds)) ** 0.25 * 2
-        )  # room for notes
+        room_for_notes = 2 * (max(seconds) / min(seconds)) ** 0.25
+        axes.set_xlim(min(seconds) / 3, max(seconds) * room_for_notes)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
         axes.grid(axis="x", color="#dddddd", linewidth=0.7)

@@ -1,4 +1,4 @@
-"""Progress bars. tqdm is needed only where one is shown: a GPU machine without network may lack it."""
+"""Progress bars, which need tqdm only where one is shown: a GPU machine without network may lack it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Hidden:
-    """What is used of tqdm's bar, and shows nothing."""
+    """A bar that shows nothing, with as much of tqdm's interface as is used here."""
 
     n = 0
 
@@ -28,9 +28,9 @@ class Hidden:
 
 
 def progress_bar(items: Iterable[Any] = (), *, shown: bool, **options: Any) -> Hidden:
-    """options: tqdm's."""
+    """A bar for the items, or for those that ``update`` counts; ``shown`` or not. options: those of tqdm."""
     if not shown:
         return Hidden(items)
     from tqdm import tqdm
 
-    return tqdm(items, **options)  # type: ignore[return-value]  # has all of Hidden
+    return tqdm(items, **options)  # type: ignore[return-value]  # it has all that Hidden has

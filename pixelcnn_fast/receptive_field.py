@@ -1,4 +1,4 @@
-"""Seeing what a model sees: the sub-pixels that each output depends on, exactly, read off the weights."""
+"""What a model sees: the sub-pixels that each of its outputs depends on, exactly, as read off the weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ class ReceptiveField:
 
     @property
     def causal(self) -> bool:
+        """Whether no output sees its own sub-pixel or a later one."""
         return self.leak is None
 
     @cached_property
@@ -105,7 +107,7 @@ class ReceptiveField:
         return "\n".join([*lines, "", "  " + "   ".join(legend)])
 
     def _summary(self, channels: Sequence[int], of: int) -> str:
-        """One line about channels that see the same, apart from the channel order."""
+        """One line about the first of some channels, which see the same."""
         c, height, width = self.shape
         field = (self.seen & self.earlier)[channels[0]]
         name = "" if len(channels) == of else f"channel {', '.join(map(str, channels))}: "
@@ -137,26 +139,21 @@ class ReceptiveField:
 
     def picture(self, path: str | os.PathLike[str], scale: int = 9) -> None:
         """A PNG of the maps of all channels, side by side; the colours are ``COLOURS``."""
-        maps = [np.array([list(row) for row in self._map(channel)]) for channel in range(self.shape[0])]
-        height = max(len(m) for m in maps)
-        panels = []
-        for symbols in maps:
-            picture = np.zeros((*symbols.shape, 3), np.uint8)
-            for symbol, colour in COLOURS.items():
-                picture[symbols == symbol] = colour
-            picture = picture.repeat(scale, 0).repeat(scale, 1)
-            picture[::scale], picture[:, ::scale] = 255, 255  # lines between the pixels
-            below = np.full(((height - len(symbols)) * scale, picture.shape[1], 3), 255, np.uint8)
-            gap = np.full((height * scale, scale, 3), 255, np.uint8)
-            panels += [np.concatenate([picture, below]), gap]
-        pictures.save_png(np.concatenate(panels[:-1], 1), path)
+        maps = [self._map(channel) for channel in range(self.shape[0])]
+        rows = zip_longest(*maps)  # side by side, where a lower map has white below it
+        shown = [[row or " " * len(m[0]) for row, m in zip(each, maps, strict=True)] for each in rows]
+        symbols = np.array([list(" ".join(row)) for row in shown])
+        picture = np.full((*symbols.shape, 3), 255, np.uint8)
+        for symbol, colour in COLOURS.items():
+            picture[symbols == symbol] = colour
+        picture = picture.repeat(scale, 0).repeat(scale, 1)
+        picture[::scale], picture[:, ::scale] = 255, 255  # lines between the pixels
+        pictures.save_png(picture, path)
 
 
 @takes_arguments_of(WrappedModel)
 def receptive_field(
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    **arguments: Unpack[ModelArguments],
+    model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
@@ -188,13 +185,9 @@ def receptive_field(
 
 
 @takes_arguments_of(WrappedModel)
-def check_causal(
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    **arguments: Unpack[ModelArguments],
-) -> None:
-    """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later
-    sub-pixel. Arguments and other errors are as for ``receptive_field``; the model is left as it was."""
+def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]) -> None:
+    """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel or a later one: a check for
+    training scripts. Arguments and other errors are as for ``receptive_field``; the model is left as it was."""
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
@@ -204,18 +197,20 @@ def check_causal(
 
 
 def _zeros(model: nn.Module) -> set[str]:
-    """The trainable tensors, by path, that are zero everywhere, as before training: what is behind them does not show
-    in what the model computes now, and will once it is trained."""
+    """The paths of the trainable tensors that are zero everywhere, as some are before training. What lies behind them
+    does not show in what the model computes now, but will once it is trained."""
     own = Contents(model).tensors.items()
     return {path for path, x in own if x.is_leaf and x.requires_grad and x.numel() and not bool(x.any())}
 
 
 def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
-    """A copy that has small random numbers, which are positive, in the place of these tensors; the model itself if it
+    """A copy of the model with small positive random numbers in the place of these tensors; the model itself if it
     can't be copied."""
     generator = torch.Generator().manual_seed(0)
     if changes_with_its_mode(Contents(model)) and not model.training:
-        with suppress(Exception):  # a copy, in which what may be merged already is taken apart
+        with suppress(
+            Exception
+        ):  # in train mode, weights that were merged for evaluation are taken apart again
             model = copy.deepcopy(model).train()
     own = Contents(model).tensors
     small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
@@ -225,7 +220,8 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
 
 
 def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
-    """A leak through other layers than those whose weights were zero, if there is one; one through these is told."""
+    """A leak through layers whose weights were not zero, or None. If there is only one through the others, a warning
+    tells of it."""
     program, first = found.program, None
 
     def of_zeros(tap: Tap) -> set[str]:
@@ -245,22 +241,13 @@ def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
 
 
 def _named(paths: set[str]) -> str:
-    """A few of some tensors."""
+    """The first few of some tensors' paths, in words."""
     return " and ".join([*sorted(paths)[:3], *(["others"] if len(paths) > 3 else [])])
 
 
 WAY_OUT = (
     "Sampler(model, shape, runtime='reference') finds out by changing sub-pixels whether such a model is causal"
 )
-
-
-def _captured(model: WrappedModel, has_head: bool) -> Captured:
-    try:
-        return capture_checked(model)
-    except UnknownLayout as unknown:
-        if has_head:
-            raise
-        return _with_unread_output(model, unknown)
 
 
 # -- without a head
@@ -295,8 +282,17 @@ class _AllOfAPixel(OfLevels):
     distance_name = "relative difference"
 
 
-def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Captured:
-    """The model, captured where its output fits no head, or several. Raises UnknownLayout where that matters."""
+def _captured(model: WrappedModel, has_head: bool) -> Captured:
+    """The model's program. If no head was given, the output may also fit none, or several.
+
+    Raises UnknownLayout where it matters which one it is.
+    """
+    try:
+        return capture_checked(model)
+    except UnknownLayout as error:
+        if has_head:
+            raise
+        unknown = error
     reason: PixelCNNFastError = unknown
     # Rows are along axis 2 of [N, channels, H, W] or [N, C, H, W, L], 1 of [N, H, W, channels], 3 of [N, a, b, H, W].
     for row_axis in (2, 1, 3):

@@ -1,4 +1,4 @@
-"""Functions that share keyword arguments: the arguments are written once, and ``help`` shows them everywhere."""
+"""A decorator for functions that share keyword arguments, which are written once and shown everywhere."""
 
 from __future__ import annotations
 

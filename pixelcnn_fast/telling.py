@@ -1,4 +1,4 @@
-"""Warnings, at the user's line."""
+"""Warnings at the line of the user's code that has led to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INSIDE = ("pixelcnn_fast", "torch", "contextlib")
 
 
 def tell(text: str) -> None:
-    """A UserWarning at the line that has led here from outside this package, and PyTorch's decorators in it."""
+    """Gives a UserWarning at the last line outside this package, and outside the PyTorch decorators that it uses."""
     frame: FrameType | None = sys._getframe(1)
     level = 2
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,23 @@ from torch import Tensor
 
 from pixelcnn_fast import Sampler, distributed
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.distributed.per_image import PerImage
+from pixelcnn_fast.distributed.drawing import PerImage
 
 N, SHARD_SIZE = 25, 2
 FATEFUL = 12  # the image at which trouble begins
 CLASSES = 3
 SHAPE = (1, 4, 5)
 PATIENCE = 60  # seconds: nothing here takes as long
+TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])  # torch is imported once
 
 
+@cache
 def sampler(seed: int = 0) -> Sampler:
     """A small conditional one. seed: of the model's weights."""
-    tiny: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
-    return Sampler(random_model(n_classes=CLASSES, seed=seed, **tiny), SHAPE)
+    return Sampler(random_model(n_classes=CLASSES, seed=seed, **TINY), SHAPE)
 
 
 def labels(images: Tensor) -> Tensor:
@@ -133,8 +135,9 @@ def _rank(
 # -- what they do
 
 
-def draw(folder: Path, labels: PerImage | None = labels, **keywords: Any) -> None:
-    distributed.sample(sampler(), N, folder, labels, **{"seed": 3, "shard_size": SHARD_SIZE, **keywords})
+def draw(folder: Path, labels: PerImage | None = labels, of: int = 0, **keywords: Any) -> None:
+    """of: the seed of the model's weights."""
+    distributed.sample(sampler(of), N, folder, labels, **{"seed": 3, "shard_size": SHARD_SIZE, **keywords})
 
 
 def draw_with_a_seed_of_its_own(folder: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields
@@ -28,8 +29,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.call import RunSettings
 from pixelcnn_fast.distributed import ranks
-from pixelcnn_fast.distributed.drawing import DrawingArguments
-from pixelcnn_fast.distributed.per_image import PerImage, told_apart
+from pixelcnn_fast.distributed.drawing import DrawingArguments, PerImage, told_apart
 from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
@@ -51,7 +51,7 @@ from tests.processes import (
     sampler,
 )
 from tests.sampler_life.common import silence
-from tests.tiers import few, thorough
+from tests.tiers import thorough
 
 COUNT = 13  # of the shards
 
@@ -69,6 +69,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+
+
+def draw_five(folder: Path, **changed: Any) -> None:
+    distributed.sample(sampler(), 5, folder, labels, shard_size=2, **changed)
+
+
+def five(folder: Path, file_format: FileFormat = "npz") -> Shards:
+    """What ``draw_five`` draws."""
+    return Shards(folder, 5, 2, file_format)
 
 
 @pytest.fixture(scope="module")
@@ -111,22 +120,22 @@ def test_the_manifest_says_what_the_job_is(whole: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("size", few([2, 1, 4], 1))
+@thorough
+@pytest.mark.parametrize("size", [2, 1, 4])
 def test_files_do_not_depend_on_the_number_of_processes(size: int, whole: Path, tmp_path: Path) -> None:
     assert [end.error for end in run(size, draw, tmp_path)] == [None] * size
     assert files(tmp_path) == files(whole)
 
 
 def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
-    ends = run(4, draw, tmp_path, labels_that_kill)
+    ends = run(3, draw, tmp_path, labels_that_kill)
     assert -9 in [end.status for end in ends] and all(end.status for end in ends)
     before = times(tmp_path)
     fateful = Shards(tmp_path, N, SHARD_SIZE, "npz").path(FATEFUL // SHARD_SIZE).name
-    assert (
-        fateful not in before and 3 <= len(before) < COUNT
-    )  # each of the others may have been in the middle of one
-    (tmp_path / "shard-000012.npz.elsewhere-123.unfinished").write_bytes(b"half")
-    os.utime(tmp_path / "shard-000012.npz.elsewhere-123.unfinished", (0, 0))
+    assert fateful not in before and 4 <= len(before) < COUNT  # both others may have been in the middle of one
+    unfinished = tmp_path / "shard-000012.npz.elsewhere-123.unfinished"
+    unfinished.write_bytes(b"half")
+    os.utime(unfinished, (0, 0))
 
     assert [end.error for end in run(2, draw, tmp_path)] == [None, None]
     assert files(tmp_path) == files(whole)
@@ -174,9 +183,8 @@ def test_a_process_that_fails_ends_the_job_with_its_reason(tmp_path: Path) -> No
     ends = run(2, draw, tmp_path, labels_that_raise)
     errors = [end.error or "" for end in ends]
     [failed] = [rank for rank, error in enumerate(errors) if error.startswith("LookupError: no label")]
-    assert (
-        errors[1 - failed] == f"RuntimeError: rank {failed} failed: LookupError: no label for image {FATEFUL}"
-    )
+    told = f"RuntimeError: rank {failed} failed: LookupError: no label for image {FATEFUL}"
+    assert errors[1 - failed] == told
 
 
 def test_an_unusable_folder_is_told_to_all(tmp_path: Path) -> None:
@@ -209,6 +217,7 @@ def test_a_process_group_of_the_user_is_used_and_kept(whole: Path, tmp_path: Pat
         (dict(top_k=3), "top_k is null there, 3 here"),
         (dict(labels=lambda images: images % 2), 'labels is "[0-9a-f]{15}... there'),
         (dict(labels=torch.zeros(N, dtype=torch.long)), "labels is"),
+        (dict(of=1), 'model is "'),
     ],
 )
 def test_another_job_is_refused_in_the_same_folder(changed: dict[str, Any], message: str, whole: Path) -> None:
@@ -216,17 +225,6 @@ def test_another_job_is_refused_in_the_same_folder(changed: dict[str, Any], mess
     with pytest.raises(ValueError, match=f"holds another job: {message}"):
         draw(whole, **changed)
     assert files(whole) == before
-
-
-def test_another_model_is_refused_in_the_same_folder(whole: Path) -> None:
-    with pytest.raises(ValueError, match='another job: model is "'):
-        distributed.sample(sampler(seed=1), N, whole, labels, seed=3, shard_size=SHARD_SIZE)
-
-
-def test_shards_without_a_manifest_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "shard-000000.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match="manifest.json is missing"):
-        draw(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -249,13 +247,19 @@ def test_bad_arguments_leave_no_folder(changed: dict[str, Any], message: str, tm
     assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path) -> None:
-    def not_found(images: Tensor) -> Tensor:
-        if images.tolist() == [0, 1]:  # when the first shard is drawn
-            raise LookupError("no labels")
-        return labels(images)
+def ended_by(error: BaseException, images: list[int]) -> PerImage:
+    """Labels that raise when the shard of these images is drawn."""
 
-    for wrong in (lambda images: images % CLASSES + CLASSES, not_found):
+    def of(numbers: Tensor) -> Tensor:
+        if numbers.tolist() == images:
+            raise error
+        return labels(numbers)
+
+    return of
+
+
+def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path) -> None:
+    for wrong in (lambda images: images % CLASSES + CLASSES, ended_by(LookupError("no labels"), [0, 1])):
         with pytest.raises((ValueError, LookupError), match="labels"):
             draw(tmp_path, wrong)
         assert not files(tmp_path)
@@ -265,24 +269,15 @@ def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path
 
 def test_a_job_that_fails_at_once_leaves_the_manifest_of_another_process(tmp_path: Path) -> None:
     """Which may be at work. Here, it was interrupted."""
-
-    def ended_at_once(error: BaseException) -> PerImage:
-        def of(images: Tensor) -> Tensor:
-            if images.tolist() == [0, 1]:
-                raise error
-            return labels(images)
-
-        return of
-
     for error in (KeyboardInterrupt(), LookupError()):
         with pytest.raises(type(error)):
-            draw(tmp_path, ended_at_once(error))
+            draw(tmp_path, ended_by(error, [0, 1]))
         assert list(files(tmp_path)) == [MANIFEST]
 
 
 def test_another_job_is_refused_before_there_are_shards(tmp_path: Path) -> None:
     """It may be running."""
-    shards = Shards(tmp_path, 5, 2, "npz")
+    shards = five(tmp_path)
     shards.prepare({"seed": 1})
     shards.prepare({"seed": 1})
     for settings, message in (
@@ -295,220 +290,186 @@ def test_another_job_is_refused_before_there_are_shards(tmp_path: Path) -> None:
 
 
 def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 5, 2, "npz")
+    shards = five(tmp_path)
     with replacing(shards.path(0)) as file:
         file.write(b"half")
         shards.prepare({})
     assert shards.finished().tolist() == [True, False, False]
 
 
-def test_what_a_killed_process_was_writing_is_no_shard_of_another_job(tmp_path: Path) -> None:
-    (tmp_path / "shard-000000.npz.elsewhere-1.unfinished").touch()
-    Shards(tmp_path, 5, 2, "npz").prepare({})
-    assert (tmp_path / MANIFEST).exists()
-
-
-def test_what_a_process_of_another_user_is_writing_stays(tmp_path: Path, monkeypatch) -> None:
-    def forbidden(process: int, number: int) -> None:
-        assert (process, number) == (1, 0)
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", forbidden)
-    unfinished = tmp_path / f"shard-000000.npz.{socket.gethostname()}-1.unfinished"
-    unfinished.touch()
-    Shards(tmp_path, 5, 2, "npz").prepare({})
-    assert unfinished.exists()
-
-
-def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
-    """At once if it ran here; if it ran elsewhere it may be at work."""
-    shards = Shards(tmp_path, 5, 2, "npz")
-    shards.prepare({})
+@pytest.mark.parametrize(("writer", "stays"), [("here", False), ("another user's", True), ("elsewhere", True)])
+def test_what_a_killed_process_was_writing_goes(
+    writer: str, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once if it ran here; if it ran elsewhere it may be at work. And it is no shard of another job."""
     killed = subprocess.Popen(["true"])
     killed.wait()
-    for writer in (f"{socket.gethostname()}-{killed.pid}", f"elsewhere-{killed.pid}"):
-        (tmp_path / f"shard-000000.npz.{writer}.unfinished").write_bytes(b"half")
-    shards.prepare({})
-    assert [path.name for path in tmp_path.glob("shard-*")] == [
-        f"shard-000000.npz.elsewhere-{killed.pid}.unfinished"
-    ]
+
+    def forbidden(process: int, number: int) -> None:
+        assert (process, number) == (killed.pid, 0)
+        raise PermissionError
+
+    if writer == "another user's":
+        monkeypatch.setattr(os, "kill", forbidden)
+    host = "elsewhere" if writer == "elsewhere" else socket.gethostname()
+    unfinished = tmp_path / f"shard-000000.npz.{host}-{killed.pid}.unfinished"
+    unfinished.write_bytes(b"half")
+    five(tmp_path).prepare({})
+    assert unfinished.exists() == stays and (tmp_path / MANIFEST).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
-def test_a_damaged_manifest_is_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match="manifest.json .*: take another folder"):
-        Shards(tmp_path, 5, 2, "npz").prepare({})
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", None])
+def test_a_damaged_or_missing_manifest_is_named(text: str | None, tmp_path: Path) -> None:
+    (tmp_path / "shard-000000.npz").touch()
+    if text is not None:
+        (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
+    message = "manifest.json is missing" if text is None else "manifest.json .*: take another folder"
+    with pytest.raises(ValueError, match=message):
+        five(tmp_path).prepare({})
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04half", b"text"])
-def test_a_damaged_shard_is_named(content: bytes, file_format: FileFormat, tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 5, 2, file_format)
-    shards.path(0).write_bytes(content)
-    with pytest.raises(ValueError, match="shard-000000.* is damaged .*: delete it"):
-        shards.read(0)
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_a_shard_of_which_a_byte_is_another_is_damaged(file_format: FileFormat, tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 5, 2, file_format)
+def test_a_damaged_shard_is_named(file_format: FileFormat, tmp_path: Path) -> None:
+    shards = five(tmp_path, file_format)
     shards.write(0, {"images": np.arange(200, dtype=np.uint8).reshape(2, 1, 10, 10)})
     assert shards.read(0)["images"].sum() == 19900
-    whole = bytearray(shards.path(0).read_bytes())
-    for place in [len(whole) // 2] if file_format == "npz" else [-1, whole.index(b"crc32"), whole.index(b"U8")]:
-        whole[place] ^= 1
-        shards.path(0).write_bytes(whole)
-        with pytest.raises(ValueError, match="shard-000000.* is damaged"):
+    whole = shards.path(0).read_bytes()
+    places = [len(whole) // 2] if file_format == "npz" else [-1, whole.index(b"crc32"), whole.index(b"U8")]
+    flipped = [np.frombuffer(whole, np.uint8).copy() for _ in places]
+    for content, place in zip(flipped, places, strict=True):
+        content[place] ^= 1
+    for damaged in (b"", b"PK\x03\x04half", b"text", *(content.tobytes() for content in flipped)):
+        shards.path(0).write_bytes(damaged)
+        with pytest.raises(ValueError, match="shard-000000.* is damaged .*: delete it"):
             shards.read(0)
-        whole[place] ^= 1
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def without_numbers(path: Path) -> None:
+def without_numbers(shards: Shards) -> None:
     """Its headers are all right."""
-    if path.suffix == ".npz":
-        whole = {name: x for name, x in np.load(path).items()}
-        with zipfile.ZipFile(path, "w") as file:
-            for name, x in whole.items():
-                header = io.BytesIO()
-                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(x))
-                file.writestr(f"{name}.npy", header.getvalue())
-    else:
+    path, whole = shards.path(1), shards.read(1)
+    if shards.file_format == "safetensors":
         path.write_bytes(path.read_bytes()[:-1])
+        return
+    with zipfile.ZipFile(path, "w") as file:
+        for name, x in whole.items():
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(x))
+            file.writestr(f"{name}.npy", header.getvalue())
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def linked_to(target: str) -> Callable[[Shards], None]:
+    def damage(shards: Shards) -> None:
+        shards.path(1).unlink()
+        shards.path(1).symlink_to(shards.folder / target)
+
+    return damage
 
 
-def linked_to_nothing(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.parent / "nothing")
+def changed(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Callable[[Shards], None]:
+    return lambda shards: shards.write(1, change(shards.read(1)))
 
 
-def linked_to_something(path: Path) -> None:
-    """Which is not to be overwritten."""
-    path.unlink()
-    path.with_name("precious").write_text("precious")
-    path.symlink_to(path.parent / "precious")
+def a_pipe(shards: Shards) -> None:
+    shards.path(1).unlink()
+    os.mkfifo(shards.path(1))
+
+
+DAMAGES: dict[str, Callable[[Shards], object]] = {
+    "cut short": lambda shards: shards.path(1).write_bytes(shards.path(1).read_bytes()[:-20]),
+    "empty": lambda shards: shards.path(1).write_bytes(b""),
+    "without numbers": without_numbers,
+    "linked to nothing": linked_to("nothing"),
+    "linked to something": linked_to("precious"),  # which is not to be overwritten
+    "another shard, of one image": lambda shards: shards.path(1).write_bytes(shards.path(2).read_bytes()),
+    "another dtype": changed(lambda found: {**found, "images": found["images"].astype("int32")}),
+    "no labels": changed(lambda found: {name: x for name, x in found.items() if name != "labels"}),
+    "too few": changed(lambda found: {**found, "log_probabilities": found["log_probabilities"][:1]}),
+    **({"a pipe": a_pipe} if hasattr(os, "mkfifo") else {}),
+}
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize(
-    "damaged", [cut_short, without_numbers, emptied, linked_to_nothing, linked_to_something]
-)
-def test_a_damaged_shard_is_drawn_again(damaged, file_format: FileFormat, tmp_path: Path) -> None:
-    def draw_them() -> None:
-        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2, file_format=file_format)
-
-    draw_them()
-    whole, path = arrays(tmp_path, 5, 2, file_format), Shards(tmp_path, 5, 2, file_format).path(1)
-    damaged(path)
-    with pytest.warns(UserWarning, match=f"{path.name} is damaged, and is drawn again"):
-        draw_them()
-    again = arrays(tmp_path, 5, 2, file_format)
-    assert all(np.array_equal(again[name], whole[name]) for name in whole) and not path.is_symlink()
-    assert not (tmp_path / "nothing").exists()
-    precious = tmp_path / "precious"
-    assert not precious.exists() or precious.read_text() == "precious"
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_shard_is_drawn_again(name: str, file_format: FileFormat, tmp_path: Path) -> None:
+    draw_five(tmp_path, file_format=file_format)
+    shards, precious = five(tmp_path, file_format), tmp_path / "precious"
+    before = shards.path(1).read_bytes()
+    precious.write_text("precious")
+    DAMAGES[name](shards)
+    with pytest.warns(UserWarning, match=f"{shards.path(1).name} is damaged, and is drawn again"):
+        draw_five(tmp_path, file_format=file_format)
+    assert shards.path(1).read_bytes() == before and not shards.path(1).is_symlink()
+    assert not (tmp_path / "nothing").exists() and precious.read_text() == "precious"
     with silence():
-        draw_them()
+        draw_five(tmp_path, file_format=file_format)
 
 
 @pytest.mark.parametrize("error", [ImportError("no safetensors"), OSError(errno.EMFILE, "too many open files")])
 def test_a_shard_that_can_t_be_looked_at_stays(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
-    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
-    before = Shards(tmp_path, 5, 2, "npz").path(1).read_bytes()
+    draw_five(tmp_path)
+    before = five(tmp_path).path(1).read_bytes()
 
     def failing(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(Shards, "_kinds", failing)
     with pytest.raises(type(error)):
-        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
-    assert Shards(tmp_path, 5, 2, "npz").path(1).read_bytes() == before
+        draw_five(tmp_path)
+    assert five(tmp_path).path(1).read_bytes() == before
 
 
 def test_labels_are_compared_whole_and_whatever_they_come_in(tmp_path: Path) -> None:
-    many: Any = np.zeros(2000, np.int32)
-    n: Any = np.int64(2000)
+    many: Any = np.zeros(200, np.int32)
+    n: Any = np.int64(200)
     distributed.sample(sampler(), n, tmp_path, many, shard_size=n)
     with silence():
-        distributed.sample(sampler(), 2000, tmp_path, torch.zeros(2000, dtype=torch.long), shard_size=2000)
-    many[1000] = 1
+        distributed.sample(sampler(), 200, tmp_path, torch.zeros(200, dtype=torch.long), shard_size=200)
+    many[150] = 1
     with pytest.raises(ValueError, match="holds another job: labels is"):
-        distributed.sample(sampler(), 2000, tmp_path, many, shard_size=2000)
+        distributed.sample(sampler(), 200, tmp_path, many, shard_size=200)
 
 
-def test_a_shard_of_other_images_is_drawn_again_and_a_folder_is_an_error(tmp_path: Path) -> None:
-    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
-    shards = Shards(tmp_path, 5, 2, "npz")
-    shards.path(1).write_bytes(shards.path(2).read_bytes())  # which has one image
+def test_what_is_wrong_with_a_shard_is_told_and_a_folder_is_an_error(tmp_path: Path) -> None:
+    draw_five(tmp_path)
+    shards = five(tmp_path)
+    shards.path(1).write_bytes(shards.path(2).read_bytes())
     with pytest.warns(UserWarning, match=r"images: uint8 \[1, .*\], expected uint8 \[2, "):
-        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+        draw_five(tmp_path)
     shards.path(1).unlink()
     shards.path(1).mkdir()
     with pytest.raises(ValueError, match="shard-000001.npz is a folder, where a file of images should be"):
-        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+        draw_five(tmp_path)
 
 
-def test_a_probe_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
-    settings = {"probe": {"parameters": [1.0, -4.0], "within": 1e-4}}
-    shards = Shards(tmp_path, 5, 2, "npz")
-    shards.prepare(settings)
-    shards.prepare({"probe": {"parameters": [1.0, -4.0004], "within": 1e-4}})
-    shards.prepare({"probe": None})  # it was pickled without its module
-    for other in ([1.0, -4.002], [1.0]):
-        with pytest.raises(ValueError, match="another job: probe is"):
-            shards.prepare({"probe": {"parameters": other, "within": 1e-4}})
+def probe(*parameters: float) -> dict[str, Any]:
+    return {"probe": {"parameters": list(parameters), "within": 1e-4}}
 
 
-def test_a_parameter_that_stands_for_impossible_hides_no_other(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 5, 2, "npz")
-    shards.prepare({"probe": {"parameters": [1.0, 2.0, -1e9], "within": 1e-4}})
-    with pytest.raises(ValueError, match="another job: probe is"):
-        shards.prepare({"probe": {"parameters": [1.0, 2.1, -1e9], "within": 1e-4}})
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize(
-    "change",
+    ("first", "other"),
     [
-        lambda found: {**found, "images": found["images"].astype("int32")},
-        lambda found: {name: x for name, x in found.items() if name != "labels"},
-        lambda found: {**found, "log_probabilities": found["log_probabilities"][:1]},
+        (probe(1.0, -4.0), probe(1.0, -4.002)),
+        (probe(1.0, 1.0), probe(1.0)),
+        (probe(1.0, 2.0, -1e9), probe(1.0, 2.1, -1e9)),  # one stands for what is impossible, and hides no other
+        (probe(1.0), {"probe": {"parameters": [1.0], "within": None}}),  # as if it had been edited
+        (probe(1.0), {"probe": {}}),
+        (probe(1.0), {"probe": {"parameters": "x", "within": 1}}),
     ],
-    ids=["another dtype", "no labels", "too few"],
 )
-def test_a_shard_of_other_arrays_is_drawn_again(file_format: Any, change: Any, tmp_path: Path) -> None:
-    def run() -> None:
-        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2, file_format=file_format)
-
-    run()
-    shards = Shards(tmp_path, 5, 2, file_format)
-    before = shards.path(1).read_bytes()
-    shards.write(1, change(shards.read(1)))
-    with pytest.warns(UserWarning, match="000001.*is damaged, and is drawn again"):
-        run()
-    assert shards.path(1).read_bytes() == before
+def test_a_probe_may_differ_by_rounding_and_no_more(first: Any, other: Any, tmp_path: Path) -> None:
+    shards = five(tmp_path)
+    shards.prepare(first)
+    shards.prepare(probe(*(1.00001 * x for x in first["probe"]["parameters"])))
+    shards.prepare({"probe": None})  # it was pickled without its module
+    with pytest.raises(ValueError, match="another job: probe is"):
+        shards.prepare(other)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_no_shard_and_no_manifest(tmp_path: Path) -> None:
-    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
-    for name in ("shard-000001.npz", "manifest.json"):
-        (tmp_path / name).unlink()
-        os.mkfifo(tmp_path / name)
-        if name == "manifest.json":
-            with pytest.raises(ValueError, match="manifest.json is no file"):
-                distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
-        else:
-            with pytest.warns(UserWarning, match="something like a pipe"):
-                distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(ValueError, match="manifest.json is no file"):
+        five(tmp_path).prepare({})
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -519,30 +480,23 @@ def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
 
     def too_late(unfinished: Path, path: Path) -> None:
         monkeypatch.setattr(os, "link", link)
-        Shards(tmp_path, 5, 2, "npz").prepare({"seed": 1})
+        five(tmp_path).prepare({"seed": 1})
         if not has_links:
             raise PermissionError("no links here")
         link(unfinished, path)
 
     monkeypatch.setattr(os, "link", too_late)
     with pytest.raises(ValueError, match="holds another job: seed is 1 there, 2 here"):
-        Shards(tmp_path, 5, 2, "npz").prepare({"seed": 2})
+        five(tmp_path).prepare({"seed": 2})
 
 
 def test_a_run_that_fails_takes_no_manifest_from_another(tmp_path: Path) -> None:
-    one, other = Shards(tmp_path, 5, 2, "npz"), Shards(tmp_path, 5, 2, "npz")
+    one, other = five(tmp_path), five(tmp_path)
     one.prepare({"seed": 1})
     other.prepare({"seed": 1})
     one.withdraw()
     other.write(0, {"images": np.zeros(2)})
-    Shards(tmp_path, 5, 2, "npz").prepare({"seed": 1})
-
-
-@pytest.mark.parametrize("probe", [{"parameters": [1.0], "within": None}, {}, {"parameters": "x", "within": 1}])
-def test_a_probe_that_was_edited_is_another(probe: dict, tmp_path: Path) -> None:
-    Shards(tmp_path, 5, 2, "npz").prepare({"probe": {"parameters": [1.0], "within": 1e-4}})
-    with pytest.raises(ValueError, match="another job: probe is"):
-        Shards(tmp_path, 5, 2, "npz").prepare({"probe": probe})
+    five(tmp_path).prepare({"seed": 1})
 
 
 def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:
@@ -552,12 +506,12 @@ def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:
     assert Shards(tmp_path, 10**12 - 1, 100_000, "npz").count == 10**7
 
 
-@pytest.mark.parametrize(("name", "least"), [("n", 0), ("shard_size", 1)])
 @pytest.mark.parametrize("value", [-1, 2.0, "3", True])
-def test_counts_that_are_none_are_refused(name: str, least: int, value: Any, tmp_path: Path) -> None:
-    n, size = (value, 2) if name == "n" else (5, value)
-    with pytest.raises(ValueError, match=f"{name} is {value!r}: expected an integer, {least} or more"):
-        Shards(tmp_path, n, size, "npz")
+def test_counts_that_are_none_are_refused(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"n is {value!r}: expected an integer, 0 or more"):
+        Shards(tmp_path, value, 2, "npz")
+    with pytest.raises(ValueError, match=f"shard_size is {value!r}: expected an integer, 1 or more"):
+        Shards(tmp_path, 5, value, "npz")
 
 
 def test_labels_may_be_a_tensor_of_any_integers(whole: Path, tmp_path: Path) -> None:
@@ -626,19 +580,9 @@ def test_its_arguments_are_the_samplers() -> None:
     assert expected <= inspect.signature(distributed.sample).parameters.keys()
 
 
-def test_no_images(tmp_path: Path) -> None:
-    distributed.sample(sampler(), 0, tmp_path, labels)
-    assert list(files(tmp_path)) == [MANIFEST]
-
-
 def test_an_interrupt_says_what_is_finished(whole: Path, tmp_path: Path, capsys) -> None:
-    def interrupted(images: Tensor) -> Tensor:
-        if images.tolist() == [4, 5]:
-            raise KeyboardInterrupt
-        return labels(images)
-
     with pytest.raises(KeyboardInterrupt, match=f"^4 of {N} images are finished, in .*; start it again"):
-        draw(tmp_path, interrupted)
+        draw(tmp_path, ended_by(KeyboardInterrupt(), [4, 5]))
     draw(tmp_path, progress=True)
     assert files(tmp_path) == files(whole)
     bar = capsys.readouterr().err
@@ -652,37 +596,33 @@ def test_it_works_without_torch_distributed(whole: Path, tmp_path: Path, monkeyp
     assert files(tmp_path) == files(whole)
 
 
-def joined_as(rank: ranks.Ranks, monkeypatch) -> None:
+def joined_as(rank: int, size: int, monkeypatch: pytest.MonkeyPatch, store: ranks.OwnStore) -> ranks.Ranks:
     """From now on a job runs as this rank, of processes that are not there."""
-    monkeypatch.setattr(distributed.job, "joined", lambda backend: nullcontext(rank))
-
-
-@pytest.mark.parametrize("n", [N, 0])
-def test_more_processes_than_shards(n: int, tmp_path: Path, monkeypatch) -> None:
-    first = ranks.Ranks(0, 3, ranks.OwnStore())
-    monkeypatch.setattr(first, "all_agree", lambda: True)
-    joined_as(first, monkeypatch)
-    told = pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size")
-    with told if n else silence():
-        distributed.sample(sampler(), n, tmp_path, labels, shard_size=13)
+    found = ranks.Ranks(rank, size, store)
+    monkeypatch.setattr(distributed.job, "joined", lambda backend: nullcontext(found))
+    return found
 
 
 def test_the_first_process_alone_speaks(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ranks.Ranks, "all_agree", lambda self: True)
     store = ranks.OwnStore()
+    few = pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size")
     for rank in (0, 1):
-        each = ranks.Ranks(rank, 3, store)
-        monkeypatch.setattr(each, "all_agree", lambda: True)
-        joined_as(each, monkeypatch)
-        with pytest.warns(UserWarning, match="too few") if rank == 0 else silence():
+        joined_as(rank, 3, monkeypatch, store)
+        with few if rank == 0 else silence():
             draw(tmp_path, shard_size=13, progress=True)
         assert (f" {N}/{N} " in capsys.readouterr().err) == (rank == 0)
+    joined_as(0, 3, monkeypatch, ranks.OwnStore())
+    with silence():  # of no images, no shard is too few
+        distributed.sample(sampler(), 0, tmp_path / "none", labels)
+    assert list(files(tmp_path / "none")) == [MANIFEST]
 
 
 def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> None:
     """Else it would not hear of a process that has other arguments, and is late to say so."""
     store = ranks.OwnStore()
-    first, late = (ranks.Ranks(rank, 2, store) for rank in (0, 1))
-    joined_as(first, monkeypatch)
+    joined_as(0, 2, monkeypatch, store)
+    late = ranks.Ranks(1, 2, store)
     monkeypatch.setattr(ranks.time, "sleep", lambda seconds: late.fail(ValueError("seed")))
     with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: seed$"):
         draw(tmp_path)
@@ -728,7 +668,7 @@ def test_a_folder_that_rank_0_does_not_see_filled_is_reported(tmp_path: Path, mo
         draw(tmp_path)
 
 
-def test_functions_are_told_apart_by_their_first_images_and_by_later_ones() -> None:
+def test_functions_are_told_apart_by_their_first_images_and_by_some_later_ones() -> None:
     def step(at: int, number: Tensor) -> Tensor:
         return (number >= at).long()
 
@@ -736,9 +676,6 @@ def test_functions_are_told_apart_by_their_first_images_and_by_later_ones() -> N
     found = [told_apart(partial(step, at), 1000) for at in (3, 4, 500, 900, 2000)]
     assert len(set(found)) == 5 and found[0] == told_apart(partial(step, 3), 1000)
     assert len({told_apart(torch.arange(n), n) for n in range(4)}) == 4 and told_apart(None, 9) is None
-
-
-def test_functions_are_told_apart_by_few_of_many_images() -> None:
     asked: list[int] = []
 
     def label(number: Tensor) -> Tensor:

@@ -37,21 +37,15 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path: Path, er
     assert [each.name for each in tmp_path.iterdir()] == ["images"]
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
-    there, link = tmp_path / "there", tmp_path / "link"
-    link.symlink_to(there)
-    with replacing(link) as file:
-        file.write(b"new")
-    assert link.is_symlink() and there.read_bytes() == b"new"
-
-
-def test_a_link_is_replaced_where_others_may_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("through_links", [True, False])  # it is replaced where others may write
+def test_a_link_stays_one_or_is_replaced(through_links: bool, tmp_path: Path) -> None:
     there, link = tmp_path / "there", tmp_path / "link"
     there.write_bytes(b"precious")
     link.symlink_to(there)
-    with replacing(link, through_links=False) as file:
+    with replacing(link, through_links) as file:
         file.write(b"new")
-    assert there.read_bytes() == b"precious" and link.read_bytes() == b"new" and not link.is_symlink()
+    assert link.is_symlink() == through_links and link.read_bytes() == b"new"
+    assert there.read_bytes() == (b"new" if through_links else b"precious")
 
 
 def test_what_is_in_a_new_file_s_place_is_left_alone(tmp_path: Path, monkeypatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -49,18 +50,12 @@ def test_equals_a_loop_over_sub_pixels():
         assert nll(model, images, labels)[n].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_batches_of_unequal_size_do_not_change_the_mean():
+def test_batches_of_unequal_size_do_not_change_the_mean_and_the_mode_stays():
     model, images = pixelcnn(), torch.randint(0, 256, (7, 1, 5, 5), dtype=torch.uint8)
     whole = bits_per_dim(model, [images])
+    assert bits_per_dim(model.train(), [images]) == whole and model.training
     assert bits_per_dim(model, [images[:4], images[4:6], images[6:]]) == pytest.approx(whole, rel=1e-6)
     assert bits_per_dim(model, [images[:1], images[1:]]) == pytest.approx(whole, rel=1e-6)
-
-
-def test_the_model_is_evaluated_in_eval_mode_and_put_back():
-    model, images = pixelcnn(), torch.randint(0, 256, (3, 1, 5, 5), dtype=torch.uint8)
-    expected = bits_per_dim(model, [images])
-    model.train()
-    assert bits_per_dim(model, [images]) == expected and model.training
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -80,34 +75,23 @@ def test_levels_of_few_digits_are_rounded(form: ImageForm) -> None:
 
 
 DARK = torch.tensor([[0.0, 1.0, 1.0]])
+LONG, COMPLEX = torch.zeros(1, 1, 3, 4, dtype=torch.long), torch.zeros(2, dtype=torch.complex128)
 REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
     "floats, and nothing said": (DARK, None, "They fit image_form='unit' and image_form='levels': say"),
     "floats for uint8": (torch.tensor([0, 3 / 255]), "uint8", "They fit image_form='unit': say which it is"),
-    "int64 for uint8": (
-        torch.zeros(1, 3, 4, dtype=torch.long),
-        "uint8",
-        "They fit image_form='int64' and image_form='codes'",
-    ),
+    "int64 for uint8": (LONG[0], "uint8", "They fit image_form='int64' and image_form='codes'"),
     "0...255 for unit": (torch.tensor([0.0, 7.0]), "unit", "They fit image_form='levels': say"),
     "-1...1 for unit": (torch.tensor([-1.0, 1.0]), "unit", "They fit image_form='centred': say"),
     "a little too much": (torch.tensor([0.0, 1.01]), "unit", "They fit no form of 256 levels"),
     "standardised": (torch.tensor([-0.42, 2.82]), "centred", "They fit no form of 256 levels"),
-    "channels for codes": (
-        torch.zeros(1, 1, 3, 4, dtype=torch.long),
-        "codes",
-        r"They fit image_form='int64': say which",
-    ),
+    "channels for codes": (LONG, "codes", "They fit image_form='int64': say which"),
     "no images, in another dtype": (torch.zeros(0, 3, 4), "uint8", r"float32 \[0, 3, 4\], which is not"),
     "a half": (torch.tensor([0.5]), "levels", "They fit no form of 256 levels"),
     "NaN": (torch.tensor([0.0, math.nan]), "unit", "They fit no form of 256 levels"),
     "infinite": (torch.tensor([0.0, math.inf]), "levels", "They fit no form of 256 levels"),
     "a level too many": (torch.tensor([0, 256]), None, r"span 0\.\.\.256"),
-    "complex": (torch.zeros(2, dtype=torch.complex128), "unit", "torch.complex128"),
-    "complex, and nothing said": (
-        torch.zeros(2, dtype=torch.complex128),
-        None,
-        "torch.complex128 .*expected: integers, with L = 256",
-    ),
+    "complex": (COMPLEX, "unit", "torch.complex128"),
+    "complex, and nothing said": (COMPLEX, None, "torch.complex128 .*expected: integers, with L = 256"),
     "booleans": (torch.tensor([True]), None, "torch.bool"),
 }
 
@@ -183,17 +167,11 @@ def test_a_dtype_that_can_t_tell_levels_apart_is_refused(levels):
             to_levels(images, levels, form)
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [
-        "x",
-        5,
-        {"images": torch.zeros(1)},
-        (torch.zeros(1, 1, 2, 2), 3),
-        (torch.zeros(1, 1, 2, 2), {"condition": 3}),
-        (None, torch.zeros(1)),
-    ],
-)
+IMAGE = torch.zeros(1, 1, 2, 2)
+NO_BATCHES = ["x", 5, {"images": IMAGE}, (IMAGE, 3), (IMAGE, {"condition": 3}), (None, IMAGE)]
+
+
+@pytest.mark.parametrize("batch", NO_BATCHES)
 def test_a_loader_of_something_else_is_refused(batch):
     with pytest.raises(ValueError, match="the loader must yield images"):
         bits_per_dim(pixelcnn(), [batch])
@@ -208,10 +186,7 @@ LEVELS = 5
 READINGS = {  # from [N, C, L, H, W]
     "levels last, inferred": (lambda x: x.permute(0, 1, 3, 4, 2), None),
     "log-probabilities": (lambda x: x.log_softmax(2), Categorical(LEVELS, "N,C,L,H,W")),
-    "probabilities": (
-        lambda x: x.softmax(2).transpose(1, 2),
-        Categorical(LEVELS, "N,L,C,H,W", probabilities=True),
-    ),
+    "probabilities": (lambda x: x.softmax(2).transpose(1, 2), Categorical(LEVELS, "N,L,C,H,W", True)),
     "channels first": (lambda x: x.flatten(1, 2), Categorical(LEVELS, "N,C*L,H,W")),
     "levels first": (lambda x: x.transpose(1, 2).flatten(1, 2), Categorical(LEVELS, "N,L*C,H,W")),
 }
@@ -234,17 +209,15 @@ def test_every_head_gives_the_same_likelihood(name):
     p = Read(lambda x: x)(images).log_softmax(2).gather(2, images.long()[:, :, None])[:, :, 0]
     how = {"levels": LEVELS} if head is None else {"head": head}
     assert torch.allclose(nll(Read(reading), images, **how), -p.sum((1, 2, 3)), rtol=1e-12)
-    assert bits_per_dim(Read(reading), [images[:1], images[1:]], **how) == pytest.approx(
-        -p.mean().item() / math.log(2)
-    )
+    bits = bits_per_dim(Read(reading), [images[:1], images[1:]], **how)
+    assert bits == pytest.approx(-p.mean().item() / math.log(2))
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_binary_images(probabilities):
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 1, 3, padding=1), nn.Sigmoid() if probabilities else nn.Identity()
-    ).double()
+    last = nn.Sigmoid() if probabilities else nn.Identity()
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), last).double()
     images = torch.randint(0, 2, (3, 1, 4, 6)).double()
     p = model(images) if probabilities else model(images).sigmoid()
     expected = nn.functional.binary_cross_entropy(p, images, reduction="none").sum((1, 2, 3))
@@ -304,45 +277,42 @@ def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
         assert not isinstance(failed.value, ModelFailed)
 
 
+class Raises(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise self.error
+
+
+UINT8 = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, TypeError, IndexError, ValueError])
 def test_whatever_a_model_says_of_uint8_it_is_told_the_other_forms(kind: type[Exception]) -> None:
-    class Refuses(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            raise kind("no uint8")
-
-    images = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    model = Raises(kind("no uint8"))
     with pytest.raises(ModelFailed, match=rf"(?s)raised {kind.__name__}: no uint8.*image_form='codes'\)"):
-        nll(Refuses(), images)
+        nll(model, UINT8)
     with pytest.raises(ModelFailed) as failed:
-        nll(Refuses(), torch.zeros(1, 3, 5, 5, dtype=torch.uint8))
+        nll(model, UINT8.expand(1, 3, 5, 5))
     assert "codes" not in str(failed.value)  # which have one channel
 
 
-def test_the_library_s_own_errors_are_not_the_model_s() -> None:
-    class Refuses(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            raise Unsupported("conv: this is the library's own")
-
-    with pytest.raises(Unsupported, match="^conv: this is the library's own$"):
-        nll(Refuses(), torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
+@pytest.mark.parametrize(
+    "error",
+    [Unsupported("conv: this is the library's own"), torch.cuda.OutOfMemoryError("tried to allocate 80 GiB")],
+)
+def test_errors_that_another_form_would_not_mend_keep_their_type(error: Exception) -> None:
+    """The library's own, and that after which a caller halves the batch."""
+    for call in (lambda: nll(Raises(error), UINT8), lambda: bits_per_dim(Raises(error), [UINT8])):
+        with pytest.raises(type(error), match=f"^{error}$"):
+            call()
 
 
 def test_images_that_are_no_tensor_are_refused() -> None:
     with pytest.raises(ValueError, match="the images are a list, expected a torch.Tensor"):
         nll(Uniform(), [[[0]]])  # type: ignore[arg-type]  # on purpose
-
-
-def test_who_halves_the_batch_when_memory_is_short_hears_of_it() -> None:
-    """What a caller catches keeps its type: no other form of the images would help."""
-
-    class Large(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            raise torch.cuda.OutOfMemoryError("tried to allocate 80 GiB")
-
-    images = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
-    for call in (lambda: nll(Large(), images), lambda: bits_per_dim(Large(), [images])):
-        with pytest.raises(torch.cuda.OutOfMemoryError, match="80 GiB"):
-            call()
 
 
 @pytest.mark.parametrize("given", [(), (None,), (None, None)])
@@ -361,16 +331,10 @@ def test_a_condition_of_another_dtype_than_the_model() -> None:
         def forward(self, x: Tensor, condition: Tensor) -> Tensor:
             return self.one(x) + self.two(condition)
 
-    model, levels, condition = (
-        Conditioned().bfloat16(),
-        torch.randint(0, 8, (2, 1, 3, 3)),
-        torch.randn(2, 2, 3, 3),
-    )
-    for found in (
-        nll(model, levels / 7, condition, image_form="unit", levels=8),
-        nll(model, levels / 7, condition=condition, image_form="unit", levels=8),
-    ):
-        assert torch.equal(found, nll(model, levels / 7, condition.bfloat16(), image_form="unit", levels=8))
+    images, condition = torch.randint(0, 8, (2, 1, 3, 3)) / 7, torch.randn(2, 2, 3, 3)
+    score = partial(nll, Conditioned().bfloat16(), images, image_form="unit", levels=8)
+    for found in (score(condition), score(condition=condition)):
+        assert torch.equal(found, score(condition.bfloat16()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -1,4 +1,4 @@
-"""``demo``: digits from the packaged model, and the samplers side by side on it."""
+"""``demo``: draws digits from the packaged model, and compares the samplers on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE = "digits.png"
 SIZE = 28
 ROWS = 8
 TEMPERATURE = 0.9  # of the picture: fewer stray strokes; the comparison draws at 1
-NAIVE_SECONDS = 75  # if whole images take the naive sampler no longer, it draws them, else some of their pixels
+NAIVE_SECONDS = 75  # the naive sampler draws whole images if they take no longer, else some of their pixels
 NAIVE_PIXELS = 64
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def _forward_seconds(work: Workload) -> float:
-    """How long the model's full forward takes on the whole batch."""
+    """How long the model's full forward takes on the whole batch, in seconds."""
     images = torch.zeros(work.noise.shape, dtype=torch.uint8)
     seconds = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP on the command line: each ends what runs, and waits while what is finished is saved."""
+"""Ctrl-C, SIGTERM and SIGHUP on the command line: each ends a command, but not before finished work is saved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(sig
 
 
 class Interrupts:
-    """received: the signals, in order. The first one ends the command by a KeyboardInterrupt; if it comes while
-    something is saved, only when that is done. Then one more is only answered, and the next ends it at once."""
+    """The signals that a command has received, in order.
+
+    The first one ends the command by a KeyboardInterrupt. One that comes later, or while something is being saved,
+    is only answered by a line on stderr, and what is being saved is finished; the next ends the command at once.
+    """
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -22,12 +25,12 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Within the context, which may only be entered in the main thread, signals are received."""
+        """Within the context, signals are received, if this is the main thread."""
         self.received, self._is_saving, self._was_answered = [], False, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # What is ignored stays so, as SIGINT in a shell's background job, and SIGHUP under nohup.
+        # A signal that is ignored stays so, as SIGINT is in a shell's background job, and SIGHUP under nohup.
         optional = [number for number in OPTIONAL if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, *optional)}
         try:
@@ -38,12 +41,12 @@ class Interrupts:
 
     @property
     def status(self) -> int:
-        """The exit status of a command that they have ended."""
+        """The exit status of a command that a signal has ended."""
         return 128 + (self.received[0] if self.received else signal.SIGINT)
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Within the context, something is saved."""
+        """Within the context, something is saved: a signal ends the command only when the context ends."""
         received, self._is_saving = len(self.received), True
         try:
             yield

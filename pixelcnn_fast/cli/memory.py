@@ -1,4 +1,4 @@
-"""Whether there is memory for what is asked, before it is tried."""
+"""Estimates of memory, so that a command can refuse what needs too much before it tries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from pixelcnn_fast.models import Model
 from pixelcnn_fast.user_model.wrapped_model import FEWEST_DIFFERENT
 
-# 8-byte numbers that are alive while a model is captured, at the least: of logits, for each, when the program is
-# compared with the model; of features, for each that a layer gives, when the forward is followed.
+# How many 8-byte numbers are held at least while a model is captured: for each logit, when the program is compared
+# with the model; for each feature that a layer gives, when the forward is recorded.
 HELD_OF_LOGITS, HELD_OF_FEATURES = 9, 0.8
 
 
@@ -25,7 +25,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def to_capture(model: Model, height: int, width: int) -> int:
-    """Bytes that it takes at least to read off what a model computes for images of this size."""
+    """Bytes that it takes at least to capture a model for images of this size."""
     features = sum(len(weight) for weight in model.parameters() if weight.dim() > 1)
     held = max(HELD_OF_LOGITS * outputs(model), HELD_OF_FEATURES * features)
     images = min(model.n_classes, FEWEST_DIFFERENT) if model.n_classes else 1
@@ -33,12 +33,12 @@ def to_capture(model: Model, height: int, width: int) -> int:
 
 
 def outputs(model: Model) -> int:
-    """Logits per pixel."""
+    """How many logits the model gives for a pixel."""
     return model.input_channels * int(getattr(model, "levels", 256))
 
 
 def available() -> int | None:
-    """Free bytes, if the system says it."""
+    """How many bytes are free, or None if the system does not say it."""
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

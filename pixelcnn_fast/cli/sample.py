@@ -1,4 +1,4 @@
-"""``sample``: draw images from a checkpoint and save them, as one picture or as many files."""
+"""``sample``: draws images from a checkpoint and saves them, as one picture or as many files."""
 
 from __future__ import annotations
 
@@ -56,11 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add(
         "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
     )
-    add(
-        "--label",
-        action="append",
-        help="class to draw; may be repeated; 'all' for every class (default: all)",
-    )
+    add("--label", action="append", help="class to draw; may be repeated; 'all' for every class (default: all)")
     per_class = "images of each class, or in all if there are no classes"
     add("-n", type=count, default=16, metavar="N", help=per_class)
     # Not shown, since torchrun takes --n for its own options that begin so.
@@ -100,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.n * max(len(classes), 1)
     memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
     if args.shards is None:
-        _check_files(args)
         _check_picture(args, model, wanted)
     sampler = Sampler(model, (model.input_channels, height, width), precision=args.precision)
     draw = _one_picture if args.shards is None else shards.run
@@ -110,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
 def _one_picture(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
+    """Draws the images and saves them in one picture, and in one file of arrays if that is wanted -> 0."""
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
@@ -124,39 +120,37 @@ def _one_picture(
             progress=args.progress and sys.stderr is not None,
             **asdict(options),
         )
-    except BaseException as error:  # whatever it is: it goes on when what is finished is saved
+    except BaseException as error:  # whatever it is: it is raised once the finished images are saved
         finished = getattr(error, "images", None)
         if finished is None or not len(finished):
             raise
         images, stop = finished, error
     with interrupts.wait():
         seconds = time.perf_counter() - start
-        saved, failed = _save(images, labels, columns, args)
+        saved, failed = _save(images, labels, columns, args, options)
         if stop is not None:
             complain(f"stopped: {len(images)} of {wanted} images are finished")
         per_image = duration(seconds / len(images))
         say(*saved, f"{len(images)} images in {duration(seconds)}, {per_image} per image")
-    if stop is not None or failed is not None:
-        raise stop or failed  # type: ignore[misc]  # one of them is there
+    if ended := stop or failed:
+        raise ended
     return 0
 
 
 def _files(args: argparse.Namespace) -> list[Path]:
+    """The picture, and the file of arrays if one is wanted."""
     out = args.out or PICTURE
     return [out] if args.npz is None else [out, args.npz]
 
 
-def _check_files(args: argparse.Namespace) -> None:
-    """Raises ValueError or OSError if they can't be written."""
+def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
+    """Raises ValueError or OSError if the files can't be written, if the images can't be shown in a picture, or if
+    that takes more memory than there is."""
     files = _files(args)
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")
     for file in files:
         output_file(file)
-
-
-def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
-    """Raises ValueError if the images can't be shown, or take more memory than there is."""
     height, width = args.size
     if model.input_channels not in (1, 3) or getattr(model, "levels", 256) > 256:
         raise ValueError(
@@ -173,7 +167,7 @@ def _options(args: argparse.Namespace) -> SamplingOptions:
 
 
 def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
-    """The classes to draw; none for a model without classes."""
+    """The classes that --label names; none for a model without classes."""
     if model.n_classes is None:
         if wanted:
             raise ValueError(f"--label {wanted[0]}: this model has no classes; leave --label out")
@@ -189,26 +183,21 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 
 
 def _save(
-    images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace
+    images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace, options: SamplingOptions
 ) -> tuple[list[Path], Exception | None]:
-    """-> the files that were written; why one was not."""
-    settings = {"seed": args.seed, "checkpoint": args.checkpoint}
-    settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
-    kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
-    arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
-
-    def write(file: Path) -> None:
-        if file is args.npz:
-            with replacing(file) as opened:  # np.savez would add a suffix to a name without one
-                np.savez_compressed(opened, **arrays)
-        else:
-            pictures.save_grid(images, columns, file)
-
+    """Writes the files, one even if the other fails -> those that were written; why one was not."""
+    drawn = labels if labels is None else labels[: len(images)].numpy()
+    named = {"images": images.numpy(), "labels": drawn, "seed": args.seed, "checkpoint": args.checkpoint}
+    arrays: Any = {name: value for name, value in (named | asdict(options)).items() if value is not None}
     saved: list[Path] = []
     failed: Exception | None = None
     for file in _files(args)[::-1]:  # the arrays first
         try:
-            write(file)
+            if file is args.npz:
+                with replacing(file) as opened:  # np.savez would add a suffix to a name without one
+                    np.savez_compressed(opened, **arrays)
+            else:
+                pictures.save_grid(images, columns, file)
             saved.insert(0, file)
         except Exception as error:  # a disk that is full, or too little memory to compress
             failed = error

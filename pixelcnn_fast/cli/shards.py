@@ -1,4 +1,4 @@
-"""``sample --shards``: as many images as you like, into numbered files, on any number of processes."""
+"""``sample --shards``: draws any number of images into numbered files, on any number of processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(
 
 
 def _preview(shards: Shards, classes: int) -> list[Path]:
-    """Makes a picture of the first images, if they are grey or of three colours -> its path."""
+    """Makes a picture of the first images, if they are grey or have three colours -> its path in a list, or []."""
     images = torch.from_numpy(shards.read(0)["images"])
     if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         return []

@@ -1,4 +1,4 @@
-"""How a job draws its images: the same on every process."""
+"""How a job draws the images of given numbers, which is the same on every process."""
 
 from __future__ import annotations
 
@@ -6,24 +6,45 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.check.perturbation import TOLERANCE
-from pixelcnn_fast.distributed.per_image import PerImage, of_images, told_apart
 from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
-WORKSPACE = (
-    64 << 20
-)  # bytes of noise and log-probabilities that a process holds, whatever the size of its shards
-MOST_WITHIN = 0.05  # of a parameter that was computed in few bits
+# Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
+WORKSPACE = 64 << 20
+MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
+TRIED = 100  # images for which functions of two runs are compared: so many from the first on, and as many spread evenly
+PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or conditions of numbered images
+
+
+def of_images(values: PerImage | None, images: range) -> Tensor | None:
+    """The values of the images of these numbers, or None if there are no values."""
+    if values is None:
+        return None
+    if callable(values):
+        return torch.as_tensor(values(torch.arange(images.start, images.stop, images.step)))
+    return torch.as_tensor(values[images.start : images.stop : images.step])
+
+
+def told_apart(values: PerImage | None, n: int) -> str | None:
+    """SHA-256 of the values of n images, or of what a function gives for some of them; None if there are no values."""
+    if values is None:
+        return None
+    if not callable(values):
+        found = torch.as_tensor(values)
+        return fingerprint(found if found.is_floating_point() else found.long())
+    first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
+    return fingerprint(of_images(values, first), of_images(values, spread))
 
 
 class DrawingArguments(OptionArguments, total=False):
@@ -35,7 +56,8 @@ class DrawingArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True)
 class Drawing:
-    """``sample`` explains the fields. What is drawn for an image depends on its number alone."""
+    """What decides the images of a job, as the arguments of ``sample``. What is drawn for an image depends on its
+    number alone."""
 
     sampler: Sampler
     seed: int
@@ -45,29 +67,36 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """The arrays that a file holds of the images of these numbers. ``check`` is called now and then."""
+        """Draws the images of these numbers, calling ``check`` now and then -> the arrays that a file holds of them."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
         parts = []
         for start in range(0, len(images), at_once):
             check()
-            parts.append(self._at_once(images[start : start + at_once]))
+            some = images[start : start + at_once]
+            try:
+                parts.append(self._arrays(some, *self._given(some)))
+            except NonFiniteLogits as error:
+                raise error.moved(some.start) from None
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
-    def check(self, n: int) -> None:
-        """Raises ValueError for labels or conditions that are too many or too few."""
+    def settings(self, n: int) -> dict[str, Any]:
+        """All that decides n images, for the manifest.
+
+        Raises ValueError for labels or conditions that are too many or too few, and whatever drawing raises for
+        arguments that it refuses.
+        """
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-
-    def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest. Raises what drawing does for arguments that it refuses."""
         names = {field.name for field in fields(SamplingOptions)}
         given = {name: value for name, value in self.arguments.items() if name in names}
         options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
+        probe = self.sampler.probe()  # some parameters that the model gives for an image
+        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(self.no_images["images"].dtype),
@@ -76,28 +105,14 @@ class Drawing:
             "labels": told_apart(self.labels, n),
             "condition": told_apart(self.condition, n),
             "model": self.sampler.fingerprint(),
-            "probe": self._probe(),
+            "probe": None if probe is None else {"parameters": probe, "within": within},
         }
-
-    def _probe(self) -> dict[str, Any] | None:
-        """Some of what the model gives for an image, and within what share of them processors may differ."""
-        found = self.sampler.probe()
-        dtype = self.sampler.dtype
-        within = min(MOST_WITHIN, 10 * TOLERANCE[dtype])
-        return None if found is None else {"parameters": found, "within": within}
 
     @cached_property
     def no_images(self) -> dict[str, np.ndarray]:
-        """What a file would hold of no images."""
+        """The arrays that a file would hold of no images."""
         labels, condition = (None if values is None else values[:0] for values in self._given(range(1)))
         return {name: x.numpy() for name, x in self._arrays(range(0), labels, condition).items()}
-
-    def _at_once(self, images: range) -> dict[str, Tensor]:
-        labels, condition = self._given(images)
-        try:
-            return self._arrays(images, labels, condition)
-        except NonFiniteLogits as error:
-            raise error.moved(images.start) from None
 
     def _given(self, images: range) -> tuple[Tensor | None, Tensor | None]:
         return of_images(self.labels, images), of_images(self.condition, images)

@@ -1,4 +1,4 @@
-"""A job: images that are numbered and shared out in shards, so that it does not matter who draws which."""
+"""``sample``: a job whose images are numbered and shared out in shards, so that any process may draw any of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from pixelcnn_fast.call import RunSettings
-from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
-from pixelcnn_fast.distributed.per_image import PerImage
+from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments, PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.heads.options import SamplingOptions
@@ -66,8 +65,7 @@ def sample(
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
         drawing = Drawing(sampler, seed, labels, condition, temperature, arguments)
-        drawing.check(n)
-        settings = {
+        settings = shards.settings = {
             "version": VERSION,
             "n": shards.n,
             "shard_size": shards.size,
@@ -75,8 +73,6 @@ def sample(
             "file_format": file_format,
             **drawing.settings(n),
         }
-
-        shards.settings = settings
         try:
             there = _finished(shards, settings, ranks)
 
@@ -109,8 +105,8 @@ def _share_out(
     there: np.ndarray, finish: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
 ) -> None:
     """Finishes the shards, each by the process that is free first, and returns when the last is finished."""
-    order = [*np.flatnonzero(there).tolist(), *np.flatnonzero(~there).tolist()]  # what is quick comes first
-    n, known = shards.n, sum(len(shards.images(shard)) for shard in order[: int(there.sum())])
+    order = np.argsort(~there, kind="stable").tolist()  # those that are there come first, which takes no time
+    n, known = shards.n, shards.count_images(there)
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
         tell(
             f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some"
@@ -132,7 +128,7 @@ def _share_out(
             if ranks.rank == 0:
                 _check_seen(shards, ranks)
         except KeyboardInterrupt:
-            kept = sum(len(shards.images(shard)) for shard in np.flatnonzero(shards.finished()).tolist())
+            kept = shards.count_images(shards.finished())
             raise KeyboardInterrupt(
                 f"{kept} of {n} images are finished, in {shards.folder}; start it again to go on from there"
             ) from None

@@ -1,4 +1,4 @@
-"""The processes of a job. All that they tell each other goes through a small store; no image travels."""
+"""The processes of a job, and what they tell each other, which goes through a small store: no image travels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
 import torch.distributed as dist
 
@@ -19,17 +18,8 @@ PARTING = 5  # seconds that rank 0, which may hold the store, waits at most for 
 _jobs = itertools.count()  # a process may do several, one after the other
 
 
-class Store(Protocol):
-    """What is used of a store of torch.distributed."""
-
-    def add(self, key: str, amount: int, /) -> int: ...
-    def set(self, key: str, value: str, /) -> None: ...
-    def get(self, key: str, /) -> bytes: ...
-    def check(self, keys: list[str], /) -> bool: ...
-
-
 class OwnStore:
-    """The store of a process that is alone."""
+    """The store of a process that is alone: as much of torch.distributed's interface as is used here."""
 
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
@@ -51,7 +41,7 @@ class OwnStore:
 class Ranks:
     """This process among the ``size`` of a job."""
 
-    def __init__(self, rank: int, size: int, store: Store) -> None:
+    def __init__(self, rank: int, size: int, store: dist.Store | OwnStore) -> None:
         self.rank, self.size = rank, size
         self._store = store
 
@@ -67,6 +57,7 @@ class Ranks:
         self._store.add("agree", 1)
 
     def all_agree(self) -> bool:
+        """Whether every process has said so."""
         return self._store.add("agree", 0) == self.size
 
     def next_number(self) -> int:
@@ -88,15 +79,8 @@ class Ranks:
             raise RuntimeError(self._store.get("failure").decode())
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Waits as long as it takes. Raises RuntimeError as ``check`` does."""
-
-        def done_or_failed() -> bool:
-            if done():
-                return True
-            self.check()
-            return False
-
-        _until(done_or_failed)
+        """Returns once ``done`` is true, however long that takes. Raises RuntimeError as ``check`` does."""
+        _until(done, self.check)
 
     def fail(self, error: BaseException) -> None:
         """Tells the others why this process ends, unless one of them was the first."""
@@ -110,22 +94,24 @@ class Ranks:
         with suppress(RuntimeError):
             self._store.add("left", 1)
             limit = time.monotonic() + PARTING
-            while self.rank == 0 and self._store.add("left", 0) < self.size and time.monotonic() < limit:
-                time.sleep(PAUSES[0])
+            if self.rank == 0:
+                _until(lambda: self._store.add("left", 0) == self.size or time.monotonic() > limit)
 
 
-def _until(done: Callable[[], bool]) -> None:
+def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -> None:
+    """Returns once ``done`` is true; ``check`` is called before each pause."""
     pause, longest = PAUSES
     while not done():
+        check()
         time.sleep(pause)
         pause = min(2 * pause, longest)
 
 
-def common_name(rank: int, size: int, store: Store) -> str:
+def common_name(rank: int, size: int, store: dist.Store) -> str:
     """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
 
-    Each says hello with a name that it makes up; rank 0 answers whatever hello it finds with its own name, until all
-    have heard it in answer to theirs.
+    Each rank says hello with a name that it makes up. Rank 0 answers every hello that it finds with its own name, until
+    all ranks have heard that name in answer to their own hello.
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -148,21 +134,19 @@ def common_name(rank: int, size: int, store: Store) -> str:
 
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
-    """The processes of this job: those of the default process group; else those that torchrun, or whoever sets the same
-    environment variables, has started; else this one.
+    """Within the context, this process is one of a job's, and what is raised there is told to the others.
 
-    backend: of the process group, if one has to be made; it ends with the context. What is raised in the context is
-    told to the others.
+    The processes are those of the default process group, if there is one; else those that torchrun, or whoever sets the
+    same environment variables, has started; else this one alone. backend: of the process group, if one has to be made,
+    which ends with the context.
     """
-    if not dist.is_available():
-        yield Ranks(0, 1, OwnStore())
-        return
-    makes_group = not dist.is_initialized() and all(name in os.environ for name in ENVIRONMENT)
-    if makes_group:
-        store, rank, size = next(dist.rendezvous("env://"))
-    elif dist.is_initialized():
+    has_group = dist.is_available() and dist.is_initialized()
+    makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)
+    if has_group:
         assert dist.group.WORLD is not None
         store, rank, size = dist.group.WORLD.get_group_store(), dist.get_rank(), dist.get_world_size()
+    elif makes_group:
+        store, rank, size = next(dist.rendezvous("env://"))
     else:
         yield Ranks(0, 1, OwnStore())
         return

@@ -9,7 +9,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,15 +21,9 @@ from pixelcnn_fast.telling import tell
 FileFormat = Literal["npz", "safetensors"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
-CHECKSUM = "crc32"  # the name of it, in the metadata of a safetensors file
+CHECKSUM = "crc32"  # its name in the metadata of a safetensors file
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
-BITS = (("U", "uint"), ("I", "int"), ("F", "float"))
-DTYPES = {
-    f"{short}{bits}": f"{name}{bits}" for short, name in BITS for bits in (8, 16, 32, 64)
-}  # of safetensors
-DTYPES["BOOL"] = "bool"
-READ_HEADER_2 = np.lib.format.read_array_header_2_0
-BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM  # which says nothing of a file
+BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM  # errors that say nothing of a file
 MOST_SHARDS = 10**7
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
@@ -57,6 +50,7 @@ class Shards:
         return range(shard * self.size, min((shard + 1) * self.size, self.n))
 
     def path(self, shard: int) -> Path:
+        """The file of a shard, which need not be there yet."""
         return self.folder / self._name(shard)
 
     def finished(self) -> np.ndarray:
@@ -64,7 +58,12 @@ class Shards:
         names = set(os.listdir(self.folder))
         return np.array([self._name(shard) in names for shard in range(self.count)], dtype=bool)
 
+    def count_images(self, which: np.ndarray) -> int:
+        """How many images some shards have, bool [count]."""
+        return sum(len(self.images(shard)) for shard in np.flatnonzero(which).tolist())
+
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes a shard's file, and the manifest if it is gone. Raises ValueError if the folder is another job's."""
         if self.settings:
             self._claim()
         with replacing(self.path(shard), through_links=False) as file:
@@ -77,7 +76,7 @@ class Shards:
                 file.write(save(dict(arrays), metadata={CHECKSUM: _checksum(arrays)}))
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
-        """Raises ValueError for a file that is damaged."""
+        """The arrays in a shard's file. Raises ValueError for a file that is damaged."""
         path = self.path(shard)
         try:
             if self.file_format == "npz":
@@ -90,14 +89,15 @@ class Shards:
                 if (file.metadata() or {}).get(CHECKSUM) != _checksum(found):
                     raise ValueError("its checksum is another")
             return found
-        except _damages() as error:
+        except Exception as error:
+            if _says_nothing_of_a_file(error):
+                raise
             raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
 
     def remove_if_damaged(self, shard: int, expected: Mapping[str, np.ndarray]) -> bool:
-        """Removes a file that does not hold such arrays, as far as its headers tell, saying so -> whether it did.
-        expected: arrays of no images.
+        """Removes a file whose headers are not those of the shard's arrays, with a warning -> whether it did.
 
-        Raises ValueError if a folder is in its place.
+        expected: such arrays, of no images. Raises ValueError if there is a folder in the file's place.
         """
         path, n = self.path(shard), len(self.images(shard))
         kinds = {name: (str(x.dtype), (n, *x.shape[1:])) for name, x in expected.items()}
@@ -110,8 +110,8 @@ class Shards:
                 return False
             name = next(name for name in {**kinds, **found} if found.get(name) != kinds.get(name))
             why = f"{name}: {_kind(found.get(name))}, expected {_kind(kinds.get(name))}"
-        except Exception as error:  # whatever a reader makes of bytes that it was not made for
-            if isinstance(error, ImportError) or getattr(error, "errno", None) in BUSY:
+        except Exception as error:
+            if _says_nothing_of_a_file(error):
                 raise
             why = f"{type(error).__name__}: {error}"
         tell(f"{path} is damaged, and is drawn again ({why})")
@@ -119,33 +119,29 @@ class Shards:
         return True
 
     def _kinds(self, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The arrays in a file, by name: dtype and shape."""
+        """What the headers of a file say of its arrays, by name: dtype and shape."""
         if self.file_format == "safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}
-                return {
-                    name: (DTYPES.get(x.get_dtype(), x.get_dtype()), tuple(x.get_shape()))
-                    for name, x in slices.items()
-                }
+                return {name: (str(x[:0].dtype), tuple(x.get_shape())) for name, x in slices.items()}
         found = {}
         with zipfile.ZipFile(path) as arrays:
-            for name in arrays.namelist():
-                with arrays.open(name) as header:
-                    version = np.lib.format.read_magic(header)
-                    fields = np.lib.format.read_array_header_1_0 if version == (1, 0) else READ_HEADER_2
-                    shape, _, dtype = fields(header)
+            for entry in arrays.infolist():
+                with arrays.open(entry) as header:
+                    np.lib.format.read_magic(header)
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(header)  # as numpy writes our arrays
                     size = header.tell() + dtype.itemsize * math.prod(shape)
-                    if arrays.getinfo(name).file_size != size:
-                        raise ValueError(f"{name} has {arrays.getinfo(name).file_size} bytes, expected {size}")
-                    found[name.removesuffix(".npy")] = str(dtype), tuple(shape)
+                if entry.file_size != size:
+                    raise ValueError(f"{entry.filename} has {entry.file_size} bytes, expected {size}")
+                found[entry.filename.removesuffix(".npy")] = str(dtype), tuple(shape)
         return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder and its manifest, or checks the one that is there, and removes what a killed process left.
+        """Makes the folder and its manifest, or checks the one there is, and removes what killed processes have left.
 
-        Raises ValueError if the folder holds shards of another job, naming what differs.
+        Raises ValueError, naming what differs, if the folder holds another job.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = settings
@@ -158,12 +154,13 @@ class Shards:
             remove_if_left_behind(each)
 
     def _claim(self) -> bool:
-        """Writes the manifest unless there is one -> whether it did. It may be gone, since another process of this job
-        has failed, and withdrawn it.
+        """Writes the manifest unless there is one, as another process of this job may have withdrawn its own -> whether
+        it did.
 
-        Raises ValueError if it is another job's.
+        Raises ValueError if there is another job's.
         """
-        path, is_mine = self.folder / MANIFEST, not (self.folder / MANIFEST).exists()
+        path = self.folder / MANIFEST
+        is_mine = not path.exists()
         try:
             if is_mine:
                 with replacing(path, through_links=False, replaces=False) as file:
@@ -178,7 +175,8 @@ class Shards:
         return is_mine
 
     def withdraw(self) -> None:
-        """Removes the manifest, if this process made it and there is no shard: what failed at once may be put right."""
+        """Removes the manifest if this process has made it and there is no shard yet, so that arguments with which the
+        job failed at once can be put right."""
         if self._is_mine and not any(self.folder.glob("shard-*")):
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
@@ -190,26 +188,13 @@ def _kind(found: tuple[str, tuple[int, ...]] | None) -> str:
     return "none" if found is None else f"{found[0]} {list(found[1])}"
 
 
-def _damages() -> tuple[type[Exception], ...]:
-    """What is raised for files that are damaged, or of another kind."""
-    found: tuple[type[Exception], ...] = (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    )
-    with suppress(ImportError):
-        from safetensors import SafetensorError
-
-        found += (SafetensorError,)
-    return found
+def _says_nothing_of_a_file(error: Exception) -> bool:
+    """Whether an error, which may be whatever a reader raises for bytes that it was not made for, has another cause."""
+    return isinstance(error, (ImportError, MemoryError)) or getattr(error, "errno", None) in BUSY
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """CRC-32, as in .npz files, of what an array is called and is, and of its bytes."""
+    """CRC-32, as in .npz files, of each array's name, dtype, shape and bytes."""
     found = 0
     for name in sorted(arrays):
         found = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), found)
@@ -230,28 +215,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs between two settings, in words; empty if nothing does."""
+    """What differs between two jobs' settings, in words; '' if nothing does."""
 
     def shown(value: Any) -> str:
         text = json.dumps(value)
         return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
-    def alike(one: Any, other: Any) -> bool:
-        if not (isinstance(one, dict) and isinstance(other, dict)):
+    def alike(name: str, one: Any, other: Any) -> bool:
+        if name != "probe":
             return bool(one == other)
+        if one is None or other is None:  # a sampler that was pickled without its module has no probe
+            return True
         try:
             x, y = np.array(one["parameters"], float), np.array(other["parameters"], float)
-            usual = (
-                float(np.median(abs(y))) if y.size else 0.0
-            )  # which a few that stand for impossible do not move
+            # The median, as a few huge parameters may stand for what is impossible.
+            usual = float(np.median(abs(y))) if y.size else 0.0
             return x.shape == y.shape and bool((abs(x - y) <= other["within"] * (1 + usual + abs(y))).all())
         except (KeyError, TypeError, ValueError):  # of a manifest that was edited
             return False
 
-    names = [name for name in dict.fromkeys([*here, *there]) if not alike(there.get(name), here.get(name))]
-    if (
-        there.get("probe") is None or here.get("probe") is None
-    ):  # as of a sampler that was pickled without its module
-        names = [name for name in names if name != "probe"]
-    pairs = ((name, shown(there.get(name)), shown(here.get(name))) for name in names)
-    return "; ".join(f"{name} is {found} there, {own} here" for name, found, own in pairs)
+    pairs = [(name, there.get(name), here.get(name)) for name in dict.fromkeys([*here, *there])]
+    differing = [pair for pair in pairs if not alike(*pair)]
+    return "; ".join(f"{name} is {shown(found)} there, {shown(own)} here" for name, found, own in differing)

@@ -1,4 +1,4 @@
-"""What a head is: it turns what a model gives for a pixel, and noise, into the pixel's values, and scores them."""
+"""``Head``, the interface of what turns a model's output for a pixel, and noise, into values, and scores values."""
 
 from __future__ import annotations
 
@@ -41,20 +41,18 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """What a class says of how it draws does not hold for one that draws or scores in its own way."""
+        """Takes back what a parent class says of how it draws from a class that draws or scores in its own way."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
-            says_so = next(each for each in cls.__mro__ if name in vars(each))
-            if any(
-                getattr(cls, method) is not getattr(says_so, method) for method in ("draw", "log_probability")
-            ):
+            says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
+            if (cls.draw, cls.log_probability) != (says_so.draw, says_so.log_probability):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def check(self) -> None:
-        """Raises ValueError if what the class says of itself does not go together."""
+        """Raises ValueError if the class's attributes contradict each other."""
         if self.value_dtype.is_floating_point == (self.levels is not None):
             values = "real numbers" if self.levels is None else f"{self.levels} levels"
             raise ValueError(f"{self} draws {values}, which value_dtype {self.value_dtype} can't hold")
@@ -84,11 +82,11 @@ class Head(ABC):
         """
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
-        """The head for a model in that dtype, also where a copy of the model in another stands for it."""
+        """The head for a model in that dtype, which it stays where a copy of the model in another dtype is run."""
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:
-        """The numbers that must be finite, such as probabilities where some logits may be infinite."""
+        """The numbers that must be finite: the parameters, or, say, probabilities where logits may be infinite."""
         return parameters
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
@@ -123,7 +121,7 @@ class Head(ABC):
                 )
 
     def misread(self, last_call: str) -> str | None:
-        """What to say if the model's last call shows that its output is something other than what the head reads."""
+        """What to tell the user if the model's last call shows that the head misreads its output, else None."""
         return None
 
     @final
@@ -158,10 +156,10 @@ class Head(ABC):
 
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:
-        """Drawn values as users get them."""
+        """Drawn values -> images as users get them, of the same shape."""
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """parameters: [N, D, H, W, P], differentiable; values: [N, C, H, W] -> nats [N]."""
+        """-ln p of whole images: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
         by_distribution = values.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
         return -self.log_probability(parameters, by_distribution).flatten(1).sum(1)
 

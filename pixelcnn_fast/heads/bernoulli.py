@@ -1,4 +1,4 @@
-"""One number per sub-pixel, for images of two levels."""
+"""``Bernoulli``: the head of models of two levels that give one number per sub-pixel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class Bernoulli(OfLevels):
     probabilities: bool = False
     levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images
     layout: ClassVar[str] = "N,C,H,W"
-    eps: float | None = field(
-        default=None, repr=False, compare=False
-    )  # to which probabilities are kept from 0 and 1
+    # How close to 0 and 1 probabilities may come; None: as close as the output's dtype tells apart.
+    eps: float | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def offered(cls, shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""One logit per level of a sub-pixel."""
+"""``Categorical``: the head of models that give one logit per level of a sub-pixel, and what heads of levels share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ LAYOUTS: dict[Layout, str] = {
     "N,C*L,H,W": "index = channel * L + level",
     "N,L*C,H,W": "index = level * C + channel",
 }
-ORDERS = {"N,C,H,W,L": (0, 1, 2, 3, 4), "N,L,C,H,W": (0, 2, 3, 4, 1), "N,C,L,H,W": (0, 1, 3, 4, 2)}
 
 
 class OfLevels(Head):
@@ -73,13 +72,17 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """What the model says of itself, as the library's own do, where its output's shape does not tell: for images of
-    ``shape`` [..., H, W] that are as high and wide as there are levels."""
+    """The layout that the model gives as its ``logits_layout``, as the library's own models do, or None.
+
+    It is asked for only where the output's shape does not tell: for images of ``shape`` [..., H, W] that are as high
+    and as wide as there are levels.
+    """
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
 
-LEAST = torch.finfo(torch.float32).tiny  # of all probabilities: lower ones count as this
+# Lower probabilities count as this one, as 0 would have an infinite logit.
+LEAST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -129,17 +132,14 @@ class Categorical(OfLevels):
         raise UnknownLayout("\n".join([title, *lines]))
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        layout: str | None = self.layout
-        if self.probabilities:  # a probability of 0 would have an infinite logit
+        assert self.layout is not None
+        if self.probabilities:
             wide = output.float() if output.dtype.itemsize < 4 else output
             output = wide.clamp_min(LEAST).log().to(output.dtype)
-        if layout in ("N,C*L,H,W", "N,L*C,H,W"):
-            n, _, height, width = output.shape
-            split = (channels, self.levels) if layout == "N,C*L,H,W" else (self.levels, channels)
-            output = output.reshape(n, *split, height, width)
-            layout = "N,C,L,H,W" if layout == "N,C*L,H,W" else "N,L,C,H,W"
-        assert layout is not None
-        return output if layout == "N,C,H,W,L" else output.permute(*ORDERS[layout])
+        axes = self.layout.replace("*", ",").split(",")
+        if "*" in self.layout:
+            output = output.unflatten(1, [{"C": channels, "L": self.levels}[axis] for axis in axes[1:3]])
+        return output.permute([axes.index(axis) for axis in "NCHWL"])
 
     def comparable(self, parameters: Tensor) -> Tensor:
         return parameters.softmax(-1) if self.probabilities else parameters

@@ -1,4 +1,4 @@
-"""From one pixel's logits and noise to levels."""
+"""Drawing levels from logits and noise, with temperature, top-k and top-p."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may change about how values are drawn. A new option is a field here; drawing.py says what it does.
+"""What a user may change about how values are drawn: a new option is a field here, and drawing.py says what it does.
 
 The struct that C++ has of it is written from this file (csrc/headers.py), which so imports only the standard library.
 """

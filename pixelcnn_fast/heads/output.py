@@ -1,4 +1,4 @@
-"""Which part of what a model returns holds its logits, if it returns more."""
+"""Finding the tensor of logits in what a model returns, if it returns more than that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import UnknownLayout
 
-# A key, an index, the name of an attribute, or a function of what the model returns; None: it returns one tensor.
+# Where the logits are: a key, an index, the name of an attribute, or a function of what the model returns. None: the
+# model returns one tensor.
 Output = Hashable | Callable[[Any], Tensor] | None
 
 
@@ -42,7 +43,7 @@ def picked(returned: Any, output: Output) -> Tensor:
 
 
 def described(x: Any) -> str:
-    """What x is, with the names and shapes of what it holds."""
+    """In words, what x is, with the names and shapes of what it holds."""
     if isinstance(x, Tensor):
         return f"a tensor {list(x.shape)}"
     kind = f"{'an' if type(x).__name__[0] in 'aeiouAEIOU' else 'a'} {type(x).__name__}"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,26 +17,18 @@ from matplotlib.image import imread
 from torch.distributed.run import get_args_parser
 
 from pixelcnn_fast import Sampler, checkpoint
-from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
+from tests.cli.common import run
 from tests.tiers import thorough
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-
-@pytest.fixture(scope="module")
-def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
-    path = tmp_path_factory.mktemp("checkpoints") / "conditional.safetensors"
-    checkpoint.save(random_model(n_classes=3, **tiny), path)
-    return path
-
-
-def command(*arguments: object) -> list[str]:
-    return [str(argument) for argument in ("sample", *arguments)]
+def torchrun(*options: object) -> list[str]:
+    """The command line of ``sample`` on two processes."""
+    start = "-m torch.distributed.run --standalone --nproc-per-node 2 -m pixelcnn_fast sample"
+    return [sys.executable, *start.split(), *map(str, options)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -50,13 +41,12 @@ def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path
     options += ["--temperature", 0.8, "--top-k", 9, "--top-p", 0.9, "--runtime", "eager", "--batch", 2]
     options += ["--precision", "bf16", "--shard-size", 3, "--format", "npz", "--progress"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert main(command(*options, "--shards", alone)) == 0
+    assert run("sample", *options, "--shards", alone) == 0
     captured = capfd.readouterr()
     assert f"{alone}: 8 images in 3 files" in captured.out and str(alone / "preview.png") in captured.out
     assert " 8/8 " in captured.err
 
-    run = [*TORCHRUN, "-m", "pixelcnn_fast", *command(*options, "--shards", shared)]
-    subprocess.run(run, check=True, timeout=120)
+    subprocess.run(torchrun(*options, "--shards", shared), check=True, timeout=120)
     assert files(shared) == files(alone)
     captured = capfd.readouterr()
     assert captured.out.count("8 images in 3 files") == 1 and " 8/8 " in captured.err
@@ -74,8 +64,8 @@ def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path
 def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_path: Path, capsys) -> None:
     """And seen in a picture, in columns of one class."""
     model = ["--checkpoint", conditional, "--size", "4x5", "--seed", 7, "--temperature", 0.8, "--top-k", 9]
-    assert main(command(*model, "-n", 4, "--shards", tmp_path / "shards", "--shard-size", 10)) == 0
-    assert main(command(*model, "--n", 5, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")) == 0
+    assert run("sample", *model, "-n", 4, "--shards", tmp_path / "shards", "--shard-size", 10) == 0
+    assert run("sample", *model, "--n", 5, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz") == 0
     with np.load(tmp_path / "shards" / "shard-000000.npz") as many, np.load(tmp_path / "a.npz") as few:
         assert np.array_equal(many["images"], few["images"][:10])
         assert np.array_equal(many["labels"], few["labels"][:10])
@@ -91,7 +81,7 @@ def test_images_of_one_class_are_seen_in_a_square_but_no_more_than_some_rows(
     n: int, across: int, down: int, conditional: Path, tmp_path: Path
 ) -> None:
     options = ["--checkpoint", conditional, "--label", 1, "--size", 2, "-n", n]
-    assert main(command(*options, "--shards", tmp_path)) == 0
+    assert run("sample", *options, "--shards", tmp_path) == 0
     height, width = imread(tmp_path / "preview.png").shape[:2]
     assert height * (3 * across - 1) == width * (3 * down - 1)  # each of two pixels, and one between them
 
@@ -107,7 +97,7 @@ def test_runtime_and_batch_are_those_that_were_asked_for(
 
     monkeypatch.setattr(EagerRuntime, "run", counted)
     options = ["--checkpoint", conditional, "--label", 1, "--size", 2, "-n", 5, "--runtime", "eager"]
-    assert main(command(*options, "--batch", 2, "--progress", "--shards", tmp_path)) == 0
+    assert run("sample", *options, "--batch", 2, "--progress", "--shards", tmp_path) == 0
     assert [n for n in images if n] == [2, 2, 1] and " 5/5 " in capsys.readouterr().err
 
 
@@ -115,7 +105,7 @@ def test_images_of_two_channels_have_no_preview(tmp_path: Path, capsys) -> None:
     path, folder = tmp_path / "two.safetensors", tmp_path / "shards"
     checkpoint.save(random_model(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3), path)
     options = ["--checkpoint", path, "--size", 3, "-n", 3, "--shard-size", 2, "--format", "safetensors"]
-    assert main(command(*options, "--shards", folder)) == 0
+    assert run("sample", *options, "--shards", folder) == 0
     shards = [f"shard-{number:06}.safetensors" for number in range(2)]
     assert sorted(files(folder)) == ["manifest.json", *shards]
     assert "3 images in 2 files" in capsys.readouterr().out
@@ -128,15 +118,15 @@ def test_the_first_process_alone_speaks(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("4 of 9 images are finished")
 
-    arguments = command("--checkpoint", conditional, "--size", 3, "--shards", tmp_path)
+    arguments = ["sample", "--checkpoint", conditional, "--size", 3, "--shards", tmp_path]
     monkeypatch.setitem(os.environ, "RANK", str(rank))
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     monkeypatch.setattr("pixelcnn_fast.distributed.sample", stopped)
-    assert main(arguments) == 130
+    assert run(*arguments) == 130
     assert ("stopped: 4 of 9 images are finished" in capsys.readouterr().err) == (rank == 0)
     monkeypatch.setattr("pixelcnn_fast.distributed.sample", lambda *_, **__: None)
     monkeypatch.setattr("pixelcnn_fast.cli.shards._preview", lambda *_: [])
-    assert main(arguments) == 0
+    assert run(*arguments) == 0
     assert ("48 images in 1 files" in capsys.readouterr().out) == (rank == 0)
 
 
@@ -144,9 +134,8 @@ def test_the_first_process_alone_speaks(
 @thorough
 def test_ctrl_c_under_torchrun_keeps_what_is_finished(tmp_path: Path) -> None:
     options = ["-n", 1000, "--size", "28x28", "--runtime", "eager", "--batch", 1, "--shard-size", 1]
-    run = [*TORCHRUN, "-m", "pixelcnn_fast", *command(*options, "--shards", tmp_path)]
     with subprocess.Popen(
-        run,
+        torchrun(*options, "--shards", tmp_path),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -165,8 +154,7 @@ def test_ctrl_c_under_torchrun_keeps_what_is_finished(tmp_path: Path) -> None:
 
 
 def test_every_option_passes_through_torchruns_own_parser(capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["sample", "--help"])
+    assert run("sample", "--help") == 0
     text = capsys.readouterr().out.partition("examples:")[0]
     options = sorted(set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", text)) - {"-h", "--help"})
     assert "-n" in options and "--shard-size" in options and "--n" not in options and len(options) > 15
@@ -178,5 +166,5 @@ def test_every_option_passes_through_torchruns_own_parser(capsys) -> None:
 
 def test_processes_that_would_draw_the_same_are_refused(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "8")
-    assert main(["sample", "-n", "1", "--out", str(tmp_path / "a.png")]) == 2
+    assert run("sample", "-n", 1, "--out", tmp_path / "a.png") == 2
     assert "8 processes would draw the same images" in capsys.readouterr().err

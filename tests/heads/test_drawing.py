@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from typing import Any, get_type_hints
 
 import pytest
@@ -97,10 +98,15 @@ def test_rounding_never_draws_a_level_without_probability(runtime):
         assert (drawn == level).any() and (drawn >= 20).all() and (drawn < 200).all()
 
 
+@cache
+def of_two_channels() -> Sampler:
+    return Sampler(pixelcnn(channels=2, kernel=3).double(), (2, 3, 4))
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_all_runtimes_draw_what_the_reference_draws(runtime, options):
-    sampler = Sampler(pixelcnn(channels=2, kernel=3).double(), (2, 3, 4))
+    sampler = of_two_channels()
     u = torch.rand(3, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     known = torch.zeros(3, 4, dtype=torch.bool)
     known[0, :2] = True
@@ -174,9 +180,8 @@ def test_refusals(arguments, message):
 
 
 def test_every_option_is_drawn_with():
-    assert {name for options in OPTIONS for name in options} == {
-        option.name for option in fields(SamplingOptions)
-    }
+    known = {option.name for option in fields(SamplingOptions)}
+    assert {name for options in OPTIONS for name in options} == known
 
 
 @pytest.mark.parametrize("option", fields(SamplingOptions), ids=lambda option: option.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -45,6 +47,11 @@ OUTPUTS = {
 }
 
 
+def sampler_of(output=lambda x: x, channels: int = 2, **how) -> Sampler:
+    """Of images of 4x5; how: by default, with LEVELS levels."""
+    return Sampler(Net(channels, output).double(), (channels, 4, 5), **(how or {"levels": LEVELS}))
+
+
 def noise(n: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -59,34 +66,54 @@ def assert_all_runtimes_agree(sampler: Sampler, n: int = 4) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_runtimes_read_every_layout_the_same_way(layout):
-    sampler = Sampler(Net(2, OUTPUTS[layout]).double(), (2, 4, 5), head=heads.Categorical(LEVELS, layout))
-    images = assert_all_runtimes_agree(sampler)
+    images = assert_all_runtimes_agree(sampler_of(OUTPUTS[layout], head=heads.Categorical(LEVELS, layout)))
     assert images.unique().numel() == LEVELS
-    net = Net(2, OUTPUTS["N,C,H,W,L"]).double()
-    same = Sampler(net, (2, 4, 5), levels=LEVELS).sample(4, noise=noise(4, (2, 4, 5)), runtime="reference")
+    same = sampler_of(OUTPUTS["N,C,H,W,L"]).sample(4, noise=noise(4, (2, 4, 5)), runtime="reference")
     assert torch.equal(images, same) == (layout != "N,L*C,H,W")  # whose channels are in another order
 
 
 @pytest.mark.parametrize("layout", ["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W"])
 def test_layouts_that_are_inferred(layout):
-    sampler = Sampler(Net(2, OUTPUTS[layout]).double(), (2, 4, 5), levels=LEVELS)
-    assert sampler.head == Categorical(LEVELS, layout)
+    assert sampler_of(OUTPUTS[layout]).head == Categorical(LEVELS, layout)
 
 
 def test_one_channel_is_never_ambiguous():
-    sampler = Sampler(Net(1).double(), (1, 4, 5), levels=LEVELS)
-    assert assert_all_runtimes_agree(sampler).unique().numel() > 3
+    assert assert_all_runtimes_agree(sampler_of(channels=1)).unique().numel() > 3
 
 
-def test_ambiguity_is_refused_with_the_alternatives():
-    with pytest.raises(
-        UnknownLayout, match=r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"
-    ):
-        Sampler(Net(2, OUTPUTS["N,C*L,H,W"]), (2, 4, 5), levels=LEVELS)
-    with pytest.raises(UnknownLayout, match=r"(?s)several ways.*'N,L,C,H,W'.*'N,C,L,H,W'"):
-        Sampler(Net(3, lambda x: x.unflatten(1, (3, 3)), levels=3), (3, 4, 5), levels=3)
-    with pytest.raises(UnknownLayout, match=r"(?s)several ways.*'N,C,H,W,L'.*'N,C,L,H,W'"):
-        Sampler(Net(1, split), (1, LEVELS, LEVELS), levels=LEVELS)
+BERNOULLI, FLAT = {"head": Bernoulli()}, {"head": Categorical(LEVELS, "N,C*L,H,W")}
+# By name: Net's arguments, the images' size, the sampler's other arguments, the message.
+UNKNOWN: dict[str, tuple[Any, tuple[int, int], dict[str, Any], str]] = {
+    "flat": ((2,), (4, 5), {}, r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"),
+    "as many channels as levels": (
+        (3, lambda x: x.unflatten(1, (3, 3)), 3),
+        (4, 5),
+        {"levels": 3},
+        r"(?s)several ways.*'N,L,C,H,W'.*'N,C,L,H,W'",
+    ),
+    "as high as levels": ((1, split), (7, 7), {}, r"(?s)several ways.*'N,C,H,W,L'.*'N,C,L,H,W'"),
+    "too few axes": (
+        (2, lambda x: x.mean(1)),
+        (4, 5),
+        {},
+        r"(?s)shape \[2, 4, 5\].*for 7 levels.*\[2, 2, 4, 5, 7\].*Bernoulli",
+    ),
+    "a tuple": ((2, lambda x: (x, x)), (4, 5), {}, r"a tuple of 0: a tensor \[2, 14, 4, 5\], 1: .*output="),
+    "two numbers": (
+        (1, lambda x: x, 2),
+        (4, 5),
+        BERNOULLI,
+        r"\[2, 2, 4, 5\], but Bernoulli.*expects \[2, 1, 4, 5\]",
+    ),
+    "not as was said": ((2, split), (4, 5), FLAT, r"Categorical.*expects \[2, 14, 4, 5\]"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_other_outputs_are_refused_with_what_is_expected_and_ambiguous_ones_with_the_alternatives(name):
+    net, size, how, message = UNKNOWN[name]
+    with pytest.raises(UnknownLayout, match=message):
+        Sampler(Net(*net), (net[0], *size), **(how or {"levels": LEVELS}))
 
 
 class Saying(Net):
@@ -97,28 +124,14 @@ class Saying(Net):
 
 @pytest.mark.parametrize("size", [(4, LEVELS), (LEVELS, 5)])
 def test_a_shape_that_tells_counts_more_than_what_the_model_says(size):
-    assert Sampler(Saying("N,C,H,W,L", split), (1, *size), levels=LEVELS).head == Categorical(
-        LEVELS, "N,C,L,H,W"
-    )
+    sampler = Sampler(Saying("N,C,H,W,L", split), (1, *size), levels=LEVELS)
+    assert sampler.head == Categorical(LEVELS, "N,C,L,H,W")
 
 
 @pytest.mark.parametrize("said", ["NCHW", ["N,C,H,W,L"], 5])
 def test_a_model_may_mean_something_else_by_the_name(said):
     model = Saying(said, OUTPUTS["N,L,C,H,W"])
     assert Sampler(model, (1, LEVELS, LEVELS), levels=LEVELS).head == Categorical(LEVELS, "N,L,C,H,W")
-
-
-def test_other_outputs_are_refused_with_what_is_expected():
-    with pytest.raises(
-        UnknownLayout, match=r"(?s)shape \[2, 4, 5\].*for 7 levels.*\[2, 2, 4, 5, 7\].*Bernoulli"
-    ):
-        Sampler(Net(2, lambda x: x.mean(1)), (2, 4, 5), levels=LEVELS)
-    with pytest.raises(UnknownLayout, match=r"returned a tuple of 0: a tensor \[2, 14, 4, 5\], 1: .*output="):
-        Sampler(Net(2, lambda x: (x, x)), (2, 4, 5), levels=LEVELS)
-    with pytest.raises(UnknownLayout, match=r"shape \[2, 2, 4, 5\], but Bernoulli.*expects \[2, 1, 4, 5\]"):
-        Sampler(Net(1, levels=2), (1, 4, 5), head=Bernoulli())
-    with pytest.raises(UnknownLayout, match=r"Categorical.*expects \[2, 14, 4, 5\]"):
-        Sampler(Net(2, split), (2, 4, 5), head=Categorical(LEVELS, "N,C*L,H,W"))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -162,10 +175,7 @@ def test_a_softmax_at_the_end_is_left_out(layout, probabilities):
     f = F.softmax if probabilities else F.log_softmax
     net = Net(2, lambda x: SOFTMAX[layout](f, x)).double()
     head = Categorical(LEVELS, layout, probabilities)
-    sampler, plain = (
-        Sampler(net, (2, 4, 5), head=head),
-        Sampler(Net(2, split).double(), (2, 4, 5), levels=LEVELS),
-    )
+    sampler, plain = Sampler(net, (2, 4, 5), head=head), sampler_of(split)
     assert sampler.program.weight_bytes == plain.program.weight_bytes
     images = assert_all_runtimes_agree(sampler)
     assert torch.equal(images, plain.sample(4, noise=noise(4, (2, 4, 5))))
@@ -174,12 +184,34 @@ def test_a_softmax_at_the_end_is_left_out(layout, probabilities):
         assert torch.allclose(sampler.logits(images, runtime=runtime), expected, rtol=1e-12)
 
 
-def test_a_log_of_a_softmax_and_one_that_is_thrown_away():
-    def with_side_effect(x):
-        x.softmax(1).mean()
-        return torch.log(torch.softmax(split(x), 2).clamp_min(0))
+def log_of_a_softmax(x):
+    x.softmax(1).mean()  # this one is thrown away
+    return torch.log(torch.softmax(split(x), 2).clamp_min(0))
 
-    assert_all_runtimes_agree(Sampler(Net(2, with_side_effect).double(), (2, 4, 5), levels=LEVELS))
+
+PROBABILITIES = {"head": Categorical(LEVELS, probabilities=True)}
+CLOSED = {
+    "a log of a softmax": (2, log_of_a_softmax, {}),
+    "one for each channel": (2, lambda x: torch.stack([c.log_softmax(1) for c in x.chunk(2, 1)], 1), {}),
+    "in another order": (2, lambda x: split(x).log_softmax(2).flip(2), {}),
+    "probabilities of zero": (1, lambda x: (200 * x).softmax(1), PROBABILITIES),
+    "probabilities, written out": (1, lambda x: x.exp() / x.exp().sum(1, keepdim=True), PROBABILITIES),
+    "probabilities that underflow": (1, lambda x: torch.exp(-(20 * x).square()), PROBABILITIES),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_levels_that_are_normalised(name):
+    channels, closed, how = CLOSED[name]
+    sampler = sampler_of(closed, channels, **how)
+    images = assert_all_runtimes_agree(sampler)
+    if name in ("probabilities of zero", "probabilities that underflow"):
+        assert Net(channels, closed).double()(images).min() == 0
+    if name == "probabilities, written out":
+        assert torch.equal(images, sampler_of(channels=1).sample(4, noise=noise(4, (1, 4, 5))))
+    for runtime in RUNTIMES:
+        found, expected = (sampler.logits(images, runtime=r).softmax(-1) for r in (runtime, "reference"))
+        assert torch.allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("logit", [0.0, 1.5])
@@ -191,8 +223,7 @@ def test_the_logit_of_a_level_may_be_a_constant(logit, probabilities):
         f = F.softmax if probabilities else F.log_softmax
         return f(F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0), value=logit), 1)
 
-    head = Categorical(LEVELS, probabilities=probabilities)
-    sampler = Sampler(Net(1, closed).double(), (1, 4, 5), head=head)
+    sampler = sampler_of(closed, 1, head=Categorical(LEVELS, probabilities=probabilities))
     assert_all_runtimes_agree(sampler)
     images = torch.zeros(1, 1, 4, 5, dtype=torch.long)
     for runtime in RUNTIMES:
@@ -200,51 +231,10 @@ def test_the_logit_of_a_level_may_be_a_constant(logit, probabilities):
         assert torch.allclose(found, expected, rtol=1e-9)
 
 
-def test_each_channel_may_have_a_softmax_of_its_own():
-    def closed(x):
-        return torch.stack([each.log_softmax(1) for each in x.chunk(2, 1)], 1)
-
-    assert_all_runtimes_agree(Sampler(Net(2, closed).double(), (2, 4, 5), levels=LEVELS))
-
-
 def test_a_softmax_over_as_many_channels_as_levels_is_refused():
     net = Net(2, lambda x: x.unflatten(1, (2, 2)).log_softmax(1), levels=2)
     with pytest.raises(Unsupported, match="not over the levels"):
         Sampler(net.double(), (2, 4, 5), head=Categorical(2, "N,C,L,H,W"))
-
-
-def test_levels_may_be_reordered_after_a_softmax():
-    def closed(x):
-        return split(x).log_softmax(2).flip(2)
-
-    assert_all_runtimes_agree(Sampler(Net(2, closed).double(), (2, 4, 5), levels=LEVELS))
-
-
-def test_levels_of_probability_zero():
-    net = Net(1, lambda x: (200 * x).softmax(1)).double()
-    assert net(torch.ones(1, 1, 4, 5)).min() == 0
-    assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Categorical(LEVELS, probabilities=True)))
-
-
-def test_probabilities_that_are_written_out():
-    def shares(x):
-        return x.exp() / x.exp().sum(1, keepdim=True)
-
-    images = assert_all_runtimes_agree(
-        Sampler(Net(1, shares).double(), (1, 4, 5), head=Categorical(LEVELS, probabilities=True))
-    )
-    same = Sampler(Net(1).double(), (1, 4, 5), levels=LEVELS).sample(4, noise=noise(4, (1, 4, 5)))
-    assert torch.equal(images, same)
-
-
-def test_probabilities_that_underflow_before_they_are_normalised():
-    net = Net(1, lambda x: torch.exp(-(20 * x).square())).double()
-    sampler = Sampler(net, (1, 4, 5), head=Categorical(LEVELS, probabilities=True))
-    images = assert_all_runtimes_agree(sampler)
-    assert net(images).min() == 0
-    for runtime in RUNTIMES:
-        found, expected = (sampler.logits(images, runtime=r) for r in (runtime, "reference"))
-        assert torch.allclose(found, expected, rtol=1e-12)
 
 
 def partly_exchanged(x):
@@ -261,7 +251,7 @@ def partly_exchanged(x):
         (lambda x: split(x).log_softmax(-1), "not over the levels"),
         (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
         (
-            lambda x: partly_exchanged(x.unflatten(1, (LEVELS, 2)).transpose(1, 2).log_softmax(2)),
+            lambda x: partly_exchanged(x.unflatten(1, (7, 2)).transpose(1, 2).log_softmax(2)),
             "not over the levels",
         ),
         (lambda x: split(x).log_softmax(2).flip(4), "rearrangement"),
@@ -269,12 +259,12 @@ def partly_exchanged(x):
 )
 def test_another_softmax_is_refused(output, message):
     with pytest.raises(Unsupported, match=message):
-        Sampler(Net(2, output).double(), (2, 4, 5), levels=LEVELS)
+        sampler_of(output)
 
 
 def test_probabilities_where_logits_are_expected_are_refused():
     with pytest.raises(Unsupported, match=r"heads\.Bernoulli\(probabilities=True\)"):
-        Sampler(Net(1, lambda x: x[:, :1].sigmoid()).double(), (1, 4, 5), head=Bernoulli())
+        sampler_of(lambda x: x[:, :1].sigmoid(), 1, head=Bernoulli())
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
@@ -321,7 +311,7 @@ def test_the_distance_of_levels_is_the_total_variation():
 
 
 @pytest.mark.parametrize(
-    "mask", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min, -torch.inf]
+    "mask", [-1e9, *(torch.finfo(t).min for t in (torch.float32, torch.float64)), -torch.inf]
 )
 def test_a_mask_hides_nothing(mask):
     masked, other = LOGITS.double(), LOGITS.double()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ class Net(nn.Module):
         return 0.5 * self.out(torch.tanh(self.second(torch.relu(self.first(images)))))
 
 
+@cache
 def sampler() -> Sampler:
     return Sampler(Net(), SHAPE, head=Pair(), image_form="levels")
 
