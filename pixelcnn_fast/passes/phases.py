@@ -89,17 +89,8 @@ def split_phases(program: Program) -> PhasedProgram:
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
         instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
-    return PhasedProgram(
-        program.shape,
-        program.parameters,
-        tuple(instructions),
-        _storage(program),
-        program.outputs,
-        program.dtype,
-        program.device,
-        program.joint,
-        program.branches,
-    )
+    fields_of_any = {**vars(program), "instructions": tuple(instructions)}
+    return PhasedProgram(**fields_of_any, storage=_storage(program))
 
 
 def with_runs(
