@@ -121,15 +121,13 @@ def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
             groups[-1].append(tap)
         else:
             groups.append([tap])
-    return tuple(_run(group, views) for group in groups)
-
-
-def _run(taps: Sequence[Tap], views: dict[int, Tap]) -> Run:
-    first = taps[0]
-    weight = torch.cat([tap.weight for tap in taps]) if len(taps) > 1 else first.weight
-    for tap, rows in zip(taps, weight.chunk(len(taps)), strict=True):
-        views[id(tap)] = replace(tap, weight=rows)
-    return Run(first.source, first.dy, first.dx, len(taps), weight)
+    runs = []
+    for group in groups:
+        first, width = group[0], len(group)
+        weight = torch.cat([tap.weight for tap in group]) if width > 1 else first.weight
+        views |= {id(tap): replace(tap, weight=x) for tap, x in zip(group, weight.chunk(width), strict=True)}
+        runs.append(Run(first.source, first.dy, first.dx, width, weight))
+    return tuple(runs)
 
 
 def _storage(program: Program) -> dict[int, Storage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import ConditionOperand, Convert, Read
 from pixelcnn_fast.program.program import AnyProgram, condition_operands
 from pixelcnn_fast.program.schema import Phase, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HEADINGS = {
     Phase.ROW: "row phase: a whole row at once",
@@ -75,7 +78,7 @@ class PhasedInstruction:
     def name(self) -> str:
         return self.instruction.name
 
-    def converted(self, convert: Convert) -> PhasedInstruction:
+    def converted(self, convert: Convert) -> Self:
         """The same instruction with its constants converted, such as weights and tables."""
 
         def of(runs: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
@@ -14,9 +14,14 @@ from pixelcnn_fast.program.operands import ConditionOperand, Convert
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pixelcnn_fast.program.phased import PhasedInstruction
 
-AnyInstruction = TypeVar("AnyInstruction", bound="Instruction | PhasedInstruction")
+class Converted(Protocol):
+    """An instruction, whether it is decided when it runs or not."""
+
+    def converted(self, convert: Convert) -> Self: ...
+
+
+AnyInstruction = TypeVar("AnyInstruction", bound=Converted)
 
 
 @dataclass(frozen=True, eq=False)

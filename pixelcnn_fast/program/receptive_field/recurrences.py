@@ -6,6 +6,7 @@ offsets see. Offsets add up from state to state; all their sums are found by dou
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,15 +46,15 @@ def seen_in_recurrence(
             read, channels = connection.read, connection.channels.cpu().numpy()
             if read.value not in sizes:
                 continue
-            found = (
-                {(read.dy, read.dx): _placed(channels, at[read.value], ends[-1])}
-                if not read.is_here
-                else {offset: product(channels, states) for offset, states in through[read.value].items()}
-            )
+            if read.is_here:
+                found = {offset: product(channels, states) for offset, states in through[read.value].items()}
+            else:
+                around = (at[read.value].start, ends[-1] - at[read.value].stop)
+                found = {(read.dy, read.dx): np.pad(channels, ((0, 0), around))}
             for offset, states_read in found.items():
                 mine[offset] = mine[offset] | states_read if offset in mine else states_read
     of_states = [inputs[value].seen[inputs[value].group] for value in states]
-    every = {offset: np.zeros((ends[-1], ends[-1]), bool) for value in states for offset in through[value]}
+    every: Reads = defaultdict(lambda: np.zeros((ends[-1], ends[-1]), bool))
     for value in states:
         for offset, states_read in through[value].items():
             every[offset][at[value]] = states_read
@@ -66,12 +67,6 @@ def seen_in_recurrence(
         parts += [(shifted(seen, *offset), product(read, one_hot)) for offset, read in through[i.out].items()]
         result[i.out] = seen_by(i, {}, shape, channels_of, lambda connection: False, tuple(parts))
     return result
-
-
-def _placed(channels: np.ndarray, at: slice, count: int) -> np.ndarray:
-    placed = np.zeros((len(channels), count), bool)
-    placed[:, at] = channels
-    return placed
 
 
 def _seen_by_states(inputs: np.ndarray, reads: Reads, known: Known) -> tuple[np.ndarray, np.ndarray]:

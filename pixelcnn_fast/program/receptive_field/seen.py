@@ -44,15 +44,8 @@ def seen_by(
         read = connection.read
         group, seen = known[read.value]
         parts.append(shifted(seen, read.dy, read.dx))
-        reads.append(_groups_read(connection.channels.cpu().numpy(), group, len(seen)))
+        reads.append(product(connection.channels.cpu().numpy(), group[:, None] == np.arange(len(seen))))
     return Seen(*_united(parts, reads, i.channels, shape))
-
-
-def _groups_read(channels: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
-    """channels: bool [n, channels of the field's value] -> of which groups of them each reads any: bool [n, groups]."""
-    if count == 1:
-        return np.asarray(channels.any(1, keepdims=True))
-    return product(channels, group[:, None] == np.arange(count))
 
 
 def _united(
