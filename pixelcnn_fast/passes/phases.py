@@ -67,7 +67,6 @@ def split_phases(program: Program) -> PhasedProgram:
     }
     in_order = [i for c in ordered for i in c.instructions] if scans else list(program.instructions)
     instructions: list[PhasedInstruction] = []
-    afters: dict[int, int] = {}
     for i in in_order:
         for read in i.reads():
             if read.dy > 0:
@@ -78,9 +77,6 @@ def split_phases(program: Program) -> PhasedProgram:
         after = min(int(draws_needed(fields[i.out]).max()), draws)
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
-        here = [read.value for read in i.reads() if read.is_here]
-        assert all(afters[value] <= after for value in here), f"{i.name} reads a value that is computed later"
-        afters[i.out] = after
         scan, members = scans.get(i.out, (None, set[int]()))
         if i.out in finished:
             phase = Phase.FINISHED

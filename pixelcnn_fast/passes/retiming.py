@@ -96,7 +96,7 @@ class _Retiming:
 
     def retimed(self) -> Program:
         outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
-        return replace(self._program, instructions=self._new.instructions, outputs=outputs)
+        return replace(self._program, instructions=tuple(self._new.instructions), outputs=outputs)
 
     def _at(self, value: int, dy: int, dx: int) -> int:
         """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""

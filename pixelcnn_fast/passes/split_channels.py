@@ -99,7 +99,7 @@ class _Splitter:
         numbers = torch.arange(self._program.parameters * self._program.distributions)
         of_draws = numbers.chunk(self._program.shape[0] if self._ordered else 1)
         outputs = [self._joined(value, channels) for value in self._program.outputs for channels in of_draws]
-        return replace(self._program, instructions=self._new.instructions, outputs=tuple(outputs))
+        return replace(self._program, instructions=tuple(self._new.instructions), outputs=tuple(outputs))
 
     def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
         piece = i.picked(channels, self._joined, self._whole)

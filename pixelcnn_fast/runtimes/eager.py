@@ -5,7 +5,6 @@ Values lie channels-last with zero columns on both sides, so that the taps of a 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from itertools import groupby
 
 import torch
@@ -74,13 +73,13 @@ class _Caches:
         for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
-                _Row(self, y).compute(group[0])
+                _Around(self, y).compute(group[0])
                 continue
             for i in group:
                 if i.row_runs:
                     self.sum_of_row(i, y)
             for x in reversed(range(self._width)) if scan.from_the_right else range(self._width):
-                around = _Pixel(self, y, x)
+                around = _Around(self, y, x)
                 for i in group:
                     around.compute(i)
 
@@ -99,7 +98,7 @@ class _Caches:
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
         """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before. values: [n, C],
         those of the pixel, as far as they are drawn."""
-        around = _Pixel(self, y, x, values.to(self._program.device))
+        around = _Around(self, y, x, values.to(self._program.device))
         skipped = self._program.outputs if skip_output else ()
         for i in self._after[after]:
             if i.out not in skipped:
@@ -153,10 +152,14 @@ class _Caches:
 
 
 class _Around(Surroundings):
-    """The surroundings of a whole row, or of one pixel, in the caches."""
+    """The surroundings of pixel (y, x), [n, channels], or of a whole row if x is None, [n, W, channels], in the caches.
 
-    def __init__(self, caches: _Caches, y: int) -> None:
-        self.caches, self.y, self.dtype = caches, y, caches.dtype
+    drawn: the values of the pixel, [n, C], if any may be read.
+    """
+
+    def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
+        self._caches, self._y, self._x, self._drawn = caches, y, x, drawn
+        self.dtype = caches.dtype
 
     def compute(self, i: PhasedInstruction) -> None:
         """Computes what an instruction gives here."""
@@ -164,46 +167,27 @@ class _Around(Surroundings):
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
 
-    @abstractmethod
-    def condition(self, operand: ConditionOperand) -> Tensor: ...
+    def value(self, read: Read) -> Tensor:
+        y = self._y + read.dy
+        if self._x is None:
+            return self._caches.row(read.value, y, read.dx)
+        return self._caches.pixel(read.value, y, self._x + read.dx)
+
+    def summed(self, i: Instruction) -> Tensor:
+        if self._x is None:
+            return self._caches.sum_of_row(self._present, self._y)
+        return self._caches.sum_at_pixel(self._present, self._y, self._x)
+
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        x = self._caches.conditions[operand]
+        if operand.varies_over_pixels:
+            x = x[:, self._y]
+            return x if self._x is None else x[:, self._x]
+        return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:
-        raise AssertionError("only what runs after a draw may read the pixel's values")
+        assert self._drawn is not None, "only what runs after a draw may read the pixel's values"
+        return self._drawn
 
     def zeros(self, channels: int) -> Tensor:
         raise AssertionError("taps are summed run by run")
-
-
-class _Row(_Around):
-    """The surroundings of a whole row: [n, W, channels]."""
-
-    def value(self, read: Read) -> Tensor:
-        return self.caches.row(read.value, self.y + read.dy, read.dx)
-
-    def summed(self, i: Instruction) -> Tensor:
-        return self.caches.sum_of_row(self._present, self.y)
-
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self.caches.conditions[operand]
-        return x[:, self.y] if operand.varies_over_pixels else x[:, None]
-
-
-class _Pixel(_Around):
-    """The surroundings of one pixel: [n, channels]. drawn: its values, [n, C], if any may be read."""
-
-    def __init__(self, caches: _Caches, y: int, x: int, drawn: Tensor | None = None) -> None:
-        super().__init__(caches, y)
-        self.x, self.drawn = x, drawn
-
-    def value(self, read: Read) -> Tensor:
-        return self.caches.pixel(read.value, self.y + read.dy, self.x + read.dx)
-
-    def summed(self, i: Instruction) -> Tensor:
-        return self.caches.sum_at_pixel(self._present, self.y, self.x)
-
-    def image(self) -> Tensor:
-        return super().image() if self.drawn is None else self.drawn
-
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self.caches.conditions[operand]
-        return x[:, self.y, self.x] if operand.varies_over_pixels else x

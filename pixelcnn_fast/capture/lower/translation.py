@@ -144,9 +144,13 @@ class Translation(LoweringContext):
             and not (name in MASKED and self._has_places(call, self.operands.is_given))
         ):
             return self._moved(call)
-        if self._is_constant(call):
+        kinds = self._kinds(call)
+        if kinds <= {Constant} and not call.is_random:
             return self._computed(call)
-        if self._is_of_condition(call):
+        if OfCondition in kinds and kinds <= {
+            Constant,
+            OfCondition,
+        }:  # written into the same storage as features
             self.as_is.add(call)
             return [self._on_condition(call.name, call.args, call.kwargs, call.outputs[0])]
         if "out" in call.kwargs:
@@ -178,21 +182,14 @@ class Translation(LoweringContext):
                 return result
         return None
 
-    def _is_constant(self, call: Call) -> bool:
-        """Whether a call computes with nothing but constants."""
-        if call.is_random or any(map(self.operands.is_given, call.inputs)):
-            return False
-        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
-
-    def _is_of_condition(self, call: Call) -> bool:
-        """Whether a call computes with constants and with conditions that were written into the same storage as
-        features."""
-        has_conditions = False
+    def _kinds(self, call: Call) -> set[type]:
+        """The kinds of what a call computes with, up to its first features: weights take long to look at."""
+        kinds = set[type]()
         for view in call.inputs:
-            if not (kinds := self.map(view).kinds) <= {OfCondition, Constant}:
-                return False  # no weights are looked at then, which takes long
-            has_conditions |= OfCondition in kinds
-        return has_conditions
+            kinds |= self.map(view).kinds
+            if not kinds <= {Constant, OfCondition}:
+                break
+        return kinds
 
     def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
         """The map that a call makes of such conditions, which is made again for each batch. result: the view that it
@@ -302,7 +299,7 @@ class Translation(LoweringContext):
         copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
         if self.depends_on_image(view):
             return cast(self, view, dtype, self._table(copy, of=call)).addresses
-        if self._is_constant(copy):
+        if self._kinds(copy) <= {Constant}:
             return self._computed(copy)[0].addresses
         return self._on_condition(copy.name, copy.args, copy.kwargs, replace(view, dtype=dtype)).addresses
 

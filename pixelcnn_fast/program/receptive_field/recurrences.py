@@ -12,7 +12,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from pixelcnn_fast.program.operands import Connection
-from pixelcnn_fast.program.receptive_field.seen import FieldShape, Seen, distinct, product, seen_by, shifted
+from pixelcnn_fast.program.receptive_field.seen import (
+    FieldShape,
+    Seen,
+    distinct,
+    product,
+    seen_by,
+    shifted,
+    united,
+)
 from pixelcnn_fast.program.recurrence import Component, Offset
 
 Reads = dict[Offset, np.ndarray]  # by offset, which states channels read there: bool [channels, states]
@@ -63,9 +71,10 @@ def seen_in_recurrence(
     result: dict[int, Seen] = {}
     for i in component.instructions:
         group, own = inputs[i.out]
-        parts = [(own, group[:, None] == np.arange(len(own)))]
-        parts += [(shifted(seen, *offset), product(read, one_hot)) for offset, read in through[i.out].items()]
-        result[i.out] = seen_by(i, {}, shape, channels_of, lambda connection: False, tuple(parts))
+        parts = [own, *(shifted(seen, *offset) for offset in through[i.out])]
+        reads_of_parts = [group[:, None] == np.arange(len(own))]
+        reads_of_parts += [product(states_read, one_hot) for states_read in through[i.out].values()]
+        result[i.out] = united(parts, reads_of_parts, i.channels, shape)
     return result
 
 

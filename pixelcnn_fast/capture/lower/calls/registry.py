@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,23 +101,22 @@ def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> N
     """Registers calls that can be written in terms of others. A formula takes the builder, and then the call's
     arguments, with a map in place of each tensor."""
 
-    def lowering(formula: Callable[..., Map | list[Map]]) -> Lowering:
-        def lowered(t: LoweringContext, *args: Any, **kwargs: Any) -> Map | list[Map]:
-            args, kwargs = map_leaves(lambda x: t.map(x) if isinstance(x, View) else x, (args, kwargs))
-            return formula(t.builder, *args, **kwargs)
+    LOWERINGS.update({name: partial(_lowered, formula) for name, formula in formulas.items()})
 
-        return lowered
 
-    LOWERINGS.update({name: lowering(formula) for name, formula in formulas.items()})
+def _lowered(formula: Lowering, t: LoweringContext, *args: Any, **kwargs: Any) -> Map | list[Map]:
+    args, kwargs = map_leaves(lambda x: t.map(x) if isinstance(x, View) else x, (args, kwargs))
+    return formula(t.builder, *args, **kwargs)
 
 
 def lowers_to_steps(steps: dict[str, Callable[..., Steps]]) -> None:
     """Registers calls that put their first argument through steps, which are a function of the other arguments."""
 
-    def formula(of: Callable[..., Steps]) -> Callable[..., Map]:
-        return lambda b, x, *args, **kwargs: stepped(b, x, *of(*args, **kwargs))
+    lowers_to_formulas({name: partial(_stepped_by, of) for name, of in steps.items()})
 
-    lowers_to_formulas({name: formula(of) for name, of in steps.items()})
+
+def _stepped_by(of: Callable[..., Steps], b: Builder, x: Map, *args: Any, **kwargs: Any) -> Map:
+    return stepped(b, x, *of(*args, **kwargs))
 
 
 # Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
