@@ -9,6 +9,7 @@ output needs its result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -97,11 +98,8 @@ def capture(
     if any(x is not None for x in examples[0][1]):
 
         def record_again(given: Conditioning) -> None:
-            try:
-                again = another((examples[1][0], given)).recording
-            except ModelFailed:  # it takes no such labels, or conditions
-                return
-            agreed(first.recording, again)
+            with suppress(ModelFailed):  # it takes no such labels, or conditions
+                agreed(first.recording, another((examples[1][0], given)).recording)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(

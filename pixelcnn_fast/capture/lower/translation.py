@@ -152,7 +152,7 @@ class Translation(LoweringContext):
             OfCondition,
         }:  # written into the same storage as features
             self.as_is.add(call)
-            return [self._on_condition(call.name, call.args, call.kwargs, call.outputs[0])]
+            return [self._on_condition(call, call.outputs[0])]
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
         table = self._table(call, is_needed=name in MASKED or name not in LOWERINGS)
@@ -191,11 +191,11 @@ class Translation(LoweringContext):
                 break
         return kinds
 
-    def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
-        """The map that a call makes of such conditions, which is made again for each batch. result: the view that it
-        gave."""
-        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, (args, kwargs))
-        made = self.operands.record(out_of_place(name), args, result.size, result.dtype, **kwargs)
+    def _on_condition(self, call: Call, result: View) -> Map:
+        """The map that a call makes of conditions, made again for each batch. result: the view that it gave."""
+        given = (call.args, call.kwargs)
+        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
+        made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
         return self.builder.map(self.operands.addresses(made))
 
     def _given(self, view: View) -> View:
@@ -301,7 +301,7 @@ class Translation(LoweringContext):
             return cast(self, view, dtype, self._table(copy, of=call)).addresses
         if self._kinds(copy) <= {Constant}:
             return self._computed(copy)[0].addresses
-        return self._on_condition(copy.name, copy.args, copy.kwargs, replace(view, dtype=dtype)).addresses
+        return self._on_condition(copy, replace(view, dtype=dtype)).addresses
 
     def _write(self, view: View, result: Map) -> None:
         if view.slot not in self.storages and self.operands.knows(view.slot):

@@ -104,9 +104,7 @@ def _clamp(t: LoweringContext, x: View, min: Any = None, max: Any = None) -> Map
     return result
 
 
-@lowers("clamp_max")
-def _clamp_max(t: LoweringContext, x: View, max: Any) -> Map:
-    return _clamp(t, x, None, max)
+lowers("clamp_max")(lambda t, x, max: _clamp(t, x, None, max))
 
 
 def halves(b: Builder, x: Map, dim: int) -> tuple[Map, Map]:
