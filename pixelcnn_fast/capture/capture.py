@@ -9,6 +9,7 @@ output needs its result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,6 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
-from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
 from pixelcnn_fast.user_model.tensors import duplicate
@@ -83,31 +83,23 @@ def capture(
     first, second, recording = _recorded(Forward(model, *examples[0], head, output), another, examples)
     head = first.head
     own, device = dtype_and_device(model)
-    weights = WeightRecorder(recording)
-    translation, instructions, result, parameters, normalised = _translated(
-        recording, with_channels(examples[0][0].shape), head, own, device, levels, weights
-    )
-    program = Program(
-        with_channels(examples[0][0].shape)[1:],
-        parameters,
-        tuple(instructions),
-        (result,),
-        translation.builder.dtype,
-        device,
-        normalised,
-        head.joint,
-        tuple(escape.taken_for_granted for escape in recording.escapes if IMAGE in escape.of),
-    )
+    dtype, weights = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
+    shape, (result, parameters) = with_channels(examples[0][0].shape), recording.outputs
+    with weights:
+        with weights.for_python():  # what is written into is copied
+            translation = Translation(recording, shape, own, dtype, device, levels)
+        translation.run((result.slot, parameters.slot), weights)
+        with weights.for_python():
+            weights.written.update(translation.written())
+        translation.check_last_call(result, head)
+        program = translation.finished(parameters, head)
     operands = condition_operands(program.instructions)
     conditions = translation.operands.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):
 
         def record_again(given: Conditioning) -> None:
-            try:
-                again = another((examples[1][0], given)).recording
-            except ModelFailed:  # it takes no such labels, or conditions
-                return
-            agreed(first.recording, again)
+            with suppress(ModelFailed):  # it takes no such labels, or conditions
+                agreed(first.recording, another((examples[1][0], given)).recording)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(
@@ -136,27 +128,3 @@ def _recorded(
         for example in examples[2:]:
             agreed(first.recording, another(example).recording)
     return first, second, recording
-
-
-def _translated(
-    recording: Recording,
-    shape: tuple[int, int, int, int],
-    head: Head,
-    own: torch.dtype,
-    device: torch.device,
-    levels: Tensor | None,
-    weights: WeightRecorder,
-) -> tuple[Translation, list[Instruction], int, int, bool]:
-    """-> (the translation, and what its ``finished`` returns)."""
-    dtype = own if device.type == "mps" else torch.float64
-    output, arranged = recording.outputs
-    with weights:
-        with weights.for_python():  # what is written into is copied
-            translation = Translation(
-                recording, shape, own, dtype, device, None if levels is None else levels.to(dtype)
-            )
-        translation.run((output.slot, arranged.slot), weights)
-        with weights.for_python():
-            weights.written.update(translation.written())
-        translation.check_last_call(output, head)
-        return translation, *translation.finished(arranged, head)

@@ -11,12 +11,8 @@ class Emitter:
     """Collects instructions and numbers their values."""
 
     def __init__(self) -> None:
-        self._instructions: list[Instruction] = []
+        self.instructions: list[Instruction] = []
         self._numbers = 0
-
-    @property
-    def instructions(self) -> tuple[Instruction, ...]:
-        return tuple(self._instructions)
 
     def number(self) -> int:
         """A new value's number, before what computes it is emitted: a recurrence's values need each other."""
@@ -25,5 +21,5 @@ class Emitter:
 
     def emit(self, i: Instruction, out: int | None = None) -> int:
         """Adds a copy of the instruction -> its value, ``out`` if that is given, else a new one."""
-        self._instructions.append(replace(i, out=self.number() if out is None else out))
-        return self._instructions[-1].out
+        self.instructions.append(replace(i, out=self.number() if out is None else out))
+        return self.instructions[-1].out

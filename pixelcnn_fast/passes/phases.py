@@ -67,7 +67,6 @@ def split_phases(program: Program) -> PhasedProgram:
     }
     in_order = [i for c in ordered for i in c.instructions] if scans else list(program.instructions)
     instructions: list[PhasedInstruction] = []
-    afters: dict[int, int] = {}
     for i in in_order:
         for read in i.reads():
             if read.dy > 0:
@@ -78,9 +77,6 @@ def split_phases(program: Program) -> PhasedProgram:
         after = min(int(draws_needed(fields[i.out]).max()), draws)
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
-        here = [read.value for read in i.reads() if read.is_here]
-        assert all(afters[value] <= after for value in here), f"{i.name} reads a value that is computed later"
-        afters[i.out] = after
         scan, members = scans.get(i.out, (None, set[int]()))
         if i.out in finished:
             phase = Phase.FINISHED
@@ -89,17 +85,8 @@ def split_phases(program: Program) -> PhasedProgram:
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
         instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
-    return PhasedProgram(
-        program.shape,
-        program.parameters,
-        tuple(instructions),
-        _storage(program),
-        program.outputs,
-        program.dtype,
-        program.device,
-        program.joint,
-        program.branches,
-    )
+    fields_of_any = {**vars(program), "instructions": tuple(instructions)}
+    return PhasedProgram(**fields_of_any, storage=_storage(program))
 
 
 def with_runs(
@@ -130,15 +117,13 @@ def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
             groups[-1].append(tap)
         else:
             groups.append([tap])
-    return tuple(_run(group, views) for group in groups)
-
-
-def _run(taps: Sequence[Tap], views: dict[int, Tap]) -> Run:
-    first = taps[0]
-    weight = torch.cat([tap.weight for tap in taps]) if len(taps) > 1 else first.weight
-    for tap, rows in zip(taps, weight.chunk(len(taps)), strict=True):
-        views[id(tap)] = replace(tap, weight=rows)
-    return Run(first.source, first.dy, first.dx, len(taps), weight)
+    runs = []
+    for group in groups:
+        first, width = group[0], len(group)
+        weight = torch.cat([tap.weight for tap in group]) if width > 1 else first.weight
+        views |= {id(tap): replace(tap, weight=x) for tap, x in zip(group, weight.chunk(width), strict=True)}
+        runs.append(Run(first.source, first.dy, first.dx, width, weight))
+    return tuple(runs)
 
 
 def _storage(program: Program) -> dict[int, Storage]:

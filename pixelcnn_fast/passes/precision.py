@@ -35,5 +35,4 @@ def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
     def rounded(tap: Tap) -> Tap:
         return replace(tap, weight=tap.weight.to(dtype).to(program.dtype))
 
-    instructions = tuple(i.rewired(operand=lambda read: read, tap=rounded) for i in program.instructions)
-    return replace(program, instructions=instructions)
+    return replace(program, instructions=tuple(i.with_taps(map(rounded, i.taps)) for i in program.instructions))

@@ -33,7 +33,8 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
     residuals: dict[int, Instruction] = {}
     for i in program.instructions:
         if (residual := _residual(i)) is not None:
-            readers = [j.channels for j in program.instructions if when(j) == when(i) and _reads(j, i.out)]
+            alike = [j for j in program.instructions if when(j) == when(i)]
+            readers = [j.channels for j in alike if Read(i.out) in (tap.read for tap in j.instruction.taps)]
             more = sum(len(tap.weight) for tap in residual.taps) - i.channels
             if more * sum(readers) <= MOST_WEIGHTS:
                 residuals[i.out] = residual
@@ -46,17 +47,11 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
     return replace(program, instructions=instructions)
 
 
-def _reads(phased: PhasedInstruction, value: int) -> bool:
-    return any(tap.read == Read(value) for tap in phased.instruction.taps)
-
-
 def _residual(phased: PhasedInstruction) -> Instruction | None:
     """The instruction as a sum of 1x1 taps, in which what a step adds to its taps has become a tap, too; None if it is
     no such sum."""
     i = phased.instruction
-    if not i.taps or phased.scan is not None:
-        return None
-    if not all(tap.read.is_here for tap in i.taps):
+    if not i.taps or phased.scan is not None or not all(tap.read.is_here for tap in i.taps):
         return None
     if i.is_sum:
         return i

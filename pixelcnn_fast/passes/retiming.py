@@ -83,20 +83,20 @@ class _Retiming:
         if key not in self._computable:
             i = self._producer[value]
             if i.reads_levels:
-                self._computable[key] = (dy, dx) <= (0, 0)
+                found = (dy, dx) <= (0, 0)
             elif (dy, dx) != (0, 0) and self.in_time(*key):
-                self._computable[key] = True
+                found = True
             elif value in self._recurrences or value in self.finished:
-                self._computable[key] = False
+                found = False
             else:
-                self._computable[key] = dy <= 0 and all(
-                    self._is_computable(read.value, read.dy + dy, read.dx + dx) for read in i.reads()
-                )
+                there = [(read.value, read.dy + dy, read.dx + dx) for read in i.reads()]
+                found = dy <= 0 and all(self._is_computable(*each) for each in there)
+            self._computable[key] = found
         return self._computable[key]
 
     def retimed(self) -> Program:
         outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
-        return replace(self._program, instructions=self._new.instructions, outputs=outputs)
+        return replace(self._program, instructions=tuple(self._new.instructions), outputs=outputs)
 
     def _at(self, value: int, dy: int, dx: int) -> int:
         """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""
@@ -139,13 +139,11 @@ class _Retiming:
 
     def _make(self, i: Instruction, dy: int, dx: int) -> int:
         moved = (dy, dx) != (0, 0)
-        if moved and (
-            self.in_time(i.out, dy, dx) or self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
-        ):
+        is_below = self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
+        if moved and (self.in_time(i.out, dy, dx) or is_below):
             identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
-            return self._new.emit(
-                Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),))
-            )
+            tap = self._read(i.out, dy, dx, identity)
+            return self._new.emit(Convolution(0, i.channels, i.name, taps=(tap,)))
         if moved and (i.reads_levels or i.out in self._recurrences or i.out in self.finished):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
@@ -195,7 +193,6 @@ class _Retiming:
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
             whole = self._new.emit(Convolution(0, 1, "inside", bias=ones[0, :1]))
-            self._insides[key] = self._new.emit(
-                Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
-            )
+            inside = Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
+            self._insides[key] = self._new.emit(inside)
         return self._insides[key]

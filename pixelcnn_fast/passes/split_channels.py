@@ -94,28 +94,20 @@ class _Splitter:
             if not self._can_be_picked(i):
                 self._pieces[i.out] = self._parts_of_input(i)
             else:
-                for out, channels in zip(self._pieces[i.out], self._channels[i.out], strict=True):
+                for out, channels in self._parts(i.out):
                     self._piece(i, channels, out)
-        draws = self._program.shape[0] if self._ordered else 1
-        outputs = [
-            self._joined(
-                value, torch.arange(self._program.parameters * self._program.distributions).chunk(draws)[draw]
-            )
-            for value in self._program.outputs
-            for draw in range(draws)
-        ]
-        return replace(self._program, instructions=self._new.instructions, outputs=tuple(outputs))
+        numbers = torch.arange(self._program.parameters * self._program.distributions)
+        of_draws = numbers.chunk(self._program.shape[0] if self._ordered else 1)
+        outputs = [self._joined(value, channels) for value in self._program.outputs for channels in of_draws]
+        return replace(self._program, instructions=tuple(self._new.instructions), outputs=tuple(outputs))
 
     def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
-        piece = i.picked(channels, self._piece_with, self._whole)
+        piece = i.picked(channels, self._joined, self._whole)
         return self._new.emit(piece.with_taps(self._taps(piece.taps)), out)
 
-    def _piece_with(self, value: int, channels: Tensor) -> int:
-        """The piece that consists of exactly these channels."""
-        for piece, mine in zip(self._pieces[value], self._channels[value], strict=True):
-            if torch.equal(mine, channels):
-                return piece
-        raise AssertionError(f"no piece of value {value} has channels {channels.tolist()}")
+    def _parts(self, value: int) -> list[tuple[int, Tensor]]:
+        """The pieces of a value, each with the channels that it consists of."""
+        return [*zip(self._pieces[value], self._channels[value], strict=True)]
 
     def _whole(self, value: int) -> int:
         return self._joined(value, torch.cat(self._channels[value]).sort().values)
@@ -123,7 +115,7 @@ class _Splitter:
     def _taps(self, taps: tuple[Tap, ...]) -> list[Tap]:
         result = []
         for tap in taps:
-            for piece, rows in zip(self._pieces[tap.source], self._channels[tap.source], strict=True):
+            for piece, rows in self._parts(tap.source):
                 weight = tap.weight.index_select(0, rows.to(tap.weight.device))
                 if bool(weight.any()):
                     result.append(Tap(piece, tap.dy, tap.dx, weight))
@@ -131,11 +123,10 @@ class _Splitter:
 
     def _joined(self, value: int, channels: Tensor) -> int:
         """A value that consists of these channels, put together again if they were split."""
-        pieces = list(zip(self._pieces[value], self._channels[value], strict=True))
-        for piece, rows in pieces:
+        for piece, rows in self._parts(value):
             if torch.equal(rows, channels):
                 return piece
-        return self._gathered("joined", pieces, channels)
+        return self._gathered("joined", self._parts(value), channels)
 
     def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: Tensor) -> int:
         """A value that consists of these channels. pieces: (piece, which channels it consists of)."""

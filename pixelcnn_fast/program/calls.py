@@ -118,16 +118,22 @@ class Call:
             return any(view.dtype is torch.bool for view in self.inputs[1:])
         return torch.Tag.dynamic_output_shape in self.operator.tags
 
+    @property
+    def given(self) -> list[tuple[Any, Any]]:
+        """The arguments of its operator that it was given, each with what it was given."""
+        arguments = self.operator._schema.arguments
+        named = [
+            (argument, self.kwargs[argument.name]) for argument in arguments if argument.name in self.kwargs
+        ]
+        return [*zip(arguments, self.args, strict=False), *named]
+
     @cached_property
     def written(self) -> set[int]:
         """The slots that it creates or writes into."""
-        schema = self.operator._schema
         slots = {view.slot for view in self.outputs}
-        if schema.is_mutable:
-            by_name = [(a, self.kwargs.get(a.name)) for a in schema.arguments]
-            for argument, x in [*zip(schema.arguments, self.args, strict=False), *by_name]:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
+        for argument, x in self.given if self.operator._schema.is_mutable else ():
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
         return slots
 
 
@@ -175,6 +181,12 @@ class Memory:
         """leaves: what the slots hold that no call creates; calls that write into them write into these tensors."""
         self.n = n
         self._slots = dict(leaves)
+
+    @classmethod
+    def before(cls, calls: Iterable[Call], n: int, leaves: Mapping[int, Tensor]) -> Memory:
+        """The storages before these calls: those that they write into are copies."""
+        written = written_by(calls)
+        return cls(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._slots
@@ -239,13 +251,23 @@ def flat(x: Tensor) -> Tensor:
     return x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
+def read_by(calls: Iterable[Call]) -> set[int]:
+    """The slots that any of the calls reads."""
+    return set[int]().union(*(call.read for call in calls))
+
+
+def written_by(calls: Iterable[Call]) -> set[int]:
+    """The slots that any of the calls creates or writes into."""
+    return set[int]().union(*(call.written for call in calls))
+
+
 def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
     """The calls, in their order, on which the content of some slots may depend in the end."""
     wanted, found = set(slots), []
     for call in reversed(calls):
         if not wanted.isdisjoint(call.written):
             found.append(call)
-            wanted |= {view.slot for view in call.inputs}
+            wanted |= call.read
     return found[::-1]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.image_forms import other_forms
-from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
+from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name, read_by, written_by
 from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
 
@@ -196,8 +196,7 @@ class ConditionProgram:
         self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Conditioning, n: int
     ) -> Memory:
         """The storages before these calls."""
-        written = {slot for call in calls for slot in call.written}
-        memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
+        memory = Memory.before(calls, n, leaves)
         for view, x in zip(self._given, given, strict=False):
             if view is not None and x is not None:
                 memory.put(view, x.to(view.dtype, copy=True))
@@ -213,10 +212,9 @@ class ConditionProgram:
         for call in once:
             memory.run(call)
         rest = [call for call in calls if not each_time.isdisjoint(call.written)]
-        created = {slot for call in rest for slot in call.written}
-        read = {view.slot for call in rest for view in call.inputs} | set(slots)
+        read, varying = read_by(rest) | set(slots), each_time | written_by(rest)
         leaves = {slot: memory[slot] for slot in read if slot in memory and slot not in each_time}
-        leaves |= {slot: x for slot, x in self._leaves.items() if slot in read & (each_time | created)}
+        leaves |= {slot: x for slot, x in self._leaves.items() if slot in read & varying}
         return rest, leaves
 
     def _each_time(self, calls: Sequence[Call]) -> set[int]:

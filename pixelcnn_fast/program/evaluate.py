@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -105,14 +106,11 @@ class _Walk(Surroundings):
         return lines[self._first + away : self._last + away]
 
     def condition(self, operand: ConditionOperand) -> Tensor:
-        if operand.varies_over_pixels:
-            return self._other(operand, self._grid.given)
-        return self._grid.given(operand)
+        given = self._grid.given
+        return self._other(operand, given) if operand.varies_over_pixels else given(operand)
 
     def zeros(self, channels: int) -> Tensor:
-        image = self._grid.image()
-        size = (self._last - self._first, len(image), channels)
-        return torch.zeros(size, dtype=self.dtype, device=image.device)
+        return self._zeros(self._last - self._first, channels)
 
     def image(self) -> Tensor:
         raise AssertionError("levels are no part of a recurrence")
@@ -133,9 +131,11 @@ class _Walk(Surroundings):
         return lines
 
     def _lines(self, channels: int, before: int = 0, around: int = 0) -> Tensor:
+        return self._zeros(self._schedule.times + before, self._schedule.positions + 2 * around, channels)
+
+    def _zeros(self, *size: int) -> Tensor:
         image = self._grid.image()
-        size = (self._schedule.times + before, self._schedule.positions + 2 * around, len(image), channels)
-        return torch.zeros(size, dtype=self.dtype, device=image.device)
+        return image.new_zeros((*size[:-1], len(image), size[-1]), dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,21 @@ class _Sums:
 def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
     """By value, the sums that compute it, if it reads the recurrence's own values by taps. Those that need only earlier
     pixels are computed together."""
-    alike: dict[tuple[int | Read, ...], list[Instruction]] = {}
+    values, alike = component.values, defaultdict[tuple[int | Read, ...], list[Instruction]](list)
     for i in component.instructions:
-        if reads := tuple(tap.read for tap in i.taps if tap.source in component.values):
-            alike.setdefault((i.out,) if any(read.is_here for read in reads) else reads, []).append(i)
+        if reads := tuple(tap.read for tap in i.taps if tap.source in values):
+            alike[(i.out,) if any(read.is_here for read in reads) else reads].append(i)
     found: dict[int, _Sums] = {}
     for group in alike.values():
-        of_states = [[tap for tap in i.taps if tap.source in component.values] for i in group]
-        known = [
-            i.with_taps(tap for tap in i.taps if tap not in inner).start(grid)
-            for i, inner in zip(group, of_states, strict=True)
-        ]
+        of_states = [[tap for tap in i.taps if tap.source in values] for i in group]
+        known = [i.with_taps(tap for tap in i.taps if tap.source not in values).start(grid) for i in group]
         sums = _Sums(
             tuple(tap.read for tap in of_states[0]),
             {i.out: i.channels for i in group},
             torch.cat([torch.cat([tap.weight for tap in inner]) for inner in of_states], 1),
             walk.laid_out(torch.cat(known, -1)),
         )
-        found.update(dict.fromkeys(sums.channels, sums))
+        found |= dict.fromkeys(sums.channels, sums)
     return found
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.operands import Connection, Convert, Exchange, Read, Step, Tap
+from pixelcnn_fast.program.operands import Address, Connection, Convert, Exchange, Number, Read, Step, Tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,8 +63,7 @@ class Instruction(ABC):
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
 
-    # Its kind in program/schema.py; None: the compiled runtimes do not have it.
-    native: ClassVar[str | None] = None
+    native: ClassVar[str | None] = None  # its kind in program/schema.py, if the compiled runtimes have it
     REQUIRED: ClassVar = {
         "operands": ("channelwise", "connections", "rewired", "picked"),
         "constants": ("converted", "picked"),
@@ -168,10 +167,8 @@ class Instruction(ABC):
         """The same instruction with its constants converted, such as weights and tables."""
         return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
 
-    def native_start(
-        self, number: Callable[[int], int], address: Callable[[Tensor | None], int], image_channels: int
-    ) -> dict[str, Any]:
-        """What its steps start from, as fields of ``schema.Instruction``. number: a value's; address: a constant's."""
+    def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
+        """What its steps start from, as fields of ``schema.Instruction``."""
         return {}
 
     # -- what must hold for it, and how it is shown

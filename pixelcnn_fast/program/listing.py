@@ -18,7 +18,7 @@ class ProgramListing:
         self._program, self._runtime = program, runtime
         self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
-        pixel_weights = sum(run.weight.numel() for i in program.instructions for run in i.pixel_runs)
+        pixel_weights = sum(weight.numel() for weight in self.weights) - row_weights
         self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
         self.row_flops, self.pixel_flops = 2 * row_weights, 2 * pixel_weights
         width = program.shape[2]

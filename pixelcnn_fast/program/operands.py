@@ -14,6 +14,9 @@ from pixelcnn_fast.program.zeros import lets_through
 
 # Maps a value and some of its channels, [n], to the value that holds exactly those.
 Exchange = Callable[[int, Tensor], int]
+# For the compiled runtimes: a value's number among theirs, and a constant's address, which is 0 for None.
+Number = Callable[[int], int]
+Address = Callable[["Tensor | None"], int]
 # Maps a constant to what is used in its place, of the same shape.
 Convert = Callable[[Tensor], Tensor]
 

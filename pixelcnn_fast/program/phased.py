@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import ConditionOperand, Convert, Read
-from pixelcnn_fast.program.program import condition_operands, title
+from pixelcnn_fast.program.program import AnyProgram, condition_operands
 from pixelcnn_fast.program.schema import Phase, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HEADINGS = {
     Phase.ROW: "row phase: a whole row at once",
@@ -76,7 +78,7 @@ class PhasedInstruction:
     def name(self) -> str:
         return self.instruction.name
 
-    def converted(self, convert: Convert) -> PhasedInstruction:
+    def converted(self, convert: Convert) -> Self:
         """The same instruction with its constants converted, such as weights and tables."""
 
         def of(runs: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -99,34 +101,16 @@ class Wavefront:
     leads: dict[int, int]
 
 
-@dataclass(frozen=True)
-class PhasedProgram:
+@dataclass(frozen=True, eq=False)
+class PhasedProgram(AnyProgram[PhasedInstruction]):
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
     Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
-    the steps read of the condition. parameters, joint, branches: as in ``Program``. wavefront: None if rows are
-    sampled one at a time.
+    the steps read of the condition. wavefront: None if rows are sampled one at a time.
     """
 
-    shape: tuple[int, int, int]
-    parameters: int
-    instructions: tuple[PhasedInstruction, ...]
-    storage: dict[int, Storage]
-    outputs: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    joint: bool = False
-    branches: tuple[str, ...] = ()
+    storage: dict[int, Storage] = field(kw_only=True)
     wavefront: Wavefront | None = None
-
-    @property
-    def distributions(self) -> int:
-        """How many distributions a pixel has."""
-        return 1 if self.joint else self.shape[0]
-
-    def converted(self, convert: Convert) -> PhasedProgram:
-        """The same program with its constants converted."""
-        return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
 
     @property
     def needs_finished_rows(self) -> bool:
@@ -155,7 +139,7 @@ class PhasedProgram:
         return condition_operands(i.instruction for i in self.instructions)
 
     def __str__(self) -> str:
-        lines = [title("causal program", self)]
+        lines = self._title("causal program")
         if self.wavefront is not None:
             lines.append(f"  wavefront: a row can start {self.wavefront.lag} columns behind the row above")
         for phase in Phase:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def title(kind: str, program: Any) -> str:
-    """The head of a program's listing, captured or phased."""
-    c, height, width = program.shape
-    dtype = str(program.dtype).removeprefix("torch.")
-    first = (
-        f"{kind} for {c}x{height}x{width} images, {program.distributions * program.parameters} outputs per pixel, "
-        f"{dtype}, {len(program.instructions)} instructions"
-    )
-    return "\n".join([first, *(f"  taken for granted: {branch}" for branch in program.branches)])
+
+class Converted(Protocol):
+    """An instruction, whether it is decided when it runs or not."""
+
+    def converted(self, convert: Convert) -> Self: ...
+
+
+AnyInstruction = TypeVar("AnyInstruction", bound=Converted)
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
-    """Instructions in an order in which each reads only values defined before it.
+class AnyProgram(Generic[AnyInstruction]):
+    """What programs have in common, whether it is decided when their instructions run or not.
 
     shape: (image channels, H, W). parameters: how many numbers, such as the logits of all levels, give one
     distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
@@ -37,7 +38,7 @@ class Program:
 
     shape: tuple[int, int, int]
     parameters: int
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[AnyInstruction, ...]
     outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -50,15 +51,28 @@ class Program:
         """How many distributions a pixel has."""
         return 1 if self.joint else self.shape[0]
 
+    def converted(self, convert: Convert) -> Self:
+        """The same program with its constants converted, such as weights and tables."""
+        return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
+
+    def _title(self, kind: str) -> list[str]:
+        """The first lines of its listing."""
+        size = "x".join(map(str, self.shape))
+        dtype = str(self.dtype).removeprefix("torch.")
+        outputs = f"{self.distributions * self.parameters} outputs per pixel"
+        first = f"{kind} for {size} images, {outputs}, {dtype}, {len(self.instructions)} instructions"
+        return [first, *(f"  taken for granted: {branch}" for branch in self.branches)]
+
+
+@dataclass(frozen=True, eq=False)
+class Program(AnyProgram[Instruction]):
+    """Instructions in an order in which each reads only values defined before it."""
+
     def __str__(self) -> str:
         outputs = ", ".join(f"%{output}" for output in self.outputs)
         return "\n".join(
-            [title("program", self), *(f"  {i}" for i in self.instructions), f"  outputs: {outputs}"]
+            [*self._title("program"), *(f"  {i}" for i in self.instructions), f"  outputs: {outputs}"]
         )
-
-    def converted(self, convert: Convert) -> Program:
-        """The same program with its constants converted, such as weights and tables."""
-        return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
 
     def producer(self) -> dict[int, Instruction]:
         """The instruction that computes each value."""

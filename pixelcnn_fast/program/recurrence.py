@@ -3,7 +3,7 @@ pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,38 +109,27 @@ def components(instructions: Sequence[Instruction]) -> list[Component]:
     stack: list[int] = []
     done: set[int] = set()
     found: list[Component] = []
-    for root in producer:
-        if root in number:
-            continue
-        work: list[tuple[int, Iterator[int]]] = [(root, _read(producer[root]))]
-        number[root] = lowest[root] = len(number)
-        stack.append(root)
-        while work:
-            value, rest = work[-1]
-            for read in rest:
-                if read not in number:
-                    number[read] = lowest[read] = len(number)
-                    stack.append(read)
-                    work.append((read, _read(producer[read])))
-                    break
-                if read not in done:
-                    lowest[value] = min(lowest[value], number[read])
-            else:
-                work.pop()
-                if work:
-                    before = work[-1][0]
-                    lowest[before] = min(lowest[before], lowest[value])
-                if lowest[value] == number[value]:
-                    at = stack.index(value)
-                    members = sorted(stack[at:], key=position.__getitem__)
-                    del stack[at:]
-                    done |= set(members)
-                    found.append(_component([producer[member] for member in members]))
+
+    def visit(value: int) -> None:
+        """Only within a recurrence does this go deeper: other values are visited before what reads them."""
+        number[value] = lowest[value] = len(number)
+        stack.append(value)
+        for read in producer[value].reads():
+            if read.value not in number:
+                visit(read.value)
+            if read.value not in done:
+                lowest[value] = min(lowest[value], lowest[read.value])
+        if lowest[value] == number[value]:
+            at = stack.index(value)
+            members = sorted(stack[at:], key=position.__getitem__)
+            del stack[at:]
+            done.update(members)
+            found.append(_component([producer[member] for member in members]))
+
+    for value in producer:
+        if value not in number:
+            visit(value)
     return found
-
-
-def _read(i: Instruction) -> Iterator[int]:
-    return iter([read.value for read in i.reads()])
 
 
 def _component(instructions: Sequence[Instruction]) -> Component:

@@ -21,8 +21,8 @@ def verify(program: Program | PhasedProgram) -> None:
     """Raises InvalidProgram, naming the instruction and the rule, if the program breaks one."""
     if isinstance(program, PhasedProgram):
         _verify_phased(program)
-        return
-    _verify_instructions(program, program.instructions)
+    else:
+        _verify_instructions(program, program.instructions)
 
 
 def _require(holds: bool, i: Instruction, rule: str) -> None:
@@ -57,11 +57,8 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
     for i in instructions:
         for read in i.reads():
             _require(read.value not in program.outputs, i, f"nobody reads the outputs, %{read.value}")
-    found, expected = (
-        sum(channels[output] for output in program.outputs),
-        program.distributions * program.parameters,
-    )
-    if found != expected:
+    found = sum(channels[output] for output in program.outputs)
+    if found != (expected := program.distributions * program.parameters):
         raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected}")
 
 
@@ -80,27 +77,21 @@ def _verify_step(
         _require(channels[step.value.value] == i.channels, i, f"{step} reads a value with as many channels")
     if step.condition is not None:
         frame = program.shape[1:] if step.condition.varies_over_pixels else ()
-        shape = (*frame, i.channels)
-        _require(
-            tuple(step.condition.index.shape) == shape, i, f"{step} reads a condition of shape {list(shape)}"
-        )
-    if i.reads_levels:
-        alone = step.value is None and step.condition is None
-        _require(
-            alone or isinstance(program, Program), i, "levels are turned into values one by one: no operands"
-        )
+        shape = [*frame, i.channels]
+        _require([*step.condition.index.shape] == shape, i, f"{step} reads a condition of shape {shape}")
+    alone = not i.reads_levels or isinstance(program, Program)
+    alone |= step.value is None and step.condition is None
+    _require(alone, i, "levels are turned into values one by one: no operands")
 
 
 def _verify_tensor(
     program: Program | PhasedProgram, i: Instruction, tensor: Tensor, shape: Sequence[int]
 ) -> None:
-    _require(
-        tuple(tensor.shape) == tuple(shape), i, f"a constant has shape {list(shape)}, not {list(tensor.shape)}"
-    )
+    found, expected = list(tensor.shape), list(shape)
+    _require(found == expected, i, f"a constant has shape {expected}, not {found}")
     alike = tensor.dtype == program.dtype and tensor.device.type == program.device.type
-    _require(
-        alike, i, f"constants are {program.dtype} on {program.device}, not {tensor.dtype} on {tensor.device}"
-    )
+    wanted, given = (f"{x.dtype} on {x.device}" for x in (program, tensor))
+    _require(alike, i, f"constants are {wanted}, not {given}")
 
 
 def _verify_phased(program: PhasedProgram) -> None:
@@ -109,38 +100,30 @@ def _verify_phased(program: PhasedProgram) -> None:
     after = {i.out: i.after for i in program.instructions}
     draws = len(program.outputs)
     for i in program.instructions:
-        inner = i.instruction
+        inner, is_finished = i.instruction, i.phase is Phase.FINISHED
         kept = program.storage.get(i.out)
         _require(kept is not None and kept.channels == i.channels, inner, "its channels are kept")
         _verify_runs(program, i, rows)
         _require(not inner.reads_levels or i.after > 0, inner, "its levels are drawn before it runs")
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
-        _require(
-            i.phase is Phase.FINISHED or (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows),
-            inner,
-            "phase and draws agree",
-        )
+        is_drawn = i.after == draws and i.out not in rows
+        _require(is_finished or (i.phase is Phase.DRAWN) == is_drawn, inner, "phase and draws agree")
         for read in inner.reads():
-            storage, here = program.storage[read.value], read.is_here
+            storage = program.storage[read.value]
             in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)
-            _require(read.dy <= 0, inner, f"{read} reads a row below")
-            _require(
-                i.phase is not Phase.ROW or in_rows,
-                inner,
-                f"{read} is read in the row phase and not known there",
-            )
-            _require(
-                i.phase is Phase.FINISHED or read.dy < 0 or read.value not in finished,
-                inner,
-                f"{read} is read before its row is finished",
-            )
-            _require(
-                i.phase is Phase.FINISHED or in_rows or read.dx <= 0, inner, f"{read} reads ahead of the pixel"
-            )
-            _require(not here or after[read.value] <= i.after, inner, f"{read} is drawn later")
-            _require(storage.rows > -read.dy, inner, f"{read} reads a row that is not kept")
-            padded = storage.pad_left >= -read.dx and storage.pad_right >= read.dx
-            _require(padded, inner, f"{read} reads a column that is not there")
+            rules = {
+                "reads a row below": read.dy <= 0,
+                "is read in the row phase and not known there": i.phase is not Phase.ROW or in_rows,
+                "is read before its row is finished": (
+                    is_finished or read.dy < 0 or read.value not in finished
+                ),
+                "reads ahead of the pixel": is_finished or in_rows or read.dx <= 0,
+                "is drawn later": not read.is_here or after[read.value] <= i.after,
+                "reads a row that is not kept": storage.rows > -read.dy,
+                "reads a column that is not there": -storage.pad_left <= read.dx <= storage.pad_right,
+            }
+            for rule, holds in rules.items():
+                _require(holds, inner, f"{read} {rule}")
     for draw, output in enumerate(program.outputs):
         if after[output] != draw:
             raise InvalidProgram(f"output %{output} of draw {draw} comes after {after[output]} draws")
@@ -191,9 +174,8 @@ def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -
     own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
-            in_row_phase = run.dy < 0 or (
-                run.source not in own and (run.source in rows or i.phase is Phase.FINISHED)
-            )
+            is_known = run.source in rows or i.phase is Phase.FINISHED
+            in_row_phase = run.dy < 0 or (is_known and run.source not in own)
             _require(in_row_phase == (runs is i.row_runs), i.instruction, f"{run} is summed when it is known")
             for k, weight in enumerate(run.weight.chunk(run.width)):
                 where = (run.source, run.dy, run.dx + k)

@@ -5,7 +5,6 @@ Values lie channels-last with zero columns on both sides, so that the taps of a 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from itertools import groupby
 
 import torch
@@ -16,7 +15,7 @@ from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
 from pixelcnn_fast.program.operands import ConditionOperand, Read
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.runtimes.job import Job, Runtime
 
 
@@ -35,70 +34,54 @@ class EagerRuntime(Runtime):
             for x in range(width):
                 for draw in range(draws):
                     wanted = job.wants(y, x, draw, draws)
-                    caches.pixel_phase(y, x, draw, skip_output=not wanted)
+                    caches.pixel_phase(y, x, draw, job.values[:, :, y, x], skip_output=not wanted)
                     if wanted:
                         job.draw_pixel(y, x, draw, draws, caches.output(y, x, draw), self._head)
-                    caches.read_values(y, x, draw, job.values[:, :, y, x])
-                caches.pixel_phase(y, x, draws)
-            caches.finish_row(y)
+                caches.pixel_phase(y, x, draws, job.values[:, :, y, x])
+            caches.compute_row(Phase.FINISHED, y)
 
 
 class _Caches:
     """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
 
     def __init__(self, program: PhasedProgram, n: int, conditions: dict[ConditionOperand, Tensor]) -> None:
-        self._program, self._n, self._conditions = program, n, conditions
+        self._program, self._n = program, n
+        self.conditions = {operand: x.to(program.dtype) for operand, x in conditions.items()}
         self.dtype, self._width = program.dtype, program.shape[2]
-        self._rows = {
-            value: torch.zeros(
-                s.rows,
-                n,
-                s.pad_left + self._width + s.pad_right,
-                s.channels,
-                dtype=program.dtype,
-                device=program.device,
-            )
-            for value, s in program.storage.items()
-        }
+        self._rows: dict[int, Tensor] = {}
+        for value, s in program.storage.items():
+            size = (s.rows, n, s.pad_left + self._width + s.pad_right, s.channels)
+            self._rows[value] = torch.zeros(size, dtype=program.dtype, device=program.device)
         self._partial: dict[int, Tensor] = {}
+        at_pixels = [*program.in_phase(Phase.PIXEL), *program.in_phase(Phase.DRAWN)]
         draws = len(program.outputs)
-        inputs = [i for i in program.instructions if i.instruction.reads_levels]
-        others = [i for i in program.instructions if i not in inputs and i.phase in (Phase.PIXEL, Phase.DRAWN)]
-        self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
-        self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
-
+        self._after = [[i for i in at_pixels if i.after == after] for after in range(draws + 1)]
         self._by_rows = {
-            phase: [list(group) for _, group in groupby(program.in_phase(phase), key=_scan_or_alone)]
+            phase: [list(group) for _, group in groupby(program.in_phase(phase), key=lambda i: i.scan or i.out)]
             for phase in (Phase.ROW, Phase.FINISHED)
         }
         self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
 
     def row_phase(self, y: int) -> None:
         """Computes what sees only rows above, and sums what others see of them."""
-        self._compute_row(Phase.ROW, y)
+        self.compute_row(Phase.ROW, y)
         for i in self._partly:
             self.sum_of_row(i, y)
 
-    def finish_row(self, y: int) -> None:
-        """Computes what needs the whole of row y."""
-        self._compute_row(Phase.FINISHED, y)
-
-    def _compute_row(self, phase: Phase, y: int) -> None:
+    def compute_row(self, phase: Phase, y: int) -> None:
+        """Computes what a phase computes of the whole of row y."""
         for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
-                self._at_row(group[0], y)
+                _Around(self, y).compute(group[0])
                 continue
             for i in group:
                 if i.row_runs:
                     self.sum_of_row(i, y)
             for x in reversed(range(self._width)) if scan.from_the_right else range(self._width):
-                around = _Pixel(self, y, x)
+                around = _Around(self, y, x)
                 for i in group:
-                    self._at_pixel(i, around)
-
-    def _at_row(self, i: PhasedInstruction, y: int) -> None:
-        self.row(i.out, y).copy_(_Row(self, y).computed(i))
+                    around.compute(i)
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
         """What an instruction's row runs add up to, for row y: [n, W, channels]."""
@@ -112,32 +95,21 @@ class _Caches:
         windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
         return self._sum(i.instruction, windows, partial, (self._n,))
 
-    def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
-        """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before."""
-        around, skipped = _Pixel(self, y, x), self._program.outputs if skip_output else ()
+    def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
+        """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before. values: [n, C],
+        those of the pixel, as far as they are drawn."""
+        around = _Around(self, y, x, values.to(self._program.device))
+        skipped = self._program.outputs if skip_output else ()
         for i in self._after[after]:
-            if i.instruction.out not in skipped:
-                self._at_pixel(i, around)
+            if i.out not in skipped:
+                around.compute(i)
 
     def output(self, y: int, x: int, draw: int) -> Tensor:
         """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
         return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.parameters))
 
-    def read_values(self, y: int, x: int, draw: int, values: Tensor) -> None:
-        """Computes what starts from the values that this draw gave. values: [n, C], all those of pixel (y, x)."""
-        around = _Pixel(self, y, x, values.to(self._program.device))
-        for i in self._inputs[draw]:
-            self._at_pixel(i, around)
-
-    def _at_pixel(self, i: PhasedInstruction, around: _Pixel) -> None:
-        self.pixel(i.out, around.y, around.x).copy_(around.computed(i))
-
     def _sum(
-        self,
-        i: Instruction,
-        windows: list[tuple[Tensor, Tensor]],
-        start: Tensor | None,
-        shape: tuple[int, ...],
+        self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
     ) -> Tensor:
         """``start``, else the bias of an instruction, plus the windows times their weights."""
         if start is None and i.bias is not None:
@@ -150,10 +122,6 @@ class _Caches:
             else:
                 start = start + window @ weight
         return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
-
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        """The operand, [n, channels] or [n, H, W, channels], in the program's dtype."""
-        return self._conditions[operand].to(self._program.dtype)
 
     # -- views of the caches
 
@@ -183,61 +151,43 @@ class _Caches:
         return row.as_strided(size, (row.stride(0), channels, 1), offset)
 
 
-def _scan_or_alone(i: PhasedInstruction) -> Scan | int:
-    return i.out if i.scan is None else i.scan
-
-
 class _Around(Surroundings):
-    """The surroundings of a whole row, or of one pixel, in the caches."""
+    """The surroundings of pixel (y, x), [n, channels], or of a whole row if x is None, [n, W, channels], in the caches.
 
-    def __init__(self, caches: _Caches, y: int) -> None:
-        self.caches, self.y, self.dtype = caches, y, caches.dtype
+    drawn: the values of the pixel, [n, C], if any may be read.
+    """
 
-    def computed(self, i: PhasedInstruction) -> Tensor:
-        """What an instruction computes here."""
+    def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
+        self._caches, self._y, self._x, self._drawn = caches, y, x, drawn
+        self.dtype = caches.dtype
+
+    def compute(self, i: PhasedInstruction) -> None:
+        """Computes what an instruction gives here."""
         self._present = i
-        return apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
+        x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
+        self.value(Read(i.out)).copy_(x)
 
-    @abstractmethod
-    def condition(self, operand: ConditionOperand) -> Tensor: ...
+    def value(self, read: Read) -> Tensor:
+        y = self._y + read.dy
+        if self._x is None:
+            return self._caches.row(read.value, y, read.dx)
+        return self._caches.pixel(read.value, y, self._x + read.dx)
+
+    def summed(self, i: Instruction) -> Tensor:
+        if self._x is None:
+            return self._caches.sum_of_row(self._present, self._y)
+        return self._caches.sum_at_pixel(self._present, self._y, self._x)
+
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        x = self._caches.conditions[operand]
+        if operand.varies_over_pixels:
+            x = x[:, self._y]
+            return x if self._x is None else x[:, self._x]
+        return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:
-        raise AssertionError("only what runs after a draw may read the pixel's values")
+        assert self._drawn is not None, "only what runs after a draw may read the pixel's values"
+        return self._drawn
 
     def zeros(self, channels: int) -> Tensor:
         raise AssertionError("taps are summed run by run")
-
-
-class _Row(_Around):
-    """The surroundings of a whole row: [n, W, channels]."""
-
-    def value(self, read: Read) -> Tensor:
-        return self.caches.row(read.value, self.y + read.dy, read.dx)
-
-    def summed(self, i: Instruction) -> Tensor:
-        return self.caches.sum_of_row(self._present, self.y)
-
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self.caches.condition(operand)
-        return x[:, self.y] if operand.varies_over_pixels else x[:, None]
-
-
-class _Pixel(_Around):
-    """The surroundings of one pixel: [n, channels]. drawn: its values, [n, C]."""
-
-    def __init__(self, caches: _Caches, y: int, x: int, drawn: Tensor | None = None) -> None:
-        super().__init__(caches, y)
-        self.x, self.drawn = x, drawn
-
-    def value(self, read: Read) -> Tensor:
-        return self.caches.pixel(read.value, self.y + read.dy, self.x + read.dx)
-
-    def summed(self, i: Instruction) -> Tensor:
-        return self.caches.sum_at_pixel(self._present, self.y, self.x)
-
-    def image(self) -> Tensor:
-        return super().image() if self.drawn is None else self.drawn
-
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self.caches.condition(operand)
-        return x[:, self.y, self.x] if operand.varies_over_pixels else x

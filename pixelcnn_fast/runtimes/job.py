@@ -48,25 +48,22 @@ class Job:
         here = self.values[:, channels, y, x]
         by_distribution = here.unflatten(1, (parameters.shape[1], -1))
         each = by_distribution.shape[2]
-        known = None if self.known is None else self.known[:, channels, y, x].view(by_distribution.shape)
-        if known is not None and known.all():
-            return
-        drawn_from = parameters
-        if known is not None:
-            drawn_from = parameters.masked_fill(known.all(-1, keepdim=True), 0)
+        known = torch.zeros_like(by_distribution, dtype=torch.bool)
+        if self.known is not None:
+            known = self.known[:, channels, y, x].view(known.shape)
+            if known.all():
+                return
+        drawn_from = parameters.masked_fill(known.all(-1, keepdim=True), 0)
         head.check_finite(drawn_from, y, x, channels.start, each)
         noise = self.noise[:, _part(self.noise, draw, draws), y, x].unflatten(1, (parameters.shape[1], -1))
-        is_known = torch.zeros_like(by_distribution, dtype=torch.bool) if known is None else known
-        drawn = head.draw(parameters, noise, self.options, by_distribution, is_known)
+        drawn = head.draw(parameters, noise, self.options, by_distribution, known)
         _check_shape(head, "draw", drawn, by_distribution)
-        drawn = drawn.to(here)
-        values = drawn if known is None else drawn.where(~known, by_distribution)
+        values = drawn.to(here).where(~known, by_distribution)
         here.copy_(values.flatten(1))
         if self.log_probability is not None:
             scored = head.log_probability(parameters, values)
             _check_shape(head, "log_probability", scored, values)
-            scored = scored if known is None else scored.masked_fill(known, 0)
-            self.log_probability[:, channels, y, x] = scored.flatten(1)
+            self.log_probability[:, channels, y, x] = scored.masked_fill(known, 0).flatten(1)
 
 
 def _check_shape(head: Head, method: str, found: Tensor, expected: Tensor) -> None:

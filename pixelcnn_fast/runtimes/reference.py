@@ -24,10 +24,8 @@ class ReferenceRuntime(Runtime):
             for x in range(width):
                 for draw in range(self._draws):
                     if job.wants(y, x, draw, self._draws):
-                        parameters = self._parameters(job)[:, :, y, x]
-                        job.draw_pixel(
-                            y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw], self._model.head
-                        )
+                        parameters = self._parameters(job)[:, :, y, x].chunk(self._draws, 1)[draw]
+                        job.draw_pixel(y, x, draw, self._draws, parameters, self._model.head)
 
     def _parameters(self, job: Job) -> Tensor:
         """What the model raises keeps its type: it has run before, so what it is given is what it takes."""

@@ -20,7 +20,7 @@ from pixelcnn_fast.compiler import compile_model
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
 from pixelcnn_fast.program.operands import Connection, Convert, Exchange, Read, Tap, identity
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -72,7 +72,7 @@ class Sine(Instruction):
         yield from super().constants(channels_of)
 
 
-def sine(t: LoweringContext, call: Call, x: View) -> Map:
+def sine(t: LoweringContext, x: View) -> Map:
     b, found = t.builder, materialised(t.builder, t.map(x))
     to = {}
     for s in found.sources:

@@ -120,11 +120,7 @@ REFUSED = [
         "Compare the levels with constants, and sum: `(levels[..., None] >= bounds).float().sum(-1)`.",
     ),
     Refused("pad(reflect) pad(replicate)", "What they copy is no shift of the map.", "Pad with a number."),
-    Refused(
-        "fold",
-        "It sums windows that overlap.",
-        "Write `unfold`, a product and `fold` as one `conv2d`.",
-    ),
+    Refused("fold", "It sums windows that overlap.", "Write `unfold`, a product and `fold` as one `conv2d`."),
     Refused(
         "complex fft", "A program has real numbers only.", "Keep the real and the imaginary part as channels."
     ),

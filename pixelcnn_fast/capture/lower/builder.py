@@ -80,11 +80,9 @@ class Builder:
 
     def moved(self, x: Map, to: dict[int, int], zero: int = 0) -> Map:
         """x with other sources of the same shapes in place of its own; zero: what stands for a zero."""
-        return (
-            self.whole(to[x.source])
-            if x.source is not None
-            else self.map(self.space.moved(x.addresses, to, zero))
-        )
+        if x.source is not None:
+            return self.whole(to[x.source])
+        return self.map(self.space.moved(x.addresses, to, zero))
 
     # -- steps
 
@@ -112,25 +110,16 @@ class Builder:
         """Where a step on a value of the image's size can read x, if x is a whole state of a recurrence, shifted with
         zeros moved in; else None. Other values are shifted by convolutions, which the convolutions that read them can
         take over."""
-        if (
-            x.source is not None
-            or not self.states
-            or x.shape[1:] != (self.space.channels(beside), *self.space.grid)
-        ):
+        shape = (self.space.channels(beside), *self.space.grid)
+        if not self.states or x.source is not None or x.shape[1:] != shape:
             return None
-        if (
-            not self.space.has_whole_frame(beside)
-            or not self.states.issuperset(x.sources)
-            or len(x.sources) != 1
-        ):
+        is_state = self.states.issuperset(x.sources) and len(x.sources) == 1
+        if not is_state or not self.space.has_whole_frame(beside):
             return None
         segment, *others = self.segments(x)
         channels = list(range(self.space.channels(segment.source)))
-        if (
-            others
-            or not segment.at == segment.channels == channels
-            or not self._is_given(segment, self.space.grid, 0, 0)
-        ):
+        is_whole = segment.at == segment.channels == channels and not others
+        if not is_whole or not self._is_given(segment, self.space.grid, 0, 0):
             return None
         return Read(self.out(segment.source), segment.dy, segment.dx)
 

@@ -4,13 +4,14 @@ computes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
-from pixelcnn_fast.program.calls import needed
+from pixelcnn_fast.program.calls import needed, read_by
 from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgram, LabelBranch, ReadByPython
 from pixelcnn_fast.program.operands import ConditionOperand
 
@@ -41,22 +42,19 @@ def check_conditions(
     for escape in recording.escapes:
         if IMAGE in escape.of:
             continue
-        if escape.is_branch and CONDITION in escape.of:
-            raise Unsupported(_what(escape) + ": it may fall otherwise for another condition; use torch.where")
-        if escape.is_branch:
-            conditions.guards.append(_guard(recording, escape))
-            for label in labels:
-                assert given.labels is not None
-                two = given._replace(labels=_like(given.labels, [label, label]))
-                try:
-                    conditions([], two, 2)
-                except Unsupported:
-                    raise Unsupported(
-                        f"{_what(escape)}: it falls otherwise for label {label}; {NO_IF}"
-                    ) from None
-        else:
+        if not escape.is_branch:
             conditions.read_by_python.append(ReadByPython(str(escape), CONDITION in escape.of))
-    if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
+            continue
+        what = f"{escape.where}: an if on what depends on the {' and the '.join(sorted(escape.of))}"
+        if CONDITION in escape.of:
+            raise Unsupported(f"{what}: it may fall otherwise for another condition; use torch.where")
+        conditions.guards.append(_guard(recording, escape, what))
+        for label in labels:
+            try:
+                conditions([], _of_label(given, label, 2), 2)
+            except Unsupported:
+                raise Unsupported(f"{what}: it falls otherwise for label {label}; {NO_IF}") from None
+    if conditions.read_by_python:
         # What Python does with a number can't be seen, but what comes of it can.
         for other in _one_by_one(given, labels[:: max(1, len(labels) // MOST_RECORDED)]):
             record_again(other)
@@ -69,15 +67,11 @@ def _check_each_image(
 ) -> None:
     """Compares each image alone with many copies of it, and with all images in several orders, some of them more than
     once."""
-    n = given.images
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        torch.arange(n),
-        torch.randperm(n, generator=generator),
-        torch.randint(n, (n,), generator=generator),
-    ]
+    n, seeded = given.images, torch.Generator().manual_seed(0)
+    in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
+    batches = [torch.arange(n), *in_orders]
     batches += [torch.full((MANY,), image) for image in range(n if given.condition is None else 2)]
-    try:
+    with suppress(ModelFailed):  # which says that it takes no such conditions
         alone = [conditions(operands, given.part(torch.tensor([image, image])), 2) for image in range(n)]
         for batch in batches:
             together = conditions(operands, given.part(batch), len(batch))
@@ -92,8 +86,6 @@ def _check_each_image(
                         "depends on the other images of the batch (as e - e.mean(0) does): compute it for each image "
                         "alone"
                     )
-    except ModelFailed:  # it takes no such conditions
-        return
 
 
 def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
@@ -109,8 +101,8 @@ def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
         if condition.is_floating_point():
             condition = condition * scale.to(condition.dtype).view(-1, *[1] * (condition.dim() - 1))
         else:  # the two are of few codes, perhaps of the same ones: zeros in place of more and more of them
-            place = torch.arange(condition[0].numel()).view(condition.shape[1:])
-            kept = [place * len(SCALES) >= i // 2 * place.numel() for i in range(n)]
+            place, count = _places(condition)
+            kept = [place * len(SCALES) >= i // 2 * count for i in range(n)]
             condition = condition * torch.stack(kept).to(condition.device)
     return Conditioning(mine, condition)
 
@@ -118,27 +110,33 @@ def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
 def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditioning]:
     """Yields every label, and conditions of every scale, each for three images."""
     three = given.part(torch.tensor([0, 1, 0]))
-    for label in labels if given.labels is not None else ():
-        assert three.labels is not None
-        yield three._replace(labels=torch.full_like(three.labels, label))
-    if three.condition is not None and three.condition.is_floating_point():
-        for scale in SCALES[1:]:
-            yield three._replace(condition=three.condition * scale)
-    elif three.condition is not None:
-        ends = (
-            torch.arange(three.condition[0].numel()).view(three.condition.shape[1:]) * 2
-            >= three.condition[0].numel()
-        )
-        yield three._replace(condition=three.condition * 0)
-        yield three._replace(condition=three.condition.masked_fill(ends.to(three.condition.device), 0))
+    for label in labels:
+        yield _of_label(three, label, 3)
+    if (condition := three.condition) is None:
+        return
+    if condition.is_floating_point():
+        others = [condition * scale for scale in SCALES[1:]]
+    else:
+        place, count = _places(condition)
+        others = [condition * 0, condition.masked_fill((2 * place >= count).to(condition.device), 0)]
+    for other in others:
+        yield three._replace(condition=other)
+
+
+def _places(condition: Tensor) -> tuple[Tensor, int]:
+    """-> (the number of each element of one image's condition; how many there are)"""
+    count = condition[0].numel()
+    return torch.arange(count).view(condition.shape[1:]), count
 
 
 def _like(labels: Tensor, values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=labels.dtype, device=labels.device)
 
 
-def _what(escape: Escape) -> str:
-    return f"{escape.where}: an if on what depends on the {' and the '.join(sorted(escape.of))}"
+def _of_label(given: Conditioning, label: int, n: int) -> Conditioning:
+    """What is given, with one label for n images."""
+    assert given.labels is not None
+    return given._replace(labels=_like(given.labels, [label] * n))
 
 
 def _labels(
@@ -151,15 +149,15 @@ def _labels(
     n = classes or MOST_LABELS
     for label in range(0, n, max(1, n // MOST_LABELS)):
         try:
-            conditions(operands, given.part(torch.tensor([0]))._replace(labels=_like(given.labels, [label])), 1)
+            conditions(operands, _of_label(given.part(torch.tensor([0])), label, 1), 1)
         except ModelFailed:
             return
         yield label
 
 
-def _guard(recording: Recording, escape: Escape) -> LabelBranch:
+def _guard(recording: Recording, escape: Escape, what: str) -> LabelBranch:
     assert escape.call is not None and LABELS in escape.of
-    calls = needed(recording.calls[: escape.at], [view.slot for view in escape.call.inputs])
-    read = {view.slot for call in [*calls, escape.call] for view in call.inputs}
+    calls = needed(recording.calls[: escape.at], escape.call.read)
+    read = read_by([*calls, escape.call])
     leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items() if slot in read}
-    return LabelBranch(calls, escape.call, leaves, escape.value, _what(escape))
+    return LabelBranch(calls, escape.call, leaves, escape.value, what)

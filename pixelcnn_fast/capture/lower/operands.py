@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,11 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
     Call,
-    Memory,
     View,
     functional,
-    map_leaves,
     needed,
     plain_name,
-    size_at,
+    read_by,
 )
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.operands import ConditionOperand, Step
@@ -46,13 +45,8 @@ class Operands:
     ) -> None:
         self.space, self.dtype, self.device = space, dtype, device
         self.zero = torch.zeros(1, dtype=dtype, device=device)
-        written = {slot for call in recording.calls for slot in call.written}
-        leaves = {
-            slot: leaf.tensor.clone() if slot in written else leaf.tensor
-            for slot, leaf in recording.leaves.items()
-        }
         self.leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items()}
-        self.memory = Memory(recording.n, leaves)
+        self.memory = recording.memory(recording.n)
         self.calls: list[Call] = []
         self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
         self._given = {view.slot for view in recording.given if view is not None}
@@ -82,26 +76,13 @@ class Operands:
         """Whether a view depends on labels or a condition."""
         return view.slot in self._given
 
-    def tensor(self, x: Any) -> Any:
-        """A constant of the model; other arguments stay as they are. Raises Unsupported for what is given."""
-        return map_leaves(self._constant, x)
-
-    def _constant(self, x: Any) -> Any:
-        if not isinstance(x, View):
-            return size_at(x, self.memory.n)
-        if self.is_given(x):
-            raise Unsupported(
-                "one of its arguments depends on the condition: only operands of sums and products may"
-            )
-        return self.memory.tensor(x)
-
     def conditions(
         self, operands: Sequence[ConditionOperand], given: Sequence[View | None]
     ) -> ConditionProgram:
         """The program of calls that operands of steps need. given: the views of labels and condition."""
         slots = {operand.node for operand in operands}
         calls = needed(self.calls, slots)
-        slots |= {view.slot for call in calls for view in call.inputs}
+        slots |= read_by(calls)
         return ConditionProgram(calls, {slot: x for slot, x in self.leaves.items() if slot in slots}, given)
 
     # -- as sources of elements
@@ -232,8 +213,7 @@ class Operands:
         """The elements at some addresses of operands of one image, as a tensor [N, ...] of the calls on conditions."""
         found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
         if isinstance(found, Tensor):
-            view = self.leaf(found.to(as_dtype).contiguous())
-            return View(view.slot, size, (0, *view.stride), view.offset, as_dtype)
+            return self.constant(found.to(as_dtype).contiguous())
         index = [None, self.leaf(found.index)]
         elements = self._elements(OfCondition(found.node))
         taken = self.record("aten::index.Tensor", (elements, index), size, self.dtype)
@@ -270,9 +250,9 @@ class Operands:
         return View.of(x, slot)
 
     def constant(self, x: Tensor) -> View:
-        """A constant [R] as an operand of calls on conditions: [N, R]."""
+        """A constant as an operand of calls on conditions, the same for each image: [N, ...]."""
         view = self.leaf(x)
-        return View(view.slot, (BatchSize(1), x.numel()), (0, *view.stride), view.offset, x.dtype)
+        return replace(view, size=(BatchSize(1), *view.size), stride=(0, *view.stride))
 
     def per_pixel(self, table: Tensor) -> ConditionOperand:
         """A constant [H, W, channels] as the operand of a step."""

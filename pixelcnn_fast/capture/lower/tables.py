@@ -11,58 +11,61 @@ from pixelcnn_fast.capture.lower.builder import Builder, no_operand
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import FromLevels
 
 MOST_COLUMNS = 4096  # of a table
 
 
+def _from_levels(b: Builder, out: int) -> list[Instruction]:
+    """The instructions, from the levels on, that make each channel of a value a function of one level; none if it
+    depends on anything else."""
+    i = b.instructions[out]
+    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+        return []
+    if i.reads_levels:
+        return [i]
+    read, _ = i.repeated() or (None, None)
+    before = [] if read is None or not read.is_here else _from_levels(b, read.value)
+    return [*before, i] if before else []
+
+
 def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     """-> (what each level makes of a value's channels, [L, channels]; the image channel that each of these depends on).
     None if they depend on anything else."""
-    i, count = b.instructions[out], b.space.channels(b.images)
-    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
-        return None
-    if isinstance(i, FromLevels):
-        table = b.levels[:, None] if i.table is None else i.table
-        start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
-    else:
-        read, pick = i.repeated() or (None, None)
-        if read is None or not read.is_here or (base := by_level(b, read.value)) is None:
-            return None
-        start, channel = base if pick is None else (base[0][:, pick], base[1][pick])
-    return apply_steps(start, i.steps, no_operand, no_operand), channel
+    count, made = b.space.channels(b.images), None
+    for i in _from_levels(b, out):
+        if made is None:
+            assert isinstance(i, FromLevels) and b.levels is not None
+            table = b.levels[:, None] if i.table is None else i.table
+            start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
+        else:
+            _, pick = i.repeated() or (None, None)
+            start, channel = made if pick is None else (made[0][:, pick], made[1][pick])
+        made = apply_steps(start, i.steps, no_operand, no_operand), channel
+    return made
+
+
+def _values(b: Builder, x: Map) -> list[int]:
+    return [source.out for s in x.sources if isinstance(source := b.space.sources[s], Value)]
 
 
 def of_levels(b: Builder, x: Map) -> bool:
     """Whether a map consists of functions of levels and of constants."""
-    found = [b.space.sources[s] for s in x.sources]
-    return all(isinstance(f, Constant) or (isinstance(f, Value) and _of_levels(b, f.out)) for f in found)
-
-
-def _of_levels(b: Builder, out: int) -> bool:
-    i = b.instructions[out]
-    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
-        return False
-    read, _ = i.repeated() or (None, None)
-    return i.reads_levels or (read is not None and read.is_here and _of_levels(b, read.value))
+    return x.kinds <= {Constant, Value} and all(_from_levels(b, out) for out in _values(b, x))
 
 
 def told_apart(b: Builder, x: Map) -> int:
     """The number of levels that the functions of levels in a map tell apart, at the least."""
-    found = [by_level(b, source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value)]
+    found = [by_level(b, out) for out in _values(b, x)]
     return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
 
 
 def is_made_by_the_model(b: Builder, x: Map) -> bool:
     """Whether tables of levels hold x as the model computes it, without steps after them, which would round
     otherwise."""
-
-    def made(out: int) -> bool:
-        i = b.instructions[out]
-        read, _ = i.repeated() or (None, None)
-        return not i.steps and (i.reads_levels or (read is not None and made(read.value)))
-
-    return all(made(source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value))
+    made = [_from_levels(b, out) for out in _values(b, x)]
+    return all(each and not any(i.steps for i in each) for each in made)
 
 
 def tabulated(

@@ -6,7 +6,7 @@ A call that has no place in a program is refused, but only if the output needs i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower import advice
 from pixelcnn_fast.capture.lower.advice import friendly_name
-from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls import (
     FRESH,
     LOWERINGS,
@@ -27,18 +26,16 @@ from pixelcnn_fast.capture.lower.calls import (
     cast,
     has_table,
 )
+from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
 from pixelcnn_fast.capture.lower.final_softmax import made_by, without_log_softmax, without_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered
-from pixelcnn_fast.capture.lower.operands import Operands
-from pixelcnn_fast.capture.record.recorder import Recording
+from pixelcnn_fast.capture.record.recorder import IMAGE
 from pixelcnn_fast.capture.record.shadow_memory import (
-    AddressSpace,
     Constant,
     Map,
     OfCondition,
     ShadowStorage,
     Unknown,
-    Value,
 )
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
@@ -54,80 +51,24 @@ from pixelcnn_fast.program.calls import (
     plain_name,
     size_at,
     unread,
+    written_by,
 )
-from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Pointwise
 from pixelcnn_fast.program.operands import Read
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.program import needed as needed_instructions
 from pixelcnn_fast.program.steps import KINDS
-from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution"))
 
 
-class Translation:
-    """Goes through the recorded calls and builds instructions. Lowerings use what ``registry.LoweringContext`` names.
-
-    as_is: the calls that were made, or put into tables, in the dtype that they were recorded in.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        shape: tuple[int, int, int, int],
-        own: torch.dtype,
-        dtype: torch.dtype,
-        device: torch.device,
-        levels: Tensor | None,
-    ) -> None:
-        """own: the model's dtype; dtype: the program's."""
-        n, channels, height, width = self.shape = shape
-        self._n, self._recording = n, recording
-        self.as_is: set[Call] = set()
-        self._as_exact = no_narrower_than(own) | {torch.float64}  # what features may be in
-        self.space = AddressSpace(n, height, width)
-        self.operands = Operands(recording, self.space, dtype, device)
-        self.builder = Builder(self.space, self.operands, channels, levels)
-        assert recording.images is not None
-        images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
-        self._slots = {recording.images.slot: ShadowStorage(recording.images, n, Map(self.space, images))}
-
-    # -- what lowerings use
-
-    def map(self, x: Any) -> Map:
-        """The map of a tensor, or of a number."""
-        if not isinstance(x, View):
-            constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
-            return Map(self.space, self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
-        if x.slot in self._slots:
-            return self._slots[x.slot].read(x, self._n, self.space)
-        return Map(self.space, self.operands.addresses(x))
-
-    def depends_on_image(self, x: Any) -> bool:
-        if not isinstance(x, View) or x.slot not in self._slots:
-            return False
-        return not self.map(x).kinds.isdisjoint((Value, Unknown))
-
-    def constant(self, x: Any, as_is: bool = False) -> Any:
-        """A constant tensor, in the program's dtype or as it is; other arguments stay as they are."""
-        if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
-            raise Unsupported("one of its arguments must be constant, and depends on the image")
-        found = self.operands.tensor(x)
-        return found if as_is else map_leaves(self._in_dtype, found)
-
-    def _in_dtype(self, x: Any) -> Any:
-        return x.to(self.builder.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    def rounds_to(self, dtype: torch.dtype) -> bool:
-        """Whether a dtype has fewer digits than the model's own."""
-        return dtype.is_floating_point and dtype not in self._as_exact
-
-    # -- call by call
+class Translation(LoweringContext):
+    """Goes through the recorded calls and builds instructions."""
 
     def run(self, outputs: Sequence[int], weights: WeightRecorder) -> None:
         """Takes the calls in order. outputs: the slots that are needed; weights: guards each constant that Python read,
         at the time when it did."""
-        recording, reads = self._recording, defaultdict(list)
+        recording, reads = self.recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
         wanted = needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)])
@@ -142,18 +83,17 @@ class Translation:
                 with nullcontext() if call in decisive else weights.for_python():
                     self._run(call)
                 for slot in gone[call]:
-                    self._slots.pop(slot, None)
+                    self.storages.pop(slot, None)
 
     def written(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers into which calls write, by name, with what they hold afterwards."""
-        changed = {slot for call in self._recording.calls for slot in call.written}
-        for slot, leaf in self._recording.leaves.items():
+        changed = written_by(self.recording.calls)
+        for slot, leaf in self.recording.leaves.items():
             for name, view in leaf.parameters if slot in changed else ():
                 yield name, self.operands.memory.tensor(replace(view, slot=slot))
 
     def _run(self, call: Call) -> None:
-        slots = {view.slot for view in call.inputs} | call.written
-        if not slots.isdisjoint(self._slots) or call.is_random:
+        if not self.storages.keys().isdisjoint(call.read | call.written) or call.is_random:
             self._lower(call)
             return
         self.as_is.add(call)
@@ -196,7 +136,7 @@ class Translation:
         name = plain_name(call.name)
         if name in FRESH:
             return self._fresh(call, FRESH[name])
-        if (reason := self._refusal(call)) is not None:
+        if (reason := self._refusal(call.inputs)) is not None:
             return self._refused(call, reason)
         if (
             name in MOVEMENTS
@@ -204,11 +144,15 @@ class Translation:
             and not (name in MASKED and self._has_places(call, self.operands.is_given))
         ):
             return self._moved(call)
-        if self._is_constant(call):
+        kinds = self._kinds(call)
+        if kinds <= {Constant} and not call.is_random:
             return self._computed(call)
-        if self._is_of_condition(call):
+        if OfCondition in kinds and kinds <= {
+            Constant,
+            OfCondition,
+        }:  # written into the same storage as features
             self.as_is.add(call)
-            return [self._on_condition(call.name, call.args, call.kwargs, call.outputs[0])]
+            return [self._on_condition(call, call.outputs[0])]
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
         table = self._table(call, is_needed=name in MASKED or name not in LOWERINGS)
@@ -219,7 +163,7 @@ class Translation:
         if name not in LOWERINGS or self._is_exact(call):
             return [by_table(self, call)]  # which says why there is none
         try:
-            result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
+            result = LOWERINGS[name](self, *call.args, **call.kwargs)
         except TypeError as error:
             raise Unsupported(f"it is not supported with these arguments ({error})") from None
         except Unsupported:
@@ -238,32 +182,25 @@ class Translation:
                 return result
         return None
 
-    def _is_constant(self, call: Call) -> bool:
-        """Whether a call computes with nothing but constants."""
-        if call.is_random or any(map(self.operands.is_given, call.inputs)):
-            return False
-        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
-
-    def _is_of_condition(self, call: Call) -> bool:
-        """Whether a call computes with constants and with conditions that were written into the same storage as
-        features."""
-        has_conditions = False
+    def _kinds(self, call: Call) -> set[type]:
+        """The kinds of what a call computes with, up to its first features: weights take long to look at."""
+        kinds = set[type]()
         for view in call.inputs:
-            if not (kinds := self.map(view).kinds) <= {OfCondition, Constant}:
-                return False  # no weights are looked at then, which takes long
-            has_conditions |= OfCondition in kinds
-        return has_conditions
+            kinds |= self.map(view).kinds
+            if not kinds <= {Constant, OfCondition}:
+                break
+        return kinds
 
-    def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
-        """The map that a call makes of such conditions, which is made again for each batch. result: the view that it
-        gave."""
-        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, (args, kwargs))
-        made = self.operands.record(out_of_place(name), args, result.size, result.dtype, **kwargs)
-        return Map(self.space, self.operands.addresses(made))
+    def _on_condition(self, call: Call, result: View) -> Map:
+        """The map that a call makes of conditions, made again for each batch. result: the view that it gave."""
+        given = (call.args, call.kwargs)
+        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
+        made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
+        return self.builder.map(self.operands.addresses(made))
 
     def _given(self, view: View) -> View:
         """A condition as a tensor of its own, if it was written into the same storage as features."""
-        if view.slot not in self._slots:
+        if view.slot not in self.storages:
             return view
         elements, first = self.map(view), self.space.relative(self.map(view).addresses)
         images = self.space.decode(self.space.only(elements.addresses, OfCondition))
@@ -292,13 +229,13 @@ class Translation:
             if isinstance(x, View):
                 constant = self.operands.constants(self.map(x).addresses)
                 return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
-            return self.builder.dtype if x in dtypes else size_at(x, self._n)
+            return self.builder.dtype if x in dtypes else size_at(x, self.n)
 
         args, kwargs = map_leaves(argument, (call.args, call.kwargs))
         results = functional(call.name)(*args, **kwargs)
         if not is_exact:
             self.as_is.add(call)
-        return [Map(self.space, self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
+        return [self.builder.map(self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
         """Whether a call computes truth values, or integers that wrap round."""
@@ -306,10 +243,10 @@ class Translation:
         is_pointwise = torch.Tag.pointwise in call.operator.tags
         return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
 
-    def _refusal(self, call: Call) -> str | None:
-        """Why an argument of the call was refused before, if one was."""
-        for view in call.inputs:
-            if view.slot in self._slots:
+    def _refusal(self, views: Iterable[View]) -> str | None:
+        """Why one of these was refused before, if one was."""
+        for view in views:
+            if view.slot in self.storages:
                 for s in self.map(view).sources:
                     if isinstance(source := self.space.sources[s], Unknown):
                         return source.reason
@@ -318,7 +255,7 @@ class Translation:
     def _refused(self, call: Call, reason: str) -> list[Map]:
         address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
         return [
-            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address)))
+            self.builder.map(torch.full(view.at(self.n)[0] if view else (), int(address)))
             for view in call.results
         ]
 
@@ -332,17 +269,11 @@ class Translation:
 
     def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
         """Whether some of the places to which a call moves elements satisfy ``of``."""
-        places = [x for argument, x in self._named(call) if argument.name in PLACES]
+        places = [x for argument, x in call.given if argument.name in PLACES]
         return any(of(x) for x in leaves(places) if isinstance(x, View))
-
-    def _named(self, call: Call) -> list[tuple[Any, Any]]:
-        arguments = call.operator._schema.arguments
-        named = [(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs]
-        return [*zip(arguments, call.args, strict=False), *named]
 
     def _moved(self, call: Call) -> list[Map]:
         """The maps that a call which only moves elements gives: it is made on their addresses."""
-        operator = functional(call.name)
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
@@ -351,16 +282,14 @@ class Translation:
             if argument.name == "value" and isinstance(x, (int, float)):
                 return int(self.map(x).addresses)
             return map_leaves(
-                lambda i: self._addresses(call, i) if isinstance(i, View) else size_at(i, self._n), x
+                lambda i: self._addresses(call, i) if isinstance(i, View) else size_at(i, self.n), x
             )
 
-        if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
+        if any(a.name == "accumulate" and x is True for a, x in call.given):
             raise Unsupported("it adds to what is there: add a map instead")
-        arguments = call.operator._schema.arguments
-        args = [moved(a, x) for a, x in zip(arguments, call.args, strict=False)]
-        kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
-        result = operator(*args, **kwargs)
-        return [Map(self.space, x) for x in leaves(result)]
+        made, count = [(a.name, moved(a, x)) for a, x in call.given], len(call.args)
+        result = functional(call.name)(*(x for _, x in made[:count]), **dict(made[count:]))
+        return [self.builder.map(x) for x in leaves(result)]
 
     def _addresses(self, call: Call, view: View) -> Tensor:
         """The addresses of a tensor that is moved into a result, perhaps of another dtype."""
@@ -370,22 +299,19 @@ class Translation:
         copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
         if self.depends_on_image(view):
             return cast(self, view, dtype, self._table(copy, of=call)).addresses
-        if self._is_constant(copy):
+        if self._kinds(copy) <= {Constant}:
             return self._computed(copy)[0].addresses
-        return self._on_condition(copy.name, copy.args, copy.kwargs, replace(view, dtype=dtype)).addresses
+        return self._on_condition(copy, replace(view, dtype=dtype)).addresses
 
     def _write(self, view: View, result: Map) -> None:
-        if view.slot in self._slots:
-            self._slots[view.slot].write(view, self._n, result)
-        elif self.operands.knows(view.slot):
+        if view.slot not in self.storages and self.operands.knows(view.slot):
             whole = self.operands.whole[view.slot]
-            self._slots[view.slot] = ShadowStorage(
-                whole, self._n, Map(self.space, self.operands.addresses(whole))
-            )
-            self._slots[view.slot].write(view, self._n, result)
+            self.storages[view.slot] = ShadowStorage(whole, self.n, self.map(whole))
+        if view.slot in self.storages:
+            self.storages[view.slot].write(view, self.n, result)
         else:
-            own = result if result.source is not None else Map(self.space, result.addresses.clone())
-            self._slots[view.slot] = ShadowStorage(view, self._n, own)
+            own = result if result.source is not None else self.builder.map(result.addresses.clone())
+            self.storages[view.slot] = ShadowStorage(view, self.n, own)
 
     # -- the result
 
@@ -397,14 +323,13 @@ class Translation:
             if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(output)) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
 
-    def finished(self, output: View, head: Head) -> tuple[list[Instruction], int, int, bool]:
-        """-> (instructions, output value, number of parameters, whether the model's output is their log-softmax)."""
+    def finished(self, output: View, head: Head) -> Program:
+        """The program, of which ``output`` is what the head reads."""
         if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         found = self.map(output)
-        for s in found.sources:
-            if isinstance(source := self.space.sources[s], Unknown):
-                raise Unsupported(f"cannot sample from this model: {source.reason}")
+        if (reason := self._refusal([output])) is not None:
+            raise Unsupported(f"cannot sample from this model: {reason}")
         n, c, height, width = self.shape
         shape = list(found.addresses.shape)
         expected = [n, head.distributions(c), height, width]
@@ -418,7 +343,7 @@ class Translation:
             parameters, normalised = without_log_softmax(self.builder, parameters)
         self.builder.where = "model"
         try:
-            last = gathered(self.builder, Map(self.space, parameters.flatten(1, 2)))
+            last = gathered(self.builder, self.builder.map(parameters.flatten(1, 2)))
         except Unsupported as error:
             raise Unsupported(f"cannot sample from this model: its output: {error}") from None
         result = self.builder.out(last)
@@ -427,4 +352,14 @@ class Translation:
             last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
             result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
-        return without_softmax(self.builder, instructions, head), result, shape[4], normalised
+        return Program(
+            (c, height, width),
+            shape[4],
+            tuple(without_softmax(self.builder, instructions, head)),
+            (result,),
+            self.builder.dtype,
+            self.builder.device,
+            normalised,
+            head.joint,
+            tuple(e.taken_for_granted for e in self.recording.escapes if IMAGE in e.of),
+        )

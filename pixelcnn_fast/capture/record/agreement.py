@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import Escape, Leaf, Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
+from pixelcnn_fast.program.calls import BatchSize, Call, View, needed, read_by
 
 
 def agreed(one: Recording, two: Recording) -> Recording:
@@ -38,7 +38,7 @@ class _Agreement:
             extra = max(self.one.calls, self.two.calls, key=len)[len(calls)]
             raise self._refusal(len(calls), extra.where, f"only one of them called {extra.name}")
         outputs = self._at(len(calls), "model", partial(self.merged, self.one.outputs, self.two.outputs))
-        read = {view.slot for call in needed(calls, [v.slot for v in outputs]) for view in call.inputs}
+        read = read_by(needed(calls, [view.slot for view in outputs]))
         for slot in read & self.one.leaves.keys() & self.two.leaves.keys() - self.one.inputs():
             constants = self.one.leaves[slot], self.two.leaves[slot]
             self._at(len(calls), constants[0].name or "model", partial(_check_alike, *constants))
@@ -87,21 +87,18 @@ class _Agreement:
             raise Unsupported(f"{a.name} was called in {a.where} and in {b.where}")
         positions, named = max(len(a.args), len(b.args)), {**a.kwargs, **b.kwargs}
         try:
-            merged = {
-                x.name: self.argument(_is_size(x.type) or not a.inputs, _given(a, at, x), _given(b, at, x))
-                for at, x in enumerate(a.operator._schema.arguments)
-                if at < positions or x.name in named
-            }
+            merged = {}
+            for at, x in enumerate(a.operator._schema.arguments):
+                if at < positions or x.name in named:
+                    one, two = _given(a, at, x), _given(b, at, x)
+                    if a.inputs and not _is_size(x.type) and isinstance(one, (int, float)) and one != two:
+                        raise Unsupported(f"{one} and {two}")
+                    merged[x.name] = self.merged(one, two)
             args, kwargs = tuple(merged.values())[:positions], {name: merged[name] for name in named}
             results = self.merged(a.results, b.results)
         except Unsupported as difference:
             raise Unsupported(f"{a.name} was given {difference}") from None
         return replace(a, args=args, kwargs=kwargs, results=results)
-
-    def argument(self, is_size: bool, a: Any, b: Any) -> Any:
-        if not is_size and isinstance(a, (int, float)) and a != b:
-            raise Unsupported(f"{a} and {b}")
-        return self.merged(a, b)
 
     def merged(self, a: Any, b: Any) -> Any:
         if isinstance(a, View) and isinstance(b, View):
@@ -117,21 +114,17 @@ class _Agreement:
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             return {name: self.merged(x, b[name]) for name, x in a.items()}
         if isinstance(a, int) and isinstance(b, int) and a != b and not isinstance(a, bool):
-            return self.size(a, b)
+            size = self.following(a, b)
+            if size.plus != 0 and (size.times != 1 or abs(size.plus) != 1):
+                raise Unsupported(f"{a} and {b}")
+            return size
         with suppress(NotImplementedError):  # some of PyTorch's own objects can't be compared
             if a is b or (type(a) is type(b) and (a == b or (a != a and b != b))):
                 return a
         raise Unsupported(f"{_short(a)} and {_short(b)}")
 
-    def size(self, a: int, b: int) -> BatchSize:
-        """The size that is ``a`` for one batch and ``b`` for the other."""
-        size = self.following(a, b)
-        if not (size.plus == 0 or (size.times == 1 and abs(size.plus) == 1)):
-            raise Unsupported(f"{a} and {b}")
-        return size
-
     def following(self, a: Any, b: Any) -> BatchSize:
-        """As ``size``, for an offset, which may point to any image."""
+        """The number that is ``a`` for one batch and ``b`` for the other."""
         times = b - a
         return BatchSize(times, a - times * self.one.n)
 

@@ -29,16 +29,10 @@ PAST_TORCH = {
     getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
 }
 SHOWN = (Tensor.__repr__, Tensor.__format__)  # as text, from which numbers may be read
-BRANCHES = (
-    Tensor.__bool__,
-    Tensor.is_nonzero,
-    torch.is_nonzero,
-    Tensor.equal,
-    torch.equal,
-    Tensor.allclose,
-    torch.allclose,
-)
+BRANCH = "if"
 NUMBERS = {
+    **{getattr(of, name): BRANCH for of in (Tensor, torch) for name in ("is_nonzero", "equal", "allclose")},
+    Tensor.__bool__: BRANCH,
     Tensor.item: "item()",
     Tensor.__float__: "float()",
     Tensor.__int__: "int()",
@@ -46,7 +40,7 @@ NUMBERS = {
 }
 CHECK = "check"  # of a call of PyTorch, which reads numbers only to raise
 SCALAR = torch.ops.aten._local_scalar_dense.default
-YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
+NUMBERS_BELOW = (SCALAR, torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,8 @@ class Escape:
     where: str
     what: str
     of: frozenset[str]
-    is_branch: bool
-    call: Call | None
+    is_branch: bool = False
+    call: Call | None = None
     value: Any = None
 
     def __str__(self) -> str:
@@ -133,14 +127,13 @@ class Recording:
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
         """By slot, in order, the storages which no call created and the needed calls read, without what the model was
         given. by_python: also those that Python read as numbers."""
-        calls, slots = [*self.needed], dict[int, None]()
+        calls, views = [*self.needed], list[View]()
         if by_python:
-            of_numbers = [view for escape in self.escapes if escape.call for view in escape.call.inputs]
-            slots = dict.fromkeys(
-                view.slot for view in [*(view for _, view in self.constants_read), *of_numbers]
-            )
-            calls += needed(self.calls, slots)
-        slots |= dict.fromkeys(view.slot for call in calls for view in call.inputs)
+            views += [view for _, view in self.constants_read]
+            views += [view for escape in self.escapes if escape.call for view in escape.call.inputs]
+            calls += needed(self.calls, [view.slot for view in views])
+        views += [view for call in calls for view in call.inputs]
+        slots = dict.fromkeys(view.slot for view in views)
         return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
 
     def unnamed(self) -> list[Tensor]:
@@ -155,9 +148,8 @@ class Recording:
 
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
         """The storages before the first call, for n images. Those that a call writes into are copies."""
-        written = {slot for call in self.calls for slot in call.written}
         held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
-        return Memory(n, {slot: x.clone() if slot in written else x for slot, x in held.items()})
+        return Memory.before(self.calls, n, held)
 
 
 class Recorder(TorchDispatchMode):
@@ -176,7 +168,7 @@ class Recorder(TorchDispatchMode):
         self._references: list[StorageWeakRef] = []
         self._depends: list[frozenset[str]] = []
         self.allows_autocast = False
-        self._reading = ""  # the Python-level call that reads a number, if there is one
+        self.reading = ""  # the Python-level call that reads a number, if there is one
 
     def where(self) -> str:
         return (self.path[-1] if self.path else "") or "model"
@@ -191,26 +183,18 @@ class Recorder(TorchDispatchMode):
         self._depends[view.slot] = frozenset({of})
         return view
 
-    def _new_slot(self, tensor: Tensor, depends: frozenset[str]) -> int:
-        storage = tensor.untyped_storage()
-        self._references.append(StorageWeakRef(storage))
-        slot = self._slots[storage._cdata] = len(self._depends)
-        self._depends.append(depends)
-        return slot
-
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
         """The view that a tensor is. depends: what the result of a call depends on; None for another tensor, which is a
         leaf if it is not known yet."""
-        storage = tensor.untyped_storage()._cdata
-        slot = self._slots.get(storage)
-        is_new = slot is None
-        if slot is None:
-            slot = self._new_slot(tensor, depends or frozenset())
-        view = View.of(tensor, slot)
-        if is_new:
-            self.recording.whole[slot] = view
-            if depends is None:
-                self.recording.leaves[slot] = Leaf(tensor.detach(), tuple(self._named.get(storage, ())))
+        storage = tensor.untyped_storage()
+        if (slot := self._slots.get(storage._cdata)) is not None:
+            return View.of(tensor, slot)
+        self._references.append(StorageWeakRef(storage))
+        slot = self._slots[storage._cdata] = len(self._depends)
+        self._depends.append(depends or frozenset())
+        view = self.recording.whole[slot] = View.of(tensor, slot)
+        if depends is None:
+            self.recording.leaves[slot] = Leaf(tensor.detach(), tuple(self._named.get(storage._cdata, ())))
         return view
 
     def _check_dense(self, tensors: list[Tensor]) -> None:
@@ -242,27 +226,28 @@ class Recorder(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         self._check_dense(tensors)
-        recorded_args, recorded_kwargs = map_leaves(self._argument, (args, kwargs))
+        recorded_args, recorded_kwargs = map_leaves(
+            lambda x: self.view(x) if isinstance(x, Tensor) else x, (args, kwargs)
+        )
         depends = frozenset().union(*(self.depends_on(x) for x in tensors))
         if func._schema.is_mutable:
             self._keep_leaves(tensors)
+        before = _memory(tensors[0]) if torch.Tag.inplace_view in func.tags else None
+        out = func(*args, **kwargs)
         moves_nothing = not func._schema.is_mutable
-        if torch.Tag.inplace_view in func.tags:  # as transpose_, but resize_ may need more memory
-            before = _memory(tensors[0])
-            out = func(*args, **kwargs)
+        if before is not None:  # as transpose_, but resize_ may need more memory
             moves_nothing = _memory(tensors[0]) == before
-        else:
-            out = func(*args, **kwargs)
-        if func is SCALAR or func in YES_OR_NO:
-            self._escaped(
-                func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out
-            )
+        if func in NUMBERS_BELOW:
+            is_yes_or_no = tensors[0].dtype is torch.bool or func is not SCALAR
+            self._escaped(func, recorded_args, depends, is_yes_or_no, out)
             return out
-        if draws(func, args, kwargs) and IMAGE not in depends:
-            self._drawn(out)
-            return out
-        results = [x for x in leaves(out)]
+        results = leaves(out)
         found = [x for x in results if isinstance(x, Tensor)]
+        if draws(func, args, kwargs) and IMAGE not in depends:
+            for x in found:  # a constant, if it is the same in each recording
+                self._slots.pop(x.untyped_storage()._cdata, None)
+                self.view(x)
+            return out
         self._check_dense(found)
         storages = {x.untyped_storage()._cdata for x in tensors}
         if found and moves_nothing and all(x.untyped_storage()._cdata in storages for x in found):
@@ -273,26 +258,12 @@ class Recorder(TorchDispatchMode):
             for slot in call.written:
                 self._depends[slot] |= depends
             if call.has_size_of_values:
-                size = [list(x.shape) for x in found]
-                self.recording.escapes.append(
-                    Escape(len(self.recording.calls), self.where(), "the size", depends, False, None, size)
-                )
+                self._noted("the size", depends, value=[list(x.shape) for x in found])
         self.recording.calls.append(call)
         if call.has_size_of_values and not depends:  # which Python may look at
             masks = [view for view in call.inputs if view.dtype is torch.bool]
-            at = len(self.recording.calls)
-            self.recording.constants_read += [(at, view) for view in masks or call.outputs]
+            self._noted("the size", depends, masks or call.outputs)
         return out
-
-    def _drawn(self, out: Any) -> None:
-        """Registers random numbers as constants, which they are if they are the same in each recording."""
-        for x in leaves(out):
-            if isinstance(x, Tensor):
-                self._slots.pop(x.untyped_storage()._cdata, None)
-                self.view(x)
-
-    def _argument(self, x: Any) -> Any:
-        return self.view(x) if isinstance(x, Tensor) else x
 
     def _keep_leaves(self, tensors: list[Tensor]) -> None:
         """Keeps a copy of what leaves hold before a call may write into them."""
@@ -302,33 +273,26 @@ class Recorder(TorchDispatchMode):
                 leaf.before = flat(leaf.held).clone()
 
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
-        if self._reading == CHECK:
+        if self.reading == CHECK:
             return
-        if not depends:
-            self.recording.constants_read += [
-                (len(self.recording.calls), x) for x in leaves(args) if isinstance(x, View)
-            ]
-            return
-        is_branch = is_yes_or_no if not self._reading else self._reading == "if"
-        what = "a branch" if is_branch else (self._reading or "item()")
+        is_branch = is_yes_or_no if not self.reading else self.reading == BRANCH
+        what = "a branch" if is_branch else (self.reading or "item()")
         value = bool(value) if is_branch else value
         call = Call(func.name(), args, {}, (None,), self.where())
-        self.recording.escapes.append(
-            Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)
-        )
+        self._noted(what, depends, call.inputs, is_branch=is_branch, call=call, value=value)
+
+    def _noted(self, what: str, depends: frozenset[str], views: Iterable[View] = (), **of_number: Any) -> None:
+        """Notes that Python reads a number, of these views if it depends on nothing that the model is given."""
+        at = len(self.recording.calls)
+        if depends:
+            self.recording.escapes.append(Escape(at, self.where(), what, depends, **of_number))
+        else:
+            self.recording.constants_read += [(at, view) for view in views]
 
     def __reduce__(self) -> tuple:
         """Lets copies and pickles of what holds a recorder have None in its place, since what it refers to can't be
         copied."""
         return NoneType, ()
-
-    @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        before, self._reading = self._reading, what
-        try:
-            yield
-        finally:
-            self._reading = before
 
     def check_autocast(self, x: object) -> None:
         """Raises Unsupported within autocast, which does not show below Python. x: the first argument of a call from
@@ -341,17 +305,9 @@ class Recorder(TorchDispatchMode):
                 "as by model.to(torch.bfloat16), or leave autocast to those who call it"
             )
 
-    def read_past_torch(self, tensor: Tensor, name: str) -> None:
-        if self.depends_on(tensor) or name != "data_ptr":  # which says nothing of the values
-            self.read_unseen(tensor, f"{name}()")
-
     def read_unseen(self, tensor: Tensor, what: str) -> None:
         """Notes that Python may have read any element of a tensor."""
-        at, depends = len(self.recording.calls), self.depends_on(tensor)
-        if depends:
-            self.recording.escapes.append(Escape(at, self.where(), what, depends, False, None))
-        else:
-            self.recording.constants_read.append((at, self.view(tensor)))
+        self._noted(what, self.depends_on(tensor), [self.view(tensor)])
 
 
 def _memory(x: Tensor) -> tuple[int, int]:
@@ -369,21 +325,20 @@ class Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         self._recorder.check_autocast(args[0] if args else None)
-        if func in PAST_TORCH and isinstance(args[0], Tensor):
-            self._recorder.read_past_torch(args[0], PAST_TORCH[func])
+        if (name := PAST_TORCH.get(func)) is not None and isinstance(args[0], Tensor):
+            if self._recorder.depends_on(args[0]) or name != "data_ptr":  # which says nothing of the values
+                self._recorder.read_unseen(args[0], f"{name}()")
         if func in SHOWN and args[0].numel():
             self._recorder.read_unseen(args[0], "the text")
-        if func is F.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
-            with self._recorder.reading(CHECK):
-                return func(*args, **(kwargs or {}))
-        if func in NUMBERS:
-            with self._recorder.reading(NUMBERS[func]):
-                return func(*args, **(kwargs or {}))
-        if func in BRANCHES:
-            with self._recorder.reading("if"):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        is_check = func is F.one_hot and (len(args) > 1 or "num_classes" in kwargs)
+        before = self._recorder.reading
+        self._recorder.reading = CHECK if is_check else NUMBERS.get(func, before)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._recorder.reading = before
 
 
 @contextmanager

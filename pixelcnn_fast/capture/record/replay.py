@@ -78,10 +78,9 @@ class Replay:
 
     def _without_image(self) -> set[Call]:
         """The calls that depend on neither images nor what is given besides."""
-        varying = {view.slot for view in (self._recording.images, *self._recording.given) if view is not None}
-        calls = set()
+        varying, calls = self._recording.inputs(), set()
         for call in self._calls:
-            if varying.isdisjoint(view.slot for view in call.inputs) and varying.isdisjoint(call.written):
+            if varying.isdisjoint(call.read) and varying.isdisjoint(call.written):
                 calls.add(call)
             else:
                 varying |= call.written

@@ -233,7 +233,6 @@ class ShadowStorage:
 
     def array(self) -> Tensor:
         if self._array is None:
-            size, stride, offset = self._layout
             self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
-            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
+            self._array.as_strided(*self._layout).copy_(self._map.addresses)
         return self._array

@@ -62,8 +62,7 @@ def _name(call: Call) -> str:
 
 def _given(call: Call) -> list[Any]:
     """The arguments of a call with their names, without the momentum of a batch norm that does not train."""
-    named = dict(zip((argument.name for argument in call.operator._schema.arguments), call.args, strict=False))
-    named |= call.kwargs
+    named = {argument.name: x for argument, x in call.given}
     if "momentum" in named and not named.get("training", named.get("train", False)):
         del named["momentum"]
     return [x for item in sorted(named.items()) for x in item]

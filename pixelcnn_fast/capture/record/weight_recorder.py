@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import Leaf, Recorder, Recording
-from pixelcnn_fast.program.calls import Call, Memory, View, flat, leaves, needed
+from pixelcnn_fast.program.calls import Call, Memory, View, flat, leaves, needed, read_by
 from pixelcnn_fast.program.zeros import asking
 
 WEIGHTS = "weights"
@@ -79,7 +79,7 @@ class WeightRecorder(Recorder):
         self.recording.leaves[view.slot].parameters = leaf.parameters
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
+        if not any(isinstance(x, Tensor) and self.depends_on(x) for x in leaves((args, kwargs))):
             return func(*args, **(kwargs or {}))
         out = super().__torch_dispatch__(func, types, args, kwargs)
         for x in () if self._is_for_python else leaves(out):
@@ -89,21 +89,12 @@ class WeightRecorder(Recorder):
                 self._depends[view.slot] = frozenset()
         return out
 
-    def _reads_weights(self, args: Iterable[Any]) -> bool:
-        for x in args:
-            if isinstance(x, Tensor):
-                if self.depends_on(x):
-                    return True
-            elif isinstance(x, (list, tuple)) and self._reads_weights(x):
-                return True
-        return False
-
     def made_of(self, tensor: Tensor) -> set[str]:
         """The parameters and buffers, by name, that a tensor was computed from."""
         if not self.depends_on(tensor):
             return set()
         slot = self.view(tensor).slot
-        slots = {slot}.union(*(call.read for call in needed(self.recording.calls, [slot])))
+        slots = {slot} | read_by(needed(self.recording.calls, [slot]))
         leaves = (self.recording.leaves[slot] for slot in slots & self.recording.leaves.keys())
         return {name for leaf in leaves for name, _ in leaf.parameters}
 

@@ -34,22 +34,14 @@ class Field:
         """For each channel, the image channels of its own pixel that it sees: [channels, image channels]."""
         return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
 
-    def pixels(self) -> Tensor:
-        """The pixels of which any channel sees anything: [2H - 1, 2W - 1]."""
-        return self.seen.any(0).any(0)
-
 
 _known: WeakKeyDictionary[Program, dict[int, Field]] = WeakKeyDictionary()
 
 
 def receptive_fields(program: Program) -> dict[int, Field]:
     """The field of every value; computed once for each program."""
-    if program not in _known:
-        _known[program] = _computed(program)
-    return _known[program]
-
-
-def _computed(program: Program) -> dict[int, Field]:
+    if program in _known:
+        return _known[program]
     shape = (program.shape[0], 2 * program.shape[1] - 1, 2 * program.shape[2] - 1)
     found: dict[int, Seen] = {}
     sums: Known = {}
@@ -63,7 +55,8 @@ def _computed(program: Program) -> dict[int, Field]:
         else:
             (i,) = component.instructions
             found[i.out] = seen_by(i, found, shape, channels_of)
-    return {out: Field(*map(torch.from_numpy, seen)) for out, seen in found.items()}
+    _known[program] = {out: Field(*map(torch.from_numpy, seen)) for out, seen in found.items()}
+    return _known[program]
 
 
 def output_field(program: Program) -> Tensor:

@@ -6,12 +6,21 @@ offsets see. Offsets add up from state to state; all their sums are found by dou
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
 
 from pixelcnn_fast.program.operands import Connection
-from pixelcnn_fast.program.receptive_field.seen import FieldShape, Seen, distinct, product, seen_by, shifted
+from pixelcnn_fast.program.receptive_field.seen import (
+    FieldShape,
+    Seen,
+    distinct,
+    product,
+    seen_by,
+    shifted,
+    united,
+)
 from pixelcnn_fast.program.recurrence import Component, Offset
 
 Reads = dict[Offset, np.ndarray]  # by offset, which states channels read there: bool [channels, states]
@@ -45,15 +54,15 @@ def seen_in_recurrence(
             read, channels = connection.read, connection.channels.cpu().numpy()
             if read.value not in sizes:
                 continue
-            found = (
-                {(read.dy, read.dx): _placed(channels, at[read.value], ends[-1])}
-                if not read.is_here
-                else {offset: product(channels, states) for offset, states in through[read.value].items()}
-            )
+            if read.is_here:
+                found = {offset: product(channels, states) for offset, states in through[read.value].items()}
+            else:
+                around = (at[read.value].start, ends[-1] - at[read.value].stop)
+                found = {(read.dy, read.dx): np.pad(channels, ((0, 0), around))}
             for offset, states_read in found.items():
                 mine[offset] = mine[offset] | states_read if offset in mine else states_read
     of_states = [inputs[value].seen[inputs[value].group] for value in states]
-    every = {offset: np.zeros((ends[-1], ends[-1]), bool) for value in states for offset in through[value]}
+    every: Reads = defaultdict(lambda: np.zeros((ends[-1], ends[-1]), bool))
     for value in states:
         for offset, states_read in through[value].items():
             every[offset][at[value]] = states_read
@@ -62,16 +71,11 @@ def seen_in_recurrence(
     result: dict[int, Seen] = {}
     for i in component.instructions:
         group, own = inputs[i.out]
-        parts = [(own, group[:, None] == np.arange(len(own)))]
-        parts += [(shifted(seen, *offset), product(read, one_hot)) for offset, read in through[i.out].items()]
-        result[i.out] = seen_by(i, {}, shape, channels_of, lambda connection: False, tuple(parts))
+        parts = [own, *(shifted(seen, *offset) for offset in through[i.out])]
+        reads_of_parts = [group[:, None] == np.arange(len(own))]
+        reads_of_parts += [product(states_read, one_hot) for states_read in through[i.out].values()]
+        result[i.out] = united(parts, reads_of_parts, i.channels, shape)
     return result
-
-
-def _placed(channels: np.ndarray, at: slice, count: int) -> np.ndarray:
-    placed = np.zeros((len(channels), count), bool)
-    placed[:, at] = channels
-    return placed
 
 
 def _seen_by_states(inputs: np.ndarray, reads: Reads, known: Known) -> tuple[np.ndarray, np.ndarray]:

@@ -29,12 +29,10 @@ def seen_by(
     shape: FieldShape,
     channels_of: Callable[[int], int],
     counts: Callable[[Connection], bool] = lambda connection: True,
-    others: tuple[tuple[np.ndarray, np.ndarray], ...] = (),
 ) -> Seen:
-    """counts: which of its connections count. others: more that it sees: (parts [n, C, 2H - 1, 2W - 1], which of them
-    each channel sees, bool [channels, n])."""
-    # Each channel sees the union of some parts: reads[channel, part] says which.
-    parts, reads = ([each[k] for each in others] for k in (0, 1))
+    """counts: which of its connections count."""
+    parts: list[np.ndarray] = []
+    reads: list[np.ndarray] = []
     if (levels := i.levels_seen(shape[0])) is not None:
         own = np.zeros((shape[0], *shape), bool)
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
@@ -44,29 +42,20 @@ def seen_by(
         read = connection.read
         group, seen = known[read.value]
         parts.append(shifted(seen, read.dy, read.dx))
-        reads.append(_groups_read(connection.channels.cpu().numpy(), group, len(seen)))
-    return Seen(*_united(parts, reads, i.channels, shape))
+        reads.append(product(connection.channels.cpu().numpy(), group[:, None] == np.arange(len(seen))))
+    return united(parts, reads, i.channels, shape)
 
 
-def _groups_read(channels: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
-    """channels: bool [n, channels of the field's value] -> of which groups of them each reads any: bool [n, groups]."""
-    if count == 1:
-        return np.asarray(channels.any(1, keepdims=True))
-    return product(channels, group[:, None] == np.arange(count))
-
-
-def _united(
-    parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: FieldShape
-) -> tuple[np.ndarray, np.ndarray]:
-    """-> (each channel's group, what each group sees)"""
+def united(parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: FieldShape) -> Seen:
+    """What channels see that see the union of some parts, [n, C, 2H - 1, 2W - 1]: of which, bool [channels, n]."""
     if not parts:
-        return np.zeros(channels, np.int64), np.zeros((1, *shape), bool)
+        return Seen(np.zeros(channels, np.int64), np.zeros((1, *shape), bool))
     every, read = np.concatenate(parts), np.concatenate(reads, 1)
     if (read == read[:1]).all():  # all channels see the same
-        return np.zeros(channels, np.int64), every[read[0]].any(0, keepdims=True)
+        return Seen(np.zeros(channels, np.int64), every[read[0]].any(0, keepdims=True))
     kinds, kind = distinct(read)
     seen, merged = distinct(product(kinds, every.reshape(len(every), -1)))
-    return merged[kind], seen.reshape(-1, *shape)
+    return Seen(merged[kind], seen.reshape(-1, *shape))
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

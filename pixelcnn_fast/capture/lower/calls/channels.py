@@ -18,7 +18,7 @@ from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, 
 from pixelcnn_fast.capture.lower.materialize import gathered, materialised, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
 
 MOST_PARTS = 64  # of what is combined one by one
@@ -56,19 +56,19 @@ def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> 
 
 
 @lowers("linear")
-def _linear(t: LoweringContext, call: Call, x: View, weight: View, bias: View | None = None) -> Map:
+def _linear(t: LoweringContext, x: View, weight: View, bias: View | None = None) -> Map:
     return _product(t.builder, t.map(x), t.constant(weight).T, t.constant(bias))
 
 
 @lowers("mv")
-def _mv(t: LoweringContext, call: Call, x: View, y: View) -> Map:
+def _mv(t: LoweringContext, x: View, y: View) -> Map:
     if not t.depends_on_image(x):
         raise Unsupported("only the product of features with a constant vector is supported")
     return t.builder.map(_product(t.builder, t.map(x), t.constant(y)[:, None]).addresses[..., 0])
 
 
 @lowers("mm", "bmm")
-def _matmul(t: LoweringContext, call: Call, x: View, y: View) -> Map:
+def _matmul(t: LoweringContext, x: View, y: View) -> Map:
     if t.depends_on_image(x) and t.depends_on_image(y):
         raise Unsupported("only the product of features with a constant matrix is supported")
     if not t.depends_on_image(y):
@@ -78,10 +78,8 @@ def _matmul(t: LoweringContext, call: Call, x: View, y: View) -> Map:
 
 
 @lowers("addmm", "baddbmm")
-def _addmm(
-    t: LoweringContext, call: Call, bias: View, x: View, y: View, *, beta: float = 1, alpha: float = 1
-) -> Map:
-    result = _matmul(t, call, x, y)
+def _addmm(t: LoweringContext, bias: View, x: View, y: View, *, beta: float = 1, alpha: float = 1) -> Map:
+    result = _matmul(t, x, y)
     if alpha != 1:
         result = multiplied(t.builder, result, alpha)
     return result if beta == 0 else added(t.builder, result, t.map(bias), beta)
@@ -102,7 +100,7 @@ def _times_matrices(b: Builder, x: Map, matrix: Tensor) -> Map:
     "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"
 )
 def _batch_norm(
-    t: LoweringContext, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
+    t: LoweringContext, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
 ) -> Map:
     training, eps = any(r is True for r in rest), float(rest[-1])
     if training or mean is None or variance is None:

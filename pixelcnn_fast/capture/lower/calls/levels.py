@@ -25,7 +25,7 @@ CHANNELWISE = frozenset(
 
 
 @lowers("embedding")
-def _embedding(t: LoweringContext, call: Call, weight: View, levels: View, *settings: Any, **named: Any) -> Map:
+def _embedding(t: LoweringContext, weight: View, levels: View, *settings: Any, **named: Any) -> Map:
     return _looked_up(t, t.constant(weight), levels)
 
 
@@ -41,7 +41,7 @@ def _looked_up(t: LoweringContext, table: Tensor, levels: View) -> Map:
 
 
 @lowers("index")
-def _index(t: LoweringContext, call: Call, x: View, indices: Sequence[View | None]) -> Map:
+def _index(t: LoweringContext, x: View, indices: Sequence[View | None]) -> Map:
     first, *others = indices
     if first is None or any(i is not None for i in others):
         raise Unsupported("an index that is not constant is supported only alone, and on the first axis")
@@ -49,13 +49,13 @@ def _index(t: LoweringContext, call: Call, x: View, indices: Sequence[View | Non
 
 
 @lowers("index_select")
-def _index_select(t: LoweringContext, call: Call, x: View, dim: int, index: View) -> Map:
+def _index_select(t: LoweringContext, x: View, dim: int, index: View) -> Map:
     found = _looked_up(t, t.constant(x).movedim(dim, 0), index)
     return t.builder.map(found.addresses.movedim(0, dim))
 
 
 @lowers("scatter")
-def _scatter(t: LoweringContext, call: Call, x: View, dim: int, index: View, value: Any) -> Map:
+def _scatter(t: LoweringContext, x: View, dim: int, index: View, value: Any) -> Map:
     """One-hot vectors: scattered into zeros."""
     into, at = t.map(x).addresses, t.map(index).addresses
     if isinstance(value, View) and bool((t.constant(value) == t.constant(value).view(-1)[:1]).all()):

@@ -17,13 +17,13 @@ from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, 
 from pixelcnn_fast.capture.lower.materialize import divided, of_operands, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
 
 
 @lowers("convolution")
 def _convolution(
-    t: LoweringContext, call: Call, x: View, weight: View, bias: View | None, stride: Sequence[int],
+    t: LoweringContext, x: View, weight: View, bias: View | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Map:  # fmt: skip
     if any(s != 1 for s in stride):
@@ -79,7 +79,7 @@ def _unfold(b: Builder, x: Map, *windows: Sequence[int]) -> Map:
 
 @lowers("masked_conv2d")
 def _masked_conv2d(
-    t: LoweringContext, call: Call, x: View, weight: View, bias: Any, mask: View, padding: Any,
+    t: LoweringContext, x: View, weight: View, bias: Any, mask: View, padding: Any,
     dilation: Any, *backend: Any,
 ) -> Map:  # fmt: skip
     masked = t.constant(weight, as_is=True) * t.constant(mask, as_is=True)
@@ -88,10 +88,10 @@ def _masked_conv2d(
 
 @lowers("masked_conv_block")
 def _masked_conv_block(
-    t: LoweringContext, call: Call, x: View, weight: View, bias: Any, mask: View, scale: Any, shift: Any,
+    t: LoweringContext, x: View, weight: View, bias: Any, mask: View, scale: Any, shift: Any,
     condition: Any, residual: Any, activation: str, alpha: float, padding: Any, dilation: Any, *backend: Any,
 ) -> Map:  # fmt: skip
-    y = _masked_conv2d(t, call, x, weight, bias, mask, padding, dilation)
+    y = _masked_conv2d(t, x, weight, bias, mask, padding, dilation)
     for combined, term in ((multiplied, scale), (added, shift), (added, condition)):
         if term is not None:
             y = combined(t.builder, y, t.builder.map(t.map(term).addresses[..., None, None]))

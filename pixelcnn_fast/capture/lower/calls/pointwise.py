@@ -21,7 +21,7 @@ from pixelcnn_fast.capture.lower.materialize import copied, materialised
 from pixelcnn_fast.capture.lower.operands import Steps
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.steps import ACTIVATIONS, Activation
 
@@ -79,7 +79,7 @@ lowers_to_steps(
 
 
 @lowers("pow")
-def _pow(t: LoweringContext, call: Call, x: Any, exponent: Any) -> Map:
+def _pow(t: LoweringContext, x: Any, exponent: Any) -> Map:
     if isinstance(x, (int, float)) and x > 0:
         return stepped(t.builder, t.map(exponent), (math.log(x), 0.0), Step("exp"))
     if isinstance(exponent, View) and not t.depends_on_image(exponent) and t.constant(exponent).numel() == 1:
@@ -90,7 +90,7 @@ def _pow(t: LoweringContext, call: Call, x: Any, exponent: Any) -> Map:
 
 
 @lowers("clamp", "clamp_min")
-def _clamp(t: LoweringContext, call: Call, x: View, min: Any = None, max: Any = None) -> Map:
+def _clamp(t: LoweringContext, x: View, min: Any = None, max: Any = None) -> Map:
     is_number = max is None and isinstance(min, (int, float))
     if is_number and made_by(t.builder, "softmax", t.map(x)) is not None:
         if min <= LEAST:
@@ -104,9 +104,7 @@ def _clamp(t: LoweringContext, call: Call, x: View, min: Any = None, max: Any = 
     return result
 
 
-@lowers("clamp_max")
-def _clamp_max(t: LoweringContext, call: Call, x: View, max: Any) -> Map:
-    return _clamp(t, call, x, None, max)
+lowers("clamp_max")(lambda t, x, max: _clamp(t, x, None, max))
 
 
 def halves(b: Builder, x: Map, dim: int) -> tuple[Map, Map]:

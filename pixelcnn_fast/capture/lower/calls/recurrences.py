@@ -13,7 +13,7 @@ from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution, Pointwise
 from pixelcnn_fast.program.operands import Read, Step, Tap
@@ -37,41 +37,33 @@ class _StateTap(NamedTuple):
 
 @lowers("row_lstm")
 def _row_lstm(
-    t: LoweringContext, call: Call, sums: View, weight: View, h0: View | None, c0: View | None, *rest: Any
-) -> list[Map]:
+    t: LoweringContext, sums: View, weight: View, h0: View | None, c0: View | None, *rest: Any
+) -> Map:
     matrices = t.constant(weight)
     radius = matrices.shape[2] // 2
     taps = [_StateTap(UP, k - radius, matrix.T) for k, matrix in enumerate(matrices.unbind(2))]
-    return _lstm(t, call, sums, taps, UP, t.constant(h0), t.constant(c0))
+    return _lstm(t, sums, taps, UP, t.constant(h0), t.constant(c0))
 
 
 @lowers("diagonal_lstm")
 def _diagonal_lstm(
-    t: LoweringContext,
-    call: Call,
-    sums: View,
-    weight: View,
-    h0: View | None,
-    c0: View | None,
-    reverse: bool,
-    *rest: Any,
-) -> list[Map]:
+    t: LoweringContext, sums: View, weight: View, h0: View | None, c0: View | None, reverse: bool, *rest: Any
+) -> Map:
     before = RIGHT if reverse else LEFT
     directions = zip((UP, before), t.constant(weight).unbind(2), strict=True)
     taps = [_StateTap(direction, 0, matrix.T) for direction, matrix in directions]
-    return _lstm(t, call, sums, taps, before, t.constant(h0), t.constant(c0))
+    return _lstm(t, sums, taps, before, t.constant(h0), t.constant(c0))
 
 
 def _lstm(
     t: LoweringContext,
-    call: Call,
     sums: View,
     taps: Sequence[_StateTap],
     before: tuple[int, int],
     h0: Tensor | None,
     c0: Tensor | None,
-) -> list[Map]:
-    """The map h, and nothing for the op's other results, which only training keeps. before: where the cell before
+) -> Map:
+    """The map h. The op's other results are left out, since only training keeps them. before: where the cell before
     lies."""
     b, hidden = t.builder, len(taps[0].weight)
     if tuple(sums.size[2:]) != tuple(b.space.grid):
@@ -109,8 +101,7 @@ def _lstm(
     of_state = (Step("tanh"), Step("multiply", value=Read(o)))
     assert h == _emit(b, Pointwise, hidden, base=Read(c), steps=of_state)
     b.states.add(b.source(h))
-    kept = [b.map(torch.zeros(view.at(1)[0], dtype=torch.long)) for view in call.outputs[1:]]
-    return [b.whole(b.source(h)), *kept]
+    return b.whole(b.source(h))
 
 
 def _border(b: Builder, tap: _StateTap, weight: Tensor) -> Tap:

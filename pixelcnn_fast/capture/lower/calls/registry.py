@@ -3,33 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pixelcnn_fast.capture.lower.arithmetic import stepped
 from pixelcnn_fast.capture.lower.builder import Builder
-from pixelcnn_fast.capture.lower.operands import Steps
-from pixelcnn_fast.capture.record.shadow_memory import Map
-from pixelcnn_fast.program.calls import Call, View, map_leaves
+from pixelcnn_fast.capture.lower.operands import Operands, Steps
+from pixelcnn_fast.capture.record.recorder import Recording
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Map, ShadowStorage, Unknown, Value
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import Call, View, leaves, map_leaves, size_at
+from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 
-class LoweringContext(Protocol):
-    """What a lowering may use."""
+class LoweringContext:
+    """What a lowering may use: the builder, and what the storages hold when the call is made.
 
-    builder: Builder
+    as_is: the calls that were made, or put into tables, in the dtype that they were recorded in.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        shape: tuple[int, int, int, int],
+        own: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+        levels: Tensor | None,
+    ) -> None:
+        """own: the model's dtype; dtype: the program's; levels: what the model is given for each level, or None."""
+        self.recording, self.shape = recording, shape
+        self.as_is: set[Call] = set()
+        self.n, channels, height, width = shape
+        self._as_exact = no_narrower_than(own) | {torch.float64}  # what features may be in
+        self.space = AddressSpace(self.n, height, width)
+        self.operands = Operands(recording, self.space, dtype, device)
+        levels = None if levels is None else levels.to(dtype)
+        self.builder = Builder(self.space, self.operands, channels, levels)
+        assert recording.images is not None
+        images = self.space.of(self.builder.images).view(recording.images.at(self.n)[0])
+        self.storages = {
+            recording.images.slot: ShadowStorage(recording.images, self.n, self.builder.map(images))
+        }
 
     def map(self, x: Any) -> Map:
         """The map of a tensor, or of a number."""
+        if not isinstance(x, View):
+            constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
+            return self.builder.map(self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
+        if x.slot in self.storages:
+            return self.storages[x.slot].read(x, self.n, self.space)
+        return self.builder.map(self.operands.addresses(x))
 
-    def depends_on_image(self, x: Any) -> bool: ...
-
-    def rounds_to(self, dtype: torch.dtype) -> bool:
-        """Whether a dtype has fewer digits than the model's own."""
+    def depends_on_image(self, x: Any) -> bool:
+        if not isinstance(x, View) or x.slot not in self.storages:
+            return False
+        return not self.map(x).kinds.isdisjoint((Value, Unknown))
 
     def constant(self, x: Any, as_is: bool = False) -> Any:
         """x as a tensor, in the program's dtype unless as it is, or the number that it is. Raises Unsupported if it
         depends on the image or the condition."""
+        if any(isinstance(view, View) and view.slot in self.storages for view in leaves(x)):
+            raise Unsupported("one of its arguments must be constant, and depends on the image")
+        if any(isinstance(view, View) and self.operands.is_given(view) for view in leaves(x)):
+            raise Unsupported(
+                "one of its arguments depends on the condition: only operands of sums and products may"
+            )
+
+        def found(x: Any) -> Any:
+            constant = self.operands.memory.tensor(x) if isinstance(x, View) else size_at(x, self.n)
+            is_real = isinstance(constant, Tensor) and constant.is_floating_point()
+            return constant.to(self.builder.dtype) if is_real and not as_is else constant
+
+        return map_leaves(found, x)
+
+    def rounds_to(self, dtype: torch.dtype) -> bool:
+        """Whether a dtype has fewer digits than the model's own."""
+        return dtype.is_floating_point and dtype not in self._as_exact
 
 
 Lowering = Callable[..., Any]
@@ -48,23 +101,22 @@ def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> N
     """Registers calls that can be written in terms of others. A formula takes the builder, and then the call's
     arguments, with a map in place of each tensor."""
 
-    def lowering(formula: Callable[..., Map | list[Map]]) -> Lowering:
-        def lowered(t: LoweringContext, call: Call, *args: Any, **kwargs: Any) -> Map | list[Map]:
-            args, kwargs = map_leaves(lambda x: t.map(x) if isinstance(x, View) else x, (args, kwargs))
-            return formula(t.builder, *args, **kwargs)
+    LOWERINGS.update({name: partial(_lowered, formula) for name, formula in formulas.items()})
 
-        return lowered
 
-    LOWERINGS.update({name: lowering(formula) for name, formula in formulas.items()})
+def _lowered(formula: Lowering, t: LoweringContext, *args: Any, **kwargs: Any) -> Map | list[Map]:
+    args, kwargs = map_leaves(lambda x: t.map(x) if isinstance(x, View) else x, (args, kwargs))
+    return formula(t.builder, *args, **kwargs)
 
 
 def lowers_to_steps(steps: dict[str, Callable[..., Steps]]) -> None:
     """Registers calls that put their first argument through steps, which are a function of the other arguments."""
 
-    def formula(of: Callable[..., Steps]) -> Callable[..., Map]:
-        return lambda b, x, *args, **kwargs: stepped(b, x, *of(*args, **kwargs))
+    lowers_to_formulas({name: partial(_stepped_by, of) for name, of in steps.items()})
 
-    lowers_to_formulas({name: formula(of) for name, of in steps.items()})
+
+def _stepped_by(of: Callable[..., Steps], b: Builder, x: Map, *args: Any, **kwargs: Any) -> Map:
+    return stepped(b, x, *of(*args, **kwargs))
 
 
 # Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
