@@ -36,12 +36,13 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_
 class Compiled:
     """A model as the runtimes take it.
 
-    program: what each runtime's own is made of. conditions: the part of the model that depends on the condition alone,
-    for ``program.condition_operands``; whole: the program before it was split into phases, if it is to be compared with
-    the model again: Python reads numbers off labels or conditions.
-    normalised: whether the model's logits are log-probabilities, whose final softmax the program leaves out.
-    behaviour: what the model's forward does; weights: what recorded the calls that made the program's weights; first:
-    what this was before it got other weights. None of these is kept in a pickle.
+    program: what each runtime's own is made of; conditions: the part of the model that depends on labels and condition
+    alone, for ``program.condition_operands``; normalised: whether the model's logits are log-probabilities, whose final
+    softmax the program leaves out; whole: the program before it was split into phases, if it is to be compared with the
+    model again, as Python reads numbers off labels or condition.
+
+    behaviour: what the model's forward does; recorder: of the calls that made the program's weights; first: what this
+    was before it got other weights. None of these is kept in a pickle.
     """
 
     program: PhasedProgram
@@ -49,7 +50,7 @@ class Compiled:
     normalised: bool
     precision: Precision
     behaviour: Behaviour | None
-    weights: WeightRecorder | None
+    recorder: WeightRecorder | None
     whole: Program | None
     first: Compiled | None = None
 
@@ -62,7 +63,7 @@ class Compiled:
         out of a pickle. does_the_same: whether such numbers are known not to matter.
         """
         first = self.first or self
-        if first.weights is None:
+        if first.recorder is None:
             return None
         constants = first._reevaluation(does_the_same)(weights)
         if constants is None:
@@ -77,8 +78,10 @@ class Compiled:
 
     def _reevaluation(self, does_the_same: bool) -> Reevaluation:
         if does_the_same not in self._reevaluations:
-            assert self.weights is not None
-            self._reevaluations[does_the_same] = Reevaluation.of(self._constants(), self.weights, does_the_same)
+            assert self.recorder is not None
+            self._reevaluations[does_the_same] = Reevaluation.of(
+                self._constants(), self.recorder, does_the_same
+            )
         return self._reevaluations[does_the_same]
 
     def _constants(self) -> list[Tensor]:
@@ -95,7 +98,7 @@ class Compiled:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {field.name: getattr(self._alone, field.name) for field in fields(self)}
-        return {**kept, "behaviour": None, "weights": None, "first": None}
+        return {**kept, "behaviour": None, "recorder": None, "first": None}
 
     @cached_property
     def _alone(self) -> Compiled:
@@ -126,17 +129,17 @@ def compile_model(model: WrappedModel, precision: Precision = "same", watch: Wat
     stored = stored_dtype(model.dtype, precision)
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model, watch)
-        with found.weights:  # which notes what weights decide
+        with found.recorder:  # which notes what weights decide
             check_causal(found.program)
             program = simplified(found.program, watch)
         check_program(program, found.conditions, model, expectations(model, found.replay))
-        with found.weights:
+        with found.recorder:
             program = in_dtype(program, model.dtype)
             show(in_dtype.__name__, program, watch)
             result = phased(program, stored, watch)
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
-    return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.weights, whole)
+    return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.recorder, whole)
 
 
 def capture_checked(model: WrappedModel) -> Captured:
@@ -147,7 +150,7 @@ def capture_checked(model: WrappedModel) -> Captured:
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
-        with found.weights:
+        with found.recorder:
             return found._replace(program=in_dtype(found.program, model.dtype))
 
 

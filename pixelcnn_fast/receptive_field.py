@@ -225,7 +225,7 @@ def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
     program, first = found.program, None
 
     def of_zeros(tap: Tap) -> set[str]:
-        return zeros & found.weights.made_of(tap.weight)
+        return zeros & found.recorder.made_of(tap.weight)
 
     while (leak := leak_of(program)) is not None and leak.tap is not None and of_zeros(leak.tap):
         first = first or leak

@@ -38,7 +38,7 @@ class Captured(NamedTuple):
     """A captured model.
 
     program: in float64 where the device has that; conditions: the calls on labels and condition; parameters: the
-    model's own on the first example, [n, D, H, W, P]; head: with its layout; weights: within this context, calls on the
+    model's own on the first example, [n, D, H, W, P]; head: with its layout; recorder: within it, calls on the
     program's weights are recorded, to be made again for others; replay: makes the recorded calls on other examples;
     recording: of the first example; outside: tensors that the forward reads and that copies of the model share.
     """
@@ -47,7 +47,7 @@ class Captured(NamedTuple):
     conditions: ConditionProgram
     parameters: Tensor
     head: Head
-    weights: WeightRecorder
+    recorder: WeightRecorder
     replay: Replay
     recording: Recording
     outside: Sequence[Tensor]
@@ -83,14 +83,14 @@ def capture(
     first, second, recording = _recorded(Forward(model, *examples[0], head, output), another, examples)
     head = first.head
     own, device = dtype_and_device(model)
-    dtype, weights = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
+    dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
     shape, (result, parameters) = with_channels(examples[0][0].shape), recording.outputs
-    with weights:
-        with weights.for_python():  # what is written into is copied
+    with recorder:
+        with recorder.for_python():  # what is written into is copied
             translation = Translation(recording, shape, own, dtype, device, levels)
-        translation.run((result.slot, parameters.slot), weights)
-        with weights.for_python():
-            weights.written.update(translation.written())
+        translation.run((result.slot, parameters.slot), recorder)
+        with recorder.for_python():
+            recorder.written.update(translation.written())
         translation.check_last_call(result, head)
         program = translation.finished(parameters, head)
     operands = condition_operands(program.instructions)
@@ -107,7 +107,7 @@ def capture(
         conditions,
         first.parameters,
         head,
-        weights,
+        recorder,
         Replay(recording, frozenset(translation.as_is), own),
         first.recording,
         shared(first.recording, second.recording),

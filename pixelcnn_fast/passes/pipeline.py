@@ -1,4 +1,9 @@
-"""The passes in their order: from a captured program to a phased one, and on to what one runtime executes."""
+"""The passes in their order: from a captured program to a phased one, and on to what one runtime executes.
+
+Those that change weights run within a ``WeightRecorder``: whatever is decided by a weight's value, as by ``w != 0``,
+becomes a guard, and other weights that decide it otherwise need a new program. A pass that only asks whether a weight
+lets something through asks ``program.zeros``, so that weights may become zero later.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Segment(NamedTuple):
     """Channels of a map, laid out as [N, C, h, w], that come from one value and are all shifted alike.
 
     Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx) if that pixel is
-    ``given``, bool [H, W]; else it is zero.
+    one of ``pixels``, bool [H, W]; else it is zero.
     """
 
     source: int
@@ -27,7 +27,7 @@ class Segment(NamedTuple):
     at: list[int]
     dy: int
     dx: int
-    given: Tensor
+    pixels: Tensor
 
 
 def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
@@ -133,15 +133,15 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
     inside = (y >= 0) & (y < space.grid[0]) & (x >= 0) & (x < space.grid[1])
     if not torch.equal(torch.where(live & inside, space.at(source, image, channel, y, x), 0), here):
         return _of_several_shifts(space, source, addresses)
-    given = torch.zeros(len(used), *space.grid, dtype=torch.bool)
+    pixels = torch.zeros(len(used), *space.grid, dtype=torch.bool)
     k, i, j = live.nonzero().unbind(1)
-    given[k, i + dy[k], j + dx[k]] = True
-    _, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
+    pixels[k, i + dy[k], j + dx[k]] = True
+    _, pattern = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
         alike.setdefault(tuple(key), []).append(row)
     return [
-        Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, given[rows[0]])
+        Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, pixels[rows[0]])
         for (by_y, by_x, _), rows in alike.items()
     ]
 

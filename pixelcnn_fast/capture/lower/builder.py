@@ -119,7 +119,7 @@ class Builder:
         segment, *others = self.segments(x)
         channels = list(range(self.space.channels(segment.source)))
         is_whole = segment.at == segment.channels == channels and not others
-        if not is_whole or not self._is_given(segment, self.space.grid, 0, 0):
+        if not is_whole or not self._is_whole_for(segment, self.space.grid, 0, 0):
             return None
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
@@ -284,19 +284,19 @@ class Builder:
         channels = list(range(self.space.channels(x.source)))
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
-    def _is_given(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
+    def _is_whole_for(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
         """Whether the segment holds all that a frame reads of its source, at (dy, dx), inside the grid."""
         first = segment.dy + dy, segment.dx + dx
         rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
-        return bool(segment.given[rows, columns].all())
+        return bool(segment.pixels[rows, columns].all())
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
         zero only outside the grid, so zeros that the segment has inside the grid are multiplied in."""
 
-        if all(self._is_given(segment, frame, *tap) for tap in taps):
+        if all(self._is_whole_for(segment, frame, *tap) for tap in taps):
             return segment
-        mask = segment.given.to(self.device, self.dtype)[..., None]
+        mask = segment.pixels.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
         step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
         return segment._replace(source=self.step(segment.source, [step]))

@@ -58,8 +58,8 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
     return b.space.moved(logits, taken_of), True
 
 
-def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
-    """The instructions, unless one of them is a softmax: then it raises Unsupported."""
+def refuse_softmaxes(b: Builder, instructions: list[Instruction], head: Head) -> None:
+    """Raises Unsupported if one of the instructions is a softmax."""
     final_softmaxes = {b.out(source) for source in b.final_softmaxes}
     for i in instructions:
         if i.out in final_softmaxes and not head.of_logits:
@@ -75,7 +75,6 @@ def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> 
                 "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
                 "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
             )
-    return instructions
 
 
 def _sorted_rows(addresses: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def gathered(b: Builder, x: Map) -> int:
     segments = b.segments(features)
     if operands is None and len(segments) == 1:
         (s,) = segments
-        if len(s.at) == channels and (s.dy, s.dx) == (0, 0) and bool(s.given.all()):
+        if len(s.at) == channels and (s.dy, s.dx) == (0, 0) and bool(s.pixels.all()):
             return b.selected(s.source, s.channels)
     bias = None
     if operands is not None and OfCondition not in operands.kinds:

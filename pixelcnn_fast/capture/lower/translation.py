@@ -27,7 +27,7 @@ from pixelcnn_fast.capture.lower.calls import (
     has_table,
 )
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
-from pixelcnn_fast.capture.lower.final_softmax import made_by, without_log_softmax, without_softmax
+from pixelcnn_fast.capture.lower.final_softmax import made_by, refuse_softmaxes, without_log_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.recorder import IMAGE
 from pixelcnn_fast.capture.record.shadow_memory import (
@@ -65,9 +65,9 @@ PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "co
 class Translation(LoweringContext):
     """Goes through the recorded calls and builds instructions."""
 
-    def run(self, outputs: Sequence[int], weights: WeightRecorder) -> None:
-        """Takes the calls in order. outputs: the slots that are needed; weights: guards each constant that Python read,
-        at the time when it did."""
+    def run(self, outputs: Sequence[int], recorder: WeightRecorder) -> None:
+        """Takes the calls in order. outputs: the slots that are needed; recorder: guards each constant that Python
+        read, at the time when it did."""
         recording, reads = self.recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
@@ -76,11 +76,11 @@ class Translation(LoweringContext):
         gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
-                with weights.for_python():
+                with recorder.for_python():
                     found = self.operands.memory.tensor(view)
-                weights.guard(found)
+                recorder.guard(found)
             if call in gone:
-                with nullcontext() if call in decisive else weights.for_python():
+                with nullcontext() if call in decisive else recorder.for_python():
                     self._run(call)
                 for slot in gone[call]:
                     self.storages.pop(slot, None)
@@ -352,10 +352,11 @@ class Translation(LoweringContext):
             last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
             result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
+        refuse_softmaxes(self.builder, instructions, head)
         return Program(
             (c, height, width),
             shape[4],
-            tuple(without_softmax(self.builder, instructions, head)),
+            tuple(instructions),
             (result,),
             self.builder.dtype,
             self.builder.device,
