@@ -257,12 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1e-4,
         help="learning rate of Adam; the gradients are noisy, and with 6e-4 the model wanders off",
     )
-    add(
-        "--average",
-        type=float,
-        default=0.99,
-        help="decay, per step, of the moving average that is saved; it takes out most of the noise",
-    )
+    add("--average", type=float, default=0.99, help="decay per step of the moving average that is saved")
     add("--seed", type=int, default=0, help="seed of everything that is drawn")
     add("--out", type=Path, default=Path("refined.safetensors"), help="checkpoint to write after each round")
     return parser

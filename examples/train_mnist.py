@@ -267,12 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"channels of every layer; time grows with its square (default: {HIDDEN['pixelcnn']}; row_lstm "
         f"{HIDDEN['row_lstm']}, diagonal_bilstm {HIDDEN['diagonal_bilstm']})",
     )
-    add(
-        "--residual",
-        type=int,
-        default=4,
-        help="residual blocks of a PixelCNN; each lets it see 2 rows further up",
-    )
+    add("--residual", type=int, default=4, help="residual blocks of a PixelCNN: each sees 2 rows further up")
     add("--layers", type=int, default=7, help="layers of a PixelRNN")
     add("--epochs", type=int, default=15, help="passes over the training images")
     add(

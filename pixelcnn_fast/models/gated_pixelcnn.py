@@ -37,16 +37,10 @@ class GatedPixelCNN(nn.Module):
     logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
 
     def __init__(
-        self,
-        input_channels: int = 3,
-        hidden_channels: int = 64,
-        dilations: Sequence[int] = (1, 2, 1, 4, 1, 2, 1),
-        n_classes: int | None = None,
-        condition_channels: int | None = None,
-        kernel_size: int = 3,
-        channel_order: ChannelOrder | bool | None = None,
-        levels: int = 256,
-    ) -> None:
+        self, input_channels: int = 3, hidden_channels: int = 64, dilations: Sequence[int] = (1, 2, 1, 4, 1, 2, 1),
+        n_classes: int | None = None, condition_channels: int | None = None, kernel_size: int = 3,
+        channel_order: ChannelOrder | bool | None = None, levels: int = 256,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = config_of(locals()) | {"dilations": list(dilations)}
         order = named_order(channel_order)

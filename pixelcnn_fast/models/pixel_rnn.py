@@ -42,17 +42,10 @@ class PixelRNN(nn.Module):
     logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
 
     def __init__(
-        self,
-        kind: Kind,
-        input_channels: int = 3,
-        hidden_channels: int = 128,
-        n_layers: int = 12,
-        n_classes: int | None = None,
-        kernel_size: int = 7,
-        levels: int = 256,
-        channel_order: ChannelOrder | bool | None = None,
-        learn_initial_state: bool = False,
-    ) -> None:
+        self, kind: Kind, input_channels: int = 3, hidden_channels: int = 128, n_layers: int = 12,
+        n_classes: int | None = None, kernel_size: int = 7, levels: int = 256,
+        channel_order: ChannelOrder | bool | None = None, learn_initial_state: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, expected {' or '.join(map(repr, KINDS))}")

@@ -29,14 +29,9 @@ class PixelCNN(nn.Module):
     logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
 
     def __init__(
-        self,
-        input_channels: int = 3,
-        hidden_channels: int = 128,
-        n_residual: int = 15,
-        n_classes: int | None = None,
-        kernel_size: int = 7,
-        channel_order: ChannelOrder | bool | None = None,
-    ) -> None:
+        self, input_channels: int = 3, hidden_channels: int = 128, n_residual: int = 15,
+        n_classes: int | None = None, kernel_size: int = 7, channel_order: ChannelOrder | bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = config_of(locals())
         order = named_order(channel_order)
