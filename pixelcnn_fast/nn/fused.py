@@ -1,4 +1,4 @@
-"""Masked convolution, batch norm and activation in one pass, where that changes nothing but the time."""
+"""Masked convolution, batch norm and activation in one pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pixelcnn_fast.ops.masked_conv_block import reference
 from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
 from pixelcnn_fast.program.steps import ACTIVATIONS
 
-# Of modules that masked_conv_block can compute: the activation's name there, and the attribute that is its alpha.
+# The names of activations in masked_conv_block, and the attributes that are their alpha.
 KINDS: dict[type, tuple[str, str]] = {
     getattr(nn, names.module): (kind, names.alpha)
     for kind, names in ACTIVATIONS.items()
@@ -31,14 +31,14 @@ def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: T
 
 
 def _is_promoted(residual: Tensor | None) -> bool:
-    """Whether PyTorch would compute the sum with it in another dtype than the convolution, as autocast has it."""
+    """Whether autocast has the sum with it computed in another dtype than the convolution."""
     if residual is None or not torch.is_autocast_enabled(residual.device.type):
         return False
     return residual.dtype != torch.get_autocast_dtype(residual.device.type)
 
 
 def is_masked(module: nn.Module) -> TypeGuard[MaskedConv2d]:
-    """True also for plain layers that ``accelerate`` has given this forward, where PyTorch can't compile."""
+    """True also for plain layers that ``accelerate`` has given this forward."""
     return type(module).forward is MaskedConv2d.forward
 
 
@@ -65,7 +65,7 @@ def fused(
     scale = shift = None
     if norm is not None:
         mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None and variance is not None, "can_fuse refuses a norm without statistics"
+        assert mean is not None and variance is not None, "as can_fuse sees to"
         scale, shift = folded_norm(mean, variance, norm.weight, norm.bias, norm.eps)
     terms = (scale, shift, None, residual, activation, alpha)
     return masked_conv_block(x, conv.weight, conv.bias, conv.mask, *terms, conv.padding, conv.dilation)
@@ -74,7 +74,7 @@ def fused(
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that computes its runs of masked convolution, batch norm and activation in one pass each.
 
-    Same children, same state_dict; in training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
+    In training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
     """
 
     def forward(self, input: Any) -> Any:

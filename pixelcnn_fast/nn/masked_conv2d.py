@@ -37,7 +37,7 @@ class MaskedConv2d(nn.Conv2d):
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
     channel_groups: the groups of the input's and of the output's channels (``channel_order.channel_groups``), if
-    the colours of a pixel see each other in order; without them, all channels of a pixel are treated alike.
+    the colours of a pixel see each other in order.
     The buffer ``mask`` has the weight's shape. Reading the stored weight never changes it: masked
     entries keep their values, take no part in the result and get a gradient of exactly zero.
     Raises ValueError for even kernel sizes, unknown mask types and groups of other channels.

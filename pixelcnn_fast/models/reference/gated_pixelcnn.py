@@ -91,7 +91,7 @@ class GatedBlock(nn.Module):
 class GatedPixelCNN(nn.Module):
     """Plain version of ``pixelcnn_fast.models.GatedPixelCNN``."""
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"
 
     def __init__(
         self,

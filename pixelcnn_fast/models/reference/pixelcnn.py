@@ -78,9 +78,9 @@ class ResidualBlock(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """Plain version of ``pixelcnn_fast.models.PixelCNN``: one full forward gives all conditionals."""
+    """Plain version of ``pixelcnn_fast.models.PixelCNN``."""
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"
 
     def __init__(
         self,
