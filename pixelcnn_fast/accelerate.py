@@ -32,8 +32,7 @@ class Accelerated:
         self._undo: list[Callable[[], None]] = []
 
     def undo(self) -> None:
-        """Makes the model, or the function, what it was; parameters stay as they are now. A second call does
-        nothing."""
+        """Makes the model, or the function, what it was; parameters stay as they are now."""
         while self._undo:
             self._undo.pop()()
 
@@ -41,7 +40,6 @@ class Accelerated:
         return str(self.report)
 
 
-# Of modules, and of functions that ``accelerate`` has returned; they do not keep these alive.
 _handles: WeakKeyDictionary[Any, Accelerated] = WeakKeyDictionary()
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -111,15 +109,8 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     return target
 
 
-class _NotCopied:
-    """A function in an attribute of a module, which is None in copies and pickles of the module: those with a
-    ``__getstate__`` of their own copy whatever they hold."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+class _NotCopied(partial[Any]):
+    """A function in an attribute of a module, which is None in copies and pickles of the module."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoneType, ()
@@ -150,8 +141,8 @@ def _name(target: object) -> str:
 
 @functools.cache
 def _isolated() -> dict[str, Any]:
-    """The setting of ``torch.compile`` without which all models of a class share the eight compilations that PyTorch
-    allows a function; empty where PyTorch does not have it."""
+    """The setting without which all models of a class share the compilations that PyTorch allows a function; empty
+    where PyTorch does not have it."""
     known = inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
 
@@ -180,7 +171,7 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _swapped_by_type(target: Target, reason: str) -> Target:
-    """Makes this library's plain layers into its fast ones, which is possible where PyTorch can't capture graphs."""
+    """Makes this library's plain layers into its fast ones, without capturing graphs."""
     handle = Accelerated(Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
