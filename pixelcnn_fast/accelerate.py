@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from types import NoneType
 from typing import Any, TypeVar, cast
@@ -16,7 +16,6 @@ from torch import nn
 
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
-from pixelcnn_fast.nn.recurrence import Recurrence
 from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
 from pixelcnn_fast.rewriting.recompile_limit import warns_at_recompile_limit
 from pixelcnn_fast.rewriting.report import Report
@@ -33,8 +32,7 @@ class Accelerated:
         self._undo: list[Callable[[], None]] = []
 
     def undo(self) -> None:
-        """Makes the model, or the function, what it was; parameters stay as they are now. A second call does
-        nothing."""
+        """Makes the model, or the function, what it was; parameters stay as they are now."""
         while self._undo:
             self._undo.pop()()
 
@@ -42,7 +40,6 @@ class Accelerated:
         return str(self.report)
 
 
-# Of modules, and of functions that ``accelerate`` has returned; they do not keep these alive.
 _handles: WeakKeyDictionary[Any, Accelerated] = WeakKeyDictionary()
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -94,36 +91,26 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
         raise ValueError(f"{_name(target)} is accelerated already: accelerated(it).undo() comes first")
     if isinstance(target, nn.Module) and target._compiled_call_impl is not None:
         raise ValueError(f"{_name(target)} is compiled already: build it without compile()")
-    backend = _backend(mode, live_gradients)
+    # Where PyTorch counts compilations for each backend, a model gets one for itself.
+    backend = Backend(mode, live_gradients) if _isolated() else shared(mode, live_gradients)
     if (reason := _why_not_compiled()) is not None:
         return _swapped_by_type(target, reason)
     handle = Accelerated(backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
-    warning = warns_at_recompile_limit(compiled, backend.report, target, _modules_of, mode == "inductor")
+    warning = warns_at_recompile_limit(
+        compiled, backend.report, target, lambda model: Contents(model).modules.values(), mode == "inductor"
+    )
     if not isinstance(target, nn.Module):
         return _function(target, warning, handle)
-    compiled = _NotCopied(warning)
-    target._compiled_call_impl = compiled
-    handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
+    target._compiled_call_impl = _NotCopied(warning)
+    handle._undo.append(partial(_uncompile, ref(target), ref(target._compiled_call_impl)))
     _handles[target] = handle
     return target
 
 
-def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
-    """Registered or not."""
-    return Contents(model).modules.values()
-
-
-class _NotCopied:
-    """A function in an attribute of a module, which is None in copies and pickles of the module: those with a
-    ``__getstate__`` of their own copy whatever they hold."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+class _NotCopied(partial[Any]):
+    """A function in an attribute of a module, which is None in copies and pickles of the module."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoneType, ()
@@ -152,16 +139,10 @@ def _name(target: object) -> str:
     return getattr(target, "__name__", type(target).__name__)
 
 
-def _backend(mode: Mode, live_gradients: bool) -> Backend:
-    """A backend for this model alone, where PyTorch counts compilations for each backend; else one for all models with
-    these settings."""
-    return Backend(mode, live_gradients) if _isolated() else shared(mode, live_gradients)
-
-
 @functools.cache
 def _isolated() -> dict[str, Any]:
-    """The setting of ``torch.compile`` without which all models of a class share the eight compilations that PyTorch
-    allows a function; empty where PyTorch does not have it."""
+    """The setting without which all models of a class share the compilations that PyTorch allows a function; empty
+    where PyTorch does not have it."""
     known = inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
 
@@ -190,7 +171,7 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _swapped_by_type(target: Target, reason: str) -> Target:
-    """Makes this library's plain layers into its fast ones, which is possible where PyTorch can't capture graphs."""
+    """Makes this library's plain layers into its fast ones, without capturing graphs."""
     handle = Accelerated(Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
@@ -212,25 +193,14 @@ def _swap_back(module: Callable[[], nn.Module | None], original: type[nn.Module]
         found.__class__ = original
 
 
-def _without_init(kind: type[nn.Module]) -> nn.Module:
-    return kind.__new__(kind)
-
-
 def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
+    """A subclass of ``original`` that computes what ``fast`` does."""
 
     def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         """Makes copies, and what comes out of a pickle, plain."""
         _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))
-        return _without_init, (original,), *state
+        return object.__new__, (original,), *state
 
-    attributes: dict[str, Any] = {
-        "forward": fast.forward,
-        "__reduce_ex__": reduced,
-        "__module__": original.__module__,
-        "mask_name": "mask",
-        SWAPPED_FROM: original,
-    }
-    if issubclass(fast, Recurrence):
-        attributes["recur"] = fast.recur
-    return type(original.__name__, (original,), attributes)
+    methods = {name: getattr(fast, name) for name in ("forward", "recur") if hasattr(fast, name)}
+    own = {"__reduce_ex__": reduced, "__module__": original.__module__, SWAPPED_FROM: original}
+    return type(original.__name__, (original,), methods | own)

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast.models.inputs import (
-    as_logits,
-    check_condition,
-    check_images,
-    check_labels,
-    config_of,
-    to_unit_range,
-)
+from pixelcnn_fast.models.inputs import as_logits, check_condition, check_inputs, config_of, to_unit_range
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.masked_conv2d import MaskType
@@ -27,9 +20,7 @@ class GatedPixelCNN(nn.Module):
     images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1 (read as 0...levels-1 when
     some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set; condition: [N, condition_channels,
     H, W] floating point, needed when ``condition_channels`` is set -> logits [N, input_channels, H, W, levels].
-    dilations: one block for each; the first has mask A. Without ``channel_order`` the colours of a pixel are
-    independent given the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones,
-    and hidden channels belong to colours as ``nn.channel_order.channel_groups`` says.
+    dilations: one block for each; the first has mask A. channel_order: as in ``PixelCNN``.
     Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels or conditions.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
     """
@@ -63,8 +54,7 @@ class GatedPixelCNN(nn.Module):
         self.conv_out = MaskedConv2d(hidden_channels, input_channels * levels, 1, "B", channel_groups=logits)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        check_images(images, self.input_channels)
-        check_labels(labels, images.shape[0], self.n_classes)
+        check_inputs(images, self.input_channels, labels, self.n_classes)
         check_condition(condition, images, self.condition_channels)
         vertical = horizontal = to_unit_range(images, self.levels, self.conv_out.weight.dtype)
         for block in self.blocks:

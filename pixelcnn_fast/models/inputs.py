@@ -1,4 +1,4 @@
-"""What the networks have in common: their config, checks of what they are given, images as input, logits as output."""
+"""What the networks have in common: config, checks, input and output."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pixelcnn_fast.nn.channel_order import named_order
 
 
 def config_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``locals()``, as a constructor begins -> the arguments by which the same network is built again."""
+    """``locals()``, as a constructor begins -> the arguments that build the same network."""
     config = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
     return {**config, "channel_order": named_order(config["channel_order"])}
 
 
 def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """uint8 levels, or floating point in 0...1 (in 0...levels-1 where some value exceeds 1) -> 0...1 in ``dtype``."""
+    """Images as ``models.GatedPixelCNN`` takes them -> 0...1 in ``dtype``."""
     x = images.to(dtype)
     if images.dtype == torch.uint8 or (x.numel() and x.max() > 1):
         x = x / (levels - 1)
@@ -25,20 +25,18 @@ def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
 
 
 def as_logits(x: Tensor, channels: int, levels: int) -> Tensor:
-    """What a network's last layer gives, [N, channels * levels, H, W] -> [N, channels, H, W, levels]."""
+    """x: [N, channels * levels, H, W] -> [N, channels, H, W, levels]."""
     return x.unflatten(1, (channels, levels)).permute(0, 1, 3, 4, 2)
 
 
-def check_images(images: Tensor, channels: int) -> None:
+def check_inputs(images: Tensor, channels: int, labels: Tensor | None, n_classes: int | None) -> None:
     if not isinstance(images, Tensor):
         raise ValueError(f"images are a {type(images).__name__}, expected a tensor [N, {channels}, H, W]")
     if images.dim() != 4 or images.shape[1] != channels:
         raise ValueError(f"images have shape {list(images.shape)}, expected [N, {channels}, H, W]")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in 0...1")
-
-
-def check_labels(labels: Tensor | None, n: int, n_classes: int | None) -> None:
+    n = images.shape[0]
     if n_classes is None:
         if labels is not None:
             raise ValueError("labels were given to a model without classes (n_classes=None)")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from pixelcnn_fast.models.inputs import as_logits, check_images, check_labels, config_of
+from pixelcnn_fast.models.inputs import as_logits, check_inputs, config_of
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.settings import check_sizes
@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def is_unobserved(conv: nn.Module) -> bool:
-    """Whether neither autograd nor a hook has use for what a module gives, so that it may be overwritten."""
+    """Whether neither autograd nor a hook has use for what a module gives."""
     return type(conv) is MaskedConv2d and not (
         conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks or _has_any_global_hook()
     )
@@ -31,10 +31,8 @@ class PixelRNN(nn.Module):
     images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1; labels: [N] integers,
     needed when ``n_classes`` is set -> logits [N, input_channels, H, W, levels].
     kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h, how wide each is; the path
-    that they are added to is 2h wide. kernel_size: of the first convolution. Without ``channel_order`` the colours of a
-    pixel are independent given the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier
-    ones, and hidden channels belong to colours as ``nn.channel_order.channel_groups`` says. learn_initial_state:
-    whether the LSTMs' states outside of the image are parameters.
+    that they are added to is 2h wide. kernel_size: of the first convolution. channel_order: as in ``PixelCNN``.
+    learn_initial_state: whether the LSTMs' states outside of the image are parameters.
     Raises ValueError for another kind, a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sections 3.1 to 3.4.
     """
@@ -76,8 +74,7 @@ class PixelRNN(nn.Module):
         self.conv_out3 = MaskedConv2d(2 * h, input_channels * levels, 1, "B", channel_groups=out)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        check_images(images, self.input_channels)
-        check_labels(labels, images.shape[0], self.n_classes)
+        check_inputs(images, self.input_channels, labels, self.n_classes)
         x = images.to(self.conv_in.weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)  # the recurrences go from pixel to pixel
         x = self.conv_in(x / (self.levels - 1) if images.dtype == torch.uint8 else x)

@@ -1,11 +1,11 @@
-"""The convolutional PixelCNN with residual blocks and batch norm, optionally class-conditional."""
+"""The convolutional PixelCNN with residual blocks and batch norm."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.models.inputs import as_logits, check_images, check_labels, config_of, to_unit_range
+from pixelcnn_fast.models.inputs import as_logits, check_inputs, config_of, to_unit_range
 from pixelcnn_fast.nn import FusedSequential, MaskedConv2d, ResidualBlock
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.fused import conv_norm_relu
@@ -18,9 +18,9 @@ class PixelCNN(nn.Module):
 
     images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in 0...1 (read as 0...255 when
     some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set
-    -> logits [N, input_channels, H, W, 256]. Without ``channel_order`` the colours of a pixel are independent given
-    the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones, and hidden channels
-    belong to colours as ``nn.channel_order.channel_groups`` says.
+    -> logits [N, input_channels, H, W, 256].
+    channel_order: with 'thirds' (or True) or 'interleaved' a colour sees the earlier ones of its pixel, and hidden
+    channels belong to colours as in ``nn.channel_groups``; with None it sees earlier pixels only.
     Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.5; the class embedding after
     "Conditional Image Generation with PixelCNN Decoders", section 2.3.
@@ -56,8 +56,7 @@ class PixelCNN(nn.Module):
         self.conv_out = MaskedConv2d(hidden_channels, input_channels * LEVELS, 1, "B", channel_groups=out_of)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        check_images(images, self.input_channels)
-        check_labels(labels, images.shape[0], self.n_classes)
+        check_inputs(images, self.input_channels, labels, self.n_classes)
         x = to_unit_range(images, LEVELS, self.conv_in.weight.dtype)
         h = conv_norm_relu(x, self.conv_in, self.norm_in)
         if self.embedding is not None:

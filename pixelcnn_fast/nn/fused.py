@@ -1,37 +1,29 @@
-"""Masked convolution, batch norm and activation in one pass, where that changes nothing but the time."""
+"""Masked convolution, batch norm and activation in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
 from pixelcnn_fast.ops import masked_conv_block
 from pixelcnn_fast.ops.masked_conv_block import reference
 from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
 from pixelcnn_fast.program.steps import ACTIVATIONS
 
-
-class MaskedConvolution(nn.Conv2d):
-    """A convolution that computes ``ops.masked_conv2d`` of its weight and its mask, the buffer called ``mask_name``.
-
-    Where PyTorch can't compile, ``accelerate`` makes such convolutions of the plain ones, so ``is_masked`` looks for
-    ``mask_name`` alone.
-    """
-
-    mask_name: str
-    # nn.Conv2d makes sure of these types but does not declare them.
-    kernel_size: tuple[int, int]
-    padding: Literal["same", "valid"] | tuple[int, int]
-    dilation: tuple[int, int]
+# The names of activations in masked_conv_block, and the attributes that are their alpha.
+KINDS: dict[type, tuple[str, str]] = {
+    getattr(nn, names.module): (kind, names.alpha)
+    for kind, names in ACTIVATIONS.items()
+    if kind in reference.ACTIVATIONS
+}
 
 
 def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
-    """ReLU(norm(conv(x)) + residual); conv has a ``mask``. x: [N, I, H, W] -> [N, O, H, W]."""
+    """ReLU(norm(conv(x)) + residual). x: [N, I, H, W] -> [N, O, H, W]."""
     if is_masked(conv) and can_fuse(x, conv, norm) and not _is_promoted(residual):
         return fused(x, conv, norm, "relu", residual=residual)
     y = norm(conv(x))
@@ -39,31 +31,31 @@ def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: T
 
 
 def _is_promoted(residual: Tensor | None) -> bool:
-    """Whether PyTorch would compute the sum with it in another dtype than the convolution, as autocast has it."""
+    """Whether autocast has the sum with it computed in another dtype than the convolution."""
     if residual is None or not torch.is_autocast_enabled(residual.device.type):
         return False
     return residual.dtype != torch.get_autocast_dtype(residual.device.type)
+
+
+def is_masked(module: nn.Module) -> TypeGuard[MaskedConv2d]:
+    """True also for plain layers that ``accelerate`` has given this forward."""
+    return type(module).forward is MaskedConv2d.forward
 
 
 def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     """True in inference, when nobody needs gradients, the batch's statistics or the values in between."""
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
-    if torch.is_grad_enabled() and any(
-        t.requires_grad
-        for t in chain([x], *(m.parameters() for m in modules))  # those of parametrizations too
-    ):
-        return False
-    return not any(_has_hooks(m) for m in modules)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    if torch.is_grad_enabled():
+        parameters = [parameter for m in modules for parameter in m.parameters()]  # of parametrizations, too
+        if any(t.requires_grad for t in (x, *parameters)):
+            return False
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 def fused(
     x: Tensor,
-    conv: MaskedConvolution,
+    conv: MaskedConv2d,
     norm: nn.BatchNorm2d | None,
     activation: str = "none",
     alpha: float = 1.0,
@@ -73,20 +65,25 @@ def fused(
     scale = shift = None
     if norm is not None:
         mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None and variance is not None, "can_fuse refuses a norm without statistics"
+        assert mean is not None and variance is not None, "as can_fuse sees to"
         scale, shift = folded_norm(mean, variance, norm.weight, norm.bias, norm.eps)
     terms = (scale, shift, None, residual, activation, alpha)
-    return masked_conv_block(x, conv.weight, conv.bias, kernel_mask(conv), *terms, conv.padding, conv.dilation)
+    return masked_conv_block(x, conv.weight, conv.bias, conv.mask, *terms, conv.padding, conv.dilation)
 
 
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that computes its runs of masked convolution, batch norm and activation in one pass each.
 
-    Same children, same state_dict; in training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
+    In training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
     """
 
     def forward(self, input: Any) -> Any:
-        for conv, norm, activation in _runs(self):
+        rest: list[Any] = list(self)
+        while rest:
+            conv = rest.pop(0)
+            starts = is_masked(conv)
+            norm = rest.pop(0) if starts and rest and isinstance(rest[0], nn.BatchNorm2d) else None
+            activation = rest.pop(0) if starts and rest and type(rest[0]) in KINDS else None
             run = [module for module in (conv, norm, activation) if module is not None]
             if len(run) > 1 and is_masked(conv) and can_fuse(input, *run):
                 name, alpha = KINDS.get(type(activation), ("none", ""))
@@ -95,37 +92,3 @@ class FusedSequential(nn.Sequential):
                 for module in run:
                     input = module(input)
         return input
-
-
-def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.BatchNorm2d | None, nn.Module | None]]:
-    """A masked convolution with the batch norm and the activation after it; any other module by itself."""
-    rest = list(modules)
-    while rest:
-        first = rest.pop(0)
-        norm, activation = None, None
-        if is_masked(first):
-            if rest and isinstance(after := rest[0], nn.BatchNorm2d):
-                norm = after
-                del rest[0]
-            if rest and type(rest[0]) in KINDS:
-                activation = rest.pop(0)
-        yield first, norm, activation
-
-
-def is_masked(module: nn.Module) -> TypeGuard[MaskedConvolution]:
-    """True for a convolution that computes ``ops.masked_conv2d`` of its weight and mask."""
-    return hasattr(type(module), "mask_name")
-
-
-def kernel_mask(conv: MaskedConvolution) -> Tensor:
-    """The mask of such a convolution, in its weight's shape."""
-    mask = getattr(conv, conv.mask_name)
-    return mask if mask.shape == conv.weight.shape else mask.expand_as(conv.weight)
-
-
-# Of modules that masked_conv_block can compute: the activation's name there, and the attribute that is its alpha.
-KINDS: dict[type, tuple[str, str]] = {
-    getattr(nn, names.module): (kind, names.alpha)
-    for kind, names in ACTIVATIONS.items()
-    if kind in reference.ACTIVATIONS
-}

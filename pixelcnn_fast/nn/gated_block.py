@@ -1,4 +1,4 @@
-"""The layer of the Gated PixelCNN: two stacks, gated, the vertical one feeding the horizontal one."""
+"""The layer of the Gated PixelCNN: a vertical and a horizontal stack."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast.nn.channel_order import channel_mask
-from pixelcnn_fast.nn.fused import MaskedConvolution, kernel_mask
 from pixelcnn_fast.nn.settings import check_groups
 from pixelcnn_fast.ops import masked_conv2d
 
@@ -33,12 +32,12 @@ def raster_mask(height: int, width: int, mask_type: MaskType) -> Tensor:
     return mask.view(height, width)
 
 
-class MaskedConv2d(MaskedConvolution):
+class MaskedConv2d(nn.Conv2d):
     """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
     channel_groups: the groups of the input's and of the output's channels (``channel_order.channel_groups``), if
-    the colours of a pixel see each other in order; without them, all channels of a pixel are treated alike.
+    the colours of a pixel see each other in order.
     The buffer ``mask`` has the weight's shape. Reading the stored weight never changes it: masked
     entries keep their values, take no part in the result and get a gradient of exactly zero.
     Raises ValueError for even kernel sizes, unknown mask types and groups of other channels.
@@ -46,7 +45,10 @@ class MaskedConv2d(MaskedConvolution):
     """
 
     mask: Tensor
-    mask_name = "mask"
+    # nn.Conv2d makes sure of these types but does not declare them.
+    kernel_size: tuple[int, int]
+    padding: Literal["same", "valid"] | tuple[int, int]
+    dilation: tuple[int, int]
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class MaskedConv2d(MaskedConvolution):
         self.register_buffer("mask", mask.to(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
-        return masked_conv2d(input, self.weight, self.bias, kernel_mask(self), self.padding, self.dilation)
+        return masked_conv2d(input, self.weight, self.bias, self.mask, self.padding, self.dilation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask_type={self.mask_type!r}"

@@ -15,8 +15,8 @@ Groups = tuple[Tensor, Tensor]
 
 
 class Recurrence(nn.Module):
-    """The weights of an LSTM over pixels: input-to-state of the gates i, f, g and o, state-to-state, and the states
-    outside of the image, ``h0`` and ``c0`` [hidden_channels], where they are learned."""
+    """An LSTM over pixels with the gates i, f, g and o. h0, c0: [hidden_channels], the states outside of the image,
+    where they are learned."""
 
     h0: Tensor | None
     c0: Tensor | None
@@ -32,8 +32,7 @@ class Recurrence(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(hidden)) if learn_initial_state else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x in any memory format -> h in the same. The recurrences go from pixel to pixel, so inside it is
-        channels-last: x is smaller to copy than the sums."""
+        """x in any memory format -> h in the same; the recurrences are faster in channels-last."""
         h = self.recur(self.input_to_state(x.contiguous(memory_format=torch.channels_last)))
         return h.contiguous(memory_format=memory_format(x))
 
@@ -43,10 +42,7 @@ class Recurrence(nn.Module):
 
 
 def gate_groups(groups: Groups | None, in_channels: int, hidden_channels: int) -> Groups | None:
-    """Channel groups of a layer -> those of its input-to-state sums: each of the four gates has all groups.
-
-    Raises ValueError unless the groups are those of so many channels.
-    """
+    """Channel groups of a layer -> those of its sums: each of the four gates has all groups."""
     check_sizes(in_channels=in_channels, hidden_channels=hidden_channels)
     if groups is None:
         return None

@@ -29,9 +29,7 @@ class ResidualBlock(nn.Module):
         if channels_in != channels_out:
             across: nn.Module = nn.Conv2d(channels_in, channels_out, 1)
             if channel_groups is not None:
-                across = MaskedConv2d(
-                    channels_in, channels_out, 1, mask_type="B", channel_groups=channel_groups
-                )
+                across = MaskedConv2d(channels_in, channels_out, 1, "B", channel_groups=channel_groups)
             self.skip = nn.Sequential(across, nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:

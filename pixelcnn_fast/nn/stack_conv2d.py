@@ -1,4 +1,4 @@
-"""Convolutions of the two stacks of a Gated PixelCNN, which together see all earlier pixels: no blind spot."""
+"""Convolutions of the two stacks of a Gated PixelCNN."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pixelcnn_fast import ops
 from pixelcnn_fast.ops.library import have_tangents
 from pixelcnn_fast.rewriting import pipeline
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
-from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
+from pixelcnn_fast.rewriting.nodes import Writes, argument, line, name_of, value
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -28,12 +28,11 @@ Real = Mapping[fx.Node, Tensor]
 
 
 class Backend:
-    """``torch.compile(model, backend=Backend())``: the calls that this library has faster ops for are rewritten, before
-    autograd, so for training and inference. The graph is what the model does, whatever its modules are.
+    """``torch.compile(model, backend=Backend())``: calls that this library has faster ops for are rewritten, before
+    autograd, so for training and inference.
 
     mode: what runs the graph: 'eager', which needs no compiler, or 'inductor', which compiles the rest of it.
-    live_gradients: whether weights that are masked in place (``weight.data *= mask``) get gradients at live taps only,
-    which takes less time; by default they get those that plain PyTorch gives them.
+    live_gradients: whether weights that are masked in place (``weight.data *= mask``) get gradients at live taps only.
     report: what was rewritten, and what was left and why; it fills at each compilation.
     """
 
@@ -49,22 +48,26 @@ class Backend:
             if writing:
                 from torch._dynamo.exc import SkipFrame  # here, or importing it takes a second
 
-                # PyTorch takes its body for pure, but the buffer is written each time the body is computed.
+                # PyTorch takes its body for pure, and may compute it several times.
                 what = "a checkpoint around what writes into a buffer, as a batch norm in training does"
                 self.report.left[what, line(writing[0])] += 1
                 raise SkipFrame(what)
         before = sum(self.report.rewritten.values())
-        inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
+        enabling = {"_set_grad_enabled": (True,), "_enter_inference_mode": (False,)}
+        calls = [node for part, _ in parts for node in part.graph.nodes]
+        enables_gradients = any(enabling.get(name_of(node)) == node.args for node in calls)
+        inference = not torch.is_grad_enabled() and not enables_gradients
         for part, real in parts:
             if (why := _why_not(part.graph)) is not None:
-                self.report.left[f"a graph {why}", line(_last_call(part.graph))] += 1
+                last_call = [node for node in part.graph.nodes if node.op != "output"][-1]
+                self.report.left[f"a graph {why}", line(last_call)] += 1
                 continue
             plain = _copied(part.graph)
             try:
                 with self.report.undone_on_error():
                     settings = (inference, self.live_gradients, self.mode == "inductor")
                     pipeline.rewrite(CapturedGraph(part.graph, real, *settings, self.report))
-            except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
+            except Exception as error:  # must not cost a model that PyTorch can run
                 part.graph = plain
                 text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
                 self.report.warnings.append(text)
@@ -79,7 +82,7 @@ def _by_inductor(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[...,
 
     config: Any = torch.compiler.config
     tag = getattr(config, "cache_key_tag", None)  # older PyTorch has none
-    if tag is not None and _digest_of_ops() not in tag:  # what it keeps on disk is for the ops as they are now
+    if tag is not None and _digest_of_ops() not in tag:  # what it keeps on disk is for these ops
         config.cache_key_tag = f"{tag} pixelcnn_fast {_digest_of_ops()}"
     return cast(Callable[..., Any], compile_fx(module, inputs))
 
@@ -91,8 +94,7 @@ def _digest_of_ops() -> str:
 
 
 def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which refuses tangents: the ops have no forward-mode derivatives, and PyTorch would drop
-    them."""
+    """The same function, which refuses tangents, as PyTorch would drop them."""
 
     def checked(*args: Any) -> Any:
         if forward_ad._current_level >= 0 and have_tangents(args):
@@ -106,7 +108,7 @@ def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
-    """A copy with the attributes that Dynamo has put on inputs, which Inductor asks for."""
+    """With the attributes that Dynamo has put on inputs, which Inductor asks for."""
     copied = copy.deepcopy(graph)
     for node, twin in zip(graph.nodes, copied.nodes, strict=True):
         if hasattr(node, "_dynamo_source"):
@@ -127,27 +129,16 @@ def _why_not(graph: fx.Graph) -> str | None:
     return None
 
 
-def _last_call(graph: fx.Graph) -> fx.Node:
-    return [node for node in graph.nodes if node.op != "output"][-1]
-
-
 def _updates_statistics(node: fx.Node) -> bool:
     """Whether it is a norm that writes its running statistics."""
     flag = {"batch_norm": "training", "instance_norm": "use_input_stats"}.get(name_of(node))
-    if flag is None:
+    if flag is None or argument(node, 1, "running_mean") is None:
         return False
-    names = ("input", "running_mean", "running_var", "weight", "bias", flag)
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return given.get("running_mean") is not None and bool(given.get(flag, True))
-
-
-def _enables_gradients(graph: fx.Graph) -> bool:
-    enabling = {"_set_grad_enabled": (True,), "_enter_inference_mode": (False,)}
-    return any(enabling.get(name_of(node)) == node.args for node in graph.nodes)
+    return bool(argument(node, 5, flag, True))
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
-    """The tensors that the graph's inputs are now, also where DistributedDataParallel hands over fake ones."""
+    """The tensors that the inputs are now, also where DistributedDataParallel gives fake ones."""
     found = {}
     placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
     for node, given in zip(placeholders, inputs, strict=False):
@@ -159,7 +150,7 @@ def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
 
 
 def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule, Real]]:
-    """The graph, and the bodies of its checkpoints, each with the tensors that its inputs are now."""
+    """The graph, and the bodies of its checkpoints."""
     yield module, real
     for node in list(module.graph.nodes):
         body = node.args[0] if isinstance(node.target, torch._ops.HigherOrderOperator) and node.args else None

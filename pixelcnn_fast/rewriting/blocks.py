@@ -1,4 +1,4 @@
-"""In inference, computes what follows a masked convolution (batch norm, a sum, an activation) in the same pass."""
+"""In inference, computes what follows a masked convolution in the same pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv_block import reference
 from pixelcnn_fast.ops.masked_conv_block.norm import folded_norm
 from pixelcnn_fast.program.steps import ACTIVATIONS
@@ -16,6 +15,9 @@ from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     ADD,
     ADD_IN_PLACE,
+    MASKED_CONV2D,
+    argument,
+    arguments,
     calls,
     is_call,
     line,
@@ -26,29 +28,14 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.strides import asked_format, is_surely_so, layout_of
 
-_CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-# What a graph calls, and the activation of masked_conv_block that this is.
 _KINDS = {call: kind for kind in ACTIVATIONS if kind in reference.ACTIVATIONS for call in spelled(kind)}
 
 
-class BatchNormCall(NamedTuple):
-    """The arguments of F.batch_norm."""
-
-    input: Any
-    mean: Any
-    variance: Any
-    weight: Any = None
-    bias: Any = None
-    training: Any = False
-    momentum: Any = 0.1
-    eps: Any = 1e-5
-
-
 class Block(NamedTuple):
-    """A convolution and what follows it."""
+    """A convolution and what follows it. norm: the statistics, weight, bias and eps of a batch norm."""
 
     convolution: fx.Node
-    norm: BatchNormCall | None = None
+    norm: tuple[Any, ...] | None = None
     residual: fx.Node | None = None
     activation: str = "none"
     alpha: float = 1.0
@@ -56,22 +43,15 @@ class Block(NamedTuple):
 
     @property
     def end(self) -> fx.Node:
-        return self.following[-1] if self.following else self.convolution
+        return (self.convolution, *self.following)[-1]
 
     def with_next(self, **parts: Any) -> Block:
         """The block with the only call that reads its end."""
         return self._replace(following=(*self.following, next(iter(self.end.users))), **parts)
 
-    def reads(self) -> list[Any]:
-        return [*self.convolution.args[:4], *(self.norm or ())[1:5], self.residual]
-
     def __str__(self) -> str:
-        parts = (
-            "norm" if self.norm else "",
-            "sum" if self.residual else "",
-            self.activation.replace("none", ""),
-        )
-        return ", ".join(filter(None, ("convolution", *parts)))
+        parts = [("norm", self.norm), ("sum", self.residual), (self.activation, self.activation != "none")]
+        return ", ".join(["convolution", *(name for name, is_there in parts if is_there)])
 
 
 def rewrite(captured: CapturedGraph) -> None:
@@ -79,12 +59,13 @@ def rewrite(captured: CapturedGraph) -> None:
         return
     graph = captured.graph
     for node in list(graph.nodes):
-        if node.target is not _CONVOLUTION or len(node.args) != 9:  # one of a window, or somebody else's
+        if node.target is not MASKED_CONV2D or len(node.args) != 9:  # one of a window, or somebody else's
             continue
         block = _found(node)
         if not block.following or not captured.regions.are_one(node, *block.following):
             continue
-        if not captured.writes.none_between(node, last := block.following[-1], block.reads()):
+        reads, last = [*node.args[:4], *(block.norm or ())[:4], block.residual], block.end
+        if not captured.writes.none_between(node, last, reads):
             continue
         if (result_format := layout_of(last)) is None or not is_surely_so(last):
             continue
@@ -105,18 +86,16 @@ def _found(convolution: fx.Node) -> Block:
     return block
 
 
-def _norm(node: fx.Node) -> BatchNormCall | None:
+def _norm(node: fx.Node) -> tuple[Any, ...] | None:
     user = only_user(node)
     if not calls(user, (F.batch_norm,)):
         return None
-    names = {"running_mean": "mean", "running_var": "variance"}
-    norm = BatchNormCall(
-        *user.args[:8], **{names.get(k, k): x for k, x in user.kwargs.items() if k != "cudnn_enabled"}
-    )
-    statistics, own = value(norm.mean), value(node)
-    if norm.training is not False or statistics is None or own is None or statistics.dtype != own.dtype:
+    given = arguments(user)
+    statistics, own = value(given.running_mean), value(node)
+    if given.training is not False or statistics is None or own is None or statistics.dtype != own.dtype:
         return None
-    return norm if norm.input is node else None
+    parameters = (given.weight, given.bias, given.eps)
+    return (given.running_mean, given.running_var, *parameters) if given.input is node else None
 
 
 def _residual(node: fx.Node) -> fx.Node | None:
@@ -140,17 +119,14 @@ def _activation(node: fx.Node) -> tuple[str, float] | None:
         return None
     kind = _KINDS[user.target]
     names = ACTIVATIONS[kind]
-    alpha: Any = names.default
-    if names.alpha:
-        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(names.alpha, alpha)
+    alpha = argument(user, 1, names.alpha, names.default) if names.alpha else names.default
     return (kind, float(alpha)) if isinstance(alpha, (int, float)) else None
 
 
 def _call(graph: fx.Graph, block: Block, result_format: torch.memory_format | None) -> fx.Node:
     scale = shift = None
-    if (norm := block.norm) is not None:
-        given = proxies(graph, norm.mean, norm.variance, norm.weight, norm.bias, norm.eps)  # eps may vary, too
-        folded: Any = folded_norm(*given)
+    if block.norm is not None:
+        folded: Any = folded_norm(*proxies(graph, *block.norm))  # eps may vary, too
         scale, shift = (result.node for result in folded)
     x, weight, bias, mask, padding, dilation, backend, *_ = block.convolution.args
     terms = (scale, shift, None, block.residual, block.activation, block.alpha)

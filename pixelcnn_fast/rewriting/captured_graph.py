@@ -18,8 +18,7 @@ class CapturedGraph:
     """real: the tensors that inputs of the graph are now. They only decide whether a rewrite pays.
     inference: whether nothing of the graph is kept for a backward.
     live_gradients: whether weights that are masked in place get gradients at live taps only.
-    by_inductor: whether Inductor runs the graph, which may lay out what reads maps in both layouts as it likes, and
-    take a copy for none."""
+    by_inductor: whether Inductor runs the graph, which lays out what reads maps in both layouts as it likes."""
 
     graph: fx.Graph
     real: Mapping[fx.Node, Tensor] = field(default_factory=dict)
@@ -27,7 +26,6 @@ class CapturedGraph:
     live_gradients: bool = False
     by_inductor: bool = False
     report: Report = field(default_factory=Report)
-    is_changed: bool = False
 
     @cached_property
     def writes(self) -> Writes:
@@ -39,7 +37,7 @@ class CapturedGraph:
         return Regions(self.graph)
 
     def replace(self, *calls: fx.Node, by: fx.Node) -> None:
-        """Puts a node in the place of some calls, in their order, of which others read only the last."""
+        """Puts a node in the place of some calls, of which others read only the last."""
         by.meta = {**calls[-1].meta, **by.meta}
         calls[-1].replace_all_uses_with(by)
         self.erase(*calls)
@@ -48,10 +46,3 @@ class CapturedGraph:
         """Erases calls that nobody but the later ones among them reads."""
         for call in calls[::-1]:
             self.graph.erase_node(call)
-        self.is_changed = True
-
-    def end_rewrite(self) -> None:
-        """Forgets ``writes`` if the graph was changed since they were found."""
-        if self.is_changed:
-            self.__dict__.pop("writes", None)
-        self.is_changed = False

@@ -1,4 +1,4 @@
-"""Drops what ``weight.data *= mask`` ends with: giving the weight the memory that it has, which Inductor refuses."""
+"""Drops what ``weight.data *= mask`` ends with: giving the weight its own memory."""
 
 from __future__ import annotations
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
 
-from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from pixelcnn_fast.rewriting.nodes import (
     ADD,
@@ -16,22 +15,18 @@ from pixelcnn_fast.rewriting.nodes import (
     SIGMOID,
     TANH,
     Writes,
+    argument,
     is_any_call,
     is_call,
     line,
     name_of,
     only_user,
+    size,
+    slices,
     value,
 )
 from pixelcnn_fast.rewriting.profitability import TOO_SMALL, is_large_map
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, followed, is_surely_so, layout_of
-
-
-class Half(NamedTuple):
-    """Which half of whose channels a node is."""
-
-    whole: fx.Node
-    number: int
 
 
 def rewrite(captured: CapturedGraph) -> None:
@@ -70,7 +65,6 @@ def _rewrite(captured: CapturedGraph, node: fx.Node, tanh: fx.Node, sigmoid: fx.
 def _why_not(
     captured: CapturedGraph, node: fx.Node, wholes: tuple[fx.Node, ...], factors: tuple[fx.Node, fx.Node]
 ) -> str | None:
-    """Why a gate stays as it is."""
     if not wholes:
         return "not of the first and the second half of one feature map"
     if not is_large_map(wholes[0]):
@@ -90,14 +84,14 @@ def _why_not(
 
 
 def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
-    """The feature map of which a gate's inputs are the halves, and what is added to it, half by half; or nothing."""
+    """The feature map of which a gate's inputs are the halves, and what is added to it, if it is."""
     if (whole := _whole(a, b)) is not None:
         return (whole,)
     if not all(is_call(each, ADD) and len(each.args) == 2 and not each.kwargs for each in (a, b)):
         return ()
-    for of_a in (a.args, a.args[::-1]):
-        for of_b in (b.args, b.args[::-1]):
-            x, condition = (_whole(*pair) for pair in zip(of_a, of_b, strict=True))
+    for of_b in (b.args, b.args[::-1]):
+        pair = [_whole(*halves) for halves in zip(a.args, of_b, strict=True)]
+        for x, condition in (pair, pair[::-1]):
             if x is None or condition is None or x is condition:
                 continue
             full, added, total = value(x), value(condition), value(a)
@@ -110,33 +104,26 @@ def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
 
 def _whole(a: Any, b: Any) -> fx.Node | None:
     """The feature map of which two nodes are the first and the second half."""
-    first, second = half(a), half(b)
-    if first is None or second is None or first.whole is not second.whole:
-        return None
-    return first.whole if (first.number, second.number) == (0, 1) else None
+    first, second = _half(a), _half(b)
+    is_pair = first is not None and first[1] == 0 and second == (first[0], 1)
+    return first[0] if first is not None and is_pair else None
 
 
 def _condition(graph: fx.Graph, x: fx.Node, condition: fx.Node) -> fx.Node:
-    """What is added, as the op takes it: [N, 2C] if it is the same for all pixels."""
-    a, b = value(x), value(condition)
-    assert a is not None and b is not None
-    return condition if a.shape == b.shape else graph.call_method("flatten", (condition, 1))
+    """As the op takes it: [N, 2C] if it is the same for all pixels."""
+    return condition if size(x) == size(condition) else graph.call_method("flatten", (condition, 1))
 
 
 def _between(node: fx.Node, wholes: tuple[fx.Node, ...]) -> list[fx.Node]:
     """The calls that lead from the feature maps to a gate."""
-    found: dict[fx.Node, None] = {}
-    wanted = [*node.all_input_nodes]
-    while wanted:
-        each = wanted.pop()
-        if each not in wholes and each not in found:
-            found[each] = None
-            wanted += each.all_input_nodes
-    return list(found)
+    found = [x for x in node.all_input_nodes if x not in wholes]
+    for each in found:
+        found += [x for x in each.all_input_nodes if x not in wholes and x not in found]
+    return found
 
 
 def _erase_unread(graph: fx.Graph, node: fx.Node, until: tuple[fx.Node, ...] = ()) -> None:
-    """Erases a call that nobody reads, and what only it has read, up to some nodes."""
+    """Erases a call that nobody reads, and what only it has read."""
     if node in until or node.users or not is_any_call(node):
         return
     sources = node.all_input_nodes if until else []
@@ -167,46 +154,35 @@ def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.N
     return None
 
 
-def half(node: Any) -> Half | None:
-    """Which half of the channels of a feature map [N, 2C, H, W] a node is, if it is one."""
-    if not isinstance(node, fx.Node) or node.target is not operator.getitem:
+def _half(node: Any) -> tuple[fx.Node, int] | None:
+    """The feature map [N, 2C, H, W] of which a node is half the channels, and which half."""
+    if not is_call(node, (operator.getitem,)) or not isinstance(source := node.args[0], fx.Node):
         return None
-    source, index = node.args
-    if not isinstance(source, fx.Node):
-        return None
+    index: Any = node.args[1]
     if isinstance(index, int):
         return _of_parts(source, index)
-    channels = _channels(source)
-    if channels is None or not isinstance(index, tuple) or len(index) < 2 or index[0] != slice(None):
+    channels, taken = _channels(source), slices(node)
+    if channels is None or taken is None or taken[2:] != 2 * [slice(None)]:
         return None
-    taken, rest = index[1], index[2:]
-    if (
-        not isinstance(taken, slice)
-        or taken.step not in (None, 1)
-        or any(x not in (slice(None), ...) for x in rest)
-    ):
+    if index[:2] != (slice(None), taken[1]):
         return None
-    if not all(isinstance(x, int | None) for x in (taken.start, taken.stop)):
-        return None
-    start, stop, _ = taken.indices(channels)
-    middle = channels // 2
-    return {(0, middle): Half(source, 0), (middle, channels): Half(source, 1)}.get((start, stop))
+    middle, (start, stop, _) = channels // 2, taken[1].indices(channels)
+    return {(0, middle): (source, 0), (middle, channels): (source, 1)}.get((start, stop))
 
 
-def _of_parts(parts: fx.Node, index: int) -> Half | None:
+def _of_parts(parts: fx.Node, index: int) -> tuple[fx.Node, int] | None:
     """Of what ``chunk`` or ``split`` gives."""
     name = name_of(parts)
     if name not in ("chunk", "split", "tensor_split") or not parts.args:
         return None
-    source, rest = parts.args[0], [*parts.args[1:]]
-    channels = _channels(source)
-    sizes = rest[0] if rest else next((x for key, x in parts.kwargs.items() if key != "dim"), None)
-    axis = rest[1] if len(rest) > 1 else parts.kwargs.get("dim", 0)
+    source, channels, axis = parts.args[0], _channels(parts.args[0]), argument(parts, 2, "dim", 0)
+    named = next((x for key, x in parts.kwargs.items() if key != "dim"), None)
+    sizes = parts.args[1] if len(parts.args) > 1 else named
     if channels is None or axis not in (1, -3) or index not in (0, 1) or not isinstance(source, fx.Node):
         return None
     middle = channels // 2
     in_halves = (2,) if name != "split" else (middle, [middle, middle], (middle, middle))
-    return Half(source, index) if sizes in in_halves else None
+    return (source, index) if sizes in in_halves else None
 
 
 def _channels(node: Any) -> int | None:

@@ -1,8 +1,7 @@
 """Lays feature maps between this library's operators out channels-last, as their kernels read and write them.
 
-What follows such a map (an activation, a sum, another convolution) gives the same numbers in any layout and takes over
-that of its argument. Whatever else reads a map, the graph's caller first of all, is given it as it was: contiguous.
-What PyTorch keeps for its backward, and the caller knows, too, stays the very tensor that PyTorch would keep.
+What follows such a map takes over its layout and gives the same numbers. Whatever else reads it, the graph's caller
+first of all, is given a contiguous map. What PyTorch keeps for its backward stays the tensor that the caller knows.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.program.steps import ACTIVATIONS
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
-from pixelcnn_fast.rewriting.masked_convolutions import Conv2dCall, no_mask
+from pixelcnn_fast.rewriting.masked_convolutions import Conv2dCall
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
+    MASKED_CONV2D,
     STATISTICS,
     calls,
     is_any_call,
     line,
+    size,
     spelled,
     storages,
     value,
@@ -32,8 +31,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.strides import layout_of
 
-_CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-_OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)
+_OURS = (MASKED_CONV2D, torch.ops.pixelcnn_fast.masked_conv_block.default)
 _AGNOSTIC = (
     frozenset((*_OURS, torch.ops.pixelcnn_fast.gated_activation.default, F.pad))
     | CONV2D
@@ -53,7 +51,7 @@ def rewrite(captured: CapturedGraph) -> None:
     copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
 
     def contiguous(source: fx.Node, user: fx.Node) -> fx.Node:
-        """A contiguous copy, made for the first user; all others read the same, as they may share memory with it."""
+        """A contiguous copy, made for the first user, which all others read, too."""
         if source not in copies:
             with graph.inserting_before(user):
                 copies[source] = graph.call_method("contiguous", (source,))
@@ -87,8 +85,8 @@ def _set_format(node: fx.Node, result_format: torch.memory_format) -> None:
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
-    """Whether a call is a convolution whose result is given back at once, and has more channels than its argument:
-    where the kernel writes it contiguously, that takes less time than PyTorch's takes to compute it."""
+    """Whether a call is a convolution with more channels than its argument, whose result is given back at once: our
+    kernel writes it contiguously in less time than PyTorch's takes to compute it."""
     if not calls(node, CONV2D) or not following.isdisjoint(node.users):
         return False
     call = Conv2dCall.of(node)
@@ -99,29 +97,27 @@ def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
 
 
 def _write_contiguous(captured: CapturedGraph, node: fx.Node) -> None:
-    graph, call = captured.graph, Conv2dCall.of(node)
-    weight = value(call.weight)
-    assert weight is not None
-    how = geometry(weight, call.padding, call.dilation)
-    with graph.inserting_before(node):
-        arguments = (call.input, call.weight, call.bias, no_mask(graph, weight), *map(list, how), "auto", False)
-        new = graph.call_function(_CONVOLUTION, (*arguments, torch.contiguous_format))
+    call = Conv2dCall.of(node)
+    with captured.graph.inserting_before(node):
+        new = call.inserted(captured.graph, None, False, torch.contiguous_format)
     captured.replace(node, by=new)
-    captured.report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
+    what = f"conv2d {list(size(call.weight) or ())}"
+    captured.report.rewrite(what, "masked_conv2d, without a mask", line(new))
 
 
 def _following(captured: CapturedGraph) -> set[fx.Node]:
-    """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
+    """The calls whose result is a contiguous map, of the same numbers whatever the layout of the arguments.
 
-    Others may be given a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
-    backward if it is known outside the graph, and who reads it must do so with gradients if it has some.
+    Others may get a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
+    backward if it is known outside, and who reads it must do so with gradients if it has some.
     """
     graph, writes, by_inductor = captured.graph, captured.writes, captured.by_inductor
     following = {
         node
         for node in graph.nodes
         if _is_agnostic(node)
-        and (writes.none_before_backward([node]) or _is_not_kept(node))
+        # Of what only the caller reads, nobody keeps a convolution's result.
+        and (writes.none_before_backward([node]) or (_is_convolution(node) and _is_only_returned(node)))
         and captured.regions.are_one(node, *(user for user in node.users if user.op != "output"))
     }
     all_written = {storage for node in graph.nodes for storage in written(node)}
@@ -137,14 +133,14 @@ def _following(captured: CapturedGraph) -> set[fx.Node]:
 
 
 def _mixing(graph: fx.Graph, following: set[fx.Node], by_inductor: bool) -> set[fx.Node]:
-    """The calls, but for convolutions, that read maps in both layouts, whose gradients would all be channels-last."""
+    """The calls that read maps in both layouts, whose gradients would all be channels-last."""
     joined, last = set(_joined(graph, following)), set[fx.Node]()
     for node in graph.nodes:
         if node in joined or (node in following and not last.isdisjoint(node.all_input_nodes)):
             last.add(node)
     others = {x for node in last for x in node.all_input_nodes if x not in last and _is_map(x)}
-    # A convolution hands no gradient on as it is.
-    others = {x for x in others if by_inductor or (value(x).requires_grad and not _is_convolution(x))}  # type: ignore[union-attr]  # a map
+    if not by_inductor:  # a convolution hands no gradient on as it is
+        others = {x for x in others if getattr(value(x), "requires_grad", False) and not _is_convolution(x)}
     return {node for node in last if not _is_convolution(node) and not others.isdisjoint(node.all_input_nodes)}
 
 
@@ -155,11 +151,6 @@ def _is_map(node: fx.Node) -> bool:
 
 def _is_convolution(node: fx.Node) -> bool:
     return node.target in _OURS or calls(node, CONV2D)
-
-
-def _is_not_kept(node: fx.Node) -> bool:
-    """Whether nobody keeps a result of the graph: a convolution's, which nobody but the caller reads."""
-    return _is_convolution(node) and _is_only_returned(node)
 
 
 def _is_only_returned(node: fx.Node) -> bool:
@@ -184,20 +175,12 @@ def _is_agnostic(node: fx.Node) -> bool:
 
 
 def _joined(graph: fx.Graph, following: set[fx.Node]) -> Iterator[fx.Node]:
-    """Our convolutions that are joined with others, by maps that keep their layout on the way."""
-    group: dict[fx.Node, fx.Node] = {}
-
-    def head(node: fx.Node) -> fx.Node:
-        while group[node] is not node:
-            node = group[node]
-        return node
-
+    """Our convolutions that are joined with others by maps that keep their layout."""
+    groups: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
-        group[node] = node
         if node in following:
-            for source in node.all_input_nodes:
-                if source in following:
-                    group[head(source)] = head(node)
-    ours = [node for node in graph.nodes if node in following and node.target in _OURS]
-    heads = [head(node) for node in ours]
-    return (node for node, own in zip(ours, heads, strict=True) if heads.count(own) >= _FEWEST)
+            group = {node}.union(*(groups[x] for x in node.all_input_nodes if x in following))
+            groups.update(dict.fromkeys(group, group))
+    for node, group in groups.items():
+        if node.target in _OURS and sum(x.target in _OURS for x in group) >= _FEWEST:
+            yield node

@@ -1,4 +1,4 @@
-"""Finds the masks where weights of a graph are zero: by a product, by ``where``, or masked in place beforehand."""
+"""Finds the masks where weights of a graph are zero."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ KEEPING_ZEROS = frozenset(
 class MaskedWeight(NamedTuple):
     """A weight that is zero where ``mask`` is zero, or, inverted, where it isn't.
 
-    since: the call that made it so. in_place: whether that wrote into the weight itself, so that the gradient which the
-    convolution gives is the weight's own. through: the calls that hand the zeros on, from there to the weight.
+    since: the call that made it so. in_place: whether that wrote into the weight itself, whose own gradient is then
+    the convolution's. through: the calls that hand the zeros on to the weight.
     """
 
     mask: fx.Node
@@ -48,7 +48,7 @@ class MaskedWeight(NamedTuple):
     through: tuple[fx.Node, ...] = ()
 
     def reads(self) -> list[fx.Node]:
-        """The nodes that nobody may write into, or the weight is not zero there any more."""
+        """What nobody may write into, or the weight is not zero there any more."""
         return [self.mask, *self.through]
 
     def kept(self, captured: CapturedGraph) -> Tensor | None:
@@ -62,8 +62,8 @@ class MaskedWeight(NamedTuple):
 
     def repeated(self) -> list[fx.Node]:
         """The calls of the graph that write these zeros again."""
-        nodes = self.mask.graph.nodes
-        return [node for node in nodes if _masks_like(node, self.since)] if self.in_place else []
+        masking = _masking(self.since) if self.in_place else None
+        return [node for node in self.mask.graph.nodes if masking and _masking(node) == masking]
 
 
 class MaskedInPlace:
@@ -94,8 +94,9 @@ class MaskedInPlace:
             self._found[where_now] = masked
 
     def _masked_by(self, node: fx.Node) -> tuple[MaskedWeight, ...]:
-        if (inverted := _masking(node)) is not None:
-            return (MaskedWeight(cast(fx.Node, node.args[1]), node, inverted, True),)
+        if (masking := _masking(node)) is not None:
+            mask, inverted, _ = masking
+            return (MaskedWeight(mask, node, inverted, True),)
         if name_of(node) in (*NEW_DATA, "copy_") and len(node.args) == 2:
             return tuple(
                 found._replace(since=node, in_place=True, through=())
@@ -106,7 +107,7 @@ class MaskedInPlace:
 
 
 def masks_of(weight: Any, in_place: MaskedInPlace) -> Iterator[MaskedWeight]:
-    """The ways in which a weight is known to be masked, whatever its other factors are."""
+    """The ways in which a weight is known to be masked."""
     if isinstance(weight, fx.Node):
         for found in _masks_of(weight, in_place):
             yield found._replace(through=(*found.through, weight))
@@ -132,24 +133,18 @@ def _masks_of(weight: fx.Node, in_place: MaskedInPlace) -> Iterator[MaskedWeight
         yield from masks_of(weight.args[0], in_place)
 
 
-def _masking(node: fx.Node) -> bool | None:
-    """Whether a call that masks its first argument by its second does so where that isn't zero; None for others."""
+def _masking(node: fx.Node) -> tuple[fx.Node, bool, MemoryView | None] | None:
+    """By what a call masks in place, whether where that isn't zero, and what."""
     if is_call(node, MUL_IN_PLACE) and len(node.args) == 2 and _is_mask(node.args[1], node.args[0]):
-        return False
-    if is_call(node, ("masked_fill_",)) and len(node.args) == 3 and _is_zero(node.args[2]):
-        return True if isinstance(node.args[1], fx.Node) else None
+        return cast(fx.Node, node.args[1]), False, view(node.args[0])
+    is_fill = is_call(node, ("masked_fill_",)) and len(node.args) == 3 and _is_zero(node.args[2])
+    if is_fill and isinstance(node.args[1], fx.Node):
+        return node.args[1], True, view(node.args[0])
     return None
 
 
-def _masks_like(node: fx.Node, other: fx.Node) -> bool:
-    inverted = _masking(node)
-    if inverted is None or inverted != _masking(other):
-        return False
-    return node.args[1] is other.args[1] and view(node.args[0]) == view(other.args[0])
-
-
 def _is_mask(mask: Any, weight: Any) -> bool:
-    """Whether a factor takes no gradient and is no number, and its product with the weight has the weight's shape."""
+    """Whether a factor takes no gradient, is no number and expands to the weight."""
     m, w = value(mask), value(weight)
     if m is None or w is None or m.requires_grad or m.dim() < 2:
         return False

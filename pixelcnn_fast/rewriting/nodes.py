@@ -1,4 +1,4 @@
-"""Questions about the calls of a graph that Dynamo has captured: what they call, and what they write into."""
+"""What the calls of a captured graph call, and what they write into."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -15,15 +15,18 @@ from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional as F
 
+from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+
 MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
 MUL_IN_PLACE = frozenset((operator.imul, "mul_", "multiply_"))
 DIV = frozenset((operator.truediv, torch.div, torch.true_divide, "div", "true_divide"))
 ADD = frozenset((operator.add, torch.add, "add"))
 ADD_IN_PLACE = frozenset((operator.iadd, "add_"))
 CONV2D = frozenset((torch.conv2d, F.conv2d))
+MASKED_CONV2D = torch.ops.pixelcnn_fast.masked_conv2d.default
 TANH = frozenset((torch.tanh, F.tanh, "tanh"))
 SIGMOID = frozenset((torch.sigmoid, torch.special.expit, F.sigmoid, "sigmoid"))
-# That write into their first argument, as do methods and functions whose names end with an underscore.
+# These write into their first argument.
 WRITING = frozenset(
     getattr(operator, name)
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
@@ -32,12 +35,19 @@ DUNDER_WRITING = frozenset(f"__{target.__name__}__" for target in WRITING)
 NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
 _SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
+_PACKAGES = (
+    "torch",
+    "operator",
+    "_operator",
+    "math",
+    "builtins",
+)  # others' functions may have been allowed in a graph
 _EMBEDDING = frozenset((F.embedding, F.embedding_bag))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
 def spelled(*names: str) -> frozenset[Any]:
-    """What a graph may call to apply pointwise functions of these names, in place or not: functions and methods."""
+    """What a graph may call for pointwise functions of these names, in place or not."""
     all_names = [f"{name}{suffix}" for name in names for suffix in ("", "_")]
     found = {getattr(module, name, None) for module in (operator, torch, F) for name in all_names}
     return frozenset((found - {None}) | {*all_names})
@@ -57,8 +67,34 @@ def is_any_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
+def arguments(node: fx.Node) -> SimpleNamespace:
+    """What a function in Python is called with, by the names of its parameters."""
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]  # a function
+    bound.apply_defaults()
+    return SimpleNamespace(**bound.arguments)
+
+
+def argument(node: fx.Node, at: int, name: str, default: Any = None) -> Any:
+    return node.args[at] if at < len(node.args) else node.kwargs.get(name, default)
+
+
+def slices(node: Any) -> list[slice] | None:
+    """What a call x[:, a:b, ...] takes of each axis of a map [N, C, H, W], if these are runs."""
+    if not is_call(node, (operator.getitem,)) or not isinstance(node.args[1], tuple):
+        return None
+    index: list[Any] = list(node.args[1])
+    if index.count(...) == 1:
+        at = index.index(...)
+        index[at : at + 1] = (5 - len(index)) * [slice(None)]
+    index += (4 - len(index)) * [slice(None)]
+    if len(index) != 4 or any(not isinstance(x, slice) or x.step not in (None, 1) for x in index):
+        return None
+    are_known = all(isinstance(n, int | None) for x in index for n in (x.start, x.stop))
+    return index if are_known and len(size(node.args[0]) or ()) == 4 else None
+
+
 def proxies(graph: fx.Graph, *given: Any) -> list[Any]:
-    """Nodes, such that what is computed with them is put into the graph; anything else as it is."""
+    """Nodes, such that what is computed with them is put into the graph; others as they are."""
     tracer = GraphAppendingTracer(graph)
     return [fx.Proxy(x, tracer) if isinstance(x, fx.Node) else x for x in given]
 
@@ -97,8 +133,10 @@ def line(node: fx.Node) -> str:
 
 
 class Writes:
-    """Which calls of a graph may write into which memory: fake tensors that share memory share a storage. A tensor that
-    is given other data keeps its own fake storage, so the two storages count as one."""
+    """Which calls of a graph may write into which memory: fake tensors that share memory share a storage.
+
+    A tensor that is given other data keeps its own fake storage, so the two count as one.
+    """
 
     def __init__(self, graph: fx.Graph, inference: bool) -> None:
         self.inference = inference  # nothing of the graph is kept for a backward
@@ -112,7 +150,7 @@ class Writes:
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self._inputs = self._storages(inputs)
         arguments = self._storages([node for node in inputs if _is_argument(node)])
-        # Whatever else the graph is given may share memory with an argument the next time.
+        # Other inputs may share memory with an argument the next time.
         self._arguments, self._into_arguments, self.into_inputs = arguments, list[fx.Node](), list[fx.Node]()
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
@@ -145,8 +183,7 @@ class Writes:
             yield from self._into_arguments
 
     def none_before_backward(self, kept: Collection[Any]) -> bool:
-        """Whether nobody but the graph can write into what an op keeps for its backward, where PyTorch keeps something
-        else: into no input and no result of the graph."""
+        """Whether nobody but the graph can write into what an op keeps for its backward."""
         return self.inference or not self.are_known_outside(kept)
 
     def are_known_outside(self, nodes: Collection[Any]) -> bool:
@@ -154,12 +191,11 @@ class Writes:
         return not self._known_outside.isdisjoint(self._storages(nodes))
 
     def none_between(self, start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
-        """Whether no call after ``start`` and before ``end`` may write into what some nodes hold."""
+        """Whether no call between two others may write into what some nodes hold."""
         return not any(start < node < end for node in self.into(read))
 
     def none_after(self, start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
-        """Whether that is so until the end, as it must be for what an op keeps for its backward, except for calls that
-        are in ``but``."""
+        """Whether that is so until the end, as it must be for what an op keeps for its backward."""
         return not any(start < node for node in self.into(read) if node not in but)
 
 
@@ -204,131 +240,93 @@ class _Guess(list[Any]):
 def _written(node: fx.Node) -> list[Any]:
     if node.op in ("placeholder", "get_attr", "output"):
         return []
-    everything = _Guess(node.all_input_nodes)
+    everything, target, name = _Guess(node.all_input_nodes), node.target, name_of(node)
     if not is_any_call(node):
         return everything
-    if isinstance(node.target, torch._ops.OpOverload):
-        return _written_by_schema(node, node.target._schema)
-    if isinstance(node.target, torch._ops.OpOverloadPacket):
-        schemas = [getattr(node.target, name)._schema for name in node.target.overloads()]
+    if isinstance(target, torch._ops.OpOverload):
+        return _written_by_schema(node, target._schema)
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        schemas = [getattr(target, overload)._schema for overload in target.overloads()]
         return everything if any(schema.is_mutable for schema in schemas) else []
-    if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, whose body may write
-        return everything
-    name = name_of(node)
-    if node.target in STATISTICS:
-        is_eval = (node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)) is False
-        source = node.args[0] if node.args else node.kwargs.get("input")
-        return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not source]
-    if _is_of_arrays(node.target, name):  # which share memory with tensors
-        return everything
-    if any(part in name for part in ("batch_norm", "instance_norm", "moving_avg")):  # they may write statistics
-        return everything
-    if node.target in _EMBEDDING:  # it may normalise its weight
+    if target in STATISTICS:
+        is_eval = target in BATCH_NORM and argument(node, 5, "training", False) is False
+        source = argument(node, 0, "input")
+        return [] if is_eval else [x for x in everything if x is not source]
+    if target in _EMBEDDING:  # it may normalise its weight
         return list(node.args[1:2]) or everything
     if name.startswith("_foreach") and name.endswith("_"):
         return [*everything]
-    if name.startswith(("embedding", "_foreach")):
+    if _may_write(target, name):
         return everything
-    if _is_foreign_function(node.target):  # that somebody allowed in the graph
-        return everything
-    is_in_place = any(x is True for x in node.args) or _is_told_to_write(node)  # F.relu(x, True)
-    is_named_so = (name.endswith("_") and not name.endswith("__")) or name in DUNDER_WRITING
-    if (
-        node.target in WRITING
-        or name in DUNDER_WRITING
-        or is_in_place
-        or (is_named_so and node.op == "call_method")
-    ):
+    given = dict(zip(_parameters(target), node.args, strict=False)) | node.kwargs
+    is_in_place = any(x is True for x in node.args) or bool(given.get("inplace"))  # F.relu(x, True)
+    is_named_so = name.endswith("_") and not name.endswith("__")
+    is_method_named_so = is_named_so and node.op == "call_method"
+    if target in WRITING or name in DUNDER_WRITING or is_in_place or is_method_named_so:
         return [node.args[0]] if node.args else everything
-    if is_named_so or name in ("__setitem__", "copyto"):
+    if is_named_so or name == "copyto":
         return [*everything]
     out = node.kwargs.get("out")
     return list(out) if isinstance(out, (list, tuple)) else [out]
 
 
-def _is_told_to_write(node: fx.Node) -> bool:
-    """By an argument ``inplace``, which may be any true value."""
-    at = _place_of_inplace(node.target)
-    given = node.args[at] if at is not None and at < len(node.args) else node.kwargs.get("inplace")
-    return bool(given)
-
-
-@functools.cache
-def _place_of_inplace(target: Any) -> int | None:
-    if not isinstance(target, FunctionType):
-        return None
-    names = list(inspect.signature(target).parameters)
-    return names.index("inplace") if "inplace" in names else None
-
-
-def _is_foreign_function(target: Any) -> bool:
-    if not isinstance(target, FunctionType):
-        return False
-    package = str(target.__module__).partition(".")[0]
-    return package not in ("torch", "operator", "_operator", "math", "builtins")
-
-
-def _is_of_arrays(target: Any, name: str) -> bool:
-    """Whether a call is one of NumPy's, or what Dynamo makes of one: ``array[:] = 3`` is wrapped___setitem__."""
+def _may_write(target: Any, name: str) -> bool:
+    """Whether it is not known what a call does."""
     module = str(getattr(target, "__module__", ""))
     return (
-        "numpy" in name
-        or "numpy" in module
+        isinstance(target, torch._ops.HigherOrderOperator)  # a checkpoint, whose body may write
+        # Arrays share memory with tensors. ``array[:] = 3`` is wrapped___setitem__ of Dynamo's.
+        or "numpy" in f"{name} {module}"
         or module.startswith("torch._dynamo")
-        or name.startswith("wrapped_")
+        or name.startswith(("wrapped_", "embedding", "_foreach"))
+        or any(part in name for part in ("batch_norm", "instance_norm", "moving_avg"))  # statistics
+        or (isinstance(target, FunctionType) and module.partition(".")[0] not in _PACKAGES)
     )
 
 
+@functools.cache
+def _parameters(target: Any) -> tuple[str, ...]:
+    """The names of the parameters of a function in Python."""
+    return tuple(inspect.signature(target).parameters) if isinstance(target, FunctionType) else ()
+
+
 def _written_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> list[Any]:
-    if not schema.is_mutable:
-        return []
-    arguments = list(zip(schema.arguments, node.args, strict=False))
-    arguments += [(argument, node.kwargs.get(argument.name)) for argument in schema.arguments[len(arguments) :]]
-    written = [
-        x for argument, x in arguments if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    given = [(each, argument(node, at, each.name)) for at, each in enumerate(schema.arguments)]
+    written = [x for each, x in given if each.alias_info is not None and each.alias_info.is_write]
     return [x for each in written for x in (each if isinstance(each, (list, tuple)) else [each])]
 
 
-def _is_detached_from(node: fx.Node, now: Tensor) -> bool:
-    """Whether Dynamo takes an input for one without a gradient, as it does after ``x.data *= …``."""
-    fake = value(node)
-    return now.requires_grad and fake is not None and not fake.requires_grad
-
-
-def _is_foreign(target: Any) -> bool:
-    """Whether it is an operator that is not PyTorch's own, which may do more than compute."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target.namespace not in ("aten", "prims")
-    return isinstance(target, (torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator))
-
-
-RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+def _is_known(node: fx.Node) -> bool:
+    """Whether a call writes nothing, draws nothing, and is no operator of others."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        is_foreign = node.target.namespace not in ("aten", "prims")
+    else:
+        is_foreign = isinstance(node.target, (torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator))
+    is_random = any(part in name_of(node) for part in ("rand", "dropout", "bernoulli", "multinomial", "normal"))
+    return is_any_call(node) and not is_foreign and not is_random and all(x is None for x in _written(node))
 
 
 @torch.no_grad()
 def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
-    """What a node holds now, if that follows from inputs of the graph, by calls that write nothing and draw nothing.
-    real: the tensors that inputs are now."""
-    found: dict[fx.Node, Any] = {x: now for x, now in real.items() if not _is_detached_from(x, now)}
+    """What a node holds now, if that follows from the inputs. real: the tensors that they are now."""
+    # After ``x.data *= …``, Dynamo takes an input for one without a gradient.
+    found: dict[fx.Node, Any] = {
+        x: now
+        for x, now in real.items()
+        if not now.requires_grad or (fake := value(x)) is None or fake.requires_grad
+    }
     wanted = [node]
     while wanted:
         each = wanted[-1]
         if each in found:
             wanted.pop()
             continue
-        name = name_of(each)
-        is_pure = (
-            is_any_call(each)
-            and not any(x is not None for x in _written(each))
-            and not any(writes.into([each]))
-        )
-        if not is_pure or _is_foreign(each.target) or any(part in name for part in RANDOM):
+        if not _is_known(each) or any(writes.into([each])):
             return None
         if missing := [x for x in each.all_input_nodes if x not in found]:
             wanted += missing
             continue
         args, kwargs = fx.node.map_arg((each.args, each.kwargs), found.__getitem__)
-        function: Any = getattr(type(args[0]), name) if each.op == "call_method" else each.target
+        function: Any = getattr(type(args[0]), name_of(each)) if each.op == "call_method" else each.target
         found[each] = function(*args, **kwargs)
     return found[node] if isinstance(found[node], Tensor) else None

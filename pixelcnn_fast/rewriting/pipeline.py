@@ -30,5 +30,5 @@ def rewrite(captured: CapturedGraph) -> None:
     """Puts a graph through all rewrites."""
     for each in REWRITES:
         each(captured)
-        captured.end_rewrite()
+        vars(captured).pop("writes", None)  # of a graph that may be another by now
     captured.graph.lint()

@@ -1,10 +1,11 @@
-"""Warns when PyTorch stops compiling a model, or misses what changes in it; PyTorch only logs this, if at all."""
+"""Warns when PyTorch stops compiling a model, or misses what changes in it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from types import CellType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -34,15 +35,13 @@ def warns_at_recompile_limit(
     modules_of: Callable[[nn.Module], Iterable[nn.Module]],
     is_by_inductor: bool = False,
 ) -> Callable[..., Any]:
-    """A function that calls the compiled one, and warns once, there and in the report, if PyTorch reaches the limit of
-    compilations for it or for a function that it calls, if parts of a model get hooks after the first call, and, with
-    Inductor, if tensors of it begin to share memory.
+    """A function that calls the compiled one, and warns once if PyTorch stops compiling it, if parts of a model get
+    hooks after the first call, and, with Inductor, if tensors begin to share memory.
 
     target: what was compiled. modules_of: gives all modules of a model, registered or not.
     """
-    before = WeakKeyDictionary[
-        nn.Module, tuple[int, int]
-    ]()  # hooks and shared tensors of each model, at its last call
+    # Hooks and shared tensors of each model, at its last call.
+    before = WeakKeyDictionary[nn.Module, tuple[int, int]]()
     unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # parts of each model, at its first call
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +73,7 @@ def warns_at_recompile_limit(
 
 
 def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[nn.Module]:
-    """The model that is called; for a function, those that it was given, that it holds, and that are global."""
+    """The model; for a function, those that it was given, that it holds, and that are global."""
     if isinstance(target, nn.Module):
         yield target
         return
@@ -95,32 +94,27 @@ def _hooks(parts: Sequence[nn.Module]) -> int:
 def _sharing_memory(parts: Sequence[nn.Module]) -> int:
     """How many tensors share memory with others."""
     tensors = (x for part in parts for held in (part._parameters, part._buffers) for x in held.values())
-    with suppress(RuntimeError, NotImplementedError):  # of tensors within torch.func, and sparse ones
+    with suppress(RuntimeError, NotImplementedError):  # within torch.func, and of sparse ones
         found = [x.untyped_storage()._cdata for x in tensors if x is not None]
         return len(found) - len({*found})
     return 0
 
 
 def _compilations() -> list[Any]:
-    """PyTorch's records of the latest compilations, failed ones included."""
     from torch._dynamo.utils import get_compilation_metrics
 
     return list(get_compilation_metrics())
 
 
 def _over_the_limit(known: list[Any], now: list[Any]) -> Iterator[str]:
-    """The names of the functions that have been compiled too often, of the records that are new since ``known``."""
-    if known and now and known[-1] is now[-1]:
-        return
-    last = next((at for at, each in enumerate(now) if known and each is known[-1]), -1)
-    for failed in now[last + 1 :]:
+    """The functions that were compiled too often, by the records that are new since ``known``."""
+    last = known[-1] if known else None
+    for failed in [*takewhile(lambda each: each is not last, now[::-1])][::-1]:
         if "limit" in str(failed.fail_reason):
             frame = str(failed.compile_id).partition("/")[0]
             alike = [each for each in now if each.co_name and str(each.compile_id).partition("/")[0] == frame]
-            if not alike:
-                yield "a function"
-            else:
-                yield f"'{alike[-1].co_name}' ({alike[-1].co_filename}:{alike[-1].co_firstlineno})"
+            places = [f"'{each.co_name}' ({each.co_filename}:{each.co_firstlineno})" for each in alike]
+            yield places[-1] if places else "a function"
 
 
 def _tell(report: Report, text: str) -> None:

@@ -1,4 +1,4 @@
-"""In which mode each call of a graph runs: a pattern is rewritten as a whole only if all of it runs in one."""
+"""In which mode each call of a graph runs: a pattern is rewritten if all of it runs in one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Regions:
             self._of[node] = (gradients, *entered)
 
     def are_one(self, *nodes: fx.Node) -> bool:
-        """Whether calls are in one region. No rewrite changes that of a call, but new calls have to be looked up."""
+        """Whether calls are in one region, which no rewrite changes."""
         if not self._of.keys() >= {*nodes}:
             self._read()
         return len({self._of[node] for node in nodes}) == 1

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 class Report:
-    """It fills at each compilation. rewritten, left: by what became of a call, or why it was left, and the line of the
-    model's code, how often. warnings: what else there is to know."""
+    """It fills at each compilation. rewritten, left: how often a call became something, or was left for a reason, on a
+    line of the model's code. warnings: what else there is to know."""
 
     def __init__(self) -> None:
         self.rewritten: Counter[tuple[str, str]] = Counter()
@@ -22,7 +22,7 @@ class Report:
         self.rewritten[f"{what} → {op}", where] += 1
 
     def leave(self, what: str, why: str, where: str) -> None:
-        """Says better why a call is left, which another pass has left; not of one that was rewritten."""
+        """Says better why a call is left, if another pass has left it."""
         if self._take_back(what, where):
             self.left[f"{what}: {why}", where] += 1
 

@@ -1,5 +1,4 @@
-"""How PyTorch lays results out. Rewritten graphs do so, too: somebody may look at strides, or write into what
-``flatten`` shares by them."""
+"""How PyTorch lays results out, which rewritten graphs keep to, as somebody may look at strides."""
 
 from __future__ import annotations
 
@@ -25,8 +24,10 @@ def layout_of(node: fx.Node) -> torch.memory_format | None:
 
 
 def is_surely_so(node: fx.Node) -> bool:
-    """Whether a result has the strides of its fake tensor. What is computed element by element becomes contiguous
-    where one memory is both contiguous and channels-last (one channel, one pixel); PyTorch's fakes stay as they are."""
+    """Whether a result has the strides of its fake tensor.
+
+    Where memory is both contiguous and channels-last, results become contiguous, and fakes do not.
+    """
     found = value(node)
     is_both = found is not None and found.is_contiguous() and layout_of(node) != torch.contiguous_format
     return not (is_both and is_any_call(node))
@@ -38,7 +39,9 @@ def followed(x: Any) -> torch.memory_format | None:
     return None if found is None else memory_format(found)
 
 
-def asked_format(x: Any, weight: Any, wanted: torch.memory_format) -> torch.memory_format | None:
-    """What to ask a convolution for: nothing where it follows x as PyTorch's does, for fake tensors may be wrong about
-    x. PyTorch's also follows a weight that is channels-last."""
+def asked_format(x: Any, weight: Any, wanted: torch.memory_format | None) -> torch.memory_format | None:
+    """What to ask a convolution for: nothing where it follows x as PyTorch's does, as fakes of x may be wrong.
+
+    PyTorch's also follows a weight that is channels-last.
+    """
     return None if followed(x) == wanted and followed(weight) != torch.channels_last else wanted

@@ -1,4 +1,4 @@
-"""The same networks in plain PyTorch, written to be read: the oracle of the tests and the baseline of benchmarks.
+"""The same networks in plain PyTorch, written to be read.
 
 Shapes, errors and sources are those of the fast versions; state dicts load strictly in both directions.
 """

@@ -10,33 +10,15 @@ from torch import Tensor, nn
 from pixelcnn_fast.models.reference.pixelcnn import MaskedConv2d, groups_of
 
 
-class StackConv2d(nn.Conv2d):
-    """A convolution of one stack, its kernel [height, width]."""
-
-    mask: Tensor
-
-    def __init__(
-        self, channels_in: int, channels_out: int, height: int, width: int, dilation: int, mask: Tensor
-    ) -> None:
-        padding = (dilation * (height // 2), dilation * (width // 2))
-        super().__init__(channels_in, channels_out, (height, width), padding=padding, dilation=dilation)
-        self.register_buffer("mask", mask.expand_as(self.weight).clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.mask
-        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding, dilation=self.dilation)
-
-
-class VerticalConv2d(StackConv2d):
+class VerticalConv2d(MaskedConv2d):
     """Plain version of ``pixelcnn_fast.nn.VerticalConv2d``."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, mask_type: str, dilation: int) -> None:
-        mask = torch.zeros(size, size)
-        mask[: size // 2 + (mask_type == "B")] = 1
-        super().__init__(channels_in, channels_out, size, size, dilation, mask)
+        super().__init__(channels_in, channels_out, size, mask_type, dilation=dilation)
+        self.mask[:, :, size // 2] = float(mask_type == "B")
 
 
-class HorizontalConv2d(StackConv2d):
+class HorizontalConv2d(MaskedConv2d):
     """Plain version of ``pixelcnn_fast.nn.HorizontalConv2d``."""
 
     def __init__(
@@ -49,15 +31,7 @@ class HorizontalConv2d(StackConv2d):
         groups_in: list[int] | None,
         groups_out: list[int] | None,
     ) -> None:
-        mask = torch.zeros(channels_out, channels_in, 1, size)
-        mask[:, :, :, : size // 2] = 1
-        for o in range(channels_out):
-            for i in range(channels_in):
-                seen = mask_type == "B"
-                if groups_in is not None and groups_out is not None:
-                    seen = groups_in[i] < groups_out[o] or (seen and groups_in[i] == groups_out[o])
-                mask[o, i, 0, size // 2] = float(seen)
-        super().__init__(channels_in, channels_out, 1, size, dilation, mask)
+        super().__init__(channels_in, channels_out, (1, size), mask_type, groups_in, groups_out, dilation)
 
 
 def gated(x: Tensor) -> Tensor:
@@ -117,7 +91,7 @@ class GatedBlock(nn.Module):
 class GatedPixelCNN(nn.Module):
     """Plain version of ``pixelcnn_fast.models.GatedPixelCNN``."""
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ Groups = list[int] | None
 
 
 class Recurrence(nn.Module):
-    """What Row LSTM and Diagonal LSTM have in common: their weights. The gates' hidden channels are i, f, g and o."""
+    """The weights of Row LSTM and Diagonal LSTM; the gates are i, f, g and o."""
 
     h0: Tensor | None
     c0: Tensor | None
@@ -94,7 +94,7 @@ class DiagonalBiLSTM(nn.Module):
 class PixelRNN(nn.Module):
     """Plain version of ``pixelcnn_fast.models.PixelRNN``."""
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"
 
     def __init__(
         self,

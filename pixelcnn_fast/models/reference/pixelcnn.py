@@ -23,26 +23,29 @@ class MaskedConv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         mask_type: str,
         groups_in: list[int] | None = None,
         groups_out: list[int] | None = None,
+        dilation: int = 1,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        centre = kernel_size // 2
+        height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        padding = (dilation * (height // 2), dilation * (width // 2))
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
+        row, column = height // 2, width // 2  # of the present pixel
         mask = torch.ones_like(self.weight)
-        mask[:, :, centre, centre + (mask_type == "B") :] = 0
-        mask[:, :, centre + 1 :] = 0
+        mask[:, :, row, column + (mask_type == "B") :] = 0
+        mask[:, :, row + 1 :] = 0
         if groups_in is not None and groups_out is not None:
             for i, group_in in enumerate(groups_in):
                 for o, group_out in enumerate(groups_out):
                     seen = group_in < group_out or (mask_type == "B" and group_in == group_out)
-                    mask[o, i, centre, centre] = float(seen)
+                    mask[o, i, row, column] = float(seen)
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight * self.mask
-        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding)
+        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding, dilation=self.dilation)
 
 
 class ResidualBlock(nn.Module):
@@ -75,9 +78,9 @@ class ResidualBlock(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """Plain version of ``pixelcnn_fast.models.PixelCNN``: one full forward gives all conditionals."""
+    """Plain version of ``pixelcnn_fast.models.PixelCNN``."""
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"
 
     def __init__(
         self,
