@@ -229,7 +229,7 @@ def test_every_stage_can_be_watched(monkeypatch):
     monkeypatch.setattr(pipeline, "watches", [*pipeline.watches, watch])
     found = compile_model(wrapped(), "bf16")
     for runtime in pipeline.TAILS:
-        found.program_for(runtime)
+        pipeline.for_runtime(runtime, found.program)
     assert [name for name, _ in seen] == ["capture", *(each.__name__ for each in pipeline.PASSES)]
     assert seen[0][1] == "program" and seen[-1][1] == "causal program"
 
