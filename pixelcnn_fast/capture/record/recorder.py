@@ -71,8 +71,8 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created. parameters: those on it, and buffers, by name, with their places; before: a
-    copy, if a call has written into it."""
+    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places;
+    before: a copy, if a call has written into it."""
 
     held: Tensor
     parameters: tuple[tuple[str, View], ...] = ()
@@ -112,7 +112,8 @@ class Recording:
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """The leaves that the needed calls read, besides what the model was given. by_python: or Python."""
+        """The leaves that the needed calls read, besides what the model was given. by_python: also those that Python
+        read."""
         calls, views = [*self.needed], list[View]()
         if by_python:
             views += [view for _, view in self.constants_read]

@@ -88,7 +88,7 @@ def has_table(t: LoweringContext, call: Call) -> bool:
 
 
 def by_table(t: LoweringContext, call: Call, is_needed: bool = True) -> Map:
-    """The map of a pointwise call on one level. is_needed: whether there is no other way, as by a small table."""
+    """The map of a pointwise call on one level. is_needed: False to refuse a table that would be large."""
     if not _is_pointwise(call):
         raise Unsupported("this call is not supported")
     args = list(call.args)
