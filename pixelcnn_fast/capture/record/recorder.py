@@ -112,8 +112,7 @@ class Recording:
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """The leaves that the needed calls read, besides what the model was given. by_python: also those that Python
-        read."""
+        """The leaves that the needed calls read, and Python, if asked for; not what the model was given."""
         calls, views = [*self.needed], list[View]()
         if by_python:
             views += [view for _, view in self.constants_read]

@@ -110,7 +110,6 @@ class WeightRecorder(Recorder):
             self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
     def guards(self, does_the_same: bool = False) -> list[Guard]:
-        """What other weights must decide as these did. does_the_same: whether the model does, whatever numbers it
-        reads."""
+        """What other weights must decide as these did. does_the_same: whatever numbers the model reads."""
         numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
         return [*self._guards, *numbers, *(() if does_the_same else self._read)]

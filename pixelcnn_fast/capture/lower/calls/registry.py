@@ -96,7 +96,6 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 
 def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> None:
     """Registers functions of the builder and of a call's arguments, with maps in place of tensors."""
-
     LOWERINGS.update({name: partial(_lowered, formula) for name, formula in formulas.items()})
 
 
@@ -107,7 +106,6 @@ def _lowered(formula: Lowering, t: LoweringContext, *args: Any, **kwargs: Any) -
 
 def lowers_to_steps(steps: dict[str, Callable[..., Steps]]) -> None:
     """Registers calls that put their first argument through steps, a function of the others."""
-
     lowers_to_formulas({name: partial(_stepped_by, of) for name, of in steps.items()})
 
 
