@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
-from pixelcnn_fast.passes.pipeline import phased, simplified
+from pixelcnn_fast.passes.pipeline import phased, simplified, watches
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
@@ -58,8 +58,10 @@ def passes() -> tuple[list[tuple[str, Program | PhasedProgram]], PhasedProgram]:
     def watch(name: str, program: Program | PhasedProgram) -> None:
         seen.append((name, program))
 
-    program = simplified(captured(ThreeLayers()), watch)
-    return seen, phased(program, watch=watch)
+    watches.append(watch)
+    program = phased(simplified(captured(ThreeLayers())))
+    watches.remove(watch)
+    return seen, program
 
 
 def listing(text: object, language: str = "text") -> str:

@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.capture import Captured, capture
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.check.against_model import check_program, expectations
 from pixelcnn_fast.check.tolerance import check_finite
-from pixelcnn_fast.passes.pipeline import Watch, for_runtime, phased, show, simplified
+from pixelcnn_fast.passes.pipeline import for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, ConditionProgram
@@ -110,9 +110,9 @@ class Compiled:
 
         return self.converted(alone)
 
-    def program_for(self, runtime: RuntimeName, watch: Watch | None = None) -> PhasedProgram:
+    def program_for(self, runtime: RuntimeName) -> PhasedProgram:
         """What this runtime executes."""
-        return for_runtime(runtime, self.program, watch)
+        return for_runtime(runtime, self.program)
 
     def listing(self, runtime: RuntimeName) -> ProgramListing:
         """The program of the runtime that 'auto' stands for, to print or to ask for its costs."""
@@ -120,23 +120,23 @@ class Compiled:
         return ProgramListing(self.program_for(runtime), runtime, stored.itemsize)
 
 
-def compile_model(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
+def compile_model(model: WrappedModel, precision: Precision = "same") -> Compiled:
     """Captures the model, whose head then has its layout, and compiles it.
 
-    precision: as for ``Sampler``; watch: a function that is shown the captured program, and the program after each
-    pass. Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
+    precision: as for ``Sampler``. Raises ValueError for one that does not go with the model's dtype, and what
+    ``Sampler`` raises.
     """
     stored = stored_dtype(model.dtype, precision)
     with model.in_use(), eagerly, gc_paused():
-        found = capture_model(model, watch)
+        found = capture_model(model)
         with found.recorder:  # which notes what weights decide
             check_causal(found.program)
-            program = simplified(found.program, watch)
+            program = simplified(found.program)
         check_program(program, found.conditions, model, expectations(model, found.replay))
         with found.recorder:
             program = in_dtype(program, model.dtype)
-            show(in_dtype.__name__, program, watch)
-            result = phased(program, stored, watch)
+            show(in_dtype.__name__, program)
+            result = phased(program, stored)
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
     return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.recorder, whole)
@@ -154,7 +154,7 @@ def capture_checked(model: WrappedModel) -> Captured:
             return found._replace(program=in_dtype(found.program, model.dtype))
 
 
-def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
+def capture_model(model: WrappedModel) -> Captured:
     """The captured model, before its program is compared with it. After this, the model has its head's layout, and
     knows which labels it takes, and what Python reads off images.
 
@@ -173,7 +173,7 @@ def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
     model.head, model.branches = found.head, found.program.branches
     model.reads_images = bool(model.branches)
     check_finite(found.parameters, model.head)
-    show("capture", found.program, watch)
+    show("capture", found.program)
     explore_labels(model, found.conditions, condition_operands(found.program.instructions))
     return found
 

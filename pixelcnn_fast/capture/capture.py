@@ -2,8 +2,7 @@
 
 A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
 embeddings; and feature maps, which depend on the image. Calls on constants are run once, calls on conditions are kept
-to be run for each batch, and calls on feature maps become instructions. One that can't is refused, but only if the
-output needs its result.
+to be run for each batch, and calls on feature maps become instructions.
 """
 
 from __future__ import annotations
@@ -35,13 +34,8 @@ Example = tuple[Tensor, Conditioning]  # images, as the model takes them, and wh
 
 
 class Captured(NamedTuple):
-    """A captured model.
-
-    program: in float64 where the device has that; conditions: the calls on labels and condition; parameters: the
-    model's own on the first example, [n, D, H, W, P]; head: with its layout; recorder: within it, calls on the
-    program's weights are recorded, to be made again for others; replay: makes the recorded calls on other examples;
-    recording: of the first example; outside: tensors that the forward reads and that copies of the model share.
-    """
+    """A captured model. parameters: its own on the first example, [n, D, H, W, P]; head: with its layout; recording:
+    of the first example; outside: tensors that the forward reads and that copies of the model share."""
 
     program: Program
     conditions: ConditionProgram
@@ -89,10 +83,7 @@ def capture(
         with recorder.for_python():  # what is written into is copied
             translation = Translation(recording, shape, own, dtype, device, levels)
         translation.run((result.slot, parameters.slot), recorder)
-        with recorder.for_python():
-            recorder.written.update(translation.written())
-        translation.check_last_call(result, head)
-        program = translation.finished(parameters, head)
+        program = translation.finished(result, parameters, head)
     operands = condition_operands(program.instructions)
     conditions = translation.operands.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):
@@ -117,7 +108,6 @@ def capture(
 def _recorded(
     first: Forward, another: Callable[[Example], Forward], examples: Sequence[Example]
 ) -> tuple[Forward, Forward, Recording]:
-    """-> (the forwards on the first two examples, and their recording, in which they agree)."""
     try:
         second = another(examples[1])
         recording = agreed(first.recording, second.recording)

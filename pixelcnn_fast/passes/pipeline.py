@@ -25,11 +25,8 @@ from pixelcnn_fast.passes.wavefront import one_row_at_a_time, with_wavefront
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
 
-# Called after capture and after each pass, with its name and what it made.
-Watch = Callable[[str, "Program | PhasedProgram"], None]
-
-# Watches every run, in addition to the watch that a run is given: tests verify programs here.
-always_watch: Watch | None = None
+# Called after capture and after each pass, with its name and what it made: tests verify programs here.
+watches: list[Callable[[str, Program | PhasedProgram], None]] = []
 
 # These keep the meaning and leave fewer instructions; the check compares their result with the model.
 SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
@@ -62,38 +59,37 @@ PASSES: tuple[Callable, ...] = (
 )
 
 
-def simplified(program: Program, watch: Watch | None = None) -> Program:
+def simplified(program: Program) -> Program:
     """A captured causal program -> one with the same meaning that takes less work."""
-    return _through(SIMPLIFYING, program, watch)
+    return _through(SIMPLIFYING, program)
 
 
-def phased(program: Program, stored: torch.dtype | None = None, watch: Watch | None = None) -> PhasedProgram:
+def phased(program: Program, stored: torch.dtype | None = None) -> PhasedProgram:
     """A simplified program -> one that any runtime can execute. stored: what weights are rounded to; None: nothing."""
     if stored is not None:
         program = rounded_weights(program, stored)
-        show(rounded_weights.__name__, program, watch)
-    result = split_phases(_through(CLEANING, program, watch))
-    show(split_phases.__name__, result, watch)
-    return _through(PHASING, result, watch)
+        show(rounded_weights.__name__, program)
+    result = split_phases(_through(CLEANING, program))
+    show(split_phases.__name__, result)
+    return _through(PHASING, result)
 
 
-def for_runtime(runtime: str, program: PhasedProgram, watch: Watch | None = None) -> PhasedProgram:
+def for_runtime(runtime: str, program: PhasedProgram) -> PhasedProgram:
     """A phased program -> the one that this runtime executes."""
-    return _through(TAILS[runtime], program, watch)
+    return _through(TAILS[runtime], program)
 
 
 P = TypeVar("P", Program, PhasedProgram)
 
 
-def _through(passes: Sequence[Callable[[P], P]], program: P, watch: Watch | None) -> P:
+def _through(passes: Sequence[Callable[[P], P]], program: P) -> P:
     for transform in passes:
         program = transform(program)
-        show(transform.__name__, program, watch)
+        show(transform.__name__, program)
     return program
 
 
-def show(name: str, program: Program | PhasedProgram, watch: Watch | None) -> None:
+def show(name: str, program: Program | PhasedProgram) -> None:
     """Shows what a pass, or capture, has made to those who watch."""
-    for each in (always_watch, watch):
-        if each is not None:
-            each(name, program)
+    for watch in watches:
+        watch(name, program)

@@ -67,6 +67,7 @@ def test_the_fused_program_computes_what_the_model_computes(model):
 
 
 EVEN = torch.arange(6)[:, None, None] % 2 == 0
+ONE_TAP = torch.ones(4, 1, 1, dtype=torch.float64)
 PER_CHANNEL = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)[:, None, None]
 
 
@@ -242,6 +243,12 @@ REFUSED = {
         lambda net, h, x: torch.mul(h, 2, out=torch.empty(0, dtype=h.dtype)),
         "mul: out= is not supported",
     ),
+    "the cells of an LSTM": (
+        lambda net, h, x: (
+            h * torch.ops.pixelcnn_fast.row_lstm(h[:, :4], ONE_TAP, None, None, True, "auto")[1][:, :1]
+        ),
+        "row_lstm: only the first of its results is followed",
+    ),
     "several maps changed at once": (
         lambda net, h, x: (torch._foreach_mul_([h], 2.0), h)[1],
         "model: _?foreach_mul: it writes into tensors that it does not return",
@@ -284,6 +291,27 @@ REFUSED = {
         "scaled_dot_product_attention: .*only convolutions",
     ),
 }
+
+
+def flipped(net, h, x):
+    return h.flip(1) * h
+
+
+def cropped(net, h, x):
+    return h[:, :, 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize(("last", "padding"), [(flipped, 0), (cropped, 1)])
+def test_a_thousand_steps_may_follow_one_another(last, padding):
+    def body(net, h, x):
+        h = F.conv2d(h, net.middle.weight[:, :, 1:2, 1:2], padding=padding)
+        for _ in range(1000):
+            h = F.leaky_relu(h, 0.99)
+        return last(net, h, x)
+
+    examples = [(torch.zeros(n, 1, 3, 2, dtype=torch.uint8), Conditioning()) for n in (2, 3)]
+    levels = torch.arange(256, dtype=torch.float64)
+    assert len(capture(Net(body).double(), examples, Categorical(), levels).program.instructions) > 1000
 
 
 @pytest.mark.parametrize("name", REFUSED)

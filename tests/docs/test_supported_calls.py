@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pixelcnn_fast import Sampler, Unsupported, heads
 from pixelcnn_fast.capture.lower import advice
-from pixelcnn_fast.capture.lower import calls as lowering
+from pixelcnn_fast.capture.lower.calls import registry
 from pixelcnn_fast.capture.record.recorder import IMAGE, Recorder
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.program.calls import plain_name
@@ -130,7 +130,7 @@ ELSEWHERE = {"linear", "cudnn_batch_norm", "_native_batch_norm_legit_no_training
 
 
 def test_every_call_in_the_code_has_an_example() -> None:
-    known = {*lowering.LOWERINGS, *lowering.MOVEMENTS, *lowering.FRESH}
+    known = {*registry.LOWERINGS, *registry.MOVEMENTS, *registry.FRESH}
     reached = set().union(*(recorded(around(*example)) for example in EXAMPLES.values()))
     assert known - reached - ELSEWHERE == set(), (
         "put a call that becomes this into a group in docs/supported_calls.py"
@@ -138,7 +138,7 @@ def test_every_call_in_the_code_has_an_example() -> None:
 
 
 def test_a_new_call_in_the_code_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lowering.LOWERINGS, "erfinv", lambda *_: None)
+    monkeypatch.setitem(registry.LOWERINGS, "erfinv", lambda *_: None)
     with pytest.raises(AssertionError, match="erfinv"):
         test_every_call_in_the_code_has_an_example()
 

@@ -124,16 +124,17 @@ def net(kind: type[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [Ordered, Shifted])
-def test_every_pass_carries_it_through(kind: type[nn.Module]) -> None:
+def test_every_pass_carries_it_through(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, int] = {}
 
     def watch(name: str, program: Program | PhasedProgram) -> None:
         inner = (getattr(i, "instruction", i) for i in program.instructions)
         found[name] = sum(isinstance(i, Sine) for i in inner)
 
-    program = compile_model(WrappedModel(net(kind), (2, 5, 4), levels=LEVELS), watch=watch).program
+    monkeypatch.setattr(pipeline, "watches", [*pipeline.watches, watch])
+    program = compile_model(WrappedModel(net(kind), (2, 5, 4), levels=LEVELS)).program
     for runtime in pipeline.TAILS:
-        pipeline.for_runtime(runtime, program, watch)
+        pipeline.for_runtime(runtime, program)
     assert found.keys() == {"capture", *(each.__name__ for each in pipeline.PASSES)} - {"rounded_weights"}
     assert min(found.values()) >= found["capture"] > 0
 

@@ -342,9 +342,10 @@ def test_scans_are_printed() -> None:
     assert "scan 1 from the left" in printed
 
 
-def test_programs_print_before_and_after_every_pass() -> None:
-    seen = {}
-    pipeline.phased(pipeline.simplified(VALID, lambda name, p: seen.update({name: str(p)})))
+def test_programs_print_before_and_after_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(pipeline, "watches", [lambda name, p: seen.update({name: str(p)})])
+    pipeline.simplified(VALID)
     names = [transform.__name__ for transform in pipeline.SIMPLIFYING]
     assert list(seen) == list(dict.fromkeys(names))
     assert "%1    conv                         4 ch = bias + %0(-1, +0) + %0(+0, -1)" in str(VALID)

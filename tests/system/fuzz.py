@@ -25,7 +25,7 @@ from pixelcnn_fast.program.verify import verify
 from tests.system import lives
 from tests.tolerances import assert_identical_up_to_rounding
 
-pipeline.always_watch = lambda name, program: verify(program)
+pipeline.watches.append(lambda name, program: verify(program))
 
 CLASSES = 3
 ORDERS: tuple[ChannelOrder | None, ...] = (None, *CHANNEL_ORDERS)

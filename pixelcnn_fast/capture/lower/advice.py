@@ -8,10 +8,7 @@ from pixelcnn_fast.program.calls import Call, plain_name
 
 
 class Refused(NamedTuple):
-    """Calls as users write them, separated by spaces; why they are refused; and what to do instead, in Markdown.
-
-    Arguments, as in 'mean(x,(2,3))', are there where other calls of that name are supported.
-    """
+    """Calls as users write them, separated by spaces; why they are refused; and what to do instead, in Markdown."""
 
     calls: str
     why: str
@@ -149,9 +146,6 @@ def instead(name: str) -> str:
 
 
 NAMES = {
-    "native_batch_norm": "batch_norm",
-    "native_layer_norm": "layer_norm",
-    "native_group_norm": "group_norm",
     "max_pool2d_with_indices": "max_pool2d",
     "avg_pool3d": "local_response_norm",
     "grid_sampler_2d": "grid_sample",
@@ -164,18 +158,18 @@ NAMES = {
     "rrelu_with_noise": "rrelu",
     "mkldnn_rnn_layer": "lstm",
     "_cudnn_rnn": "lstm",
-    "nll_loss_forward": "cross_entropy",
-    "nll_loss2d_forward": "cross_entropy",
-    "native_dropout": "dropout",
     "reflection_pad2d": "pad(reflect)",
     "replication_pad2d": "pad(replicate)",
     "constant_pad_nd": "pad",
-    "_fft_r2c": "fft",
-    "_fft_c2c": "fft",
     "_to_copy": "to",
     **dict.fromkeys(("mm", "bmm", "mv", "addmm", "baddbmm"), "matmul"),
 }
-FAMILIES = {"upsample_": "interpolate", "_scaled_dot_product_": "scaled_dot_product_attention"}
+FAMILIES = {
+    "upsample_": "interpolate",
+    "_scaled_dot_product_": "scaled_dot_product_attention",
+    "nll_loss": "cross_entropy",
+    "_fft_": "fft",
+}
 
 
 def friendly_name(call: Call) -> str:
@@ -185,7 +179,5 @@ def friendly_name(call: Call) -> str:
         stride, transposed = call.args[3], call.args[6]
         name = f"conv{'_transpose' if transposed else ''}{len(stride)}d"
         return name if transposed or all(s == 1 for s in stride) else f"{name}(stride>1)"
-    for prefix, family in FAMILIES.items():
-        if name.startswith(prefix):
-            return family
-    return NAMES.get(name, name.removeprefix("_"))
+    family = next((family for prefix, family in FAMILIES.items() if name.startswith(prefix)), None)
+    return family or NAMES.get(name, name.removeprefix("_").removeprefix("native_"))

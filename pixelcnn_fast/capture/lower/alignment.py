@@ -16,11 +16,8 @@ MOST_SHIFTS = 2  # of the pixels of one map
 
 
 class Segment(NamedTuple):
-    """Channels of a map, laid out as [N, C, h, w], that come from one value and are all shifted alike.
-
-    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx) if that pixel is
-    one of ``pixels``, bool [H, W]; else it is zero.
-    """
+    """Channels of a map [N, C, h, w] that come from one value: element (i, j) of channel ``at[k]`` is that of channel
+    ``channels[k]`` at (i + dy, j + dx) if that is one of ``pixels``, bool [H, W]; else zero."""
 
     source: int
     channels: list[int]
@@ -31,10 +28,7 @@ class Segment(NamedTuple):
 
 
 def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
-    """Which dimensions are N, H and W (-1 where none varies), and which are channels, in order.
-
-    Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
-    """
+    """The dimensions of N, H and W (-1 where none varies), and those of channels. Raises Unsupported if they mix."""
     elements = space.decode(addresses)
     is_value = space.is_of(elements.source, Value)
     has_image = is_value | space.is_of(elements.source, OfCondition)
@@ -56,10 +50,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
 
 
 def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """-> (the addresses, with an axis for each axis of the image, N, H and W, and those for channels).
-
-    An axis that runs over several axes of the image, as in [N * H * W, C], is split.
-    """
+    """-> (the addresses, with an axis for each axis of the image; N, H and W; the axes for channels). An axis of
+    several, as in [N * H * W, C], is split."""
     first: Unsupported | None = None
     for shape in _unflattened(space, addresses):
         try:
@@ -107,11 +99,8 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
-    """Splits addresses of values, laid out as [N, C, h, w], into segments. Channels that are all zero are in none,
-    and one that holds pixels of several values, each in its own place, is in several.
-
-    Raises Unsupported if pixels are rearranged in any way other than by shifts that move zeros in.
-    """
+    """Splits addresses of values, [N, C, h, w], into segments, of which a channel may have none or several. Raises
+    Unsupported where pixels are not just shifted, with zeros moved in."""
     source = space.source_of(addresses)
     return [
         segment
@@ -121,7 +110,6 @@ def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
 
 
 def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """The segments of one value that has the size of the image."""
     used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
     here, (height, width) = addresses[:, used], addresses.shape[2:]
     live = here[0] != 0
@@ -147,8 +135,7 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
 
 
 def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """As ``_segments_of``, where the pixels of a channel are shifted in different ways. Where pixels are shifted along
-    the raster order, for instance, the first pixel of a row is the last one of the row above."""
+    """As ``_segments_of``, for several shifts, as along the raster."""
     if len(addresses) > space.images:
         raise Unsupported(
             f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
@@ -172,8 +159,7 @@ def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> l
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index counts. Where channels are shifted against each other, it varies along
-    theirs, too, but does not count one by one."""
+    """The dimensions along which an index counts one by one, or, if there is none, varies."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:

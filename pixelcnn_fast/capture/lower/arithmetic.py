@@ -37,7 +37,7 @@ def multiplied(b: Builder, x: Map | float, y: Map | float) -> Map:
 
 
 def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float = 1.0) -> Map:
-    """x + alpha * y, or x * y or another kind of step on two maps; at least one of them depends on the image."""
+    """x + alpha * y, or another kind of step on two maps, one of which depends on the image."""
     shape = torch.broadcast_shapes(*(m.shape for m in (x, y) if isinstance(m, Map)))
     for one, other, scale, factor in ((x, y, 1.0, alpha), (y, x, alpha, 1.0)):
         if isinstance(one, Map) and (number := _number(b, other)) is not None:
@@ -69,7 +69,7 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
 
 
 def _number(b: Builder, x: Map | float) -> float | None:
-    """The number that x is, if it is a single constant that never changes; else None."""
+    """The number that x is, if it is a single constant that never changes."""
     if not isinstance(x, Map):
         return x
     found = [b.space.sources[source] for source in x.sources]
@@ -79,7 +79,7 @@ def _number(b: Builder, x: Map | float) -> float | None:
 
 
 def _with_number(kind: str, scale: float, number: float) -> Step | Affine:
-    """The step that combines x with a number; in a sum, x is multiplied by ``scale`` first."""
+    """The step that combines x, in a sum multiplied by ``scale``, with a number."""
     if kind in ("add", "multiply"):
         return (scale, number) if kind == "add" else (number, 0.0)
     return Step("at_least" if kind == "maximum" else "at_most", number)
@@ -111,8 +111,7 @@ def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
 
 
 def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
-    """-> (the channels of x and those of y that meet, [pairs] each; for each element, the number of its pair; the
-    elements of x). None unless each pixel meets itself, and the same features meet everywhere."""
+    """-> (the channels of x and of y that meet, [pairs]; each element's pair; the elements of x), or None"""
     sources = [*x.sources, *y.sources]
     if len({b.space.frame(s) for s in sources}) != 1:
         return None

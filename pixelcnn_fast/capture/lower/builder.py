@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,13 +19,12 @@ from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwis
 from pixelcnn_fast.program.operands import Read, Step, Tap
 from pixelcnn_fast.program.zeros import lets_through
 
+Key = tuple[int, ...]
+
 
 class Builder:
-    """The instructions so far, in the order of the model's calls; instruction k defines value k.
-
-    ``where`` names the module whose forward made the present call, for the names of instructions. levels: what the
-    model is given for each level, or None if it is given real numbers.
-    """
+    """The instructions so far; instruction k defines value k. where: the module that made the present call; levels:
+    what the model is given for each level, or None if it takes real numbers."""
 
     def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
         self.space, self.operands = space, operands
@@ -33,8 +33,8 @@ class Builder:
         self.where = "input"
         self.levels = levels
         self._sources: list[int] = []  # by value
-        self._windows: dict[tuple[int, int, int], int] = {}
-        self._selected: dict[tuple[int, ...], int] = {}
+        self._windows: dict[Key, int] = {}
+        self._selected: dict[Key, int] = {}
         self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.final_softmaxes: dict[int, str] = {}  # by source: the kind of final softmax that it is
@@ -52,8 +52,7 @@ class Builder:
         return self._sources[-1]
 
     def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
-        """Adds a copy of the instruction that defines a source. If that is part of a final softmax, the copy is,
-        too."""
+        """Adds a copy of what defines a source, which is part of a final softmax if that is."""
         source = self._added(copy, frame)
         if of in self.final_softmaxes:
             self.final_softmaxes[source] = self.final_softmaxes[of]
@@ -66,7 +65,6 @@ class Builder:
         return found.out
 
     def source(self, out: int) -> int:
-        """The source that is the value of that number."""
         return self._sources[out]
 
     def instruction(self, source: int) -> Instruction:
@@ -107,9 +105,8 @@ class Builder:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
 
     def shifted_state(self, x: Map, beside: int) -> Read | None:
-        """Where a step on a value of the image's size can read x, if x is a whole state of a recurrence, shifted with
-        zeros moved in; else None. Other values are shifted by convolutions, which the convolutions that read them can
-        take over."""
+        """Where a step can read x, if that is a recurrence's whole state, shifted; else None. Other shifts are left
+        to convolutions, which those that read them can take over."""
         shape = (self.space.channels(beside), *self.space.grid)
         if not self.states or x.source is not None or x.shape[1:] != shape:
             return None
@@ -124,8 +121,7 @@ class Builder:
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
     def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
-        """x + alpha * y, or x * y, for an operand y that broadcasts to the values in x. None if y varies over more than
-        the channels and the pixels of the image, so that no table holds it."""
+        """x + alpha * y, or x * y, for an operand y that broadcasts to x; None if no table holds y."""
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
@@ -153,7 +149,7 @@ class Builder:
         return x if addresses is x.addresses else self.map(addresses)
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
-        """Raises Unsupported if a condition is combined with features of another image than its own."""
+        """Raises Unsupported if a condition meets features of another image."""
         mine, given = (
             self.space.decode(self.space.only(of.addresses, kinds))
             for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
@@ -162,8 +158,7 @@ class Builder:
             raise Unsupported("the condition of one image is combined with another image")
 
     def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
-        """The addresses of the operand for each channel of a value: [C], or [H, W, C] if it varies over pixels; None if
-        no table holds it."""
+        """The operand's addresses by channel, [C], or [H, W, C] if pixels differ; None if no table holds it."""
         here = elements.source == source
         found, channel, y, x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
         table = operand.new_zeros(self.space.channels(source))
@@ -187,15 +182,13 @@ class Builder:
 
     def selected(self, source: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another value, in this order."""
+        return _made(self._selected, (source, *channels), self._select)
+
+    def _select(self, source: int, *channels: int) -> int | list[Key]:
+        definition, frame, n = self.instruction(source), self.space.frame(source), len(channels)
+        pick, missing = torch.tensor(channels), list[Key]()
         if list(channels) == list(range(self.space.channels(source))):
             return source
-        key = (source, *channels)
-        if key not in self._selected:
-            self._selected[key] = self._select(source, torch.tensor(channels))
-        return self._selected[key]
-
-    def _select(self, source: int, pick: Tensor) -> int:
-        definition, frame, n = self.instruction(source), self.space.frame(source), len(pick)
         if bool((pick[1:] > pick[:-1]).all()):
             return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick)
         if definition.reads_levels or any(step.value is not None for step in definition.steps):
@@ -203,30 +196,38 @@ class Builder:
             return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),))
 
         def exchanged(base: int, inner: Tensor) -> int:
-            return self.out(self.selected(self.source(base), inner.tolist()))
+            key = (self.source(base), *inner.tolist())
+            if key not in self._selected:
+                missing.append(key)
+            return self.out(self._selected.get(key, source))
 
         copy = definition.picked(pick, exchanged, whole=no_operand)
-        return self._added_copy(replace(copy, name=self.where), source, frame)
+        return missing or self._added_copy(replace(copy, name=self.where), source, frame)
 
     def window(self, source: int, dy: int, dx: int) -> int:
         """A value of the image's size that holds at (y, x) what the source holds at (y + dy, x + dx)."""
+        return _made(self._windows, (source, dy, dx), self._window)
+
+    def _window(self, source: int, dy: int, dx: int) -> int | list[Key]:
+        missing = list[Key]()
         if (dy, dx) == (0, 0) and self.space.has_whole_frame(source):
             return source
-        key = (source, dy, dx)
-        if key not in self._windows:
-            copy = self.instruction(source).rewired(
-                operand=lambda read: read.of(self.out(self.window(self.source(read.value), dy, dx))),
-                tap=lambda tap: self._moved_tap(tap, dy, dx),
-            )
-            copy = copy.with_taps(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
-            self._windows[key] = self._added_copy(copy, source, self.space.grid)
-        return self._windows[key]
 
-    def _moved_tap(self, tap: Tap, dy: int, dx: int) -> Tap:
-        source, dy, dx = self.source(tap.source), tap.dy + dy, tap.dx + dx
-        if self.space.has_whole_frame(source):
-            return replace(tap, dy=dy, dx=dx)
-        return replace(tap, source=self.out(self.window(source, dy, dx)), dy=0, dx=0)  # some of its channels
+        def moved(value: int, dy: int, dx: int) -> int:
+            key = (self.source(value), dy, dx)
+            if key not in self._windows:
+                missing.append(key)
+            return self.out(self._windows.get(key, source))
+
+        def moved_tap(tap: Tap) -> Tap:
+            to = tap.dy + dy, tap.dx + dx
+            if self.space.has_whole_frame(self.source(tap.source)):
+                return replace(tap, dy=to[0], dx=to[1])
+            return replace(tap, source=moved(tap.source, *to), dy=0, dx=0)  # some of its channels
+
+        copy = self.instruction(source).rewired(lambda read: read.of(moved(read.value, dy, dx)), moved_tap)
+        copy = copy.with_taps(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
+        return missing or self._added_copy(copy, source, self.space.grid)
 
     # -- over pixels
 
@@ -238,17 +239,14 @@ class Builder:
         bias: Tensor | None,
         frame: tuple[int, int],
     ) -> Map:
-        """The sum of convolutions of some maps, [N, channels, *frame].
-
-        parts: maps laid out as [N, C, h, w], whose values have the size of the image; weights: [taps, C, channels], for
-        taps at ``offsets``, in any dtype.
-        """
+        """The sum of convolutions of maps [N, C, h, w], of values of the image's size -> [N, channels, *frame].
+        weights: [taps, C, channels], for taps at ``offsets``, in any dtype."""
         live = lets_through(weights).any(2).cpu()
         of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
-        for segment in [segment for part in parts for segment in self.segments(part)]:
+        for segment in chain.from_iterable(map(self.segments, parts)):
             at = torch.tensor(segment.at)
             reading = live[:, at].any(1).nonzero()[:, 0].tolist()
             segment = self._readable(segment, frame, [offsets[tap] for tap in reading])
@@ -273,12 +271,11 @@ class Builder:
         return self.whole(value)
 
     def _reaches(self, dy: int, dx: int, frame: tuple[int, int]) -> bool:
-        """Whether a tap lies inside the image for some pixel of a value of this size."""
         shifts = zip((dy, dx), frame, self.space.grid, strict=True)
         return all(-many < shift < size for shift, many, size in shifts)
 
     def segments(self, x: Map) -> list[Segment]:
-        """The segments of a map laid out as [N, C, h, w], whose values have the size of the image."""
+        """The segments of a map [N, C, h, w], whose values have the size of the image."""
         if x.source is None:
             return segments(self.space, x.addresses)
         channels = list(range(self.space.channels(x.source)))
@@ -291,15 +288,26 @@ class Builder:
         return bool(segment.pixels[rows, columns].all())
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
-        zero only outside the grid, so zeros that the segment has inside the grid are multiplied in."""
-
+        """A segment of which the taps read what PyTorch reads: zeros inside the grid are multiplied in."""
         if all(self._is_whole_for(segment, frame, *tap) for tap in taps):
             return segment
         mask = segment.pixels.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
         step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
         return segment._replace(source=self.step(segment.source, [step]))
+
+
+def _made(found: dict[Key, int], key: Key, make: Callable[..., int | list[Key]]) -> int:
+    """found[key], which ``make`` adds once those that it misses are found: recursion might be a thousand deep."""
+    pending = [key]
+    while pending:
+        key = pending[-1]
+        made = found[key] if key in found else make(*key)
+        if isinstance(made, list):
+            pending += reversed(made)
+        else:
+            found[pending.pop()] = made
+    return found[key]
 
 
 def no_operand(value: Any) -> Any:

@@ -31,12 +31,10 @@ def check_conditions(
     classes: int | None,
     record_again: Callable[[Conditioning], None],
 ) -> None:
-    """Raises Unsupported if what is computed from labels or conditions depends on other images, or if they decide it.
-
-    given: an example, for two images; classes: how many labels there are, if it is known; record_again: runs the model
-    on labels and conditions for three images, and raises Unsupported if it does something else. What can't be tried
-    for all of them is left in ``conditions.read_by_python``.
-    """
+    """Raises Unsupported if labels or conditions decide what is computed, or matter for other images. given: an
+    example, for two images; classes: how many labels there are, if known; record_again: runs the model on others, for
+    three images, and raises Unsupported if it does something else. What can't be tried for all is left in
+    ``conditions.read_by_python``."""
     labels = list(_labels(conditions, operands, given, classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
@@ -65,8 +63,7 @@ def check_conditions(
 def _check_each_image(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
 ) -> None:
-    """Compares each image alone with many copies of it, and with all images in several orders, some of them more than
-    once."""
+    """Compares each image alone with copies of it, and with all images in several orders."""
     n, seeded = given.images, torch.Generator().manual_seed(0)
     in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
     batches = [torch.arange(n), *in_orders]
@@ -89,21 +86,12 @@ def _check_each_image(
 
 
 def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
-    """Many labels, spread over all of them, with conditions of several scales or of several codes."""
+    """Many labels, spread over all of them, with conditions of every scale."""
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
     n = len(spread) if given.condition is None else 2 * len(SCALES)
-    which = torch.arange(n)
     mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
-    condition = given.condition
-    if condition is not None:
-        scale = torch.tensor([SCALES[i // 2 % len(SCALES)] for i in range(n)]).to(condition.device)
-        condition = condition[(which % 2).to(condition.device)]
-        if condition.is_floating_point():
-            condition = condition * scale.to(condition.dtype).view(-1, *[1] * (condition.dim() - 1))
-        else:  # the two are of few codes, perhaps of the same ones: zeros in place of more and more of them
-            place, count = _places(condition)
-            kept = [place * len(SCALES) >= i // 2 * count for i in range(n)]
-            condition = condition * torch.stack(kept).to(condition.device)
+    if (condition := given.condition) is not None:
+        condition = torch.cat([_changed(condition, k) for k in range(len(SCALES))])
     return Conditioning(mine, condition)
 
 
@@ -112,21 +100,18 @@ def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditio
     three = given.part(torch.tensor([0, 1, 0]))
     for label in labels:
         yield _of_label(three, label, 3)
-    if (condition := three.condition) is None:
-        return
+    if three.condition is not None:
+        for k in range(1, len(SCALES)):
+            yield three._replace(condition=_changed(three.condition, k))
+
+
+def _changed(condition: Tensor, k: int) -> Tensor:
+    """The conditions in scale ``k``. Of codes, more and more at the end are zeros, like padding."""
     if condition.is_floating_point():
-        others = [condition * scale for scale in SCALES[1:]]
-    else:
-        place, count = _places(condition)
-        others = [condition * 0, condition.masked_fill((2 * place >= count).to(condition.device), 0)]
-    for other in others:
-        yield three._replace(condition=other)
-
-
-def _places(condition: Tensor) -> tuple[Tensor, int]:
-    """-> (the number of each element of one image's condition; how many there are)"""
+        return condition * SCALES[k]
     count = condition[0].numel()
-    return torch.arange(count).view(condition.shape[1:]), count
+    kept = torch.arange(count).view(condition.shape[1:]) * (len(SCALES) - 1) < (len(SCALES) - 1 - k) * count
+    return condition * kept.to(condition.device)
 
 
 def _like(labels: Tensor, values: Sequence[int]) -> Tensor:
@@ -134,7 +119,6 @@ def _like(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 
 def _of_label(given: Conditioning, label: int, n: int) -> Conditioning:
-    """What is given, with one label for n images."""
     assert given.labels is not None
     return given._replace(labels=_like(given.labels, [label] * n))
 
@@ -142,8 +126,7 @@ def _of_label(given: Conditioning, label: int, n: int) -> Conditioning:
 def _labels(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning, classes: int | None
 ) -> Iterator[int]:
-    """Yields all labels, as far as they can be found out. Where a wrong label would end the program, only those that
-    are known."""
+    """Yields the labels to be tried: those that are known, where a wrong one would end the program."""
     if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
         return
     n = classes or MOST_LABELS

@@ -21,8 +21,7 @@ def log_softmax(b: Builder, x: Map, dim: int) -> Map:
 
 
 def final_softmax(b: Builder, kind: str, x: Map) -> Map:
-    """A 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark. Once the
-    whole model is lowered, the softmax is removed, or refused."""
+    """Marks x as a softmax, which is removed, or refused, once the whole model is lowered."""
     if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
         x = copied(b, x)
     to = {s: b.step(s, []) for s in x.sources}
@@ -31,8 +30,7 @@ def final_softmax(b: Builder, kind: str, x: Map) -> Map:
 
 
 def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
-    """By each source that x is made of, the source that this one step, or part of a final softmax, was applied to. None
-    if any of them was computed otherwise."""
+    """By source of x, the source that this one step, or final softmax, was applied to, if x is made so."""
     taken_of = {}
     for s in x.sources:
         if not isinstance(b.space.sources[s], Value):
@@ -46,8 +44,8 @@ def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
 
 
 def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
-    """Removes a final log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
-    -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
+    """Removes a final log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W] -> (what
+    remains, whether there was one). Raises Unsupported for one over other axes."""
     taken_of = made_by(b, "log_softmax", b.map(logits))
     if taken_of is None:
         return logits, False
@@ -61,20 +59,20 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
 def refuse_softmaxes(b: Builder, instructions: list[Instruction], head: Head) -> None:
     """Raises Unsupported if one of the instructions is a softmax."""
     final_softmaxes = {b.out(source) for source in b.final_softmaxes}
+    why = (
+        "it is supported only as the last call, over the levels. If the model returns probabilities, say so: "
+        "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
+        "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
+    )
+    if not head.of_logits:
+        why = (
+            f"a program has none, and {head} does not read logits, for which it could be left out. Return what the "
+            "softmax is taken of, and take it in the head's draw and log_probability; or set of_logits = True there if "
+            "it changes no distribution"
+        )
     for i in instructions:
-        if i.out in final_softmaxes and not head.of_logits:
-            raise Unsupported(
-                f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
-                "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
-                "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
-            )
         if i.out in final_softmaxes:
-            raise Unsupported(
-                f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
-                "levels. If the model returns probabilities, say so: "
-                "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
-                "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
-            )
+            raise Unsupported(f"cannot sample from this model: {i.name}: softmax: {why}")
 
 
 def _sorted_rows(addresses: Tensor) -> Tensor:
@@ -82,7 +80,6 @@ def _sorted_rows(addresses: Tensor) -> Tensor:
 
 
 def _among(rows: Tensor, known: Tensor) -> bool:
-    """Whether all of the sorted rows [n, L] are among the known ones [m, L], no two of which share an element."""
     known = known[known[:, 0].argsort()]
     at = torch.searchsorted(known[:, 0].contiguous(), rows[:, 0].contiguous()).clamp_max(len(known) - 1)
     return torch.equal(known[at], rows)

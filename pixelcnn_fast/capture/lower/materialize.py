@@ -17,11 +17,8 @@ OPERANDS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, with elements of values that have the size of the image only. Of a larger value, the window that is
-    read becomes a value of its own.
-
-    If x is laid out as [N, C, H, W], a window is chosen against which x is not shifted.
-    """
+    """The same map, of values of the image's size: a window of a larger one becomes a value, against which x, laid
+    out as [N, C, H, W], is not shifted."""
     others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
     if not others:
         return x
@@ -49,16 +46,13 @@ def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tenso
 
 
 def materialised(b: Builder, x: Map) -> Map:
-    """The same map with elements of values only: its operands become elements of a value."""
+    """The same map, of values only: its operands become elements of a value."""
     return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
 
 
 def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
-    """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
-
-    A map that is smaller than the image is put where it is least shifted, or where the map that it is to be ``like``
-    is.
-    """
+    """The same map as one value, with its shifts, zeros, operands and repeated channels. A smaller one is put where
+    it is least shifted, or where the map is that it is to be ``like``."""
     x = windowed(b, x)
     if x.source is not None:
         return x
@@ -80,7 +74,7 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:
-    """The row and the column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""
+    """The row and the column of the image at which a smaller map [N, C, h, w] is least shifted."""
     values = b.space.only(x, Value)
     place = [0, 0]
     if bool(values.any()):
@@ -93,8 +87,7 @@ def _place(b: Builder, x: Tensor) -> tuple[int, int]:
 
 
 def gathered(b: Builder, x: Map) -> int:
-    """The value that x, laid out as [N, C, H, W], equals. It is a new one unless x consists of some channels of one
-    value."""
+    """The value that x, [N, C, H, W], equals: a new one unless x is some channels of one value."""
     channels = x.shape[1]
     features, operands = divided(b, windowed(b, x))
     segments = b.segments(features)
@@ -118,7 +111,7 @@ def gathered(b: Builder, x: Map) -> int:
 
 
 def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
-    """-> (x with zeros in place of operands, its operands with zeros in place of the rest, if there are any)"""
+    """-> (x with zeros in place of operands, its operands with zeros in place of the rest)"""
     if x.kinds.isdisjoint(OPERANDS):
         return x, None
     features, operands = (b.map(b.space.only(x.addresses, kinds)) for kinds in (Value, OPERANDS))
@@ -126,8 +119,7 @@ def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
 
 
 def of_operands(b: Builder, operands: Map) -> Map | None:
-    """The same map of operands, laid out as [N, C, h, w], as elements of a value, such as a plane of ones. None if they
-    do not fit into the image."""
+    """Operands [N, C, h, w] as elements of a value; None if they exceed the image."""
     live = operands.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
     used, grid = channel.unique(), b.space.grid

@@ -38,7 +38,7 @@ CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 class Operands:
-    """Runs the calls on weights as they come, and collects those on conditions, which are run again for each batch."""
+    """Runs the calls on weights as they come, and collects those on conditions."""
 
     def __init__(
         self, recording: Recording, space: AddressSpace, dtype: torch.dtype, device: torch.device
@@ -87,11 +87,8 @@ class Operands:
 
     # -- as sources of elements
 
-    def knows(self, slot: int) -> bool:
-        return slot in self.memory or slot in self._given
-
     def addresses(self, view: View) -> Tensor:
-        """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
+        """The addresses of a tensor that does not depend on the image."""
         if self.is_given(view):
             return self._of_given(view)
         x = self.memory.tensor(view)
@@ -104,8 +101,8 @@ class Operands:
         return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
     def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
-        """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
-        they are weights, which may change. of_weights, is_exact: as for ``Constant``."""
+        """The addresses of a constant. What repeats along an axis is there once, and zeros are not there, unless they
+        are weights, which may change. of_weights, is_exact: as for ``Constant``."""
         x = x.detach()
         if not x.numel():
             return torch.zeros(x.shape, dtype=torch.long)
@@ -121,8 +118,7 @@ class Operands:
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
     def _of_given(self, view: View) -> Tensor:
-        """The source that a tensor of the calls on conditions is: the elements of a contiguous copy with the batch
-        first."""
+        """The addresses of a tensor of the calls on conditions: of a contiguous copy with the batch first."""
         n, size = self.memory.n, view.size
         found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
         if len(found) != 1 or found[0][1].plus:
@@ -170,7 +166,6 @@ class Operands:
         return source
 
     def _applied(self, source: int, name: str, *args: Any, **kwargs: Any) -> int:
-        """The source that a pointwise call makes of another source."""
         found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
         if isinstance(found, Constant):
             made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
@@ -179,7 +174,6 @@ class Operands:
         return self.space.allot(OfCondition(view.slot), count)
 
     def zero_stepped(self, steps: Steps) -> int:
-        """The address of what steps make of a zero."""
         found = self.space.sources[self.stepped(self.space.allot(Constant(self.zero), 1), steps)]
         assert isinstance(found, Constant)
         return int(self.of_constant(found.elements))
@@ -193,7 +187,7 @@ class Operands:
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
     def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
-        """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
+        """The convolution of operands. x: addresses, [N, C, h, w] -> addresses."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
@@ -210,7 +204,7 @@ class Operands:
         )
 
     def tensor_of(self, addresses: Tensor, as_dtype: torch.dtype) -> View:
-        """The elements at some addresses of operands of one image, as a tensor [N, ...] of the calls on conditions."""
+        """Operands of one image, by address, as a tensor [N, ...] of the calls on conditions."""
         found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
         if isinstance(found, Tensor):
             return self.constant(found.to(as_dtype).contiguous())
@@ -222,8 +216,7 @@ class Operands:
     # -- as operands of steps
 
     def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
-        """The elements at some addresses of operands of one image, [channels] or [H, W, channels]: a constant, or what
-        is looked up once the condition is known."""
+        """Operands of one image, by address: a constant, or what is looked up for each condition."""
         found, index = self.space.joined(addresses)
         given = [source for source in found if isinstance(source, OfCondition)]
         if not given:
@@ -250,7 +243,7 @@ class Operands:
         return View.of(x, slot)
 
     def constant(self, x: Tensor) -> View:
-        """A constant as an operand of calls on conditions, the same for each image: [N, ...]."""
+        """A constant in the calls on conditions, the same for each image: [N, ...]."""
         view = self.leaf(x)
         return replace(view, size=(BatchSize(1), *view.size), stride=(0, *view.stride))
 

@@ -18,21 +18,24 @@ MOST_COLUMNS = 4096  # of a table
 
 
 def _from_levels(b: Builder, out: int) -> list[Instruction]:
-    """The instructions, from the levels on, that make each channel of a value a function of one level; none if it
-    depends on anything else."""
-    i = b.instructions[out]
-    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
-        return []
-    if i.reads_levels:
-        return [i]
-    read, _ = i.repeated() or (None, None)
-    before = [] if read is None or not read.is_here else _from_levels(b, read.value)
-    return [*before, i] if before else []
+    """The instructions that make each channel of a value a function of one level, if it is one."""
+    found: list[Instruction] = []
+    while b.levels is not None:  # no recursion: a thousand steps may follow one another
+        i = b.instructions[out]
+        if any(s.value is not None or s.condition is not None for s in i.steps):
+            break
+        found.append(i)
+        if i.reads_levels:
+            return found[::-1]
+        read, _ = i.repeated() or (None, None)
+        if read is None or not read.is_here:
+            break
+        out = read.value
+    return []
 
 
 def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
-    """-> (what each level makes of a value's channels, [L, channels]; the image channel that each of these depends on).
-    None if they depend on anything else."""
+    """-> (what each level makes of a value's channels, [L, channels]; their image channels), or None"""
     count, made = b.space.channels(b.images), None
     for i in _from_levels(b, out):
         if made is None:
@@ -51,19 +54,17 @@ def _values(b: Builder, x: Map) -> list[int]:
 
 
 def of_levels(b: Builder, x: Map) -> bool:
-    """Whether a map consists of functions of levels and of constants."""
     return x.kinds <= {Constant, Value} and all(_from_levels(b, out) for out in _values(b, x))
 
 
 def told_apart(b: Builder, x: Map) -> int:
-    """The number of levels that the functions of levels in a map tell apart, at the least."""
+    """How many levels the functions of levels in a map tell apart, at the least."""
     found = [by_level(b, out) for out in _values(b, x)]
     return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
 
 
 def is_made_by_the_model(b: Builder, x: Map) -> bool:
-    """Whether tables of levels hold x as the model computes it, without steps after them, which would round
-    otherwise."""
+    """Whether tables of levels hold x as the model rounds it: without steps after them."""
     made = [_from_levels(b, out) for out in _values(b, x)]
     return all(each and not any(i.steps for i in each) for each in made)
 
@@ -130,8 +131,7 @@ def tabulated(
 def _of_whole_tables(
     b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
 ) -> Map | None:
-    """As ``tabulated``, for a function that is the same for all elements, as of one-hot vectors: it is applied to the
-    tables that there are. None if it is not the same."""
+    """As ``tabulated``, for one function of all elements: it is applied to the tables that there are."""
     (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
     if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
         return None
@@ -155,7 +155,6 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """-> (the distinct columns of rows [k, n]; for each column, which of these it is)."""
     which = torch.zeros_like(rows[0])
     for row in rows:
         _, one = torch.unique(row, return_inverse=True)
@@ -166,8 +165,7 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
-    """-> (what each level makes of a source's elements, [L, elements]; the image channel that each of them depends on,
-    -1 for a constant)."""
+    """-> (what each level makes of a source's elements, [L, n]; their image channels, -1 for constants)"""
     if isinstance(source, Constant):
         table = source.elements.to(b.dtype).expand(1 if b.levels is None else len(b.levels), -1)
         return table, torch.full(table.shape[1:], -1)

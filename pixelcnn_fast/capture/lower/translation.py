@@ -6,7 +6,7 @@ A call that has no place in a program is refused, but only if the output needs i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -16,17 +16,9 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower import advice
 from pixelcnn_fast.capture.lower.advice import friendly_name
-from pixelcnn_fast.capture.lower.calls import (
-    FRESH,
-    LOWERINGS,
-    MASKED,
-    MOVEMENTS,
-    PLACES,
-    by_table,
-    cast,
-    has_table,
-)
-from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
+from pixelcnn_fast.capture.lower.calls import LOWERINGS
+from pixelcnn_fast.capture.lower.calls.levels import by_table, cast, has_table
+from pixelcnn_fast.capture.lower.calls.registry import FRESH, MASKED, MOVEMENTS, PLACES, LoweringContext
 from pixelcnn_fast.capture.lower.final_softmax import made_by, refuse_softmaxes, without_log_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.recorder import IMAGE
@@ -66,8 +58,7 @@ class Translation(LoweringContext):
     """Goes through the recorded calls and builds instructions."""
 
     def run(self, outputs: Sequence[int], recorder: WeightRecorder) -> None:
-        """Takes the calls in order. outputs: the slots that are needed; recorder: guards each constant that Python
-        read, at the time when it did."""
+        """Takes the calls in order. outputs: the slots that are needed; recorder: guards what Python read."""
         recording, reads = self.recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
@@ -81,21 +72,18 @@ class Translation(LoweringContext):
                 recorder.guard(found)
             if call in gone:
                 with nullcontext() if call in decisive else recorder.for_python():
-                    self._run(call)
+                    self._run_or_lower(call)
                 for slot in gone[call]:
                     self.storages.pop(slot, None)
+        changed = written_by(recording.calls)
+        with recorder.for_python():
+            for slot, leaf in recording.leaves.items():
+                for name, view in leaf.parameters if slot in changed else ():
+                    recorder.written[name] = self.operands.memory.tensor(replace(view, slot=slot))
 
-    def written(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters and buffers into which calls write, by name, with what they hold afterwards."""
-        changed = written_by(self.recording.calls)
-        for slot, leaf in self.recording.leaves.items():
-            for name, view in leaf.parameters if slot in changed else ():
-                yield name, self.operands.memory.tensor(replace(view, slot=slot))
-
-    def _run(self, call: Call) -> None:
+    def _run_or_lower(self, call: Call) -> None:
         if not self.storages.keys().isdisjoint(call.read | call.written) or call.is_random:
-            self._lower(call)
-            return
+            return self._lower(call)
         self.as_is.add(call)
         try:
             self.operands.run(call)
@@ -106,38 +94,36 @@ class Translation(LoweringContext):
             raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
 
     def _lower(self, call: Call) -> None:
-        self.builder.where = call.where
-        name = friendly_name(call)
+        self.builder.where, name = call.where, friendly_name(call)
         try:
-            self._write_all(call, self._lowered(call))
+            results = self._results(call)
+            if 0 < len(results) < len(call.results):
+                what = f"{call.where}: {name}: only the first of its results is followed"
+                results = [*results, *self._unknown(call, what)[len(results) :]]
+            self._write(call, results)
         except Unsupported as error:
-            self._refuse(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
+            self._write_refusal(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
-            self._refuse(call, f"{call.where}: {name}: {what}")
+            self._write_refusal(call, f"{call.where}: {name}: {what}")
         for view in call.inputs:
             if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
                 what = f"it writes into tensors that it does not return. {advice.instead(name)}"
-                self._refuse(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
+                self._write_refusal(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
 
-    def _refuse(self, call: Call, reason: str) -> None:
-        """Marks the call's results as refused, in case the output needs them."""
+    def _write_refusal(self, call: Call, reason: str) -> None:
+        """Writes into the call's results why it is refused, in case the output needs them."""
         try:
-            self._write_all(call, self._refused(call, reason))
+            self._write(call, self._unknown(call, reason))
         except Exception:  # their memory is not what it was, such as that of a resized tensor
             raise Unsupported(f"cannot sample from this model: {reason}") from None
 
-    def _write_all(self, call: Call, results: Sequence[Map]) -> None:
-        for view, result in zip(call.results, results, strict=False):
-            if view is not None:
-                self._write(view, result)
-
-    def _lowered(self, call: Call) -> Sequence[Map]:
+    def _results(self, call: Call) -> Sequence[Map]:
         name = plain_name(call.name)
         if name in FRESH:
             return self._fresh(call, FRESH[name])
-        if (reason := self._refusal(call.inputs)) is not None:
-            return self._refused(call, reason)
+        if (reason := self._refused_for(call.inputs)) is not None:
+            return self._unknown(call, reason)
         if (
             name in MOVEMENTS
             and not self._has_places(call, self.depends_on_image)
@@ -147,11 +133,8 @@ class Translation(LoweringContext):
         kinds = self._kinds(call)
         if kinds <= {Constant} and not call.is_random:
             return self._computed(call)
-        if OfCondition in kinds and kinds <= {
-            Constant,
-            OfCondition,
-        }:  # written into the same storage as features
-            self.as_is.add(call)
+        if OfCondition in kinds and kinds <= {Constant, OfCondition}:
+            self.as_is.add(call)  # they were written into the same storage as features
             return [self._on_condition(call, call.outputs[0])]
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
@@ -173,8 +156,7 @@ class Translation(LoweringContext):
         return result if isinstance(result, list) else [result]
 
     def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
-        """The map that a call on levels gives, computed as the model computes it, or else a level might fall on the
-        other side of a threshold. None if there is no table of it. of: the recorded call that does this."""
+        """The map of a call on levels, as the model rounds it, if there is one. of: the recorded call."""
         if has_table(self, call):
             with suppress(Unsupported):
                 result = by_table(self, call, is_needed)
@@ -192,14 +174,14 @@ class Translation(LoweringContext):
         return kinds
 
     def _on_condition(self, call: Call, result: View) -> Map:
-        """The map that a call makes of conditions, made again for each batch. result: the view that it gave."""
+        """The map of a call on conditions, made again for each batch. result: the view that it gave."""
         given = (call.args, call.kwargs)
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
         made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
         return self.builder.map(self.operands.addresses(made))
 
     def _given(self, view: View) -> View:
-        """A condition as a tensor of its own, if it was written into the same storage as features."""
+        """A condition that was written into a storage of features, as a tensor of its own."""
         if view.slot not in self.storages:
             return view
         elements, first = self.map(view), self.space.relative(self.map(view).addresses)
@@ -210,12 +192,9 @@ class Translation(LoweringContext):
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """The maps that a call makes of constants that were written into the same storage as features.
-
-        They are computed as the model computes them, or what is rounded up would fall on the other side of a step. Only
-        products, which another batch may round otherwise, and what is made of products, are computed in the program's
-        dtype.
-        """
+        """The maps of a call on constants in a storage of features, as the model rounds them, or they might fall on
+        the other side of a step. Only products, which another batch may round otherwise, and what is made of them,
+        are exact."""
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources
@@ -243,16 +222,13 @@ class Translation(LoweringContext):
         is_pointwise = torch.Tag.pointwise in call.operator.tags
         return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
 
-    def _refusal(self, views: Iterable[View]) -> str | None:
-        """Why one of these was refused before, if one was."""
-        for view in views:
-            if view.slot in self.storages:
-                for s in self.map(view).sources:
-                    if isinstance(source := self.space.sources[s], Unknown):
-                        return source.reason
-        return None
+    def _refused_for(self, views: Iterable[View]) -> str | None:
+        found = (s for view in views if view.slot in self.storages for s in self.map(view).sources)
+        sources = (self.space.sources[s] for s in found)
+        return next((source.reason for source in sources if isinstance(source, Unknown)), None)
 
-    def _refused(self, call: Call, reason: str) -> list[Map]:
+    def _unknown(self, call: Call, reason: str) -> list[Map]:
+        """What stands for the results of a call that is refused."""
         address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
         return [
             self.builder.map(torch.full(view.at(self.n)[0] if view else (), int(address)))
@@ -262,23 +238,21 @@ class Translation(LoweringContext):
     def _fresh(self, call: Call, value: Any) -> list[Map]:
         view = call.outputs[0]
         if value is None:
-            value = call.args[-1] if "fill_value" not in call.kwargs else call.kwargs["fill_value"]
+            value = call.kwargs.get("fill_value", call.args[-1])
         settings = dict(dtype=view.dtype, device=self.builder.device)
         self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
         return []
 
     def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
-        """Whether some of the places to which a call moves elements satisfy ``of``."""
         places = [x for argument, x in call.given if argument.name in PLACES]
         return any(of(x) for x in leaves(places) if isinstance(x, View))
 
     def _moved(self, call: Call) -> list[Map]:
-        """The maps that a call which only moves elements gives: it is made on their addresses."""
+        """The maps of a call that only moves elements: it is made on their addresses."""
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
-                x = self.constant(x)
-                return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, x)
+                return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, self.constant(x))
             if argument.name == "value" and isinstance(x, (int, float)):
                 return int(self.map(x).addresses)
             return map_leaves(
@@ -303,32 +277,29 @@ class Translation(LoweringContext):
             return self._computed(copy)[0].addresses
         return self._on_condition(copy, replace(view, dtype=dtype)).addresses
 
-    def _write(self, view: View, result: Map) -> None:
-        if view.slot not in self.storages and self.operands.knows(view.slot):
-            whole = self.operands.whole[view.slot]
-            self.storages[view.slot] = ShadowStorage(whole, self.n, self.map(whole))
-        if view.slot in self.storages:
-            self.storages[view.slot].write(view, self.n, result)
-        else:
-            own = result if result.source is not None else self.builder.map(result.addresses.clone())
-            self.storages[view.slot] = ShadowStorage(view, self.n, own)
+    def _write(self, call: Call, results: Sequence[Map]) -> None:
+        for view, result in zip(call.results, results, strict=False):
+            if view is None:
+                continue
+            is_known = view.slot in self.operands.memory or self.operands.is_given(view)
+            if view.slot not in self.storages and is_known:
+                whole = self.operands.whole[view.slot]
+                self.storages[view.slot] = ShadowStorage(whole, self.n, self.map(whole))
+            if view.slot in self.storages:
+                self.storages[view.slot].write(view, self.n, result)
+            else:
+                own = result if result.source is not None else self.builder.map(result.addresses.clone())
+                self.storages[view.slot] = ShadowStorage(view, self.n, own)
 
-    # -- the result
-
-    def check_last_call(self, output: View, head: Head) -> None:
-        """Raises Unsupported if the last call shows that the output is not what the head reads."""
-        if not self.depends_on_image(output):
-            return
-        for kind in KINDS:
-            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(output)) is not None:
-                raise Unsupported(f"cannot sample from this model: {misread}")
-
-    def finished(self, output: View, head: Head) -> Program:
-        """The program, of which ``output`` is what the head reads."""
+    def finished(self, returned: View, output: View, head: Head) -> Program:
+        """The program of a model of whose result the head reads ``output``."""
         if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
+        for kind in KINDS:  # the last call may show that the head misreads it
+            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(returned)) is not None:
+                raise Unsupported(f"cannot sample from this model: {misread}")
         found = self.map(output)
-        if (reason := self._refusal([output])) is not None:
+        if (reason := self._refused_for([output])) is not None:
             raise Unsupported(f"cannot sample from this model: {reason}")
         n, c, height, width = self.shape
         shape = list(found.addresses.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import NoneType
@@ -45,11 +45,7 @@ NUMBERS_BELOW = (SCALAR, torch.ops.aten.equal.default, torch.ops.aten.allclose.d
 
 @dataclass(frozen=True)
 class Escape:
-    """A number that Python read off a tensor.
-
-    at: how many calls were recorded before; of: what the tensor depends on; is_branch: whether the number decided an
-    ``if``; call: the call that read it; value: the number.
-    """
+    """A number that Python read off a tensor, after ``at`` calls. of: what the tensor depends on."""
 
     at: int
     where: str
@@ -66,7 +62,7 @@ class Escape:
 
     @property
     def taken_for_granted(self) -> str:
-        """What a program of the model takes for granted of all images, if the number was read off one."""
+        """What a program takes for granted of all images, if the number was read off one."""
         if self.is_branch:
             return f"{self.where}: an if on the image is {self.value}"
         read = f"{self.where}: {self.what} reads a number off the image"
@@ -75,11 +71,8 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created.
-
-    held: a tensor on it; parameters: the parameters and buffers on it, by name, with their places; before: a copy, if a
-    call has written into it.
-    """
+    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places;
+    before: a copy, if a call has written into it."""
 
     held: Tensor
     parameters: tuple[tuple[str, View], ...] = ()
@@ -91,19 +84,14 @@ class Leaf:
 
     @property
     def tensor(self) -> Tensor:
-        """A tensor that holds what the storage held at the beginning."""
         return self.held if self.before is None else self.before
 
 
 @dataclass
 class Recording:
-    """The calls of one forward, in order.
-
-    images: the view that the model was given as images; given: the views that it was given as labels and condition, or
-    None; leaves: by slot; outputs: the view that the model returned, and the same as parameters; constants_read: the
-    views that Python read of tensors that depend on neither, such as weights, with the number of calls that were
-    recorded before.
-    """
+    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it
+    returned, and the same as parameters; constants_read: the views that Python read of what depends on neither, each
+    with the number of calls before."""
 
     n: int
     calls: list[Call] = field(default_factory=list)
@@ -116,7 +104,6 @@ class Recording:
     constants_read: list[tuple[int, View]] = field(default_factory=list)
 
     def inputs(self) -> set[int]:
-        """The slots that hold what the model was given."""
         return {view.slot for view in (self.images, *self.given) if view is not None}
 
     @cached_property
@@ -125,8 +112,7 @@ class Recording:
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """By slot, in order, the storages which no call created and the needed calls read, without what the model was
-        given. by_python: also those that Python read as numbers."""
+        """The leaves that the needed calls read, and Python, if asked for; not what the model was given."""
         calls, views = [*self.needed], list[View]()
         if by_python:
             views += [view for _, view in self.constants_read]
@@ -137,7 +123,7 @@ class Recording:
         return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
 
     def unnamed(self) -> list[Tensor]:
-        """The tensors without a name that no call created and the needed calls read, each as it was read."""
+        """The tensors without a name that no call created and the needed calls read."""
         found = dict.fromkeys(view for call in self.needed for view in call.inputs)
         read = {slot: leaf.tensor for slot, leaf in self.read().items() if not leaf.parameters}
         return [
@@ -147,13 +133,13 @@ class Recording:
         ]
 
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
-        """The storages before the first call, for n images. Those that a call writes into are copies."""
+        """The storages before the first call, for n images; copies where a call writes into them."""
         held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
         return Memory.before(self.calls, n, held)
 
 
 class Recorder(TorchDispatchMode):
-    """A mode within which calls are recorded. ``path`` holds the names of the modules whose forward is running."""
+    """A mode within which calls are recorded. ``path``: the modules whose forward is running."""
 
     def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
         """named: the parameters and buffers, with their names."""
@@ -184,8 +170,7 @@ class Recorder(TorchDispatchMode):
         return view
 
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
-        """The view that a tensor is. depends: what the result of a call depends on; None for another tensor, which is a
-        leaf if it is not known yet."""
+        """The view that a tensor is. depends: what a call's result depends on; else, a new tensor is a leaf."""
         storage = tensor.untyped_storage()
         if (slot := self._slots.get(storage._cdata)) is not None:
             return View.of(tensor, slot)
@@ -212,7 +197,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Says no: to keep its compiler off the method below, PyTorch would import it, which takes a second."""
+        """Says no: to keep its compiler off the method below, PyTorch would take a second to import it."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -231,12 +216,14 @@ class Recorder(TorchDispatchMode):
         )
         depends = frozenset().union(*(self.depends_on(x) for x in tensors))
         if func._schema.is_mutable:
-            self._keep_leaves(tensors)
-        before = _memory(tensors[0]) if torch.Tag.inplace_view in func.tags else None
+            for x in tensors:
+                leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
+                if leaf is not None and leaf.before is None:
+                    leaf.before = flat(leaf.held).clone()
+        is_view = torch.Tag.inplace_view in func.tags  # as transpose_, but resize_ may need more memory
+        before = _memory(tensors[0]) if is_view else None
         out = func(*args, **kwargs)
-        moves_nothing = not func._schema.is_mutable
-        if before is not None:  # as transpose_, but resize_ may need more memory
-            moves_nothing = _memory(tensors[0]) == before
+        moves_nothing = _memory(tensors[0]) == before if is_view else not func._schema.is_mutable
         if func in NUMBERS_BELOW:
             is_yes_or_no = tensors[0].dtype is torch.bool or func is not SCALAR
             self._escaped(func, recorded_args, depends, is_yes_or_no, out)
@@ -265,13 +252,6 @@ class Recorder(TorchDispatchMode):
             self._noted("the size", depends, masks or call.outputs)
         return out
 
-    def _keep_leaves(self, tensors: list[Tensor]) -> None:
-        """Keeps a copy of what leaves hold before a call may write into them."""
-        for x in tensors:
-            leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
-            if leaf is not None and leaf.before is None:
-                leaf.before = flat(leaf.held).clone()
-
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
         if self.reading == CHECK:
             return
@@ -290,13 +270,11 @@ class Recorder(TorchDispatchMode):
             self.recording.constants_read += [(at, view) for view in views]
 
     def __reduce__(self) -> tuple:
-        """Lets copies and pickles of what holds a recorder have None in its place, since what it refers to can't be
-        copied."""
+        """Copies and pickles of what holds a recorder have None in its place."""
         return NoneType, ()
 
     def check_autocast(self, x: object) -> None:
-        """Raises Unsupported within autocast, which does not show below Python. x: the first argument of a call from
-        Python."""
+        """Raises Unsupported within autocast, which does not show below Python. x: a first argument."""
         if self.allows_autocast or not isinstance(x, Tensor) or x.dtype != torch.float32:
             return
         if torch.is_autocast_enabled(x.device.type):
@@ -348,14 +326,9 @@ def module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
     def leave(*_: Any) -> None:
         path.pop()
 
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue  # which takes no hooks
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+                hooks.enter_context(module.register_forward_hook(leave, always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

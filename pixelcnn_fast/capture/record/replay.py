@@ -23,11 +23,7 @@ class NotInFloat64(Unsupported):
 
 
 class Replay:
-    """Makes the calls of a recording again.
-
-    as_is: the calls that are always made as they were recorded, since capture takes their results as they are: those
-    that do not depend on the image, and those on its levels that tables hold.
-    """
+    """Makes the calls of a recording again. as_is: the calls whose results capture takes as they were recorded."""
 
     def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
         """dtype: the model's own."""
@@ -36,7 +32,6 @@ class Replay:
         self._unread = unread(self._calls, [self._result.slot])
         self._constants = self._without_image() & self._as_is
         self._replaced = no_narrower_than(dtype)
-        self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
 
     @torch.no_grad()
     def __call__(self, images: Tensor, given: Conditioning) -> Tensor:
@@ -49,14 +44,10 @@ class Replay:
 
     @torch.no_grad()
     def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
-        """As a call, but what is not made as it was recorded is computed in float64 where it was computed in the
-        model's dtype, or in a wider one.
-
-        Raises NotInFloat64 for calls that can't be made so, and for those that read the bits of a tensor as another
-        dtype.
-        """
+        """As a call, but what capture computes is in float64. Raises NotInFloat64 for calls that can't be, and for
+        those that read the bits of a tensor as another dtype."""
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
-        recorded = self._recording.memory(EXAMPLE_BATCH, lambda x: x)
+        recorded = self._recording.memory(EXAMPLE_BATCH)
         as_is = [call for call in self._calls if call in self._as_is]
         self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
@@ -87,18 +78,14 @@ class Replay:
         return calls
 
     def _memory(self, images: Tensor, given: Conditioning, in_float64: bool = False) -> Memory:
-        """The storages before the first call."""
-        memory = self._recording.memory(len(images), self._double if in_float64 else lambda x: x)
+        memory = self._recording.memory(
+            len(images), lambda x: flat(x).to(self._exact(x.dtype)) if in_float64 else x
+        )
         for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
             if view is not None and x is not None:
                 seen = self._exact(view) if in_float64 else view
                 memory.put(seen, x.to(view.dtype).to(seen.dtype, copy=True))
         return memory
-
-    def _double(self, leaf: Tensor) -> Tensor:
-        if id(leaf) not in self._doubles:
-            self._doubles[id(leaf)] = flat(leaf).to(self._exact(leaf.dtype))
-        return self._doubles[id(leaf)]
 
     def _exact(self, x: Any) -> Any:
         if isinstance(x, View):
@@ -131,8 +118,8 @@ class Replay:
 
 
 def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
-    """A constant for n images, from what it was for another batch; None if its axes do not show which elements belong
-    to an image. Computed for n images, PyTorch might round it otherwise, and the program holds what was recorded."""
+    """A constant for n images, from another batch, as rounding might differ. None if its axes do not show its
+    images."""
     axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
     if not axes:
         return memory.tensor(view)

@@ -20,8 +20,7 @@ from pixelcnn_fast.program.calls import View, extent
 
 
 class Elements(NamedTuple):
-    """What each address stands for, in tensors of the addresses' shape. source is -1 for a zero. An operand has no
-    pixels; its elements of one image are numbered as channels."""
+    """What each address stands for: source -1 for a zero; an operand's elements are numbered as channels."""
 
     source: Tensor
     image: Tensor
@@ -31,18 +30,14 @@ class Elements(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A source that is a value of the program, number ``out``. Its frame differs from the grid where a convolution was
-    padded by more or less than its kernel needs."""
+    """Value ``out`` of the program. Its frame is not the grid where padding did not fit the kernel."""
 
     out: int
 
 
 class Constant(NamedTuple):
-    """A source that depends on neither image nor condition: all its elements, [R].
-
-    of_weights: whether it depends on weights, which may change; is_exact: whether it is a product, or made of one, that
-    was not rounded to the model's dtype.
-    """
+    """What depends on neither image nor condition, [R]. of_weights: whether it depends on weights, which may change;
+    is_exact: whether it was not rounded to the model's dtype, as a product."""
 
     elements: Tensor
     of_weights: bool = False
@@ -50,13 +45,13 @@ class Constant(NamedTuple):
 
 
 class OfCondition(NamedTuple):
-    """A source that depends on the condition: a slot of the recorded calls on conditions that holds [N, R]."""
+    """What depends on the condition: a slot of the calls on conditions that holds [N, R]."""
 
     slot: int
 
 
 class Unknown(NamedTuple):
-    """A source that depends on the image in a way that no instruction expresses."""
+    """What depends on the image in a way that no instruction expresses."""
 
     reason: str
 
@@ -65,8 +60,7 @@ Source = Value | Constant | OfCondition | Unknown
 
 
 class AddressSpace:
-    """Numbers the sources, from 0, and the addresses of their elements. Each source has a shape [N or 1, channels, h,
-    w]."""
+    """Numbers the sources, each of shape [N or 1, channels, h, w], and the addresses of their elements."""
 
     def __init__(self, images: int, height: int, width: int) -> None:
         self.images, self.grid = images, (height, width)
@@ -76,7 +70,6 @@ class AddressSpace:
         self._next = 1
 
     def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
-        """A new source -> its number."""
         images = self.images if isinstance(source, (Value, OfCondition)) else 1
         self.sources.append(source)
         self._shapes.append((images, channels, *frame))
@@ -128,7 +121,6 @@ class AddressSpace:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
 
     def found(self, addresses: Tensor) -> list[int]:
-        """The sources that occur among the addresses, in order."""
         first, last = self._range(addresses)
         if first == last:
             return [first] if first >= 0 else []
@@ -136,8 +128,7 @@ class AddressSpace:
         return counts[1:].nonzero()[:, 0].tolist()
 
     def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
-        """The sources that occur, and for each address the place of its channel when a zero and all channels of these
-        sources are put in a row."""
+        """-> (the sources that occur; each address's place in a row of a zero and all their channels)"""
         found, starts, start = self.found(addresses), torch.zeros(len(self.sources), dtype=torch.long), 1
         for s in found:
             starts[s], start = start, start + self.channels(s)
@@ -153,8 +144,7 @@ class AddressSpace:
         return bisect_right(self._starts, int(least)) - 1, bisect_right(self._starts, int(largest)) - 1
 
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
-        """Addresses of the same elements in other sources of the same shapes. to: by source, the other one; zero: the
-        address that takes the place of a zero."""
+        """Addresses of the same elements in other sources. zero: the address that a zero gets."""
         by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
             by[old] = self._starts[new] - self._starts[old]
@@ -171,7 +161,7 @@ class AddressSpace:
 
 
 class Map:
-    """A feature map of the captured model: either a whole value, laid out as [N, C, h, w], or any addresses."""
+    """A feature map of the captured model: a whole value, [N, C, h, w], or any addresses."""
 
     def __init__(self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None) -> None:
         self._space, self._source, self._addresses = space, source, addresses
@@ -211,8 +201,7 @@ class Map:
 
 
 class ShadowStorage:
-    """What a storage with elements of feature maps holds: a map laid out as a view, until something is written into it
-    or another view of it is taken; from then on, the address of each element."""
+    """What a storage holds: a map, until it is written into or viewed otherwise; then addresses."""
 
     def __init__(self, view: View, n: int, content: Map) -> None:
         self._layout, self._dtype, self._map = view.at(n), view.dtype, content

@@ -18,8 +18,7 @@ SETTINGS = int, float, complex, str, NoneType, torch.dtype, BatchSize
 
 
 def transcript(recording: Recording) -> list[str]:
-    """The needed calls, one after the other, with what Python gave them and which parts of which tensors they read.
-    Other calls do not matter, nor does how tensors are laid out."""
+    """The needed calls, with what Python gave them and which parts of which tensors they read."""
     numbers, known, lines = count(), dict[int, str](), []
 
     def text(x: Any) -> str:
@@ -39,8 +38,7 @@ def transcript(recording: Recording) -> list[str]:
 
 
 def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> bool:
-    """Whether two forwards, recorded for equal examples, do the same with tensors of the same names. These must be
-    equal, unless they are named in ``weights``."""
+    """Whether two forwards do the same with tensors that are equal, unless named in ``weights``."""
     if transcript(one) != transcript(two):
         return False
     for leaf, other in zip(one.read().values(), two.read().values(), strict=True):
@@ -54,14 +52,14 @@ def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> b
 
 
 def _name(call: Call) -> str:
-    """The name of an operation, the same for all devices that have one of their own for it."""
+    """An operation's name, the same for all devices."""
     return next(
         (kind for kind in ("batch_norm", "attention", "rnn", "lstm", "gru") if kind in call.name), call.name
     )
 
 
 def _given(call: Call) -> list[Any]:
-    """The arguments of a call with their names, without the momentum of a batch norm that does not train."""
+    """The arguments with their names, but for a batch norm's momentum where it does not train."""
     named = {argument.name: x for argument, x in call.given}
     if "momentum" in named and not named.get("training", named.get("train", False)):
         del named["momentum"]
@@ -75,8 +73,7 @@ def _whole(recording: Recording, slot: int) -> View:
 
 
 def _part(x: View, of: View, n: int) -> str:
-    """Which elements of a tensor a view has, for n images: the place of its first one, and the step of each of its
-    axes, along the tensor's axes."""
+    """Which elements of a tensor a view has: the place of the first, and its steps along the axes."""
     (own, strides, first), (sizes, steps, start) = x.at(n), of.at(n)
     if x.at(n) == of.at(n):
         return ""

@@ -19,11 +19,9 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """Something that weights have decided. With weights that decide it otherwise, another program is needed.
-
-    read: the view that decided it, or the call that read it as a number; value: what it was; at: how many calls came
-    before; is_for_more: whether only truth values that were false and become true need another program.
-    """
+    """What weights have decided, after ``at`` calls; if others decide it otherwise, another program is needed. read:
+    the view that decided it, or the call that read it as a number; is_for_more: whether only truth values that become
+    true count."""
 
     read: View | Call
     value: Any
@@ -47,11 +45,8 @@ class Guard:
 
 
 class WeightRecorder(Recorder):
-    """A mode within which calls on weights are recorded: those of capture, and those of the passes.
-
-    What weights decide, such as which taps are dropped because they are zero, becomes a guard. Weights may be evaluated
-    again only as long as all guards hold.
-    """
+    """Records the calls on weights, of capture and of the passes. What weights decide, such as which taps are zero,
+    becomes a guard."""
 
     def __init__(self, model: Recording | None = None) -> None:
         """model: a recorded forward, whose parameters and buffers are registered."""
@@ -100,8 +95,7 @@ class WeightRecorder(Recorder):
 
     @contextmanager
     def for_python(self) -> Iterator[None]:
-        """A context within which nothing that is computed, not even integers, becomes a guard, unless ``guard`` is
-        called for it."""
+        """A context within which only what ``guard`` is called for becomes a guard."""
         self._is_for_python = True
         try:
             yield
@@ -109,14 +103,13 @@ class WeightRecorder(Recorder):
             self._is_for_python = False
 
     def guard(self, tensor: Tensor) -> None:
-        """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
+        """Lets weights be evaluated again only if this tensor, which Python has read, is the same."""
         if self.depends_on(tensor):
             with self.for_python():
                 kept = tensor.clone()
             self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
     def guards(self, does_the_same: bool = False) -> list[Guard]:
-        """All that other weights must decide as these did. does_the_same: whether the model is known to do the same,
-        whatever numbers it reads."""
+        """What other weights must decide as these did. does_the_same: whatever numbers the model reads."""
         numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
         return [*self._guards, *numbers, *(() if does_the_same else self._read)]

@@ -26,10 +26,8 @@ MOST_GROUPS = 256  # of features that are one pixel's
 
 
 def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
-    """Applies a function to the features of each pixel, which are the last axis of x: [..., C] -> [..., D].
-
-    apply: maps [N, C, h, w] to [N, D, h, w].
-    """
+    """Applies a function, [N, C, h, w] -> [N, D, h, w], to the last axis of x, which holds the features of a
+    pixel."""
     split, spatial, channels = placed(b.space, windowed(b, x).addresses)
     last, axes = split.dim() - 1, list(range(split.dim()))
     if channels[-1:] != [last]:
@@ -142,10 +140,7 @@ def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool 
 
 
 def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
-    """-> (addresses of x, with the elements that are reduced together along the last axis; the shape of the result).
-
-    dims: an axis, several, or none for all.
-    """
+    """-> (addresses of x, what is reduced along the last axis; the shape of the result). dims: None for all."""
     shape = x.shape
     reduced = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(shape))))
     last = x.addresses.movedim(reduced, list(range(-len(reduced), 0))).flatten(-len(reduced))
@@ -153,14 +148,13 @@ def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
 
 
 def _one_by_one(b: Builder, kind: str, elements: Tensor) -> Map:
-    """Combines the elements along the last axis."""
     return reduce(partial(combined, b, kind), map(b.map, elements.unbind(-1)))
 
 
 def _sum(
     b: Builder, x: Map, dims: Any = None, keepdim: bool = False, *, mean: bool = False, dtype: Any = None
 ) -> Map:
-    """The sum or the mean over channels of a pixel, or over axes along which maps are stacked."""
+    """The sum or the mean over a pixel's channels, or over axes along which maps are stacked."""
     elements, shape = _together(x, dims, keepdim)
     count = elements.shape[-1]
     scale = 1 / count if mean else 1.0

@@ -24,13 +24,7 @@ CHANNELWISE = frozenset(
 )
 
 
-@lowers("embedding")
-def _embedding(t: LoweringContext, weight: View, levels: View, *settings: Any, **named: Any) -> Map:
-    return _looked_up(t, t.constant(weight), levels)
-
-
 def _looked_up(t: LoweringContext, table: Tensor, levels: View) -> Map:
-    """Rows of a table [rows, ...] -> [*levels.shape, ...]"""
     width = table[0].numel()
 
     def rows(column: Tensor) -> Tensor:
@@ -38,6 +32,9 @@ def _looked_up(t: LoweringContext, table: Tensor, levels: View) -> Map:
 
     found = tabulated(t.builder, [t.map(levels)], rows, width=width).addresses
     return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
+
+
+lowers("embedding")(lambda t, weight, levels, *_, **named: _looked_up(t, t.constant(weight), levels))
 
 
 @lowers("index")
@@ -91,8 +88,7 @@ def has_table(t: LoweringContext, call: Call) -> bool:
 
 
 def by_table(t: LoweringContext, call: Call, is_needed: bool = True) -> Map:
-    """The map that a pointwise call on one level of the image and constants gives, made in the dtype that it was
-    recorded in. is_needed: False if there is another way, which is better where the table would be large."""
+    """The map of a pointwise call on one level. is_needed: False to refuse a table that would be large."""
     if not _is_pointwise(call):
         raise Unsupported("this call is not supported")
     args = list(call.args)

@@ -46,7 +46,7 @@ def convolved(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Map:
-    """x: laid out as [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
+    """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
     features, operands = divided(b, windowed(b, x))
     columns = weight.detach().permute(2, 3, 1, 0)
     if groups > 1:

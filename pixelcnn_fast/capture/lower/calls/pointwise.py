@@ -1,4 +1,4 @@
-"""Lowers calls that change each element by itself, or combine the elements of several maps."""
+"""Lowers calls that change each element by itself, or combine the elements of several maps, and final softmaxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.lower.calls.registry import (
     lowers_to_formulas,
     lowers_to_steps,
 )
-from pixelcnn_fast.capture.lower.final_softmax import made_by
+from pixelcnn_fast.capture.lower.final_softmax import final_softmax, log_softmax, made_by
 from pixelcnn_fast.capture.lower.materialize import copied, materialised
 from pixelcnn_fast.capture.lower.operands import Steps
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
@@ -91,10 +91,9 @@ def _pow(t: LoweringContext, x: Any, exponent: Any) -> Map:
 
 @lowers("clamp", "clamp_min")
 def _clamp(t: LoweringContext, x: View, min: Any = None, max: Any = None) -> Map:
-    is_number = max is None and isinstance(min, (int, float))
-    if is_number and made_by(t.builder, "softmax", t.map(x)) is not None:
-        if min <= LEAST:
-            return t.map(x)
+    is_least = max is None and isinstance(min, (int, float)) and min <= LEAST
+    if is_least and made_by(t.builder, "softmax", t.map(x)) is not None:
+        return t.map(x)
     if not isinstance(min, View) and not isinstance(max, View):
         return stepped(t.builder, t.map(x), *bounds(min, max))
     result = t.map(x)
@@ -144,7 +143,7 @@ def _divided(b: Builder, x: Map | float, y: Map | float, *, rounding_mode: str |
 
 
 def _where(b: Builder, mask: Map, x: Map | float, y: Map | float) -> Map:
-    """mask * x + (1 - mask) * y, for a mask that depends on one level of the image, or on the condition."""
+    """mask * x + (1 - mask) * y, for a mask that depends on one level, or on the condition."""
     shape = torch.broadcast_shapes(*(each.shape for each in (mask, x, y) if isinstance(each, Map)))
 
     def masked(x: Map | float, mask_of_x: Map) -> Map:
@@ -155,8 +154,36 @@ def _where(b: Builder, mask: Map, x: Map | float, y: Map | float) -> Map:
     return added(b, masked(x, mask), masked(y, stepped(b, mask, (-1.0, 1.0))))
 
 
+def _exp(b: Builder, x: Map) -> Map:
+    if made_by(b, "log_softmax", x) is not None:
+        return final_softmax(b, "softmax", x)
+    return stepped(b, x, Step("exp"))
+
+
+def _inverse(b: Builder, x: Map, kind: str) -> Map | None:
+    taken_of = made_by(b, kind, x)
+    return None if taken_of is None else b.moved(x, taken_of)
+
+
+def _logit(b: Builder, x: Map, eps: float | None = None) -> Map:
+    if (logits := _inverse(b, x, "sigmoid")) is not None:
+        if eps is None:
+            return logits
+        most = math.log1p(-eps) - math.log(eps)
+        return stepped(b, logits, *bounds(-most, most))
+    p = materialised(b, x)
+    if eps is not None:
+        p = stepped(b, p, *bounds(eps, 1 - eps))
+    return added(b, stepped(b, p, Step("log")), stepped(b, p, (-1.0, 1.0), Step("log")), -1.0)
+
+
 lowers_to_formulas(
     {
+        "_log_softmax": lambda b, x, dim, half_to_float: log_softmax(b, x, dim),
+        "_softmax": lambda b, x, dim, half_to_float: final_softmax(b, "softmax", log_softmax(b, x, dim)),
+        "exp": _exp,
+        "log": lambda b, x: _inverse(b, x, "softmax") or stepped(b, x, Step("log")),
+        "logit": _logit,
         "where": _where,
         "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
         "abs": absolute,

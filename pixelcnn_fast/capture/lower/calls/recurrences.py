@@ -23,8 +23,7 @@ UP, LEFT, RIGHT = (-1, 0), (0, -1), (0, 1)
 
 
 class _StateTap(NamedTuple):
-    """A tap on the state, weight [h, 4h], at (dy, dx). It meets the initial state where the neighbour in a direction
-    lies outside of the image, and its column inside."""
+    """A tap on the state, weight [h, 4h]; ``direction`` leads outside of the image to the initial state."""
 
     direction: tuple[int, int]
     dx: int
@@ -63,8 +62,7 @@ def _lstm(
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> Map:
-    """The map h. The op's other results are left out, since only training keeps them. before: where the cell before
-    lies."""
+    """The map h. before: where the cell before lies."""
     b, hidden = t.builder, len(taps[0].weight)
     if tuple(sums.size[2:]) != tuple(b.space.grid):
         size, image = ("×".join(map(str, pair)) for pair in (sums.size[2:], b.space.grid))
@@ -113,5 +111,4 @@ def _border(b: Builder, tap: _StateTap, weight: Tensor) -> Tap:
 
 
 def _emit(b: Builder, kind: type[Instruction], channels: int, **fields: Any) -> int:
-    """-> the number of the value"""
     return b.out(b.emit(kind, channels, **fields))

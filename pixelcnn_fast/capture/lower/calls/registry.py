@@ -20,10 +20,8 @@ from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 
 class LoweringContext:
-    """What a lowering may use: the builder, and what the storages hold when the call is made.
-
-    as_is: the calls that were made, or put into tables, in the dtype that they were recorded in.
-    """
+    """What a lowering may use: the builder, and what the storages hold when the call is made. as_is: the calls that
+    were made, or put into tables, in the dtype that they were recorded in."""
 
     def __init__(
         self,
@@ -64,8 +62,7 @@ class LoweringContext:
         return not self.map(x).kinds.isdisjoint((Value, Unknown))
 
     def constant(self, x: Any, as_is: bool = False) -> Any:
-        """x as a tensor, in the program's dtype unless as it is, or the number that it is. Raises Unsupported if it
-        depends on the image or the condition."""
+        """x as a number or tensor, in the program's dtype unless ``as_is``. Raises Unsupported if it varies."""
         if any(isinstance(view, View) and view.slot in self.storages for view in leaves(x)):
             raise Unsupported("one of its arguments must be constant, and depends on the image")
         if any(isinstance(view, View) and self.operands.is_given(view) for view in leaves(x)):
@@ -98,9 +95,7 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 
 
 def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> None:
-    """Registers calls that can be written in terms of others. A formula takes the builder, and then the call's
-    arguments, with a map in place of each tensor."""
-
+    """Registers functions of the builder and of a call's arguments, with maps in place of tensors."""
     LOWERINGS.update({name: partial(_lowered, formula) for name, formula in formulas.items()})
 
 
@@ -110,8 +105,7 @@ def _lowered(formula: Lowering, t: LoweringContext, *args: Any, **kwargs: Any) -
 
 
 def lowers_to_steps(steps: dict[str, Callable[..., Steps]]) -> None:
-    """Registers calls that put their first argument through steps, which are a function of the other arguments."""
-
+    """Registers calls that put their first argument through steps, a function of the others."""
     lowers_to_formulas({name: partial(_stepped_by, of) for name, of in steps.items()})
 
 
