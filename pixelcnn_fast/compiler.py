@@ -65,7 +65,11 @@ class Compiled:
         first = self.first or self
         if first.recorder is None:
             return None
-        constants = first._reevaluation(does_the_same)(weights)
+        if does_the_same not in first._reevaluations:
+            tensors: list[Tensor] = []  # in the order in which ``converted`` meets them
+            first.converted(lambda x: tensors.append(x) or x)  # type: ignore[func-returns-value]  # which is None
+            first._reevaluations[does_the_same] = Reevaluation(tensors, first.recorder, does_the_same)
+        constants = first._reevaluations[does_the_same](weights)
         if constants is None:
             return None
         in_turn = iter(constants)
@@ -75,20 +79,6 @@ class Compiled:
     def _reevaluations(self) -> dict[bool, Reevaluation]:
         """What evaluates the constants from weights, by whether the model is known to do the same with these."""
         return {}
-
-    def _reevaluation(self, does_the_same: bool) -> Reevaluation:
-        if does_the_same not in self._reevaluations:
-            assert self.recorder is not None
-            self._reevaluations[does_the_same] = Reevaluation.of(
-                self._constants(), self.recorder, does_the_same
-            )
-        return self._reevaluations[does_the_same]
-
-    def _constants(self) -> list[Tensor]:
-        """The constants, in the order in which ``converted`` meets them."""
-        found: list[Tensor] = []
-        self.converted(lambda x: found.append(x) or x)  # type: ignore[func-returns-value]  # which is None
-        return found
 
     def converted(self, convert: Convert) -> Compiled:
         """The same with its constants converted, in an order that is always the same."""
@@ -126,7 +116,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same", watch: Wat
     precision: as for ``Sampler``; watch: a function that is shown the captured program, and the program after each
     pass. Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
     """
-    stored = stored_dtype(model.dtype, precision)
+    if precision != "same" and model.dtype != torch.float32:
+        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {model.dtype}")
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model, watch)
         with found.recorder:  # which notes what weights decide
@@ -136,7 +127,7 @@ def compile_model(model: WrappedModel, precision: Precision = "same", watch: Wat
         with found.recorder:
             program = in_dtype(program, model.dtype)
             show(in_dtype.__name__, program, watch)
-            result = phased(program, stored, watch)
+            result = phased(program, DTYPES.get(precision), watch)
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
     return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.recorder, whole)
@@ -169,20 +160,15 @@ def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
     given = [(model.encode(values), given.in_dtype(model.dtype)) for values, given in examples]
     with scripted_parts_named(model.module):
         can_be_copied = not model.held.is_uncopyable
-        found = capture(model.module, given, model.head, levels, model.n_classes, model.output, can_be_copied)
+        found = capture(
+            model.module, given, model.head, levels, model.labels.classes, model.output, can_be_copied
+        )
     model.head, model.branches = found.head, found.program.branches
     model.reads_images = bool(model.branches)
     check_finite(found.parameters, model.head)
     show("capture", found.program, watch)
     explore_labels(model, found.conditions, condition_operands(found.program.instructions))
     return found
-
-
-def stored_dtype(own: torch.dtype, precision: Precision) -> torch.dtype | None:
-    """The dtype to which the weights of a model are rounded; None if they keep their own."""
-    if precision != "same" and own != torch.float32:
-        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {own}")
-    return DTYPES.get(precision)
 
 
 @contextmanager

@@ -103,19 +103,17 @@ class Engine:
 
     def with_weights(self, module: nn.Module) -> Engine | str:
         """The engine with the present weights of a model, or why only a new engine can have them."""
-        followed = self.snapshot.follow(module, is_captured=self.compiled is not None)
-        if isinstance(followed, str):
-            return followed
+        present = self.snapshot.follow(module)
+        if isinstance(present, str):
+            return present
         program, before = None, self.compiled
-        if (
-            before is not None
-        ):  # it asks for the weights as it needs them, and the snapshot below takes the same
-            program = before.with_weights(followed.weights)
-            if program is None and followed.does_the_same():
-                program = before.with_weights(followed.weights, does_the_same=True)
+        if before is not None:  # it asks for weights as it needs them, and the snapshot below takes the same
+            program = before.with_weights(present.weights)
+            if program is None and present.does_the_same_with_other_numbers():
+                program = before.with_weights(present.weights, does_the_same=True)
             if program is None:
                 return "a weight that was zero, or that the forward reads as a number, is another now"
-        return replace(self, snapshot=followed.snapshot(), compiled=program, _runtimes={}, _refusals={})
+        return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
         """The same engine. If the model has no program, its causality and the order in which channels are drawn are
@@ -129,7 +127,8 @@ class Engine:
         """The fields without the runtimes, which are built again when they are asked for, and without what only the
         model's process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        none = {"snapshot": self.snapshot.without_tensors(), "_runtimes": {}, "_refusals": {}, "_told": set()}
+        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # none can be compared with it
+        none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
 
     def probe(self) -> list[float] | None:
@@ -162,30 +161,21 @@ class Engine:
 
     # -- runtimes
 
-    def runtime(self, name: RuntimeName) -> Runtime:
-        """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
+    def prepared(
+        self, name: RuntimeName, n: int = 0, batch_size: int | None = None
+    ) -> tuple[Runtime, list[slice]]:
+        """The runtime of that name, built when first asked for and ready to draw n images, and the batches that it
+        draws them in. If what 'auto' stands for turns out to be unavailable, this is another runtime.
+
+        Raises ValueError or RuntimeError, saying why.
+        """
         check_choice("runtime", name, RUNTIMES)
-        if name != "auto":
-            return self._kept(name)
+        chosen = self.auto if name == "auto" else name
         try:
-            return self._kept(self.auto)
-        except RuntimeUnavailable as error:
-            if self.preferred != "auto":
-                raise
-            self._refusals[error.runtime] = error.why
-            return self.runtime("auto")
-
-    def _kept(self, name: RuntimeName) -> Runtime:
-        if name not in self._runtimes:
-            self._runtimes[name] = self._build(name)
-        return self._runtimes[name]
-
-    def prepared(self, name: RuntimeName, n: int, batch_size: int | None = None) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, ready to draw n images, and the batches that it draws them in. If what 'auto'
-        stands for turns out to be unavailable, this is another runtime."""
-        runtime = self.runtime(name)
-        parts = self.batches(n, runtime, batch_size)
-        try:
+            if chosen not in self._runtimes:
+                self._runtimes[chosen] = self._build(chosen)
+            runtime = self._runtimes[chosen]
+            parts = self.batches(n, runtime, batch_size) if n else []
             for size in {part.stop - part.start for part in parts}:
                 runtime.prepare(size)
         except RuntimeUnavailable as error:
@@ -205,14 +195,10 @@ class Engine:
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
             return "cuda"
-        if self._is_on_gpu and why not in self._told:
+        if program.device.type == "cuda" and why not in self._told:
             self._told.add(why)
             tell(f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}")
         return "eager"
-
-    @property
-    def _is_on_gpu(self) -> bool:
-        return self.compiled_program.program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:

@@ -16,7 +16,9 @@ from pixelcnn_fast.heads import resolved
 from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.conditioning import infer_condition_dtype
+from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
+from pixelcnn_fast.user_model.tensors import with_tensors
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 PAIRS = 6  # of images; see _Pairs
@@ -75,12 +77,15 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
     """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
-    exact = model.copy_in_float64()
-    if exact is None:
+    if model.dtype == torch.float64 or model.held.is_uncopyable:
         return model
     try:
+        own = Contents(model.module).tensors  # some may be in networks that are not registered
+        doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
+        exact = model.run_by(with_tensors(model.module, doubles).double())
+        exact.dtype = torch.float64
         exact.parameters(*exact.example())
-    except Exception:  # whatever a model raises that is written for one dtype
+    except Exception:  # no memory is left, the device has no float64, or the model is written for one dtype
         return model
     return exact
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Leaf
 from pixelcnn_fast.capture.record.transcript import are_alike
 from pixelcnn_fast.errors import PixelCNNFastError
 from pixelcnn_fast.program.conditions import Conditioning
-from pixelcnn_fast.user_model.conditioning import takes_label, with_label
+from pixelcnn_fast.user_model.conditioning import trial, with_label
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.random_state import random_state_kept
@@ -42,7 +42,11 @@ class Behaviour:
         is_captured: bool = False,
     ) -> None:
         self._model, self.recording, self.is_captured = model, recording, is_captured
-        self.outside = [*outside, *(() if recording is None else _hidden(model, recording))]
+        read = {} if recording is None else recording.read()
+        unnamed = [leaf.tensor for leaf in read.values() if not leaf.parameters]
+        # What no path leads to, although the module holds it.
+        hidden = [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]
+        self.outside = [*outside, *hidden]
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
@@ -53,9 +57,9 @@ class Behaviour:
             if not are_alike(one, two):
                 return found
             found = cls(model, one, shared(one, two))
-            model.reads_images = IMAGE in found._read
-        if LABELS in found._read and model.can_try:
-            model.labels.explore(partial(takes_label, model))
+            model.reads_images = IMAGE in found.read_by_python
+        if LABELS in found.read_by_python and model.can_try:
+            model.labels.explore(trial(model))
         return found
 
     def of(self, model: WrappedModel) -> Behaviour:
@@ -65,14 +69,9 @@ class Behaviour:
         return other
 
     @property
-    def may_do_more(self) -> bool:
-        """Whether the forward may do something else for other examples than the one that was recorded."""
-        return bool(self._read)
-
-    @property
-    def _read(self) -> frozenset[str]:
-        """What the numbers depend on that Python has read and may have decided by. A program does the same for all
-        images, so numbers that depend on the image do not count for it."""
+    def read_by_python(self) -> frozenset[str]:
+        """What the numbers depend on that Python has read and may have decided by, so that the forward may do something
+        else for other examples. A program does the same for all images, so those of images do not count for it."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
@@ -105,7 +104,7 @@ class Behaviour:
     @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
         """Examples for which the forward may do something else, since Python has read numbers of their kind."""
-        read, model = self._read, self._model
+        read, model = self.read_by_python, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
             found += [model.example(seed, n=1) for seed in range(MOST_DIFFERENT)]
@@ -164,7 +163,7 @@ class Behaviour:
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
-                    return self._gives_the_same(module, *self._model.example())
+                    return self._gives_the_same(module)
                 now = self._forward(module).recording
                 if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
                     return False
@@ -187,14 +186,13 @@ class Behaviour:
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
-    def _gives_the_same(self, module: nn.Module, values: Tensor, given: Conditioning) -> bool:
-        """Whether another module gives, bit by bit, the parameters that this model would give with the module's
-        tensors."""
+    def _gives_the_same(self, module: nn.Module) -> bool:
+        """Whether another module gives, bit by bit, what this model would give with the module's tensors."""
         if self._model.held.is_uncopyable:
             return False
-        one, other = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
+        both = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
         with eagerly:
-            return torch.equal(one.parameters(values, given), other.parameters(values, given))
+            return torch.equal(*(each.parameters(*self._model.example()) for each in both))
 
     def _another(self) -> nn.Module:
         """A copy of the module that has never run; the module itself if it can't be copied."""
@@ -209,9 +207,3 @@ class Behaviour:
             return Forward(
                 module, encoded, given, model.head, model.output, allows_autocast=not self.is_captured
             )
-
-
-def _hidden(model: WrappedModel, recording: Recording) -> list[Tensor]:
-    """The tensors of the module that the forward reads although no path leads to them."""
-    unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
-    return [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]

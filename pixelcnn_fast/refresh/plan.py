@@ -25,27 +25,26 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
+@dataclass
 class Plan:
     """Calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
-    processor's caches: slot by slot, unless some call writes into what another one made."""
+    processor's caches: slot by slot, unless some call writes into what another one made.
 
-    def __init__(
-        self,
-        leaves: Mapping[int, Leaf],
-        calls: Sequence[Call],
-        wanted: Sequence[View],
-        guards: Sequence[Guard],
-    ) -> None:
-        """leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed."""
-        self._leaves, self._calls, self._wanted, self._guards = leaves, calls, wanted, guards
+    leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed.
+    """
+
+    leaves: Mapping[int, Leaf]
+    calls: Sequence[Call]
+    wanted: Sequence[View]
+    guards: Sequence[Guard]
 
     @cached_property
     def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
         """The steps, and for each wanted view a function that gives its tensor."""
-        wanted, guards = self._wanted, self._guards
+        wanted, guards = self.wanted, self.guards
         slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
-        calls = needed(self._calls, slots)
-        if are_pure(calls, self._leaves):
+        calls = needed(self.calls, slots)
+        if are_pure(calls, self.leaves):
             calls = _depth_first(slots, {slot: call for slot, (call,) in _writers(calls).items()})
         order = {call: number for number, call in enumerate(calls, 1)}
         steps = [_Step() for _ in range(len(calls) + 1)]  # in the first, no call is made
@@ -53,7 +52,7 @@ class Plan:
         for call, when in order.items():
             for slot in (*call.read, *call.written):
                 used[slot].append(when)
-        at, writers = {call: number for number, call in enumerate(self._calls)}, _writers(calls)
+        at, writers = {call: number for number, call in enumerate(self.calls)}, _writers(calls)
         for guard in guards:
             before = [c for slot in guard.slots for c in writers.get(slot, ()) if at[c] < guard.at]
             when = max((order[call] for call in before), default=0)
@@ -63,13 +62,13 @@ class Plan:
         for view in wanted:
             used[view.slot].append(len(calls))
         for slot, times in used.items():
-            if slot in self._leaves:
+            if slot in self.leaves:
                 steps[min(times)].loaded.append(slot)
         for slot in used.keys() - {view.slot for view in wanted}:
             steps[max(used[slot])].unread.append(slot)
         views = {
             slot: replace(leaf.parameters[0][1], slot=slot)
-            for slot, leaf in self._leaves.items()
+            for slot, leaf in self.leaves.items()
             if len(leaf.parameters) == 1
         }
         views |= {view.slot: view for call in reversed(calls) for view in call.outputs}
@@ -78,8 +77,8 @@ class Plan:
         return steps, [_filling(view, views) for view in wanted]
 
     @cached_property
-    def leaves(self) -> set[int]:
-        """The slots that the calls read and no call creates."""
+    def read(self) -> set[int]:
+        """The slots of the leaves that the calls read."""
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from torch import Tensor, nn
 
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import Contents, are_same, unwrapped
-from pixelcnn_fast.user_model.private_copy import copy_or_why_not, drifting, in_eval_mode
+from pixelcnn_fast.user_model.private_copy import changes_with_its_mode, copy_or_why_not, drifting
 from pixelcnn_fast.user_model.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
@@ -90,24 +89,19 @@ class Snapshot:
             sources,
         )
 
-    def without_tensors(self) -> Snapshot:
-        """The snapshot for a pickle, which can't be compared with a model any more."""
-        return Snapshot(self.model, Behaviour(self.model), {}, {})
-
     def is_still(self, module: nn.Module) -> bool:
         """Whether a model still is what it was when it was taken: it holds the same, or else it does the same."""
-        now = _Present(self, module)
-        held = now.held
-        return (
-            self.weights.keys() <= held.tensors.keys()
-            and self.overlaps_alike(held)
-            and self._surroundings_are_alike
-            and (different := self._different(held.tensors)) <= self._read_as_numbers
-            and (
-                (now.has_values and not different and held.tensors.keys() <= self.model.paths)
-                or now.does_the_same() is not None
-            )
-        )
+        now = Present(self, module)
+        tensors, recording = now.held.tensors, self.behaviour.recording
+        if not self.weights.keys() <= tensors.keys() or not self.overlaps_alike(now.held):
+            return False
+        if not self._surroundings_are_alike:
+            return False
+        different = self._different(tensors)  # which may only be read as numbers
+        if different and (recording is None or not different.isdisjoint(self.behaviour.read())):
+            return False
+        holds_the_same = now.has_values and not different and tensors.keys() <= self.model.paths
+        return holds_the_same or now.does_the_same()
 
     def overlaps_alike(self, now: Contents) -> bool:
         """Whether the same tensors share memory as before, but for those that are gone."""
@@ -134,22 +128,14 @@ class Snapshot:
             if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
         }
 
-    @cached_property
-    def _read_as_numbers(self) -> set[str]:
-        """The weights that the forward reads as numbers only."""
-        return set() if self.behaviour.recording is None else self.weights.keys() - self.behaviour.read().keys()
-
-    def follow(self, module: nn.Module, is_captured: bool) -> Followed | str:
-        """Gives the present weights of a model, or says why only a new sampler can have them.
-
-        is_captured: whether there is a program, whose guards see to it that the numbers of weights which Python has
-        read are the same.
-        """
+    def follow(self, module: nn.Module) -> Present | str:
+        """A model as it is now, or why only a new sampler can have its weights. If there is a program, its guards see
+        to it that the numbers of weights which Python has read are the same."""
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
             return "its model can't be copied"
-        now = _Present(self, module)
+        now = Present(self, module)
         if now.is_copied and ".modes" not in self.model.told:
             self.model.told.add(".modes")
             tell(
@@ -158,15 +144,20 @@ class Snapshot:
             )
         if (why := self._why_not_followed(now.held)) is not None:
             return why
-        is_guarded = is_captured and not self.model.branches
-        is_guarded &= now.has_values and now.held.tensors.keys() <= self.model.paths
-        if not is_guarded and now.does_the_same(now.has_values) is None:
+        is_guarded = not self.runs_module and now.has_values and now.held.tensors.keys() <= self.model.paths
+        if not is_guarded and not now.does_the_same(now.has_values):
             what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
             return f"the model does something else now{what}"
         tensors = now.held.tensors
-        if not is_captured and any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps):
-            return "weights of the model lie in the same memory"
-        return Followed(now, not is_captured or bool(self.model.branches))
+        overlap = any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps)
+        return (
+            "weights of the model lie in the same memory" if overlap and not self.behaviour.is_captured else now
+        )
+
+    @property
+    def runs_module(self) -> bool:
+        """Whether images depend on what the module's Python code does, besides a program."""
+        return not self.behaviour.is_captured or bool(self.model.branches)
 
     def _why_not_followed(self, now: Contents) -> str | None:
         """Why only a new sampler can have the present weights, as far as that can be seen before they are evaluated."""
@@ -185,73 +176,56 @@ class Snapshot:
         return None
 
 
-class _Present:
+class Present:
     """A module as it is now, beside the snapshot that was taken of it before.
 
-    seen: the module in eval mode, which may be a copy; held: what that holds; has_values: whether everything but its
-    tensors is what it was.
+    held: what it holds in eval mode; has_values: whether everything but its tensors is what it was; weights: copies of
+    its tensors by path; is_copied: whether it is a copy that was looked at.
     """
 
     def __init__(self, before: Snapshot, module: nn.Module) -> None:
-        self.before, self._module = before, module
-        self._is_uncopyable = before.model.held.is_uncopyable
-        self.seen, self.held = (module, Contents(module)) if self._is_uncopyable else in_eval_mode(module)
+        self._before, self._seen, self.held, self.is_copied = before, module, Contents(module), False
+        if not before.model.held.is_uncopyable and changes_with_its_mode(self.held):
+            if isinstance(copied := copy_or_why_not(module), nn.Module):
+                self._seen, self.held, self.is_copied = copied, Contents(copied), True
         self.has_values = are_same(self.held.values, before.values)
-        self.same: WrappedModel | None = None
+        self.weights = _Taken(self.held.tensors, before.weights)
+        self._same: WrappedModel | None = None  # the model as it is now, once its forward does what it did
 
-    @property
-    def is_copied(self) -> bool:
-        return self.seen is not self._module
+    def does_the_same(self, has_values: bool = False) -> bool:
+        """Whether the forward does what it did. has_values: whether everything but the module's tensors is known to be
+        the same."""
+        if self._same is None:
+            before, copied = self._before, self._seen
+            if not self.is_copied and not before.model.held.is_uncopyable:
+                if isinstance(found := copy_or_why_not(copied, is_apart=False), str):
+                    return False
+                copied = found
+            if before.behaviour.does_the_same(copied, before.weights, has_values):
+                self._same = before.model.run_by(copied)
+        return self._same is not None
 
-    def does_the_same(self, has_values: bool = False) -> WrappedModel | None:
-        """The model as it is now, if its forward does what it did; else None. has_values: whether everything but its
-        tensors is known to be the same."""
-        if self.same is None:
-            is_apart = self.is_copied or self._is_uncopyable
-            copied = self.seen if is_apart else copy_or_why_not(self._module, is_apart=False)
-            before = self.before
-            if not isinstance(copied, str) and before.behaviour.does_the_same(
-                copied, before.weights, has_values
-            ):
-                self.same = before.model.run_by(copied)
-        return self.same
-
-
-class Followed:
-    """A model whose present weights a sampler can take. ``weights`` gives copies of them by path."""
-
-    def __init__(self, now: _Present, runs_module: bool) -> None:
-        """runs_module: whether images depend on what the module's Python code does, besides a program."""
-        self._now, self._runs_module = now, runs_module
-        self.weights = _Taken(now.held.tensors, now.before.weights)
-
-    def does_the_same(self) -> bool:
+    def does_the_same_with_other_numbers(self) -> bool:
         """Whether the forward does what it did, although a number that Python reads off weights has changed."""
-        recording = self._now.before.behaviour.recording
-        if recording is None or not recording.constants_read:
-            return False
-        return self._now.does_the_same(self._now.has_values) is not None
+        recording = self._before.behaviour.recording
+        return bool(recording and recording.constants_read) and self.does_the_same(self.has_values)
 
     def snapshot(self) -> Snapshot:
         """A snapshot of the model as it is now."""
-        now, before = self._now, self._now.before
+        before, behaviour = self._before, self._before.behaviour
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
-        behaviour = before.behaviour
-        if behaviour.recording is None or behaviour.may_do_more:  # what else the forward reads is not known
-            others = {path: x.detach().clone() for path, x in now.held.tensors.items() if path not in weights}
-        is_another = not now.has_values and self._runs_module and not before.model.held.is_uncopyable
-        source = now.same if is_another and now.same is not None else before.model
-        model = source.with_weights({**weights, **others})
-        model.drifting = drifting(now.seen, now.held)
-        sources = _parameters(now.held, weights) if model.drifting else {}
+        if behaviour.recording is None or behaviour.read_by_python:  # what else the forward reads is not known
+            others = {path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights}
+        model = before.model
+        if not self.has_values and before.runs_module and not model.held.is_uncopyable:
+            model = self._same or model
+        model = model.with_weights({**weights, **others})
+        model.drifting = drifting(self._seen, self.held)
+        sources = _parameters(self.held, weights) if model.drifting else {}
+        behaviour, values = behaviour.of(model), self.held.values
         return replace(
-            before,
-            model=model,
-            behaviour=behaviour.of(model),
-            weights=weights,
-            values=now.held.values,
-            sources=sources,
+            before, model=model, behaviour=behaviour, weights=weights, values=values, sources=sources
         )
 
 

@@ -56,14 +56,9 @@ class InFloat64(TorchFunctionMode):
 
 def no_narrower_than(dtype: torch.dtype) -> set[torch.dtype]:
     """The dtypes below float64 that hold every number of a dtype."""
-    return {each for each in (torch.bfloat16, torch.float16, torch.float32) if _holds(each, dtype)}
+    own, all_three = torch.finfo(dtype), (torch.bfloat16, torch.float16, torch.float32)
+    return {each for each in all_three if torch.finfo(each).eps <= own.eps and torch.finfo(each).max >= own.max}
 
 
 def _as_float64(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) else x
-
-
-def _holds(wider: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether one dtype holds every number of another."""
-    a, b = torch.finfo(wider), torch.finfo(dtype)
-    return a.eps <= b.eps and a.max >= b.max

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import pickle
 import warnings
@@ -111,19 +110,14 @@ class HeldModule:
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> HeldModule:
         """The same with other weights."""
-        other = copy.copy(self)
-        other._weights = weights
+        other = object.__new__(HeldModule)  # copy.copy would pickle it
+        other.__dict__.update(self.__dict__, _weights=weights)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldModule:
         if self.is_uncopyable or not self.is_there:
             return self
         return HeldModule(duplicate(self.module, memo), self.output)
-
-    def __copy__(self) -> HeldModule:
-        other = object.__new__(HeldModule)
-        other.__dict__.update(self.__dict__)
-        return other
 
     def __getstate__(self) -> dict[str, Any]:
         kept, why = self._kept, self._why_gone
@@ -137,5 +131,4 @@ class HeldModule:
                     "'reference' and log_prob are not available",
                     stacklevel=2,
                 )
-        left = {"_weights": None, "uncopyable": None}
-        return {**left, "_kept": kept, "_why_gone": why}
+        return {"_weights": None, "uncopyable": None, "_kept": kept, "_why_gone": why}

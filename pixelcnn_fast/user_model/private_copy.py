@@ -42,14 +42,6 @@ def copy_or_why_not(
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
-    # It may make modules, whose weights are random at first.
-    with random_state_kept(held.device) if changes_with_its_mode(held) else nullcontext():
-        return _copied(module, held, memo, is_apart, is_trained)
-
-
-def _copied(
-    module: nn.Module, held: Contents, memo: dict[int, Any], is_apart: bool, is_trained: bool
-) -> nn.Module | str:
     try:
         copied = duplicate(module, memo, held)
         of_copy = Contents(copied)
@@ -72,7 +64,9 @@ def _copied(
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
-    returned: object = copied.eval()  # which may be anything, if the user has replaced train()
+    # It may make modules, whose weights are random at first.
+    with random_state_kept(held.device) if changes_with_its_mode(held) else nullcontext():
+        returned: object = copied.eval()  # which may be anything, if the user has replaced train()
     if isinstance(returned, nn.Module) and returned is not copied and unwrapped(returned) is not copied:
         tell(
             f"eval() of {type(module).__name__} returns another module, a {type(returned).__name__}, which is not "
@@ -84,7 +78,9 @@ def _copied(
 def _check_apart(one: Contents, other: Contents) -> None:
     """Raises TypeError if two modules share a module, a parameter or a buffer."""
     # What a hook alone has seen is not what the module computes with.
-    own = {id(x) for path, x in (*one.modules.items(), *one.tensors.items()) if not _is_of_a_hook(path)}
+    hooks = [f":{name}" for name in HOOKS]
+    held = (*one.modules.items(), *one.tensors.items())
+    own = {id(x) for path, x in held if not any(name in path for name in hooks)}
     for path, x in (*other.modules.items(), *other.tensors.items()):
         if id(x) in own and (":" not in path or isinstance(x, (nn.Module, nn.Parameter))):
             if "(" in path:
@@ -92,10 +88,6 @@ def _check_apart(one: Contents, other: Contents) -> None:
                     "a function that it was given holds one of its modules, and functions are not copied"
                 )
             raise TypeError(f"a {type(x).__name__} in it is its own copy")
-
-
-def _is_of_a_hook(path: str) -> bool:
-    return any(f":{name}" in path for name in HOOKS)
 
 
 def changes_with_its_mode(held: Contents) -> bool:
@@ -108,15 +100,6 @@ def sets_more(module: nn.Module) -> bool:
     return (type(module).train, type(module).eval) != own or not vars(module).keys().isdisjoint(
         ("train", "eval")
     )
-
-
-def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Contents]:
-    """-> (a module that holds what this one holds in eval mode, to look at; what it holds). It is a copy if ``eval()``
-    may do more than set the mode, else the module itself."""
-    held = Contents(module)
-    if changes_with_its_mode(held) and isinstance(copied := copy_or_why_not(module), nn.Module):
-        return copied, Contents(copied)
-    return module, held
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:

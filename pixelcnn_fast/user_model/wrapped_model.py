@@ -38,7 +38,7 @@ from pixelcnn_fast.user_model.private_copy import (
     exclusively,
     private_copy,
 )
-from pixelcnn_fast.user_model.tensors import overlapping, with_tensors
+from pixelcnn_fast.user_model.tensors import overlapping
 
 # Labels or conditions that are tried, to see whether they matter and are as in the model.
 FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
@@ -107,20 +107,6 @@ class WrappedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hidden": []}
-
-    def copy_in_float64(self) -> WrappedModel | None:
-        """The same model in float64, or None if it is in float64 already or can't be converted."""
-        if self.dtype == torch.float64 or self.held.is_uncopyable:
-            return None
-        try:
-            own = Contents(self.module).tensors  # some may be in networks that are not registered
-            doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
-            module = with_tensors(self.module, doubles).double()
-        except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
-            return None
-        exact = self.run_by(module)
-        exact.dtype = torch.float64
-        return exact
 
     @property
     def module(self) -> nn.Module:
@@ -281,11 +267,6 @@ class WrappedModel:
         """values: [N, C, H, W] -> what the module returns."""
         with computing(self.dtype, self._own_dtype):
             return given.in_dtype(self.dtype).call(self.module, self.encode(values))
-
-    @property
-    def n_classes(self) -> int | None:
-        """The number of labels, if the model says it or it was found out; else None."""
-        return self.labels.classes
 
     @property
     def can_try(self) -> bool:

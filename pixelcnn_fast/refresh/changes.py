@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Sequence
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.refresh.snapshot import Snapshot
 from pixelcnn_fast.user_model.contents import Contents, are_same
 from pixelcnn_fast.user_model.private_copy import changes_with_its_mode
 from pixelcnn_fast.user_model.tensors import is_in_memory, span
@@ -23,20 +24,11 @@ class Changes:
     elements of each tensor are looked at, too; where only its memory or its version are others, all of them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        paths: Iterable[str],
-        known: Container[str],
-        outside: Iterable[Tensor],
-        is_still: Callable[[nn.Module], bool],
-    ) -> None:
-        """paths: of the model's tensors that matter; known: of the tensors of which it is known whether they matter;
-        outside: other tensors that matter; is_still: finds out at length whether the model is still what it was."""
-        now = Contents(model)
+    def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:
+        """snapshot: the model as it was."""
+        now, self._snapshot = Contents(model), snapshot
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
-        self._paths, self._known = {*paths, *becoming}, known
-        self._outside, self._is_still = list(outside), is_still
+        self._paths = {*snapshot.weights, *becoming}
         self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 
@@ -53,7 +45,7 @@ class Changes:
         if any(look.tells_no_change(now, self._of(now)) for look in self._looks):
             return False
         look = _Look(now, self._of(now))  # before all is compared: another thread may be writing
-        if self._is_still(model):
+        if self._snapshot.is_still(model):
             self._looks[:] = [look]
             return False
         self._looks.clear()
@@ -62,8 +54,9 @@ class Changes:
     def _of(self, held: Contents) -> list[Tensor]:
         """The tensors to look at: those that matter, and those that a forward has made and kept, which may be read from
         then on."""
-        found = [x for path, x in held.tensors.items() if path in self._paths or path not in self._known]
-        return found + self._outside
+        known = self._snapshot.model.paths  # of the tensors of which it is known whether they matter
+        found = [x for path, x in held.tensors.items() if path in self._paths or path not in known]
+        return found + self._snapshot.behaviour.outside
 
 
 class _Look:
