@@ -29,9 +29,8 @@ MOST_LABELS = 64  # for all of which two models are compared, if Python reads nu
 class Behaviour:
     """What a model's forward does.
 
-    recording: the model's first forward, or None if it can't be recorded; outside: tensors that the forward reads and
-    the model does not hold, so that its copies share them; is_captured: whether the model became a program, which does
-    for all images what the model did for one.
+    recording: the first forward, or None if it can't be recorded; outside: the tensors that it reads and the model does
+    not hold; is_captured: whether the model became a program, which does for all images what it does for one.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Behaviour:
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
-        """The behaviour of a model that is not captured. Its forward is recorded, if that is possible."""
+        """The behaviour of a model that is not captured, whose forward is recorded if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
             one, two = (found._forward(found._another()).recording for _ in range(2))
@@ -70,15 +69,14 @@ class Behaviour:
 
     @property
     def read_by_python(self) -> frozenset[str]:
-        """What the numbers depend on that Python has read and may have decided by, so that the forward may do something
-        else for other examples. A program does the same for all images, so those of images do not count for it."""
+        """What the numbers depend on that Python has read, so that the forward may do something else for other
+        examples. Numbers of images do not count for a program, which does the same for all of them."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
-        """The tensors of the model that the forward reads, by path. by_python: also those that it reads as numbers
-        only."""
+        """The model's tensors, by path, that the forward reads; with by_python, also those that Python alone reads."""
         recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
@@ -92,8 +90,7 @@ class Behaviour:
 
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What the forward does for other examples after the first one, where it may do something else for them; None
-        if that can't be tried."""
+        """What the forward does for other examples, where it may do something else; None if that can't be tried."""
         if not self._examples_that_matter:
             return []
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
@@ -103,7 +100,7 @@ class Behaviour:
 
     @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples for which the forward may do something else, since Python has read numbers of their kind."""
+        """Examples for which the forward may do something else."""
         read, model = self.read_by_python, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
@@ -118,12 +115,11 @@ class Behaviour:
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
-        """As ``recording``, for a module that has run before and has kept what it made then. None if what it keeps was
-        made of weights, which may have changed since."""
+        """As ``recording``, for a module that has run before. None if what it has kept since was made of weights, which
+        may have changed."""
         module, other = self._another(), self._another()
-        shared = {
-            id(x) for x in Contents(module).tensors.values()
-        }  # such as the user's own, that a function holds
+        # Such as the user's own, that a function holds.
+        shared = {id(x) for x in Contents(module).tensors.values()}
         with torch.no_grad():
             for x in Contents(other).tensors.values():
                 if x.is_floating_point() and id(x) not in shared:
@@ -139,8 +135,7 @@ class Behaviour:
         return again
 
     def usual(self) -> Recording | None:
-        """What a module does that has run before, if it keeps anything from its first forward; else ``recording``. So
-        it does not matter whether the user's module has run."""
+        """What a module does that has run before, if it keeps anything from its first forward; else ``recording``."""
         if self.recording is None or self._model.held.is_uncopyable:
             return self.recording
         module = self._another()
@@ -154,12 +149,9 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the recorded calls with its own tensors. If nothing was recorded,
-        whether it gives the same for an example.
-
-        weights: the paths of tensors that may differ; has_values: whether everything but the module's tensors is known
-        to be the same.
-        """
+        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, if nothing was
+        recorded, gives the same for an example. weights: the paths of tensors that may differ; has_values: whether
+        everything but the module's tensors is known to be the same."""
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
@@ -177,11 +169,11 @@ class Behaviour:
             return False
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
-        """Whether a recorded forward of a module that has run before is what this model would do then. What copies of
-        the model share, such as what a function holds, must still be what it was."""
+        """Whether a recorded forward of a module that has run before is what this model would do then."""
         assert self.recording is not None
         if self._model.held.is_uncopyable:
             return False
+        # What copies of the model share, such as what a function holds, must still be what it was.
         if not are_alike(self.recording, self._forward(self._another()).recording):
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)

@@ -52,20 +52,15 @@ class Changes:
         return True
 
     def _of(self, held: Contents) -> list[Tensor]:
-        """The tensors to look at: those that matter, and those that a forward has made and kept, which may be read from
-        then on."""
+        """The tensors to look at: those that matter, and those that a forward has made and kept."""
         known = self._snapshot.model.paths  # of the tensors of which it is known whether they matter
         found = [x for path, x in held.tensors.items() if path in self._paths or path not in known]
         return found + self._snapshot.behaviour.outside
 
 
 class _Look:
-    """What a look at a model remembers: where each tensor is, its version and some of its elements, and what else the
-    model holds.
-
-    Samplers look before each call, so the look keeps views of those elements. They keep the memory of what the model
-    gives up alive until the next call.
-    """
+    """What a look at a model remembers: where each tensor is, its version and views of some of its elements, and what
+    else the model holds. The views keep the memory of what the model gives up alive until the next look."""
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
@@ -91,8 +86,7 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 
 
 def _some_of(x: Tensor) -> list[Tensor]:
-    """Views of some elements, spread over the whole tensor. The step is odd, so that they do not all belong to one tap
-    of a kernel."""
+    """Views of some elements of the whole tensor. The step is odd: they shall not all belong to one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
@@ -106,8 +100,7 @@ def _some_of(x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The contents of some views as bits, so that a NaN equals itself. views: lists of views, those of one type
-    together."""
+    """The contents of views as bits, so that a NaN equals itself. views: in lists, those of one type together."""
     alike = [torch.cat([*each]).cpu() for each in views]
     words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
     return torch.cat([torch.empty(0, dtype=torch.int64), *words])

@@ -26,8 +26,8 @@ class Merged:
     """Calls that give the same as the recorded ones.
 
     What is done alike to parts of one tensor, at equal distances, is done at once, which leaves the results side by
-    side; then ``cat`` has nothing to do. Nor have copies. So a kernel's taps cost as many calls as one of them. Small
-    tensors that are converted, such as those of batch norms, are put together before, and then are parts of one.
+    side: ``cat`` then has nothing to do, nor have copies, and a kernel's taps cost as many calls as one of them. Small
+    tensors that are converted, such as those of batch norms, are made parts of one before.
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:

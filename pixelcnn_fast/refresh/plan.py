@@ -82,11 +82,8 @@ class Plan:
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
-        """Computes the wanted tensors. leaf: gives what is in a slot that no call creates, or None if it does not fit.
-
-        Returns None if a leaf does not fit, if a guard does not hold, or if a call can't be made with these weights,
-        such as one whose result has another size now.
-        """
+        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call can't be made, such as one
+        whose result has another size now. leaf: gives what is in a slot, or None if it does not fit."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
@@ -105,8 +102,8 @@ class Plan:
 
 @dataclass(slots=True)
 class _Step:
-    """What happens around one call: the leaves that are loaded before it, the call, the guards that are looked at after
-    it, and the slots that nobody reads any more."""
+    """What happens around one call: the leaves that are loaded before it, the call, the guards that are looked at
+    after it, and the slots that are unread from then on."""
 
     loaded: list[int] = field(default_factory=list)
     run: Callable[[Memory], None] = lambda memory: None

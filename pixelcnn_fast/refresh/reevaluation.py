@@ -25,8 +25,7 @@ class Reevaluation:
     def __init__(
         self, tensors: Sequence[Tensor], recorder: WeightRecorder, does_the_same: bool = False
     ) -> None:
-        """does_the_same: whether the model is known to do the same with the other weights, whatever numbers it
-        reads."""
+        """does_the_same: whether the model is known to do the same with them, whatever numbers it reads."""
         recording, guards = recorder.recording, recorder.guards(does_the_same)
         self._leaves, self._written = recording.leaves, list(recorder.written)
         wanted = [recorder.view(x) for x in (*tensors, *recorder.written.values())]
@@ -49,11 +48,8 @@ class Reevaluation:
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """The wanted tensors with other weights, or None if a guard does not hold.
-
-        weights: by name. Each is asked for when it is about to be read, and those into which the model writes are put
-        there afterwards. What does not depend on weights stays as it is.
-        """
+        """The wanted tensors with other weights, or None if a guard does not hold. weights: by name; each is asked for
+        when it is about to be read, and those into which the model writes are put there afterwards."""
         found = self._evaluated(weights)
         if found is None:
             return None
@@ -74,7 +70,7 @@ class Reevaluation:
         if self._shorter is not None:
             plan, zeros = self._shorter
             leaf = zeros.checked(filled)
-            if all(leaf(slot) is not None for slot in zeros.slots - plan.read):
+            if all(leaf(slot) is not None for slot in zeros.weights.keys() - plan.read):
                 if (found := plan(leaf)) is not None:
                     return found
         found = self._all(filled)
@@ -93,10 +89,8 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights. If it has only one parameter, that parameter itself, where it fits.
-
-        Raises RuntimeError if the weights do not fit into it, as where one number was expanded.
-        """
+        """What a leaf holds with these weights: its parameter itself, if it has only one, which fits. Raises
+        RuntimeError if the weights do not fit into it, as where one number was expanded."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters

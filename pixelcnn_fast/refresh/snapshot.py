@@ -47,47 +47,34 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model, and warns if its forward reads tensors that the model does not hold; what it has kept of its
-        first call is then known to its behaviour, too.
-
-        held, weights: what ``held_by`` gave before the model was run.
-        """
+        """Takes a model, and warns if its forward reads tensors that the model does not hold. Its behaviour then knows
+        what it has kept of its first call. held, weights: what ``held_by`` gave before the model was run."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
         outside = [*behaviour.outside]
         if behaviour.recording is not None:
             read = behaviour.read(by_python=True)
-            is_known = behaviour.decisive_others is not None
-            weights = {
-                path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
-            }
+            kept = model.paths & (weights.keys() if behaviour.decisive_others is None else read.keys())
+            weights = {path: x for path, x in weights.items() if path in kept}
             # What its first call has kept, if it can't be copied, it did not have before.
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
         if not model.held.is_uncopyable:
             behaviour.outside = outside
         if behaviour.outside:
-            each = ", ".join(
-                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in behaviour.outside[:4]
-            )
+            first = [f"{x.dtype} {list(x.shape)}".removeprefix("torch.") for x in behaviour.outside[:4]]
+            what = f"what the model does not hold, as a global variable ({', '.join(first)})"
             tell(
-                f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
+                f"the model's forward reads {what}: refresh() "
                 "and the warning of changes see whether that is written into, and not whether it is replaced. Make it "
                 "a buffer, by register_buffer, or an attribute of the model"
             )
+        outside = [x.detach().clone() for x in outside]
         overlaps = _between(model, model.overlaps, weights)
         sources = _parameters(held, weights) if model.drifting else {}
         if model.held.is_uncopyable:  # it gets weights of its own
             model = model.with_weights(weights)
-        return cls(
-            model,
-            behaviour.of(model),
-            weights,
-            held.values,
-            [x.detach().clone() for x in outside],
-            overlaps,
-            sources,
-        )
+        return cls(model, behaviour.of(model), weights, held.values, outside, overlaps, sources)
 
     def is_still(self, module: nn.Module) -> bool:
         """Whether a model still is what it was when it was taken: it holds the same, or else it does the same."""
@@ -110,7 +97,7 @@ class Snapshot:
 
     @property
     def _surroundings_are_alike(self) -> bool:
-        """Whether the tensors that the forward reads and the model does not hold are what they were."""
+        """Whether what the forward reads and the model does not hold is what it was."""
         return all(map(are_equal, self.behaviour.outside, self.outside))
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
@@ -119,14 +106,12 @@ class Snapshot:
         found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
         if not found or not self.sources:
             return found
-        made_of = ((path, x) for path, x in self.sources.items() if path not in self.model.drifting)
+        drifting = self.model.drifting
+        made_of = ((path, x) for path, x in self.sources.items() if path not in drifting)
         if not all(path in present and are_equal(present[path], x) for path, x in made_of):
             return found
-        return {
-            path
-            for path in found
-            if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
-        }
+        drifted = found & drifting
+        return found - {path for path in drifted if are_as_good_as_equal(present[path], self.weights[path])}
 
     def follow(self, module: nn.Module) -> Present | str:
         """A model as it is now, or why only a new sampler can have its weights. If there is a program, its guards see
@@ -149,10 +134,11 @@ class Snapshot:
             what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
             return f"the model does something else now{what}"
         tensors = now.held.tensors
-        overlap = any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps)
-        return (
-            "weights of the model lie in the same memory" if overlap and not self.behaviour.is_captured else now
-        )
+        if not self.behaviour.is_captured and any(
+            tensors.get(a) is not tensors.get(b) for a, b in self.overlaps
+        ):
+            return "weights of the model lie in the same memory"
+        return now
 
     @property
     def runs_module(self) -> bool:
@@ -193,8 +179,7 @@ class Present:
         self._same: WrappedModel | None = None  # the model as it is now, once its forward does what it did
 
     def does_the_same(self, has_values: bool = False) -> bool:
-        """Whether the forward does what it did. has_values: whether everything but the module's tensors is known to be
-        the same."""
+        """Whether the forward does what it did. has_values: as for ``Behaviour.does_the_same``."""
         if self._same is None:
             before, copied = self._before, self._seen
             if not self.is_copied and not before.model.held.is_uncopyable:
@@ -250,15 +235,15 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of a model's tensors. Each is made when it is first asked for, and is soon read, while it is in the
-    processor's caches."""
+    """Copies of a model's tensors, each made when it is first asked for, so that it is read from the processor's
+    caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
         """What the tensor was before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is
-        gone, as what was computed in vain may be."""
+        gone."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

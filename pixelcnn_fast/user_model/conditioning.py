@@ -40,10 +40,8 @@ def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int],
 
 
 def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether the condition may be negative, and whether it is of integers if the user does not say.
-
-    Raises ModelFailed if the model takes neither.
-    """
+    """Finds out whether the condition may be negative, and whether it is of integers if the user does not say. Raises
+    ModelFailed if the model takes neither."""
     if model.condition_shape is None:
         return
     if model.condition_dtype is not None and not model.condition_dtype.is_floating_point:
@@ -69,8 +67,7 @@ def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
 
 
 def _failure(model: WrappedModel) -> Exception | None:
-    """Why the model can't be run, or gives NaN; None if it runs. It is tried on a copy, so that nothing which a first
-    forward keeps comes from a trial."""
+    """Why the model can't be run, or that it gives NaN; None if it runs. A copy is tried: a forward may keep things."""
     held = model.held
     if not held.is_uncopyable:
         model.held = copy.deepcopy(held)
@@ -88,9 +85,8 @@ def explore_labels(
     model: WrappedModel, conditions: ConditionProgram, operands: Sequence[ConditionOperand]
 ) -> None:
     """Finds out, from the captured conditions and then from the model, which labels and codes the model takes."""
-    for which, (labels, example) in enumerate(
-        ((model.labels if model.conditional else None, with_label), (model.codes, _with_code))
-    ):
+    labels_taken = model.labels if model.conditional else None
+    for which, (labels, example) in enumerate(((labels_taken, with_label), (model.codes, _with_code))):
         if labels is None or labels.classes is not None:
             continue
         if model.device.type != "cpu":

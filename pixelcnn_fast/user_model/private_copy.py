@@ -20,8 +20,8 @@ from pixelcnn_fast.user_model.tensors import are_equal, duplicate
 
 
 def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | None:
-    """A copy in eval mode that runs eagerly; or None, with a warning, for a module that can't be copied. memo: as
-    ``copy.deepcopy`` takes and fills it."""
+    """A copy in eval mode that runs eagerly; or None, with a warning, for a module that can't be copied. memo: as for
+    ``copy.deepcopy``."""
     copied = copy_or_why_not(module, memo)
     if isinstance(copied, nn.Module):
         return copied
@@ -96,14 +96,12 @@ def changes_with_its_mode(held: Contents) -> bool:
 
 
 def sets_more(module: nn.Module) -> bool:
-    own = nn.Module.train, nn.Module.eval
-    return (type(module).train, type(module).eval) != own or not vars(module).keys().isdisjoint(
-        ("train", "eval")
-    )
+    kind, replaced = type(module), {"train", "eval"} & vars(module).keys()
+    return bool(replaced) or (kind.train, kind.eval) != (nn.Module.train, nn.Module.eval)
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:
-    """The paths of the tensors of a copy in eval mode that train mode would make anew, so that rounding may move them.
+    """The paths of the tensors that train mode would make anew of a copy in eval mode, so that rounding may move them.
     held: what the copy holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()

@@ -166,8 +166,7 @@ class WrappedModel:
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
-        """Yields, for the labels and for the condition, if the model takes them: the name, one image repeated, and a
-        different label or condition for each repetition."""
+        """Yields, for labels and condition, if the model takes them: the name, and one image with different ones."""
         many = self._many_labels()
         values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
         first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
@@ -180,9 +179,8 @@ class WrappedModel:
     def _many_labels(self) -> int:
         """The number of labels, or conditions, that are tried with one image: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
-        return max(
-            FEWEST_DIFFERENT, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2]))
-        )
+        most = CHECKED_WORK // (weights * self.shape[1] * self.shape[2])
+        return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
         """Examples other than those that were recorded, in batches of other sizes: a dark image; random images, with
@@ -197,8 +195,8 @@ class WrappedModel:
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
-        """Images as sampling meets them, if Python reads numbers off the image: images that have the lowest level
-        everywhere, or from the second pixel, the second row or the middle on, and one of the highest level."""
+        """Images as sampling meets them, if Python reads numbers off the image: the lowest level everywhere, or from
+        the second pixel, the second row or the middle on, and the highest level."""
         if self.levels is not None and self.reads_images:
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
@@ -224,9 +222,9 @@ class WrappedModel:
         read: Callable[[], Container[str]] = tuple,
         ranks: int = 1,
     ) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], under a module of the user's, through whose tensors gradients go; by
-        default under its own. read: gives the paths of the tensors that the forward reads; ranks: over how many
-        processes that module averages gradients."""
+        """ln p of images, [n, C, H, W] -> [n], under its own module, or a live one of the user's, through whose tensors
+        gradients go. read: gives the paths of the tensors that the forward reads; ranks: over how many processes that
+        module averages gradients."""
         if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
             self.told.add(".ranks")
             tell(
@@ -258,8 +256,7 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``, computed by a function that takes the place of the module and gives the part of its output
-        that is read."""
+        """As ``parameters``, computed by a function that gives the part of the module's output that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
@@ -319,8 +316,7 @@ class WrappedModel:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A context in which the module may be run: autocast is off, and a module that could not be copied is locked
-        and in eval mode."""
+        """A context in which the module may be run: without autocast, and locked if it could not be copied."""
         with ExitStack() as stack:
             if self.held.uncopyable is not None:
                 stack.enter_context(exclusively(self.held.uncopyable))
