@@ -37,12 +37,10 @@ class Compiled:
     """A model as the runtimes take it.
 
     program: what each runtime's own is made of; conditions: the part of the model that depends on labels and condition
-    alone, for ``program.condition_operands``; normalised: whether the model's logits are log-probabilities, whose final
-    softmax the program leaves out; whole: the program before it was split into phases, if it is to be compared with the
-    model again, as Python reads numbers off labels or condition.
-
-    behaviour: what the model's forward does; recorder: of the calls that made the program's weights; first: what this
-    was before it got other weights. None of these is kept in a pickle.
+    alone; normalised: whether the model's logits are log-probabilities, whose final softmax the program leaves out;
+    whole: the program before it was split into phases, if Python reads numbers off labels or condition, so that it is
+    compared with the model again. Not in a pickle: behaviour, what the model's forward does; recorder, of the calls
+    that made the program's weights; first, what this was before it got other weights.
     """
 
     program: PhasedProgram
@@ -59,8 +57,8 @@ class Compiled:
     ) -> Compiled | None:
         """The same with other weights of the model, by name, among which it puts those into which the model writes.
 
-        None if the model must be compiled anew: another weight is zero, Python has read another number, or this comes
-        out of a pickle. does_the_same: whether such numbers are known not to matter.
+        None if the model must be compiled anew: another weight is zero, Python has read another number (unless it is
+        known to do the same), or this comes out of a pickle.
         """
         first = self.first or self
         if first.recorder is None:
@@ -92,8 +90,8 @@ class Compiled:
 
     @cached_property
     def _alone(self) -> Compiled:
-        """The same with constants that share no storage: a pickle would hold what is shared again and again. It is
-        kept, since a pickle for another process may only refer to it."""
+        """The same with constants that share no storage, which a pickle would hold again and again. It is kept, since
+        a pickle for another process may only refer to it."""
 
         def alone(x: Tensor) -> Tensor:
             return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
@@ -134,10 +132,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same", watch: Wat
 
 
 def capture_checked(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program, which is in the model's dtype, and which no pass has changed.
-
-    Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
-    """
+    """The captured model, compared with its program in the model's dtype, before any pass. Raises CaptureMismatch if
+    they differ, NonFiniteLogits if the model's logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
@@ -146,11 +142,8 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
-    """The captured model, before its program is compared with it. After this, the model has its head's layout, and
-    knows which labels it takes, and what Python reads off images.
-
-    Raises NonFiniteLogits if the model's logits are not finite.
-    """
+    """The captured model, before its program is compared with it. The model then has its head's layout, and knows
+    which labels it takes, and what Python reads off images. Raises NonFiniteLogits if its logits are not finite."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:
@@ -173,8 +166,7 @@ def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """A context in which Python does not look for garbage: with so many small objects, that takes a fifth of the
-    time."""
+    """A context in which Python does not look for garbage, which takes a fifth of the time with many objects."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

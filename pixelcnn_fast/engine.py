@@ -46,8 +46,7 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """A model that is ready for sampling. Only what it keeps for later changes: its runtimes, why some of them were
-    refused, and what the user was told of that.
+    """A model that is ready for sampling. Nothing changes but the fields that begin with an underscore.
 
     snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
     model's program; observed: what is known of a model that has no program.
@@ -65,8 +64,7 @@ class Engine:
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
-        """Captures the model, or with the runtime 'reference' tests whether it is causal. ``Sampler`` says what it
-        raises."""
+        """Captures the model, or with the runtime 'reference' tests its causality. ``Sampler`` says what it raises."""
         held, weights = held_by(model)  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
@@ -116,16 +114,14 @@ class Engine:
         return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """The same engine. If the model has no program, its causality and the order in which channels are drawn are
-        tested again, at some pixels. Raises NotCausal, as ``observed`` does."""
+        """The same engine, once a model that has no program is tested again, at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model, SOME))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without the runtimes, which are built again when they are asked for, and without what only the
-        model's process can use."""
+        """The fields without runtimes, which are built when they are asked for, and what only this process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # none can be compared with it
         none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
@@ -140,8 +136,7 @@ class Engine:
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:
-        """A hash of what decides the images: the bits of each tensor that the forward read, and what it does with
-        them."""
+        """A hash of what decides the images: each tensor that the forward read, and what it does with them."""
         if self._fingerprint is not None:
             return self._fingerprint
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
@@ -165,10 +160,7 @@ class Engine:
         self, name: RuntimeName, n: int = 0, batch_size: int | None = None
     ) -> tuple[Runtime, list[slice]]:
         """The runtime of that name, built when first asked for and ready to draw n images, and the batches that it
-        draws them in. If what 'auto' stands for turns out to be unavailable, this is another runtime.
-
-        Raises ValueError or RuntimeError, saying why.
-        """
+        draws them in. For 'auto', it is one that is available. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         chosen = self.auto if name == "auto" else name
         try:
@@ -241,8 +233,8 @@ class Engine:
                 verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
-        """n images in batches of this size. By default, batches are of equal sizes that fit into memory, and so many
-        that some are finished if the run is interrupted."""
+        """n images in batches of this size; by default of equal sizes that fit into memory, and small enough that some
+        are finished if the run is interrupted."""
         if size is None:
             if isinstance(runtime, CudaRuntime):
                 largest = runtime.largest_batch()

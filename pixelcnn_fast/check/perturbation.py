@@ -49,7 +49,7 @@ class Observed:
 
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
     """Runs the model, whose head then has its layout, and tests whether it is causal. most: the most pixels that are
-    tested; None: as many as are tested at first.
+    tested, or None.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
@@ -139,9 +139,8 @@ class _Pairs:
     """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; all that is drawn up to the
     cut, included, must stay as it is.
 
-    The pairs are: random and other random values; random values and the lowest, or the highest, everywhere; the lowest
-    and the highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered in the order
-    in which they are drawn.
+    The pairs are: random and other random values; random values and the lowest, or the highest; the lowest and the
+    highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
     """
 
     def __init__(self, model: WrappedModel) -> None:
@@ -184,8 +183,7 @@ class _Pairs:
         return ordered
 
     def check_singly(self, cuts: Sequence[int]) -> None:
-        """As ``check``, with one image at a time, since a number that is taken over a batch hides what one image does
-        to it."""
+        """As ``check``, one image at a time: a number that is taken over a batch hides what one image does to it."""
         for cut in cuts:
             rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
             changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut
@@ -228,8 +226,8 @@ class _Pairs:
         )
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
-        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same,
-        unless what a single one does is lost in the tolerance."""
+        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same, if
+        what a single one does is not lost in the tolerance."""
         d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:

@@ -134,9 +134,8 @@ class Snapshot:
             what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
             return f"the model does something else now{what}"
         tensors = now.held.tensors
-        if not self.behaviour.is_captured and any(
-            tensors.get(a) is not tensors.get(b) for a, b in self.overlaps
-        ):
+        apart = any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps)
+        if apart and not self.behaviour.is_captured:
             return "weights of the model lie in the same memory"
         return now
 

@@ -21,12 +21,9 @@ def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
 
 
 class InFloat64(TorchFunctionMode):
-    """Within this mode, calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64.
-
-    Those are calls that ask for such a dtype by name (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and
-    calls that get PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it
-    is left alone.
-    """
+    """Within this mode, calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64:
+    those that name such a dtype (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and those that get
+    PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -48,11 +48,10 @@ def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]
 
 
 class HeldModule:
-    """A module, together with what picks the part of its output that is read. Other weights are put into the module
-    when it is next asked for.
+    """A module, with what picks the part of its output that is read. Other weights are put into it when it is next
+    asked for. Pickles leave a module out, with a warning, that can't be pickled.
 
-    uncopyable: the user's own module, if that can't be copied, else None. A module that can't be pickled is left out of
-    pickles, with a warning.
+    uncopyable: the user's own module, if that can't be copied, else None.
     """
 
     def __init__(self, module: nn.Module, output: Output = None, is_uncopyable: bool = False) -> None:

@@ -12,8 +12,7 @@ CHECKED = 64  # labels among which those of examples are, if the model does not 
 
 
 class Labels:
-    """The labels of a model, or the integers of its condition: 0...K-1, where the model says K or it is found by
-    trying.
+    """The labels of a model, or the integers of its condition: 0...K-1, where K is said or found by trying.
 
     classes: K, or None while it is not known; accepted: all labels below it are known to be taken; name: what they are
     called in messages; highest: the label up to which K is looked for.
@@ -53,8 +52,8 @@ class Labels:
 
 
 def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:
-    """The smallest number that is not taken, found by doubling and then by bisection; None if ``most`` is taken, too.
-    All numbers below it are taken to be accepted. taken: numbers below this one are known to be taken."""
+    """The smallest number that is not taken, by doubling and then by bisection; None if ``most`` is taken, too. taken:
+    numbers below this one are known to be."""
     good, bad = taken - 1, None
     while bad is None:
         if good >= most:
