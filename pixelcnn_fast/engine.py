@@ -22,7 +22,7 @@ from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.refresh.behaviour import Behaviour
-from pixelcnn_fast.refresh.snapshot import Snapshot, held_by
+from pixelcnn_fast.refresh.snapshot import Snapshot
 from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
@@ -65,7 +65,7 @@ class Engine:
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
         """Captures the model, or with the runtime 'reference' tests its causality. ``Sampler`` says what it raises."""
-        held, weights = held_by(model)  # before its forward, which may write into them
+        held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
             program, seen = None, observed(model)
@@ -187,10 +187,14 @@ class Engine:
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
             return "cuda"
-        if program.device.type == "cuda" and why not in self._told:
+        if self._is_on_gpu and why not in self._told:
             self._told.add(why)
             tell(f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}")
         return "eager"
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.compiled_program.program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:

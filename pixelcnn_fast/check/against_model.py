@@ -60,9 +60,7 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 
     as_is = [model.replayed(values, given, replay).cpu() for values, given in examples]
     check_recorded(as_is, by_model, exact, model)
-    first = (
-        0 if len(examples) > 2 else 1
-    )  # of two large images, the random one: a program does the same for all
+    first = 0 if len(examples) > 2 else 1  # of two large images, the random one, as a program does the same
     try:
         in_float64 = [exact(at) for at in range(first, len(examples))]
     except NotInFloat64:

@@ -15,17 +15,6 @@ from pixelcnn_fast.user_model.tensors import are_as_good_as_equal, are_equal, ov
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 
-def held_by(model: WrappedModel) -> tuple[Contents, dict[str, Tensor]]:
-    """-> (what a model's module holds; its tensors by path, as copies where others may write into them)."""
-    with model.in_use():
-        held = Contents(model.module)
-        weights = {
-            path: x.detach().clone() if ":" in path or model.held.is_uncopyable else x.detach()
-            for path, x in held.tensors.items()
-        }
-    return held, weights
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A model as it was when it was taken.
@@ -48,7 +37,7 @@ class Snapshot:
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
         """Takes a model, and warns if its forward reads tensors that the model does not hold. Its behaviour then knows
-        what it has kept of its first call. held, weights: what ``held_by`` gave before the model was run."""
+        what it has kept of its first call. held, weights: what ``model.contents`` gave before it was run."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was

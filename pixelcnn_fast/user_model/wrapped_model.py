@@ -80,8 +80,8 @@ class WrappedModel:
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
-        self.labels = Labels(integer_of(module, "n_classes"))
         self.dtype, self.device = dtype_and_device(module)
+        self.labels = Labels(integer_of(module, "n_classes"))
         self.head = self.head.of_model_in(self.dtype)
         self.condition_dtype = condition_dtype
         if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
@@ -92,13 +92,13 @@ class WrappedModel:
         self.random_condition = RANDOM_CONDITIONS[0]
         memo: dict[int, Any] = {}
         copied, contents = private_copy(module, memo), Contents(module)
+        seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
+        self.drifting = drifting(copied, seen)
+        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
+        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
         known = {id(x) for x in contents.tensors.values()}
         # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
         self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in known]
-        seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
-        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
-        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
-        self.drifting = drifting(copied, seen)
         self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, and a program takes for granted
@@ -116,6 +116,13 @@ class WrappedModel:
     @property
     def output(self) -> Output:
         return self.held.output
+
+    def contents(self) -> tuple[Contents, dict[str, Tensor]]:
+        """-> (what the module holds; its tensors by path, as copies where others may write into them)."""
+        with self.in_use():
+            held, is_shared = Contents(self.module), self.held.is_uncopyable
+            tensors = {path: x.detach() for path, x in held.tensors.items()}
+            return held, {path: x.clone() if ":" in path or is_shared else x for path, x in tensors.items()}
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> WrappedModel:
         """The same model with other weights, by name."""
