@@ -36,11 +36,11 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_
 class Compiled:
     """A model as the runtimes take it.
 
-    program: what each runtime's own is made of; conditions: the part of the model that depends on labels and condition
-    alone; normalised: whether the model's logits are log-probabilities, whose final softmax the program leaves out;
-    whole: the program before it was split into phases, if Python reads numbers off labels or condition, so that it is
-    compared with the model again. Not in a pickle: behaviour, what the model's forward does; recorder, of the calls
-    that made the program's weights; first, what this was before it got other weights.
+    program: what each runtime's own is made of; conditions: the part that depends on labels and condition alone;
+    normalised: whether the logits are log-probabilities, whose softmax the program leaves out; whole: the program
+    before it was split into phases, if it is compared with the model for what users give. Not in a pickle: behaviour,
+    what the model's forward does; recorder, of the calls that made the weights; first, this before it got other
+    weights.
     """
 
     program: PhasedProgram
@@ -55,11 +55,9 @@ class Compiled:
     def with_weights(
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
-        """The same with other weights of the model, by name, among which it puts those into which the model writes.
-
-        None if the model must be compiled anew: another weight is zero, Python has read another number (unless it is
-        known to do the same), or this comes out of a pickle.
-        """
+        """The same with other weights, by name, among which it puts those into which the model writes. None if it must
+        be compiled anew: another weight is zero, Python has read another number (unless it is known to do the same), or
+        this comes out of a pickle."""
         first = self.first or self
         if first.recorder is None:
             return None
@@ -75,7 +73,7 @@ class Compiled:
 
     @cached_property
     def _reevaluations(self) -> dict[bool, Reevaluation]:
-        """What evaluates the constants from weights, by whether the model is known to do the same with these."""
+        """What computes constants from weights, by whether the model is known to do the same."""
         return {}
 
     def converted(self, convert: Convert) -> Compiled:
@@ -90,8 +88,8 @@ class Compiled:
 
     @cached_property
     def _alone(self) -> Compiled:
-        """The same with constants that share no storage, which a pickle would hold again and again. It is kept, since
-        a pickle for another process may only refer to it."""
+        """The same with constants that share no storage, which a pickle would hold again and again. It is kept, since a
+        pickle for another process may only refer to it."""
 
         def alone(x: Tensor) -> Tensor:
             return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
@@ -111,8 +109,8 @@ class Compiled:
 def compile_model(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
     """Captures the model, whose head then has its layout, and compiles it.
 
-    precision: as for ``Sampler``; watch: a function that is shown the captured program, and the program after each
-    pass. Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
+    precision: as for ``Sampler``; watch: is shown the captured program, and the program after each pass. Raises
+    ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
     """
     if precision != "same" and model.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {model.dtype}")
@@ -132,8 +130,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same", watch: Wat
 
 
 def capture_checked(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program in the model's dtype, before any pass. Raises CaptureMismatch if
-    they differ, NonFiniteLogits if the model's logits are not finite."""
+    """The captured model, compared with its program in its own dtype, before any pass. Raises CaptureMismatch if they
+    differ, NonFiniteLogits if logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
@@ -142,8 +140,8 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
-    """The captured model, before its program is compared with it. The model then has its head's layout, and knows
-    which labels it takes, and what Python reads off images. Raises NonFiniteLogits if its logits are not finite."""
+    """The captured model, before its program is compared with it. The model then has its head's layout, and knows its
+    labels, and what Python reads off images. Raises NonFiniteLogits."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:
@@ -166,7 +164,7 @@ def capture_model(model: WrappedModel, watch: Watch | None = None) -> Captured:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """A context in which Python does not look for garbage, which takes a fifth of the time with many objects."""
+    """A context in which Python does not look for garbage, which takes a fifth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -48,8 +48,8 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 class Engine:
     """A model that is ready for sampling. Nothing changes but the fields that begin with an underscore.
 
-    snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
-    model's program; observed: what is known of a model that has no program.
+    snapshot: the model as it was taken; preferred: what the runtime 'auto' stands for; compiled: its program; observed:
+    what is known of a model without one.
     """
 
     snapshot: Snapshot
@@ -64,7 +64,7 @@ class Engine:
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
-        """Captures the model, or with the runtime 'reference' tests its causality. ``Sampler`` says what it raises."""
+        """Captures the model, or tests its causality for 'reference'. ``Sampler`` says what it raises."""
         held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
@@ -114,21 +114,21 @@ class Engine:
         return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """The same engine, once a model that has no program is tested again, at some pixels. Raises NotCausal."""
+        """The same engine, once a model without a program is tested again, at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model, SOME))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without runtimes, which are built when they are asked for, and what only this process can use."""
+        """The fields without runtimes, which are built when needed, and what only this process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # none can be compared with it
         none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
 
     def probe(self) -> list[float] | None:
-        """Some of the parameters that the model gives for one fixed image; None if it did not travel in a pickle."""
+        """Some of the parameters for one fixed image; None if the model did not travel in a pickle."""
         if not self.model.held.is_there:
             return None
         with self.model.in_use(), eagerly:
@@ -136,7 +136,7 @@ class Engine:
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:
-        """A hash of what decides the images: each tensor that the forward read, and what it does with them."""
+        """A hash of each tensor that the forward read, and of what it does with them."""
         if self._fingerprint is not None:
             return self._fingerprint
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
@@ -159,8 +159,8 @@ class Engine:
     def prepared(
         self, name: RuntimeName, n: int = 0, batch_size: int | None = None
     ) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, built when first asked for and ready to draw n images, and the batches that it
-        draws them in. For 'auto', it is one that is available. Raises ValueError or RuntimeError, saying why."""
+        """The runtime of that name, or an available one for 'auto', ready to draw n images, and the batches it draws
+        them in. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         chosen = self.auto if name == "auto" else name
         try:
@@ -226,7 +226,7 @@ class Engine:
     # -- running
 
     def verify_conditioning(self, given: Conditioning, parts: list[slice]) -> None:
-        """Raises Unsupported for labels or conditions with which the model does something else than its program."""
+        """Raises Unsupported if the model does something else for these than its program."""
         if self.compiled is None:
             return
         conditions, whole = self.compiled.conditions, self.compiled.whole

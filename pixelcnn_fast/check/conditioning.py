@@ -19,7 +19,7 @@ MOST_AT_ONCE = 64  # images that are compared together
 def verify_conditioning(
     program: Program, conditions: ConditionProgram, model: WrappedModel, given: Conditioning
 ) -> None:
-    """Compares program and model for labels and conditions that a user gives. Raises Unsupported if they differ."""
+    """Compares program and model for what a user gives. Raises Unsupported if they differ."""
     n = given.images
     batches = [slice(image, image + 1) for image in range(n)]  # each image alone, and together
     batches += [slice(start, start + MOST_AT_ONCE) for start in range(0, n if n > 1 else 0, MOST_AT_ONCE)]

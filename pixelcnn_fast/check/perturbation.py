@@ -37,8 +37,8 @@ SEEN = 1e-9  # a move by which a channel sees another, in any dtype: to draw cha
 class Observed:
     """What a model's forwards show of it.
 
-    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, how many numbers the head
-    reads for a distribution, in ``dtype``; output_bytes: the size of all of them for one image.
+    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, the numbers of a
+    distribution, in ``dtype``; output_bytes: their size for one image.
     """
 
     draws: int
@@ -76,7 +76,7 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
 
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
-    """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
+    """A copy of the model in float64, where rounding hides no leak, or the model if there is none."""
     if model.dtype == torch.float64 or model.held.is_uncopyable:
         return model
     try:
@@ -137,7 +137,7 @@ def _pixels(height: int, width: int) -> list[int]:
 
 class _Pairs:
     """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; all that is drawn up to the
-    cut, included, must stay as it is.
+    cut, included, must stay.
 
     The pairs are: random and other random values; random values and the lowest, or the highest; the lowest and the
     highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
@@ -183,7 +183,7 @@ class _Pairs:
         return ordered
 
     def check_singly(self, cuts: Sequence[int]) -> None:
-        """As ``check``, one image at a time: a number that is taken over a batch hides what one image does to it."""
+        """As ``check``, one image at a time: a number taken over a batch hides what one image does to it."""
         for cut in cuts:
             rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
             changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut
@@ -226,8 +226,8 @@ class _Pairs:
         )
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
-        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same, if
-        what a single one does is not lost in the tolerance."""
+        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: the same, if what one
+        does is not lost in the tolerance."""
         d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:

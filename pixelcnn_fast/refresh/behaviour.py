@@ -29,8 +29,8 @@ MOST_LABELS = 64  # for all of which two models are compared, if Python reads nu
 class Behaviour:
     """What a model's forward does.
 
-    recording: the first forward, or None if it can't be recorded; outside: the tensors that it reads and the model does
-    not hold; is_captured: whether the model became a program, which does for all images what it does for one.
+    recording: the first forward, if it can be recorded; outside: the tensors that it reads and the model does not hold;
+    is_captured: whether there is a program, which does for all images what the model did for one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Behaviour:
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
-        """The behaviour of a model that is not captured, whose forward is recorded if that is possible."""
+        """The behaviour of a model that is not captured, recorded if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
             one, two = (found._forward(found._another()).recording for _ in range(2))
@@ -69,8 +69,8 @@ class Behaviour:
 
     @property
     def read_by_python(self) -> frozenset[str]:
-        """What the numbers depend on that Python has read, so that the forward may do something else for other
-        examples. Numbers of images do not count for a program, which does the same for all of them."""
+        """What the numbers that Python has read depend on, so that other examples may matter. Those of images do not
+        for a program, which does the same for all."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
@@ -85,12 +85,12 @@ class Behaviour:
 
     @property
     def decisive_others(self) -> list[Recording] | None:
-        """As ``recorded_others``, but none for a program: it does the same for all examples, or they are refused."""
+        """As ``recorded_others``, but none for a program, which does the same or refuses."""
         return [] if self.is_captured else self.recorded_others
 
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What the forward does for other examples, where it may do something else; None if that can't be tried."""
+        """What the forward does for other examples, where that may differ; None if it can't be tried."""
         if not self._examples_that_matter:
             return []
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
@@ -115,8 +115,7 @@ class Behaviour:
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
-        """As ``recording``, for a module that has run before. None if what it has kept since was made of weights, which
-        may have changed."""
+        """As ``recording``, for a module that has run before; None if it has kept what was made of weights."""
         module, other = self._another(), self._another()
         # Such as the user's own, that a function holds.
         shared = {id(x) for x in Contents(module).tensors.values()}
@@ -135,7 +134,7 @@ class Behaviour:
         return again
 
     def usual(self) -> Recording | None:
-        """What a module does that has run before, if it keeps anything from its first forward; else ``recording``."""
+        """As ``recording``, of a module that has run before, if it keeps anything from its first forward."""
         if self.recording is None or self._model.held.is_uncopyable:
             return self.recording
         module = self._another()
@@ -149,9 +148,9 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, if nothing was
-        recorded, gives the same for an example. weights: the paths of tensors that may differ; has_values: whether
-        everything but the module's tensors is known to be the same."""
+        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, if there are none,
+        gives the same for an example. weights: the paths of tensors that may differ; has_values: whether all else is
+        known to be the same."""
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
@@ -169,7 +168,7 @@ class Behaviour:
             return False
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
-        """Whether a recorded forward of a module that has run before is what this model would do then."""
+        """Whether a forward of a module that has run before is what this model would do then."""
         assert self.recording is not None
         if self._model.held.is_uncopyable:
             return False
@@ -179,7 +178,7 @@ class Behaviour:
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
     def _gives_the_same(self, module: nn.Module) -> bool:
-        """Whether another module gives, bit by bit, what this model would give with the module's tensors."""
+        """Whether another module gives, bit by bit, what this model would with its tensors."""
         if self._model.held.is_uncopyable:
             return False
         both = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)

@@ -20,12 +20,11 @@ LOOKED_AT = 1024  # elements of each tensor
 class Changes:
     """Whether a model is what it was.
 
-    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them as they were. So a few
-    elements of each tensor are looked at, too; where only its memory or its version are others, all of them.
+    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them. So a few elements of each
+    tensor are looked at, too; where only its memory or its version are others, all of them.
     """
 
     def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:
-        """snapshot: the model as it was."""
         now, self._snapshot = Contents(model), snapshot
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
         self._paths = {*snapshot.weights, *becoming}
@@ -59,8 +58,8 @@ class Changes:
 
 
 class _Look:
-    """What a look at a model remembers: where each tensor is, its version and views of some of its elements, and what
-    else the model holds. The views keep the memory of what the model gives up alive until the next look."""
+    """What a look at a model remembers: where each tensor is, its version, views of some elements, and what else the
+    model holds. The views keep memory that the model gives up until the next look."""
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
@@ -86,7 +85,7 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 
 
 def _some_of(x: Tensor) -> list[Tensor]:
-    """Views of some elements of the whole tensor. The step is odd: they shall not all belong to one tap of a kernel."""
+    """Views of some elements, in steps that are odd, so that they do not all belong to one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
@@ -100,7 +99,7 @@ def _some_of(x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The contents of views as bits, so that a NaN equals itself. views: in lists, those of one type together."""
+    """The contents of views as bits, so that NaN equals itself. views: in lists, those of one type together."""
     alike = [torch.cat([*each]).cpu() for each in views]
     words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
     return torch.cat([torch.empty(0, dtype=torch.int64), *words])

@@ -27,8 +27,8 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 
 @dataclass
 class Plan:
-    """Calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
-    processor's caches: slot by slot, unless some call writes into what another one made.
+    """Calls in an order in which what one makes is soon read, and let go, while it is in the processor's caches: slot
+    by slot, unless some call writes into what another one made.
 
     leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed.
     """
@@ -82,8 +82,8 @@ class Plan:
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
-        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call can't be made, such as one
-        whose result has another size now. leaf: gives what is in a slot, or None if it does not fit."""
+        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call can't be made. leaf: gives
+        what is in a slot, or None."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
@@ -102,8 +102,8 @@ class Plan:
 
 @dataclass(slots=True)
 class _Step:
-    """What happens around one call: the leaves that are loaded before it, the call, the guards that are looked at
-    after it, and the slots that are unread from then on."""
+    """What happens around a call: leaves that are loaded before it, guards that are looked at after it, and the slots
+    that are unread from then on."""
 
     loaded: list[int] = field(default_factory=list)
     run: Callable[[Memory], None] = lambda memory: None
@@ -127,7 +127,7 @@ def _writers(calls: Sequence[Call]) -> Mapping[int, list[Call]]:
 
 
 def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
-    """The calls that some slots need, slot by slot. made: by slot, the call that makes it."""
+    """The calls that some slots need. made: by slot, the call that makes it."""
     found: dict[Call, None] = {}
     for slot in slots:
         wanted = [slot]
@@ -143,7 +143,7 @@ def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
 
 
 def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
-    """A function that makes a call. made: by slot, the view that the call which made the slot has given."""
+    """A function that makes a call. made: by slot, the view that its maker has given."""
     fill_args, fill_kwargs = _filling(call.args, made), _filling(call.kwargs, made)
     is_usual = call.kwargs.keys().isdisjoint(("layout", "pin_memory"))
     operator = FASTER.get(call.name, call.operator) if is_usual else call.operator
@@ -163,7 +163,7 @@ def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
 
 
 def _filling(x: Any, made: Mapping[int, View]) -> Callable[[Memory], Any]:
-    """A function that puts tensors in the places of the views among a call's arguments."""
+    """A function that puts tensors in the places of views among a call's arguments."""
     if not x:
         return lambda memory: x
     if isinstance(x, View):

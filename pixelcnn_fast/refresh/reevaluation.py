@@ -18,14 +18,13 @@ from pixelcnn_fast.refresh.zeros import Zeros, implied_by_zeros
 class Reevaluation:
     """Computes, from other weights, tensors that were made within the context of a recorder.
 
-    Most guards ask which products of weights are zero. That follows from which weights are zero, so such guards need
-    not be looked at as long as the same weights are zero.
+    Most guards ask which products of weights are zero. They hold as long as the same weights are zero.
     """
 
     def __init__(
         self, tensors: Sequence[Tensor], recorder: WeightRecorder, does_the_same: bool = False
     ) -> None:
-        """does_the_same: whether the model is known to do the same with them, whatever numbers it reads."""
+        """does_the_same: whether the model is known to do the same, whatever numbers it reads."""
         recording, guards = recorder.recording, recorder.guards(does_the_same)
         self._leaves, self._written = recording.leaves, list(recorder.written)
         wanted = [recorder.view(x) for x in (*tensors, *recorder.written.values())]
@@ -48,8 +47,8 @@ class Reevaluation:
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """The wanted tensors with other weights, or None if a guard does not hold. weights: by name; each is asked for
-        when it is about to be read, and those into which the model writes are put there afterwards."""
+        """The wanted tensors, or None if a guard does not hold. weights: by name; each is asked for when it is about to
+        be read, and those into which the model writes are put there."""
         found = self._evaluated(weights)
         if found is None:
             return None
@@ -89,8 +88,8 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights: its parameter itself, if it has only one, which fits. Raises
-        RuntimeError if the weights do not fit into it, as where one number was expanded."""
+        """What a leaf holds with these weights: its parameter itself, if it has one that fits. Raises RuntimeError if
+        weights do not fit into it, as where one number was expanded."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters

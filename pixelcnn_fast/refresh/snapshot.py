@@ -19,9 +19,9 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 class Snapshot:
     """A model as it was when it was taken.
 
-    weights: by path, the tensors that the model holds and its forward reads (none in a pickle); values: by path, what
-    else it holds; outside: copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a
-    weight and another tensor that share memory; sources: the parameters of which weights may be made in eval mode.
+    weights: by path, the tensors that it holds and its forward reads; values: by path, what else it holds; outside:
+    copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a weight and another
+    tensor that share memory; sources: the parameters of which weights may be made in eval mode.
     """
 
     model: WrappedModel
@@ -36,8 +36,8 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model, and warns if its forward reads tensors that the model does not hold. Its behaviour then knows
-        what it has kept of its first call. held, weights: what ``model.contents`` gave before it was run."""
+        """Takes a model, and warns if its forward reads tensors that it does not hold. Its behaviour then knows what
+        its first call has kept. held, weights: its ``contents`` before it was run."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
@@ -66,7 +66,7 @@ class Snapshot:
         return cls(model, behaviour.of(model), weights, held.values, outside, overlaps, sources)
 
     def is_still(self, module: nn.Module) -> bool:
-        """Whether a model still is what it was when it was taken: it holds the same, or else it does the same."""
+        """Whether a model is what it was: it holds the same, or else it does the same."""
         now = Present(self, module)
         tensors, recording = now.held.tensors, self.behaviour.recording
         if not self.weights.keys() <= tensors.keys() or not self.overlaps_alike(now.held):
@@ -90,8 +90,8 @@ class Snapshot:
         return all(map(are_equal, self.behaviour.outside, self.outside))
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
-        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, as long as
-        what they are made of is the same."""
+        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, if what they
+        are made of is the same."""
         found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
         if not found or not self.sources:
             return found
@@ -103,8 +103,8 @@ class Snapshot:
         return found - {path for path in drifted if are_as_good_as_equal(present[path], self.weights[path])}
 
     def follow(self, module: nn.Module) -> Present | str:
-        """A model as it is now, or why only a new sampler can have its weights. If there is a program, its guards see
-        to it that the numbers of weights which Python has read are the same."""
+        """A model as it is now, or why only a new sampler can have its weights. A program's guards see to it that
+        numbers which Python has read of weights are the same."""
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
@@ -134,7 +134,7 @@ class Snapshot:
         return not self.behaviour.is_captured or bool(self.model.branches)
 
     def _why_not_followed(self, now: Contents) -> str | None:
-        """Why only a new sampler can have the present weights, as far as that can be seen before they are evaluated."""
+        """Why only a new sampler can have the present weights, as far as can be seen before they are evaluated."""
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
@@ -153,8 +153,8 @@ class Snapshot:
 class Present:
     """A module as it is now, beside the snapshot that was taken of it before.
 
-    held: what it holds in eval mode; has_values: whether everything but its tensors is what it was; weights: copies of
-    its tensors by path; is_copied: whether it is a copy that was looked at.
+    held: what it holds in eval mode; has_values: whether all but its tensors is what it was; weights: copies of those
+    by path; is_copied: whether a copy was looked at.
     """
 
     def __init__(self, before: Snapshot, module: nn.Module) -> None:
@@ -179,12 +179,11 @@ class Present:
         return self._same is not None
 
     def does_the_same_with_other_numbers(self) -> bool:
-        """Whether the forward does what it did, although a number that Python reads off weights has changed."""
+        """Whether the forward does what it did, although Python reads another number off weights."""
         recording = self._before.behaviour.recording
         return bool(recording and recording.constants_read) and self.does_the_same(self.has_values)
 
     def snapshot(self) -> Snapshot:
-        """A snapshot of the model as it is now."""
         before, behaviour = self._before, self._before.behaviour
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
@@ -205,7 +204,7 @@ class Present:
 def _between(
     model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
 ) -> list[tuple[str, str]]:
-    """Those pairs in which a weight and a tensor that the model had from the start share memory."""
+    """Those pairs of which one is a weight, and both were there from the start."""
     return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
 
 
@@ -223,15 +222,13 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of a model's tensors, each made when it is first asked for, so that it is read from the processor's
-    caches."""
+    """Copies of tensors, each made when it is first asked for, so that it is read from the processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """What the tensor was before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is
-        gone."""
+        """The tensor before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is gone."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

@@ -30,7 +30,7 @@ class Zeros:
         return found
 
     def _are_in(self, slot: int, x: Tensor) -> bool:
-        """Whether the same elements of a weight are zero, and all are finite; integers must be the same."""
+        """Whether the same elements of a weight are zero, all being finite; integers must be the same."""
         before = self.weights[slot]
         if x.data_ptr() == before.data_ptr():
             return True
@@ -61,8 +61,8 @@ def implied_by_zeros(
 ) -> set[Guard]:
     """The guards that hold as long as the same elements of these weights, by slot, are zero.
 
-    They look at products, and at elements that are moved. To find them, the calls are made with ones in the place of
-    all that is not zero, since zeros that come from underflow do not stay.
+    They look at products, and at elements that are moved. The calls are made with ones in the place of all that is not
+    zero, since zeros that come from underflow do not stay.
     """
     made = {slot: call for call in calls for slot in call.written}
     comparisons = {
@@ -75,7 +75,7 @@ def implied_by_zeros(
     device = next(iter(weights.values())).device
 
     def is_product(slot: int) -> bool:
-        """Whether a slot holds products of weights. If so, the memory then holds ones and zeros for it."""
+        """Whether a slot holds products of weights, and then puts ones and zeros into memory for it."""
         wanted = [slot]
         while wanted:
             call = made.get(wanted[-1])

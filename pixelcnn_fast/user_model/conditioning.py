@@ -32,7 +32,7 @@ def _with_code(model: WrappedModel, code: int) -> tuple[Tensor, Conditioning]:
 
 
 def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int], bool]:
-    """A function that tells whether the model can be run with a label or, if examples have these, with a code."""
+    """A function that tells whether the model can be run with a label, or a code if examples have these."""
     return lambda number: model.takes(*example(model, number))
 
 
@@ -40,8 +40,8 @@ def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int],
 
 
 def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether the condition may be negative, and whether it is of integers if the user does not say. Raises
-    ModelFailed if the model takes neither."""
+    """Finds out whether the condition may be negative or, if the user does not say, of integers. Raises ModelFailed if
+    the model takes neither."""
     if model.condition_shape is None:
         return
     if model.condition_dtype is not None and not model.condition_dtype.is_floating_point:
@@ -67,7 +67,7 @@ def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
 
 
 def _failure(model: WrappedModel) -> Exception | None:
-    """Why the model can't be run, or that it gives NaN; None if it runs. A copy is tried: a forward may keep things."""
+    """Why the model can't be run, or None. A copy is tried, since a forward may keep things."""
     held = model.held
     if not held.is_uncopyable:
         model.held = copy.deepcopy(held)
@@ -84,7 +84,7 @@ def _failure(model: WrappedModel) -> Exception | None:
 def explore_labels(
     model: WrappedModel, conditions: ConditionProgram, operands: Sequence[ConditionOperand]
 ) -> None:
-    """Finds out, from the captured conditions and then from the model, which labels and codes the model takes."""
+    """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
     labels_taken = model.labels if model.conditional else None
     for which, (labels, example) in enumerate(((labels_taken, with_label), (model.codes, _with_code))):
         if labels is None or labels.classes is not None:
@@ -111,8 +111,7 @@ def explore_labels(
 def checked_conditioning(
     model: WrappedModel, labels: Tensor | None, condition: Tensor | None, n: int
 ) -> Conditioning:
-    """The labels and the condition that a user gave with n images, on the model's device. Raises ValueError if the
-    model does not take them."""
+    """What a user gave with n images, on the model's device. Raises ValueError if the model does not take it."""
     return Conditioning(_checked_labels(model, labels, n), _checked_condition(model, condition, n))
 
 

@@ -21,8 +21,8 @@ from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
 ) -> Iterator[nn.Module]:
-    """A context that gives a copy of the module in eval mode with clones of its tensors, into which it may write, on a
-    device and in a dtype; if it can't be copied, the module itself with clones.
+    """A context that gives a copy of the module in eval mode with clones of its tensors, on a device and in a dtype; if
+    it can't be copied, the module itself with clones.
 
     read: gives the paths of the tensors that the forward reads. Raises ValueError if some of those have no values.
     """
@@ -49,8 +49,8 @@ def standing_for(
 
 
 def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
-    """A copy, or why there is none, that is made with parameters, for modules whose ``eval()`` asks for these. Those
-    that are still trained are then replaced by clones of the module's own, with the numbers of eval mode."""
+    """A copy, or why there is none, for modules whose ``eval()`` asks for parameters. Those that are still trained are
+    then replaced by clones of the module's own, with the numbers of eval mode."""
     parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
     origins = {id(parameters[id(x)]): x for x in own.values()}
     copied = copy_or_why_not(live, dict(parameters), is_trained=True)
@@ -68,8 +68,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones of tensors, by path. Clones of tensors that share memory share it, too, unless they are trained. Tensors
-    of the dtype in which the module computes get ``dtype``."""
+    """Clones of tensors, by path. Those that share memory still do, unless they are trained. Those of the dtype in
+    which the module computes get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
@@ -86,7 +86,8 @@ def _clones(
 
 
 def without_gradients(live: nn.Module, result: Tensor) -> list[str]:
-    """The paths of trainable parameters that get no gradients of a result, as eval mode computes with others."""
+    """The paths of trainable parameters in whose place eval mode computes with others, so that they get no
+    gradients."""
     held = Contents(live)
     if not changes_with_its_mode(held):
         return []

@@ -18,7 +18,7 @@ from pixelcnn_fast.user_model.tensors import duplicate, with_tensors
 
 
 class Substituted(nn.Module):
-    """Runs a module that can't be copied, with other tensors in the place of its own during each call."""
+    """Runs a module that can't be copied, with other tensors in the place of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]
 
 class HeldModule:
     """A module, with what picks the part of its output that is read. Other weights are put into it when it is next
-    asked for. Pickles leave a module out, with a warning, that can't be pickled.
+    asked for. A pickle leaves out what can't be pickled, with a warning.
 
     uncopyable: the user's own module, if that can't be copied, else None.
     """

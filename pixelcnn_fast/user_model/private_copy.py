@@ -20,8 +20,7 @@ from pixelcnn_fast.user_model.tensors import are_equal, duplicate
 
 
 def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | None:
-    """A copy in eval mode that runs eagerly; or None, with a warning, for a module that can't be copied. memo: as for
-    ``copy.deepcopy``."""
+    """A copy in eval mode that runs eagerly; or None, with a warning. memo: as for ``copy.deepcopy``."""
     copied = copy_or_why_not(module, memo)
     if isinstance(copied, nn.Module):
         return copied
@@ -35,9 +34,8 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 def copy_or_why_not(
     module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
-    """As ``private_copy``, but for a module that can't be copied, the reason. memo: by id, what takes the place of
-    tensors; is_apart: whether no function of the copy may lead to the module; is_trained: whether gradients are
-    wanted."""
+    """As ``private_copy``, or why there is no copy. memo: by id, what takes the place of tensors; is_apart: whether no
+    function of the copy may lead to the module; is_trained: whether gradients are wanted."""
     held, memo = Contents(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
@@ -91,7 +89,7 @@ def _check_apart(one: Contents, other: Contents) -> None:
 
 
 def changes_with_its_mode(held: Contents) -> bool:
-    """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode, such as merge weights."""
+    """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode."""
     return any(map(sets_more, held.modules.values()))
 
 
@@ -101,8 +99,8 @@ def sets_more(module: nn.Module) -> bool:
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:
-    """The paths of the tensors that train mode would make anew of a copy in eval mode, so that rounding may move them.
-    held: what the copy holds."""
+    """The paths of a copy's tensors that train mode would make anew, so that rounding may move them. held: what the
+    copy holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()
     with suppress(Exception), random_state_kept(held.device):
@@ -119,8 +117,8 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def exclusively(module: nn.Module) -> Iterator[None]:
-    """A context in which a module that can't be copied is in eval mode, and no other thread is in such a context for
-    the same module. Afterwards each of its modules is as it was."""
+    """A context in which a module that can't be copied is in eval mode, and locked for other threads. Afterwards each
+    of its modules is as it was."""
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
@@ -148,7 +146,7 @@ def exclusively(module: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """The attributes of a module, its mode among them, so that they can be restored."""
+    """The attributes of a module, which can be restored."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training

@@ -39,7 +39,7 @@ def span(x: Tensor) -> int:
 
 
 def is_in_memory(x: Tensor) -> bool:
-    """Whether a tensor's storage still holds it. Libraries that shard models free the memory of tensors that remain."""
+    """Whether a tensor's storage still holds it: libraries that shard models free it."""
     if not x.numel() or x.device.type == "meta":
         return not x.numel()
     return x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
@@ -53,7 +53,7 @@ def are_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
-    """As ``are_equal``, but for the rounding that remains when weights were merged and taken apart again."""
+    """As ``are_equal``, but for the rounding of weights that were merged and taken apart again."""
     if not x.is_floating_point() or (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
         return are_equal(x, y)
     if not x.numel() or not is_in_memory(x):
@@ -63,7 +63,7 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The content of a tensor as integers, of eight bytes if possible: they are compared in half the time."""
+    """The content as integers, of eight bytes if possible: they are compared in half the time."""
     x = x.detach().resolve_conj().contiguous().flatten()
     if x.storage_offset():
         x = x.clone()
@@ -82,16 +82,15 @@ def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module with other tensors, by path, in the place of its own. Gradients go through those that are
-    computed from others."""
+    """A copy of a module with other tensors, by path, in the place of its own."""
     held = Contents(module)
     return duplicate(module, in_place_of(held.tensors, tensors), held)
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None) -> nn.Module:
-    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock or an open file, is
-    shared as a whole, unless it leads to tensors, too. memo: as for ``copy.deepcopy``, with the tensors that the copy
-    is to have; held: what the module holds, if that is known."""
+    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock, is shared as a whole,
+    unless it leads to tensors, too. memo: as for ``copy.deepcopy``, with the copy's tensors; held: what the module
+    holds."""
     held, memo = held or Contents(module), {} if memo is None else memo
     replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
@@ -117,7 +116,7 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Puts tensors, by path, into a copy wherever it has tensors that are not ``known``, by id: modules that copy
+    """Puts tensors, by path, into a copy in the place of those that are not ``known``, by id: modules that copy
     themselves may not heed a memo. TorchScript's modules, and what is not registered, get the numbers only."""
     held = Contents(copied)
     own_tensors = [(path, x) for path, x in held.tensors.items() if path in tensors and id(x) not in known]

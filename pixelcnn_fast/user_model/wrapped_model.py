@@ -51,9 +51,9 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 class WrappedModel:
     """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``module`` is a copy in eval mode, so that the user's own is not touched, unless it can't be copied. Some of what is
-    known of a model is found out later: the layout of its ``head``, its ``branches``, and whether it ``reads_images``,
-    when a forward is recorded; its labels, and the dtype of its condition, when they are tried.
+    ``module`` is a copy in eval mode, or the user's own if that can't be copied. Found out later are the layout of its
+    ``head``, its ``branches``, and whether it ``reads_images``, when a forward is recorded; its labels, and the dtype
+    of its condition, when they are tried.
     """
 
     def __init__(
@@ -184,14 +184,14 @@ class WrappedModel:
             yield "condition", same, first._replace(condition=given.condition)
 
     def _many_labels(self) -> int:
-        """The number of labels, or conditions, that are tried with one image: fewer for a large model."""
+        """The number of labels, or conditions, that are tried: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
         most = CHECKED_WORK // (weights * self.shape[1] * self.shape[2])
         return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples other than those that were recorded, in batches of other sizes: a dark image; random images, with
-        every label if there are few and the model is small; and bright images where images are small."""
+        """Other examples than those that were recorded, in batches of other sizes: a dark image; random ones, with
+        every label if there are few and the model is small; and bright ones if they are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
@@ -202,8 +202,8 @@ class WrappedModel:
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
-        """Images as sampling meets them, if Python reads numbers off the image: the lowest level everywhere, or from
-        the second pixel, the second row or the middle on, and the highest level."""
+        """Images as sampling meets them, if Python reads numbers off these: the lowest level everywhere, or from the
+        second pixel, the second row or the middle on, and the highest level."""
         if self.levels is not None and self.reads_images:
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
@@ -229,9 +229,8 @@ class WrappedModel:
         read: Callable[[], Container[str]] = tuple,
         ranks: int = 1,
     ) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], under its own module, or a live one of the user's, through whose tensors
-        gradients go. read: gives the paths of the tensors that the forward reads; ranks: over how many processes that
-        module averages gradients."""
+        """ln p of images, [n, C, H, W] -> [n], under its own module or a live one, through whose tensors gradients go.
+        read: gives the paths of what the forward reads; ranks: over how many processes gradients are averaged."""
         if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
             self.told.add(".ranks")
             tell(
@@ -263,7 +262,7 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``, computed by a function that gives the part of the module's output that is read."""
+        """As ``parameters``. replay: computes the part of the module's output that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
@@ -289,15 +288,15 @@ class WrappedModel:
     # -- what users give
 
     def encode(self, values: Tensor) -> Tensor:
-        """Converts values as they are drawn to images as the module takes them."""
+        """Values as they are drawn -> images as the module takes them."""
         values = values.to(self.device)
         if self.levels is None:
             return values.to(self.dtype)
         return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """A copy of the values of images from a user, as the head draws them: [n, C, H, W]. Codes may come without
-        the axis of channels. Raises ValueError for bad images."""
+        """The values of images from a user, as the head draws them: [n, C, H, W]. Codes may be [n, H, W]. Raises
+        ValueError for bad images."""
         images = torch.as_tensor(images)
         is_codes = self.image_form == "codes" and images.dim() == 3
         expected = self.shape[1:] if is_codes else self.shape
@@ -313,7 +312,7 @@ class WrappedModel:
         return images[:, 0].long() if self.image_form == "codes" else images
 
     def identity(self) -> Iterator[object]:
-        """What tells this model from others, besides its forward: how it takes images, and how its output is read."""
+        """What tells this model from others, besides its forward."""
         yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
         around = nn.Module()
         vars(around)["head"] = self.head  # which may hold anything
@@ -335,7 +334,7 @@ class WrappedModel:
 
 @contextmanager
 def scripted_parts_named(module: nn.Module) -> Iterator[None]:
-    """A context that names the first scripted part of a model in the error which refuses to capture it."""
+    """A context whose errors name the first scripted part of a model that is not captured."""
     try:
         yield
     except (Unsupported, RuntimeError) as error:
