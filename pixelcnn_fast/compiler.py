@@ -36,13 +36,11 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_
 class Compiled:
     """A model as the runtimes take it.
 
-    program: what each runtime's own is made of; conditions: the part of the model that depends on labels and condition
-    alone, for ``program.condition_operands``; normalised: whether the model's logits are log-probabilities, whose final
-    softmax the program leaves out; whole: the program before it was split into phases, if it is to be compared with the
-    model again, as Python reads numbers off labels or condition.
-
-    behaviour: what the model's forward does; recorder: of the calls that made the program's weights; first: what this
-    was before it got other weights. None of these is kept in a pickle.
+    program: what each runtime's own is made of; conditions: the part that depends on labels and condition alone;
+    normalised: whether the logits are log-probabilities, whose softmax the program leaves out; whole: the program
+    before it was split into phases, if it is compared with the model for what users give. Not in a pickle: behaviour,
+    what the model's forward does; recorder, of the calls that made the weights; first, this before it got other
+    weights.
     """
 
     program: PhasedProgram
@@ -57,15 +55,17 @@ class Compiled:
     def with_weights(
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
-        """The same with other weights of the model, by name, among which it puts those into which the model writes.
-
-        None if the model must be compiled anew: another weight is zero, Python has read another number, or this comes
-        out of a pickle. does_the_same: whether such numbers are known not to matter.
-        """
+        """The same with other weights, by name, among which it puts those into which the model writes. None if it must
+        be compiled anew: another weight is zero, Python has read another number (unless it is known to do the same), or
+        this comes out of a pickle."""
         first = self.first or self
         if first.recorder is None:
             return None
-        constants = first._reevaluation(does_the_same)(weights)
+        if does_the_same not in first._reevaluations:
+            tensors: list[Tensor] = []  # in the order in which ``converted`` meets them
+            first.converted(lambda x: tensors.append(x) or x)  # type: ignore[func-returns-value]  # which is None
+            first._reevaluations[does_the_same] = Reevaluation(tensors, first.recorder, does_the_same)
+        constants = first._reevaluations[does_the_same](weights)
         if constants is None:
             return None
         in_turn = iter(constants)
@@ -73,22 +73,8 @@ class Compiled:
 
     @cached_property
     def _reevaluations(self) -> dict[bool, Reevaluation]:
-        """What evaluates the constants from weights, by whether the model is known to do the same with these."""
+        """What computes constants from weights, by whether the model is known to do the same."""
         return {}
-
-    def _reevaluation(self, does_the_same: bool) -> Reevaluation:
-        if does_the_same not in self._reevaluations:
-            assert self.recorder is not None
-            self._reevaluations[does_the_same] = Reevaluation.of(
-                self._constants(), self.recorder, does_the_same
-            )
-        return self._reevaluations[does_the_same]
-
-    def _constants(self) -> list[Tensor]:
-        """The constants, in the order in which ``converted`` meets them."""
-        found: list[Tensor] = []
-        self.converted(lambda x: found.append(x) or x)  # type: ignore[func-returns-value]  # which is None
-        return found
 
     def converted(self, convert: Convert) -> Compiled:
         """The same with its constants converted, in an order that is always the same."""
@@ -102,8 +88,8 @@ class Compiled:
 
     @cached_property
     def _alone(self) -> Compiled:
-        """The same with constants that share no storage: a pickle would hold what is shared again and again. It is
-        kept, since a pickle for another process may only refer to it."""
+        """The same with constants that share no storage, which a pickle would hold again and again. It is kept, since a
+        pickle for another process may only refer to it."""
 
         def alone(x: Tensor) -> Tensor:
             return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
@@ -126,7 +112,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
     precision: as for ``Sampler``. Raises ValueError for one that does not go with the model's dtype, and what
     ``Sampler`` raises.
     """
-    stored = stored_dtype(model.dtype, precision)
+    if precision != "same" and model.dtype != torch.float32:
+        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {model.dtype}")
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         with found.recorder:  # which notes what weights decide
@@ -136,17 +123,15 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
         with found.recorder:
             program = in_dtype(program, model.dtype)
             show(in_dtype.__name__, program)
-            result = phased(program, stored)
+            result = phased(program, DTYPES.get(precision))
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
     return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.recorder, whole)
 
 
 def capture_checked(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program, which is in the model's dtype, and which no pass has changed.
-
-    Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
-    """
+    """The captured model, compared with its program in its own dtype, before any pass. Raises CaptureMismatch if they
+    differ, NonFiniteLogits if logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
@@ -155,11 +140,8 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel) -> Captured:
-    """The captured model, before its program is compared with it. After this, the model has its head's layout, and
-    knows which labels it takes, and what Python reads off images.
-
-    Raises NonFiniteLogits if the model's logits are not finite.
-    """
+    """The captured model, before its program is compared with it. The model then has its head's layout, and knows its
+    labels, and what Python reads off images. Raises NonFiniteLogits."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:
@@ -169,7 +151,9 @@ def capture_model(model: WrappedModel) -> Captured:
     given = [(model.encode(values), given.in_dtype(model.dtype)) for values, given in examples]
     with scripted_parts_named(model.module):
         can_be_copied = not model.held.is_uncopyable
-        found = capture(model.module, given, model.head, levels, model.n_classes, model.output, can_be_copied)
+        found = capture(
+            model.module, given, model.head, levels, model.labels.classes, model.output, can_be_copied
+        )
     model.head, model.branches = found.head, found.program.branches
     model.reads_images = bool(model.branches)
     check_finite(found.parameters, model.head)
@@ -178,17 +162,9 @@ def capture_model(model: WrappedModel) -> Captured:
     return found
 
 
-def stored_dtype(own: torch.dtype, precision: Precision) -> torch.dtype | None:
-    """The dtype to which the weights of a model are rounded; None if they keep their own."""
-    if precision != "same" and own != torch.float32:
-        raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {own}")
-    return DTYPES.get(precision)
-
-
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """A context in which Python does not look for garbage: with so many small objects, that takes a fifth of the
-    time."""
+    """A context in which Python does not look for garbage, which takes a fifth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -22,7 +22,7 @@ from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.refresh.behaviour import Behaviour
-from pixelcnn_fast.refresh.snapshot import Snapshot, held_by
+from pixelcnn_fast.refresh.snapshot import Snapshot
 from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
@@ -46,11 +46,10 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """A model that is ready for sampling. Only what it keeps for later changes: its runtimes, why some of them were
-    refused, and what the user was told of that.
+    """A model that is ready for sampling. Nothing changes but the fields that begin with an underscore.
 
-    snapshot: the model as it was when it was taken; preferred: what the runtime 'auto' stands for; compiled: the
-    model's program; observed: what is known of a model that has no program.
+    snapshot: the model as it was taken; preferred: what the runtime 'auto' stands for; compiled: its program; observed:
+    what is known of a model without one.
     """
 
     snapshot: Snapshot
@@ -65,9 +64,8 @@ class Engine:
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
-        """Captures the model, or with the runtime 'reference' tests whether it is causal. ``Sampler`` says what it
-        raises."""
-        held, weights = held_by(model)  # before its forward, which may write into them
+        """Captures the model, or tests its causality for 'reference'. ``Sampler`` says what it raises."""
+        held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
             program, seen = None, observed(model)
@@ -103,37 +101,34 @@ class Engine:
 
     def with_weights(self, module: nn.Module) -> Engine | str:
         """The engine with the present weights of a model, or why only a new engine can have them."""
-        followed = self.snapshot.follow(module, is_captured=self.compiled is not None)
-        if isinstance(followed, str):
-            return followed
+        present = self.snapshot.follow(module)
+        if isinstance(present, str):
+            return present
         program, before = None, self.compiled
-        if (
-            before is not None
-        ):  # it asks for the weights as it needs them, and the snapshot below takes the same
-            program = before.with_weights(followed.weights)
-            if program is None and followed.does_the_same():
-                program = before.with_weights(followed.weights, does_the_same=True)
+        if before is not None:  # it asks for weights as it needs them, and the snapshot below takes the same
+            program = before.with_weights(present.weights)
+            if program is None and present.does_the_same_with_other_numbers():
+                program = before.with_weights(present.weights, does_the_same=True)
             if program is None:
                 return "a weight that was zero, or that the forward reads as a number, is another now"
-        return replace(self, snapshot=followed.snapshot(), compiled=program, _runtimes={}, _refusals={})
+        return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """The same engine. If the model has no program, its causality and the order in which channels are drawn are
-        tested again, at some pixels. Raises NotCausal, as ``observed`` does."""
+        """The same engine, once a model without a program is tested again, at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model, SOME))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without the runtimes, which are built again when they are asked for, and without what only the
-        model's process can use."""
+        """The fields without runtimes, which are built when needed, and what only this process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        none = {"snapshot": self.snapshot.without_tensors(), "_runtimes": {}, "_refusals": {}, "_told": set()}
+        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # none can be compared with it
+        none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
 
     def probe(self) -> list[float] | None:
-        """Some of the parameters that the model gives for one fixed image; None if it did not travel in a pickle."""
+        """Some of the parameters for one fixed image; None if the model did not travel in a pickle."""
         if not self.model.held.is_there:
             return None
         with self.model.in_use(), eagerly:
@@ -141,8 +136,7 @@ class Engine:
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:
-        """A hash of what decides the images: the bits of each tensor that the forward read, and what it does with
-        them."""
+        """A hash of each tensor that the forward read, and of what it does with them."""
         if self._fingerprint is not None:
             return self._fingerprint
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
@@ -162,30 +156,18 @@ class Engine:
 
     # -- runtimes
 
-    def runtime(self, name: RuntimeName) -> Runtime:
-        """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
+    def prepared(
+        self, name: RuntimeName, n: int = 0, batch_size: int | None = None
+    ) -> tuple[Runtime, list[slice]]:
+        """The runtime of that name, or an available one for 'auto', ready to draw n images, and the batches it draws
+        them in. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
-        if name != "auto":
-            return self._kept(name)
+        chosen = self.auto if name == "auto" else name
         try:
-            return self._kept(self.auto)
-        except RuntimeUnavailable as error:
-            if self.preferred != "auto":
-                raise
-            self._refusals[error.runtime] = error.why
-            return self.runtime("auto")
-
-    def _kept(self, name: RuntimeName) -> Runtime:
-        if name not in self._runtimes:
-            self._runtimes[name] = self._build(name)
-        return self._runtimes[name]
-
-    def prepared(self, name: RuntimeName, n: int, batch_size: int | None = None) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, ready to draw n images, and the batches that it draws them in. If what 'auto'
-        stands for turns out to be unavailable, this is another runtime."""
-        runtime = self.runtime(name)
-        parts = self.batches(n, runtime, batch_size)
-        try:
+            if chosen not in self._runtimes:
+                self._runtimes[chosen] = self._build(chosen)
+            runtime = self._runtimes[chosen]
+            parts = self.batches(n, runtime, batch_size) if n else []
             for size in {part.stop - part.start for part in parts}:
                 runtime.prepare(size)
         except RuntimeUnavailable as error:
@@ -244,7 +226,7 @@ class Engine:
     # -- running
 
     def verify_conditioning(self, given: Conditioning, parts: list[slice]) -> None:
-        """Raises Unsupported for labels or conditions with which the model does something else than its program."""
+        """Raises Unsupported if the model does something else for these than its program."""
         if self.compiled is None:
             return
         conditions, whole = self.compiled.conditions, self.compiled.whole
@@ -255,8 +237,8 @@ class Engine:
                 verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
-        """n images in batches of this size. By default, batches are of equal sizes that fit into memory, and so many
-        that some are finished if the run is interrupted."""
+        """n images in batches of this size; by default of equal sizes that fit into memory, and small enough that some
+        are finished if the run is interrupted."""
         if size is None:
             if isinstance(runtime, CudaRuntime):
                 largest = runtime.largest_batch()

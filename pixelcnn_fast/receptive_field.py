@@ -83,8 +83,7 @@ class ReceptiveField:
 
     @cached_property
     def blind_spots(self) -> Tensor:
-        """Earlier sub-pixels that are not seen, though they lie within the rows and columns that are: bool, shaped
-        like ``seen``."""
+        """Earlier sub-pixels that are not seen, in the rows and columns that are: bool, shaped like ``seen``."""
         inside = torch.zeros_like(self.seen)
         for c, field in enumerate(self.seen & self.earlier):
             rows, columns = (field.any(0).any(axis).nonzero() for axis in (1, 0))
@@ -197,8 +196,8 @@ def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unp
 
 
 def _zeros(model: nn.Module) -> set[str]:
-    """The paths of the trainable tensors that are zero everywhere, as some are before training. What lies behind them
-    does not show in what the model computes now, but will once it is trained."""
+    """The paths of the trainable tensors that are zero everywhere, as some are before training. They hide what lies
+    behind them until the model is trained."""
     own = Contents(model).tensors.items()
     return {path for path, x in own if x.is_leaf and x.requires_grad and x.numel() and not bool(x.any())}
 
@@ -208,9 +207,7 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
     can't be copied."""
     generator = torch.Generator().manual_seed(0)
     if changes_with_its_mode(Contents(model)) and not model.training:
-        with suppress(
-            Exception
-        ):  # in train mode, weights that were merged for evaluation are taken apart again
+        with suppress(Exception):  # train mode takes weights apart that were merged for evaluation
             model = copy.deepcopy(model).train()
     own = Contents(model).tensors
     small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
@@ -220,8 +217,7 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
 
 
 def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
-    """A leak through layers whose weights were not zero, or None. If there is only one through the others, a warning
-    tells of it."""
+    """A leak through layers whose weights were not zero, or None. A warning tells of a leak through the others."""
     program, first = found.program, None
 
     def of_zeros(tap: Tap) -> set[str]:
@@ -254,10 +250,8 @@ WAY_OUT = (
 
 
 class _AllOfAPixel(OfLevels):
-    """All numbers that an output has for a pixel, whatever they mean: enough to see what they depend on.
-
-    row_axis: the output's axis that holds the rows; columns come next, and all other axes belong to a pixel.
-    """
+    """All numbers that an output has for a pixel, whatever they mean. row_axis: the output's axis that holds the rows;
+    columns come next, and all other axes belong to a pixel."""
 
     joint = True
 
@@ -283,10 +277,8 @@ class _AllOfAPixel(OfLevels):
 
 
 def _captured(model: WrappedModel, has_head: bool) -> Captured:
-    """The model's program. If no head was given, the output may also fit none, or several.
-
-    Raises UnknownLayout where it matters which one it is.
-    """
+    """The model's program. If no head was given, the output may also fit none, or several; UnknownLayout is raised
+    where it matters which one it is."""
     try:
         return capture_checked(model)
     except UnknownLayout as error:

@@ -31,11 +31,11 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.listing import ProgramListing
+from pixelcnn_fast.refresh.changes import Changes
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
-from pixelcnn_fast.user_model.changes import Changes
 from pixelcnn_fast.user_model.conditioning import checked_conditioning
 from pixelcnn_fast.user_model.contents import Apart, ranks_averaged_over, unwrapped
 from pixelcnn_fast.user_model.model_arguments import ModelArguments
@@ -104,13 +104,9 @@ class Sampler(Apart):
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
         """Makes the sampler draw from an engine that was built from a model's present weights."""
-        engine.runtime("auto")  # if it raises, the sampler stays as it was
-        self._engine, snapshot = engine, engine.snapshot
-        known, outside = engine.model.paths, snapshot.behaviour.outside
-        self._changes: Changes | None = Changes(
-            unwrapped(model), snapshot.weights, known, outside, snapshot.is_still
-        )
-        self._has_told = False
+        engine.prepared("auto")  # if it raises, the sampler stays as it was
+        self._engine, self._has_told = engine, False
+        self._changes: Changes | None = Changes(unwrapped(model), engine.snapshot)
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,7 +117,11 @@ class Sampler(Apart):
         model, engine = self._engine.model, self._engine
         channels, height, width = self.shape
         labels = (
-            "" if not model.conditional else f", labels 0...{n - 1}" if (n := model.n_classes) else ", labels"
+            ""
+            if not model.conditional
+            else f", labels 0...{n - 1}"
+            if (n := model.labels.classes)
+            else ", labels"
         )
         condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
@@ -401,7 +401,7 @@ class Sampler(Apart):
 
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
-        return self._engine.runtime(name)
+        return self._engine.prepared(name)[0]
 
     # -- running
 

@@ -276,7 +276,7 @@ def test_auto_says_why_a_gpu_is_not_used_well(monkeypatch):
     monkeypatch.setattr("pixelcnn_fast.engine.why_not_cpu", lambda *_: "it is on a GPU")
     monkeypatch.setattr("pixelcnn_fast.engine.why_not_cuda", lambda *_: "the model has a recurrence")
     with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'.*the model has a recurrence"):
-        assert isinstance(engine.runtime("auto"), EagerRuntime)
+        assert isinstance(engine.prepared("auto")[0], EagerRuntime)
 
 
 def test_more_than_256_levels():

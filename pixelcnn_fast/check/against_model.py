@@ -34,11 +34,10 @@ Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and wha
 
 
 class Expected(NamedTuple):
-    """What a program is compared with, on other images and conditions than those that it was captured with. Of two
-    large images, the random one alone is compared, since a program does the same whatever the values.
+    """What a program is compared with, on examples other than those that it was captured with.
 
-    by_model: for each example, the model's parameters [N, D, H, W, P]; exact: what the recorded calls give in float64,
-    or None if they can't be made there.
+    by_model: for each, the model's parameters [N, D, H, W, P]; exact: what the recorded calls give in float64, if they
+    can be made there.
     """
 
     examples: Examples
@@ -47,10 +46,8 @@ class Expected(NamedTuple):
 
 
 def expectations(model: WrappedModel, replay: Replay) -> Expected:
-    """Runs the model, and the recorded calls, on other examples.
-
-    Raises CaptureMismatch if these differ, NonFiniteLogits if the model's logits are not finite.
-    """
+    """Runs the model, and the recorded calls, on other examples. Raises CaptureMismatch if they differ, NonFiniteLogits
+    if the model's logits are not finite."""
     examples = model.examples_to_check()
     with module_paths(model.module, []):  # its hooks were there when it was recorded, and it may look at them
         by_model = list(by_module(model, examples))
@@ -63,7 +60,7 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 
     as_is = [model.replayed(values, given, replay).cpu() for values, given in examples]
     check_recorded(as_is, by_model, exact, model)
-    first = 0 if len(examples) > 2 else 1
+    first = 0 if len(examples) > 2 else 1  # of two large images, the random one, as a program does the same
     try:
         in_float64 = [exact(at) for at in range(first, len(examples))]
     except NotInFloat64:
@@ -74,11 +71,11 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 def check_recorded(
     as_is: Sequence[Tensor], by_model: Sequence[Tensor], exact: Callable[[int], Tensor], model: WrappedModel
 ) -> None:
-    """Compares the recorded calls with the model, in the same dtype. exact: by an example's number, what the recorded
-    calls give in float64; it may raise NotInFloat64.
+    """Compares the recorded calls with the model, in the same dtype. exact: by an example's number, what the calls give
+    in float64; it may raise NotInFloat64.
 
-    The results are the same bit by bit, unless PyTorch takes sums in another order, as it does for single images, where
-    an axis of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
+    The results are the same bit by bit, unless PyTorch takes sums in another order, as for single images, where an axis
+    of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
     """
     for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
         if torch.equal(found, expected):
@@ -101,10 +98,8 @@ def check_program(
     expected: Expected,
     factor: float = 2,
 ) -> None:
-    """Compares a program, distribution by distribution, with the recorded calls and, once it is cast, with the model.
-
-    factor: as for ``check_rounded``. Raises CaptureMismatch if they differ.
-    """
+    """Compares a program with the recorded calls and, once it is cast, with the model. factor: as for
+    ``check_rounded``. Raises CaptureMismatch if they differ."""
     # On the CPU, float64 is known to exist.
     on_cpu = replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
     computed = on_examples(in_dtype(on_cpu, torch.float64), conditions, expected.examples)
@@ -120,8 +115,7 @@ def check_program(
 
 @torch.inference_mode()
 def on_examples(program: Program, conditions: ConditionProgram, examples: Examples) -> list[Tensor]:
-    """The parameters [N, D, H, W, P] that plain PyTorch computes of the program for each example, in the program's
-    dtype."""
+    """The parameters [N, D, H, W, P] that plain PyTorch computes of the program for each example."""
     wanted = condition_operands(program.instructions)
     found = [conditions(wanted, given, len(values)) for values, given in examples]
     condition = {
@@ -134,11 +128,10 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
 
 
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
-    """Compares a program with the recorded calls, both in float64. computed: what ``on_examples`` gave for the program.
+    """Compares a program with the recorded calls, both in float64. computed: as ``on_examples`` gives it.
 
-    Besides ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large ones
-    that are not masks. Logits are compared at a high temperature, too, since a level that is all but certain hides
-    much.
+    Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which matter for large ones. Logits
+    are compared at a high temperature, too, since a level that is all but certain hides much.
     """
     # Logits that are read off probabilities are rounded near 1.
     gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
@@ -161,14 +154,14 @@ def check_rounded(
     expected: Expected,
     factor: float,
 ) -> None:
-    """Compares a program with a model in a dtype in which both round. computed: what ``on_examples`` gave for the
-    program in float64, which is the yardstick. It is known to be right if the recorded calls could be made there.
+    """Compares a program with a model in a dtype in which both round. computed: what ``on_examples`` gave in float64,
+    the yardstick, which is known to be right if the recorded calls could be made there.
 
-    The program's error may be at most twice (``factor``) that of plain PyTorch, which is the model's. The other way
-    around, unless the yardstick is right, the model's may be at most four times (or ``factor``) the program's, which
-    passes through fewer roundings: a wrong program, which makes a wrong yardstick, is no further from that than its own
-    rounding, but the model is. Both are allowed a few roundings of the parameters. That holds for the largest error and
-    for the mean: a model that rounding changes much at a few pixels would hide a program that is wrong at all of them.
+    The program's error may be at most twice (``factor``) the model's. Unless the yardstick is right, the model's may be
+    at most four times (or ``factor``) the program's, which passes through fewer roundings: a wrong program makes a
+    wrong yardstick, from which the model is further. Both are allowed a few roundings of the parameters. That holds for
+    the largest error and for the mean: rounding that changes much at a few pixels would hide a program that is wrong at
+    all of them.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, expected.examples)

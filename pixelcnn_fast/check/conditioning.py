@@ -19,19 +19,13 @@ MOST_AT_ONCE = 64  # images that are compared together
 def verify_conditioning(
     program: Program, conditions: ConditionProgram, model: WrappedModel, given: Conditioning
 ) -> None:
-    """Compares program and model for labels and conditions that a user gives, if Python reads numbers off these.
-
-    Raises Unsupported if they differ.
-    """
+    """Compares program and model for what a user gives. Raises Unsupported if they differ."""
     n = given.images
     batches = [slice(image, image + 1) for image in range(n)]  # each image alone, and together
     batches += [slice(start, start + MOST_AT_ONCE) for start in range(0, n if n > 1 else 0, MOST_AT_ONCE)]
     if given.labels is not None and not any(read.of_condition for read in conditions.read_by_python):
-        batches = [
-            labels for labels in batches if tuple(given.labels[labels].tolist()) not in conditions.verified
-        ]
-    if not batches:
-        return
+        known = conditions.verified
+        batches = [each for each in batches if tuple(given.labels[each].tolist()) not in known]
     for chosen in batches:
         part = given.part(chosen)
         try:

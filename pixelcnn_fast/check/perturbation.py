@@ -16,7 +16,9 @@ from pixelcnn_fast.heads import resolved
 from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.conditioning import infer_condition_dtype
+from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
+from pixelcnn_fast.user_model.tensors import with_tensors
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 PAIRS = 6  # of images; see _Pairs
@@ -35,8 +37,8 @@ SEEN = 1e-9  # a move by which a channel sees another, in any dtype: to draw cha
 class Observed:
     """What a model's forwards show of it.
 
-    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, how many numbers the head
-    reads for a distribution, in ``dtype``; output_bytes: the size of all of them for one image.
+    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, the numbers of a
+    distribution, in ``dtype``; output_bytes: their size for one image.
     """
 
     draws: int
@@ -47,7 +49,7 @@ class Observed:
 
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
     """Runs the model, whose head then has its layout, and tests whether it is causal. most: the most pixels that are
-    tested; None: as many as are tested at first.
+    tested, or None.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
@@ -74,13 +76,16 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
 
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
-    """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
-    exact = model.copy_in_float64()
-    if exact is None:
+    """A copy of the model in float64, where rounding hides no leak, or the model if there is none."""
+    if model.dtype == torch.float64 or model.held.is_uncopyable:
         return model
     try:
+        own = Contents(model.module).tensors  # some may be in networks that are not registered
+        doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
+        exact = model.run_by(with_tensors(model.module, doubles).double())
+        exact.dtype = torch.float64
         exact.parameters(*exact.example())
-    except Exception:  # whatever a model raises that is written for one dtype
+    except Exception:  # no memory is left, the device has no float64, or the model is written for one dtype
         return model
     return exact
 
@@ -132,11 +137,10 @@ def _pixels(height: int, width: int) -> list[int]:
 
 class _Pairs:
     """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; all that is drawn up to the
-    cut, included, must stay as it is.
+    cut, included, must stay.
 
-    The pairs are: random and other random values; random values and the lowest, or the highest, everywhere; the lowest
-    and the highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered in the order
-    in which they are drawn.
+    The pairs are: random and other random values; random values and the lowest, or the highest; the lowest and the
+    highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
     """
 
     def __init__(self, model: WrappedModel) -> None:
@@ -179,8 +183,7 @@ class _Pairs:
         return ordered
 
     def check_singly(self, cuts: Sequence[int]) -> None:
-        """As ``check``, with one image at a time, since a number that is taken over a batch hides what one image does
-        to it."""
+        """As ``check``, one image at a time: a number taken over a batch hides what one image does to it."""
         for cut in cuts:
             rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
             changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut
@@ -223,8 +226,8 @@ class _Pairs:
         )
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
-        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same,
-        unless what a single one does is lost in the tolerance."""
+        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: the same, if what one
+        does is not lost in the tolerance."""
         d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:

@@ -16,8 +16,8 @@ EXACT = 1e-9  # how far a program's distributions may be from the model's if bot
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float | None = None) -> Tensor:
-    """How far distributions move, [N, D, H, W], if each parameter is larger or smaller by so many roundings. unit: the
-    size of one rounding; by default that of the model's dtype."""
+    """How far distributions move, [N, D, H, W], if each parameter moves by so many roundings of size ``unit``, by
+    default the model's."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * (unit or rounding_unit(model)) * sign)
@@ -50,8 +50,7 @@ IMPRECISE = (
 
 
 def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str) -> None:
-    """Raises CaptureMismatch if the error of a distribution is larger than allowed, or NaN. error, allowed: [N, D, H,
-    W]."""
+    """Raises CaptureMismatch if an error is larger than allowed, or NaN. error, allowed: [N, D, H, W]."""
     if bool((error <= allowed).all()):
         return
     worst = int((error - allowed).nan_to_num(math.inf).argmax())
@@ -66,7 +65,7 @@ def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str
 
 
 def check_finite(logits: Tensor, head: Head) -> None:
-    """Raises NonFiniteLogits, naming the first sub-pixel whose logits are not finite. logits: [N, C, H, W, L]."""
+    """Raises NonFiniteLogits, naming the first sub-pixel, if some are not finite. logits: [N, C, H, W, L]."""
     bad = ~head.comparable(logits).isfinite()
     if bool(bad.any()):
         raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Leaf
 from pixelcnn_fast.capture.record.transcript import are_alike
 from pixelcnn_fast.errors import PixelCNNFastError
 from pixelcnn_fast.program.conditions import Conditioning
-from pixelcnn_fast.user_model.conditioning import takes_label, with_label
+from pixelcnn_fast.user_model.conditioning import trial, with_label
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.random_state import random_state_kept
@@ -29,9 +29,8 @@ MOST_LABELS = 64  # for all of which two models are compared, if Python reads nu
 class Behaviour:
     """What a model's forward does.
 
-    recording: the model's first forward, or None if it can't be recorded; outside: tensors that the forward reads and
-    the model does not hold, so that its copies share them; is_captured: whether the model became a program, which does
-    for all images what the model did for one.
+    recording: the first forward, if it can be recorded; outside: the tensors that it reads and the model does not hold;
+    is_captured: whether there is a program, which does for all images what the model did for one.
     """
 
     def __init__(
@@ -42,20 +41,24 @@ class Behaviour:
         is_captured: bool = False,
     ) -> None:
         self._model, self.recording, self.is_captured = model, recording, is_captured
-        self.outside = [*outside, *(() if recording is None else _hidden(model, recording))]
+        read = {} if recording is None else recording.read()
+        unnamed = [leaf.tensor for leaf in read.values() if not leaf.parameters]
+        # What no path leads to, although the module holds it.
+        hidden = [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]
+        self.outside = [*outside, *hidden]
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
-        """The behaviour of a model that is not captured. Its forward is recorded, if that is possible."""
+        """The behaviour of a model that is not captured, recorded if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
             one, two = (found._forward(found._another()).recording for _ in range(2))
             if not are_alike(one, two):
                 return found
             found = cls(model, one, shared(one, two))
-            model.reads_images = IMAGE in found._read
-        if LABELS in found._read and model.can_try:
-            model.labels.explore(partial(takes_label, model))
+            model.reads_images = IMAGE in found.read_by_python
+        if LABELS in found.read_by_python and model.can_try:
+            model.labels.explore(trial(model))
         return found
 
     def of(self, model: WrappedModel) -> Behaviour:
@@ -65,21 +68,15 @@ class Behaviour:
         return other
 
     @property
-    def may_do_more(self) -> bool:
-        """Whether the forward may do something else for other examples than the one that was recorded."""
-        return bool(self._read)
-
-    @property
-    def _read(self) -> frozenset[str]:
-        """What the numbers depend on that Python has read and may have decided by. A program does the same for all
-        images, so numbers that depend on the image do not count for it."""
+    def read_by_python(self) -> frozenset[str]:
+        """What the numbers that Python has read depend on, so that other examples may matter. Those of images do not
+        for a program, which does the same for all."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
-        """The tensors of the model that the forward reads, by path. by_python: also those that it reads as numbers
-        only."""
+        """The model's tensors, by path, that the forward reads; with by_python, also those that Python alone reads."""
         recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
@@ -88,13 +85,12 @@ class Behaviour:
 
     @property
     def decisive_others(self) -> list[Recording] | None:
-        """As ``recorded_others``, but none for a program: it does the same for all examples, or they are refused."""
+        """As ``recorded_others``, but none for a program, which does the same or refuses."""
         return [] if self.is_captured else self.recorded_others
 
     @cached_property
     def recorded_others(self) -> list[Recording] | None:
-        """What the forward does for other examples after the first one, where it may do something else for them; None
-        if that can't be tried."""
+        """What the forward does for other examples, where that may differ; None if it can't be tried."""
         if not self._examples_that_matter:
             return []
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
@@ -104,8 +100,8 @@ class Behaviour:
 
     @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples for which the forward may do something else, since Python has read numbers of their kind."""
-        read, model = self._read, self._model
+        """Examples for which the forward may do something else."""
+        read, model = self.read_by_python, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
             found += [model.example(seed, n=1) for seed in range(MOST_DIFFERENT)]
@@ -119,12 +115,10 @@ class Behaviour:
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
-        """As ``recording``, for a module that has run before and has kept what it made then. None if what it keeps was
-        made of weights, which may have changed since."""
+        """As ``recording``, for a module that has run before; None if it has kept what was made of weights."""
         module, other = self._another(), self._another()
-        shared = {
-            id(x) for x in Contents(module).tensors.values()
-        }  # such as the user's own, that a function holds
+        # Such as the user's own, that a function holds.
+        shared = {id(x) for x in Contents(module).tensors.values()}
         with torch.no_grad():
             for x in Contents(other).tensors.values():
                 if x.is_floating_point() and id(x) not in shared:
@@ -140,8 +134,7 @@ class Behaviour:
         return again
 
     def usual(self) -> Recording | None:
-        """What a module does that has run before, if it keeps anything from its first forward; else ``recording``. So
-        it does not matter whether the user's module has run."""
+        """As ``recording``, of a module that has run before, if it keeps anything from its first forward."""
         if self.recording is None or self._model.held.is_uncopyable:
             return self.recording
         module = self._another()
@@ -155,16 +148,13 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the recorded calls with its own tensors. If nothing was recorded,
-        whether it gives the same for an example.
-
-        weights: the paths of tensors that may differ; has_values: whether everything but the module's tensors is known
-        to be the same.
-        """
+        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, if there are none,
+        gives the same for an example. weights: the paths of tensors that may differ; has_values: whether all else is
+        known to be the same."""
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
-                    return self._gives_the_same(module, *self._model.example())
+                    return self._gives_the_same(module)
                 now = self._forward(module).recording
                 if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
                     return False
@@ -178,23 +168,22 @@ class Behaviour:
             return False
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
-        """Whether a recorded forward of a module that has run before is what this model would do then. What copies of
-        the model share, such as what a function holds, must still be what it was."""
+        """Whether a forward of a module that has run before is what this model would do then."""
         assert self.recording is not None
         if self._model.held.is_uncopyable:
             return False
+        # What copies of the model share, such as what a function holds, must still be what it was.
         if not are_alike(self.recording, self._forward(self._another()).recording):
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
-    def _gives_the_same(self, module: nn.Module, values: Tensor, given: Conditioning) -> bool:
-        """Whether another module gives, bit by bit, the parameters that this model would give with the module's
-        tensors."""
+    def _gives_the_same(self, module: nn.Module) -> bool:
+        """Whether another module gives, bit by bit, what this model would with its tensors."""
         if self._model.held.is_uncopyable:
             return False
-        one, other = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
+        both = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
         with eagerly:
-            return torch.equal(one.parameters(values, given), other.parameters(values, given))
+            return torch.equal(*(each.parameters(*self._model.example()) for each in both))
 
     def _another(self) -> nn.Module:
         """A copy of the module that has never run; the module itself if it can't be copied."""
@@ -209,9 +198,3 @@ class Behaviour:
             return Forward(
                 module, encoded, given, model.head, model.output, allows_autocast=not self.is_captured
             )
-
-
-def _hidden(model: WrappedModel, recording: Recording) -> list[Tensor]:
-    """The tensors of the module that the forward reads although no path leads to them."""
-    unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
-    return [x for x in model.hidden if any(are_equal(x.detach(), y) for y in unnamed)]

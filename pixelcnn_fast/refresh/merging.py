@@ -26,8 +26,8 @@ class Merged:
     """Calls that give the same as the recorded ones.
 
     What is done alike to parts of one tensor, at equal distances, is done at once, which leaves the results side by
-    side; then ``cat`` has nothing to do. Nor have copies. So a kernel's taps cost as many calls as one of them. Small
-    tensors that are converted, such as those of batch norms, are put together before, and then are parts of one.
+    side: ``cat`` and copies then have nothing to do, and a kernel's taps cost as many calls as one of them. Small
+    tensors that are converted, as of batch norms, are made parts of one before.
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:
@@ -60,12 +60,12 @@ class Merged:
         return Call(call.name, args, kwargs, call.results, call.where)
 
     def guard(self, guard: Guard) -> Guard:
-        """The guard, on the views that have taken the places of its own, once all merged calls are made."""
+        """The guard, on the views that have taken the places of its own, once all calls are made."""
         read = self.view(guard.read) if isinstance(guard.read, View) else self.call(guard.read)
         return replace(guard, read=read, at=len(self.calls))
 
     def _is_there(self, call: Call) -> bool:
-        """Whether the result of a call lies in memory already. If so, the result's place is noted."""
+        """Whether the result of a call lies in memory already. If so, its place is noted."""
         if len(call.outputs) != 1 or call.outputs[0].slot in self._of_two_dtypes:
             return False
         (result,), sources = call.outputs, call.inputs
@@ -82,7 +82,7 @@ class Merged:
         return is_there
 
     def _small_put_together(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls, where small tensors of one size that are to be converted are put side by side before."""
+        """The calls, where small tensors that are to be converted are put side by side before."""
 
         def size(call: Call) -> object:
             if plain_name(call.name) != "_to_copy" or "device" in call.kwargs:
@@ -109,7 +109,7 @@ class Merged:
         return -self._added
 
     def _kind(self, call: Call) -> tuple[object, ...]:
-        """A key that is the same for calls which may be made at once, if what they read lies at equal distances."""
+        """A key of calls that may be made at once, if what they read lies at equal distances."""
         if plain_name(call.name) not in ELEMENTWISE or len(call.outputs) != 1:
             return (call,)
         (result,) = call.outputs
@@ -128,7 +128,6 @@ class Merged:
         return call.name, *map(alike, call.args), repr(call.kwargs), result.size, result.dtype
 
     def _at_once(self, calls: Sequence[Call]) -> Call:
-        """One call in the place of several of one kind."""
         first, second = calls[0], calls[1]
         (result,) = first.outputs
         slot, length = self._new_slot(), _length(result)
@@ -146,7 +145,7 @@ class Merged:
 
 
 def _levels(calls: Sequence[Call]) -> list[list[Call]]:
-    """The calls in groups, each call in the earliest one in which everything that it reads has been made."""
+    """The calls in groups, each in the earliest one in which all that it reads has been made."""
     levels: list[list[Call]] = []
     made_in: dict[int, int] = {}  # by slot
     for call in calls:
@@ -174,7 +173,7 @@ def _length(view: View) -> int:
 
 
 def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
-    """Groups of calls of one kind whose arguments lie at equal distances in memory."""
+    """Groups of calls whose arguments lie at equal distances in memory."""
     run: list[Call] = []
     step: list[int] = []
     before: list[int] = []
@@ -191,13 +190,13 @@ def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 
 def _lie_alike(x: View, y: View) -> bool:
-    """Whether the elements of a new tensor y, from its offset on, lie in the same order as those of x."""
+    """Whether the elements of a new tensor y lie in the same order as those of x."""
     axes = zip(x.size, x.stride, y.stride, strict=True)
     return (x.dtype, x.size) == (y.dtype, y.size) and all(s == t for n, s, t in axes if n != 1)
 
 
 def _side_by_side(sources: Sequence[View], result: View) -> bool:
-    """Whether tensors already lie in one slot as they would in their concatenation."""
+    """Whether tensors lie in one slot as they would in their concatenation."""
     end = _start(sources[0])
     for x in sources:
         if not x.is_contiguous or (x.slot, x.dtype, x.offset) != (sources[0].slot, result.dtype, end):

@@ -25,27 +25,26 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
+@dataclass
 class Plan:
-    """Calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
-    processor's caches: slot by slot, unless some call writes into what another one made."""
+    """Calls in an order in which what one makes is soon read, and let go, while it is in the processor's caches: slot
+    by slot, unless some call writes into what another one made.
 
-    def __init__(
-        self,
-        leaves: Mapping[int, Leaf],
-        calls: Sequence[Call],
-        wanted: Sequence[View],
-        guards: Sequence[Guard],
-    ) -> None:
-        """leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed."""
-        self._leaves, self._calls, self._wanted, self._guards = leaves, calls, wanted, guards
+    leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed.
+    """
+
+    leaves: Mapping[int, Leaf]
+    calls: Sequence[Call]
+    wanted: Sequence[View]
+    guards: Sequence[Guard]
 
     @cached_property
     def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
         """The steps, and for each wanted view a function that gives its tensor."""
-        wanted, guards = self._wanted, self._guards
+        wanted, guards = self.wanted, self.guards
         slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
-        calls = needed(self._calls, slots)
-        if are_pure(calls, self._leaves):
+        calls = needed(self.calls, slots)
+        if are_pure(calls, self.leaves):
             calls = _depth_first(slots, {slot: call for slot, (call,) in _writers(calls).items()})
         order = {call: number for number, call in enumerate(calls, 1)}
         steps = [_Step() for _ in range(len(calls) + 1)]  # in the first, no call is made
@@ -53,7 +52,7 @@ class Plan:
         for call, when in order.items():
             for slot in (*call.read, *call.written):
                 used[slot].append(when)
-        at, writers = {call: number for number, call in enumerate(self._calls)}, _writers(calls)
+        at, writers = {call: number for number, call in enumerate(self.calls)}, _writers(calls)
         for guard in guards:
             before = [c for slot in guard.slots for c in writers.get(slot, ()) if at[c] < guard.at]
             when = max((order[call] for call in before), default=0)
@@ -63,13 +62,13 @@ class Plan:
         for view in wanted:
             used[view.slot].append(len(calls))
         for slot, times in used.items():
-            if slot in self._leaves:
+            if slot in self.leaves:
                 steps[min(times)].loaded.append(slot)
         for slot in used.keys() - {view.slot for view in wanted}:
             steps[max(used[slot])].unread.append(slot)
         views = {
             slot: replace(leaf.parameters[0][1], slot=slot)
-            for slot, leaf in self._leaves.items()
+            for slot, leaf in self.leaves.items()
             if len(leaf.parameters) == 1
         }
         views |= {view.slot: view for call in reversed(calls) for view in call.outputs}
@@ -78,16 +77,13 @@ class Plan:
         return steps, [_filling(view, views) for view in wanted]
 
     @cached_property
-    def leaves(self) -> set[int]:
-        """The slots that the calls read and no call creates."""
+    def read(self) -> set[int]:
+        """The slots of the leaves that the calls read."""
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
-        """Computes the wanted tensors. leaf: gives what is in a slot that no call creates, or None if it does not fit.
-
-        Returns None if a leaf does not fit, if a guard does not hold, or if a call can't be made with these weights,
-        such as one whose result has another size now.
-        """
+        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call can't be made. leaf: gives
+        what is in a slot, or None."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
@@ -106,8 +102,8 @@ class Plan:
 
 @dataclass(slots=True)
 class _Step:
-    """What happens around one call: the leaves that are loaded before it, the call, the guards that are looked at after
-    it, and the slots that nobody reads any more."""
+    """What happens around a call: leaves that are loaded before it, guards that are looked at after it, and the slots
+    that are unread from then on."""
 
     loaded: list[int] = field(default_factory=list)
     run: Callable[[Memory], None] = lambda memory: None
@@ -131,7 +127,7 @@ def _writers(calls: Sequence[Call]) -> Mapping[int, list[Call]]:
 
 
 def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
-    """The calls that some slots need, slot by slot. made: by slot, the call that makes it."""
+    """The calls that some slots need. made: by slot, the call that makes it."""
     found: dict[Call, None] = {}
     for slot in slots:
         wanted = [slot]
@@ -147,7 +143,7 @@ def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
 
 
 def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
-    """A function that makes a call. made: by slot, the view that the call which made the slot has given."""
+    """A function that makes a call. made: by slot, the view that its maker has given."""
     fill_args, fill_kwargs = _filling(call.args, made), _filling(call.kwargs, made)
     is_usual = call.kwargs.keys().isdisjoint(("layout", "pin_memory"))
     operator = FASTER.get(call.name, call.operator) if is_usual else call.operator
@@ -167,7 +163,7 @@ def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
 
 
 def _filling(x: Any, made: Mapping[int, View]) -> Callable[[Memory], Any]:
-    """A function that puts tensors in the places of the views among a call's arguments."""
+    """A function that puts tensors in the places of views among a call's arguments."""
     if not x:
         return lambda memory: x
     if isinstance(x, View):

@@ -7,31 +7,27 @@ from collections.abc import Mapping, MutableMapping, Sequence
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.record.recorder import Leaf, Recording
+from pixelcnn_fast.capture.record.recorder import Leaf
 from pixelcnn_fast.capture.record.weight_recorder import Guard, WeightRecorder
-from pixelcnn_fast.program.calls import Call, View, flat, needed
+from pixelcnn_fast.program.calls import Call, flat, needed
 from pixelcnn_fast.refresh.merging import Merged
 from pixelcnn_fast.refresh.plan import Plan, are_pure
 from pixelcnn_fast.refresh.zeros import Zeros, implied_by_zeros
 
 
 class Reevaluation:
-    """Computes, from other weights, the tensors that some views hold after a recording's calls.
+    """Computes, from other weights, tensors that were made within the context of a recorder.
 
-    Most guards ask which products of weights are zero. That follows from which weights are zero, so such guards need
-    not be looked at as long as the same weights are zero.
+    Most guards ask which products of weights are zero. They hold as long as the same weights are zero.
     """
 
     def __init__(
-        self,
-        recording: Recording,
-        wanted: Sequence[View],
-        guards: Sequence[Guard],
-        written: Mapping[str, View],
+        self, tensors: Sequence[Tensor], recorder: WeightRecorder, does_the_same: bool = False
     ) -> None:
-        """written: by name, weights as they are after the model has written into them."""
-        self._leaves, self._written = recording.leaves, list(written)
-        wanted = [*wanted, *written.values()]
+        """does_the_same: whether the model is known to do the same, whatever numbers it reads."""
+        recording, guards = recorder.recording, recorder.guards(does_the_same)
+        self._leaves, self._written = recording.leaves, list(recorder.written)
+        wanted = [recorder.view(x) for x in (*tensors, *recorder.written.values())]
         read = [*wanted, *(view for guard in guards for view in guard.views)]
         self._calls: Sequence[Call] = needed(recording.calls, {view.slot for view in read})
         self._are_pure = are_pure(self._calls, self._leaves)
@@ -46,26 +42,13 @@ class Reevaluation:
         self._shorter: tuple[Plan, Zeros] | None = None
         self._held: Mapping[int, Tensor] | None = None  # the last leaves with which all guards were looked at
 
-    @classmethod
-    def of(
-        cls, tensors: Sequence[Tensor], recorded: WeightRecorder, does_the_same: bool = False
-    ) -> Reevaluation:
-        """A reevaluation of tensors that were made within the context of ``recorded``. does_the_same: whether it is
-        known that the model does the same with the other weights, whatever numbers it reads."""
-        wanted = [recorded.view(x) for x in tensors]
-        written = {name: recorded.view(x) for name, x in recorded.written.items()}
-        return cls(recorded.recording, wanted, recorded.guards(does_the_same), written)
-
     def _plan(self, guards: Sequence[Guard]) -> Plan:
         return Plan(self._leaves, self._calls, self._wanted, guards)
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """The wanted tensors with other weights, or None if a guard does not hold.
-
-        weights: by name. Each is asked for when it is about to be read, and those into which the model writes are put
-        there afterwards. What does not depend on weights stays as it is.
-        """
+        """The wanted tensors, or None if a guard does not hold. weights: by name; each is asked for when it is about to
+        be read, and those into which the model writes are put there."""
         found = self._evaluated(weights)
         if found is None:
             return None
@@ -86,7 +69,7 @@ class Reevaluation:
         if self._shorter is not None:
             plan, zeros = self._shorter
             leaf = zeros.checked(filled)
-            if all(leaf(slot) is not None for slot in zeros.slots - plan.leaves):
+            if all(leaf(slot) is not None for slot in zeros.weights.keys() - plan.read):
                 if (found := plan(leaf)) is not None:
                     return found
         found = self._all(filled)
@@ -105,10 +88,8 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights. If it has only one parameter, that parameter itself, where it fits.
-
-        Raises RuntimeError if the weights do not fit into it, as where one number was expanded.
-        """
+        """What a leaf holds with these weights: its parameter itself, if it has one that fits. Raises RuntimeError if
+        weights do not fit into it, as where one number was expanded."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters
@@ -118,11 +99,7 @@ class Reevaluation:
                 return weight
         if leaf.parameters or not self._are_pure:
             held = flat(held).clone()
+        seen = held
         for name, view in leaf.parameters:
-            held.as_strided(*view.at(1)).copy_(weights[name])
-        return _seen(leaf, held)
-
-
-def _seen(leaf: Leaf, held: Tensor) -> Tensor:
-    """The storage of a leaf, seen as its parameter if it has only one."""
-    return held.as_strided(*leaf.parameters[0][1].at(1)) if len(leaf.parameters) == 1 else held
+            seen = held.as_strided(*view.at(1)).copy_(weights[name])
+        return seen if len(leaf.parameters) == 1 else held

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from torch import Tensor, nn
 
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import Contents, are_same, unwrapped
-from pixelcnn_fast.user_model.private_copy import copy_or_why_not, drifting, in_eval_mode
+from pixelcnn_fast.user_model.private_copy import changes_with_its_mode, copy_or_why_not, drifting
 from pixelcnn_fast.user_model.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
-
-
-def held_by(model: WrappedModel) -> tuple[Contents, dict[str, Tensor]]:
-    """-> (what a model's module holds; its tensors by path, as copies where others may write into them)."""
-    with model.in_use():
-        held = Contents(model.module)
-        weights = {
-            path: x.detach().clone() if ":" in path or model.held.is_uncopyable else x.detach()
-            for path, x in held.tensors.items()
-        }
-    return held, weights
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A model as it was when it was taken.
 
-    weights: by path, the tensors that the model holds and its forward reads (none in a pickle); values: by path, what
-    else it holds; outside: copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a
-    weight and another tensor that share memory; sources: the parameters of which weights may be made in eval mode.
+    weights: by path, the tensors that it holds and its forward reads; values: by path, what else it holds; outside:
+    copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a weight and another
+    tensor that share memory; sources: the parameters of which weights may be made in eval mode.
     """
 
     model: WrappedModel
@@ -48,66 +36,48 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model, and warns if its forward reads tensors that the model does not hold; what it has kept of its
-        first call is then known to its behaviour, too.
-
-        held, weights: what ``held_by`` gave before the model was run.
-        """
+        """Takes a model, and warns if its forward reads tensors that it does not hold. Its behaviour then knows what
+        its first call has kept. held, weights: its ``contents`` before it was run."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
         outside = [*behaviour.outside]
         if behaviour.recording is not None:
             read = behaviour.read(by_python=True)
-            is_known = behaviour.decisive_others is not None
-            weights = {
-                path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
-            }
+            kept = model.paths & (weights.keys() if behaviour.decisive_others is None else read.keys())
+            weights = {path: x for path, x in weights.items() if path in kept}
             # What its first call has kept, if it can't be copied, it did not have before.
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
         if not model.held.is_uncopyable:
             behaviour.outside = outside
         if behaviour.outside:
-            each = ", ".join(
-                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in behaviour.outside[:4]
-            )
+            first = [f"{x.dtype} {list(x.shape)}".removeprefix("torch.") for x in behaviour.outside[:4]]
+            what = f"what the model does not hold, as a global variable ({', '.join(first)})"
             tell(
-                f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
+                f"the model's forward reads {what}: refresh() "
                 "and the warning of changes see whether that is written into, and not whether it is replaced. Make it "
                 "a buffer, by register_buffer, or an attribute of the model"
             )
+        outside = [x.detach().clone() for x in outside]
         overlaps = _between(model, model.overlaps, weights)
         sources = _parameters(held, weights) if model.drifting else {}
         if model.held.is_uncopyable:  # it gets weights of its own
             model = model.with_weights(weights)
-        return cls(
-            model,
-            behaviour.of(model),
-            weights,
-            held.values,
-            [x.detach().clone() for x in outside],
-            overlaps,
-            sources,
-        )
-
-    def without_tensors(self) -> Snapshot:
-        """The snapshot for a pickle, which can't be compared with a model any more."""
-        return Snapshot(self.model, Behaviour(self.model), {}, {})
+        return cls(model, behaviour.of(model), weights, held.values, outside, overlaps, sources)
 
     def is_still(self, module: nn.Module) -> bool:
-        """Whether a model still is what it was when it was taken: it holds the same, or else it does the same."""
-        now = _Present(self, module)
-        held = now.held
-        return (
-            self.weights.keys() <= held.tensors.keys()
-            and self.overlaps_alike(held)
-            and self._surroundings_are_alike
-            and (different := self._different(held.tensors)) <= self._read_as_numbers
-            and (
-                (now.has_values and not different and held.tensors.keys() <= self.model.paths)
-                or now.does_the_same() is not None
-            )
-        )
+        """Whether a model is what it was: it holds the same, or else it does the same."""
+        now = Present(self, module)
+        tensors, recording = now.held.tensors, self.behaviour.recording
+        if not self.weights.keys() <= tensors.keys() or not self.overlaps_alike(now.held):
+            return False
+        if not self._surroundings_are_alike:
+            return False
+        different = self._different(tensors)  # which may only be read as numbers
+        if different and (recording is None or not different.isdisjoint(self.behaviour.read())):
+            return False
+        holds_the_same = now.has_values and not different and tensors.keys() <= self.model.paths
+        return holds_the_same or now.does_the_same()
 
     def overlaps_alike(self, now: Contents) -> bool:
         """Whether the same tensors share memory as before, but for those that are gone."""
@@ -116,40 +86,30 @@ class Snapshot:
 
     @property
     def _surroundings_are_alike(self) -> bool:
-        """Whether the tensors that the forward reads and the model does not hold are what they were."""
+        """Whether what the forward reads and the model does not hold is what it was."""
         return all(map(are_equal, self.behaviour.outside, self.outside))
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
-        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, as long as
-        what they are made of is the same."""
+        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, if what they
+        are made of is the same."""
         found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
         if not found or not self.sources:
             return found
-        made_of = ((path, x) for path, x in self.sources.items() if path not in self.model.drifting)
+        drifting = self.model.drifting
+        made_of = ((path, x) for path, x in self.sources.items() if path not in drifting)
         if not all(path in present and are_equal(present[path], x) for path, x in made_of):
             return found
-        return {
-            path
-            for path in found
-            if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
-        }
+        drifted = found & drifting
+        return found - {path for path in drifted if are_as_good_as_equal(present[path], self.weights[path])}
 
-    @cached_property
-    def _read_as_numbers(self) -> set[str]:
-        """The weights that the forward reads as numbers only."""
-        return set() if self.behaviour.recording is None else self.weights.keys() - self.behaviour.read().keys()
-
-    def follow(self, module: nn.Module, is_captured: bool) -> Followed | str:
-        """Gives the present weights of a model, or says why only a new sampler can have them.
-
-        is_captured: whether there is a program, whose guards see to it that the numbers of weights which Python has
-        read are the same.
-        """
+    def follow(self, module: nn.Module) -> Present | str:
+        """A model as it is now, or why only a new sampler can have its weights. A program's guards see to it that
+        numbers which Python has read of weights are the same."""
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
             return "its model can't be copied"
-        now = _Present(self, module)
+        now = Present(self, module)
         if now.is_copied and ".modes" not in self.model.told:
             self.model.told.add(".modes")
             tell(
@@ -158,18 +118,23 @@ class Snapshot:
             )
         if (why := self._why_not_followed(now.held)) is not None:
             return why
-        is_guarded = is_captured and not self.model.branches
-        is_guarded &= now.has_values and now.held.tensors.keys() <= self.model.paths
-        if not is_guarded and now.does_the_same(now.has_values) is None:
+        is_guarded = not self.runs_module and now.has_values and now.held.tensors.keys() <= self.model.paths
+        if not is_guarded and not now.does_the_same(now.has_values):
             what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
             return f"the model does something else now{what}"
         tensors = now.held.tensors
-        if not is_captured and any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps):
+        apart = any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps)
+        if apart and not self.behaviour.is_captured:
             return "weights of the model lie in the same memory"
-        return Followed(now, not is_captured or bool(self.model.branches))
+        return now
+
+    @property
+    def runs_module(self) -> bool:
+        """Whether images depend on what the module's Python code does, besides a program."""
+        return not self.behaviour.is_captured or bool(self.model.branches)
 
     def _why_not_followed(self, now: Contents) -> str | None:
-        """Why only a new sampler can have the present weights, as far as that can be seen before they are evaluated."""
+        """Why only a new sampler can have the present weights, as far as can be seen before they are evaluated."""
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
@@ -185,80 +150,61 @@ class Snapshot:
         return None
 
 
-class _Present:
+class Present:
     """A module as it is now, beside the snapshot that was taken of it before.
 
-    seen: the module in eval mode, which may be a copy; held: what that holds; has_values: whether everything but its
-    tensors is what it was.
+    held: what it holds in eval mode; has_values: whether all but its tensors is what it was; weights: copies of those
+    by path; is_copied: whether a copy was looked at.
     """
 
     def __init__(self, before: Snapshot, module: nn.Module) -> None:
-        self.before, self._module = before, module
-        self._is_uncopyable = before.model.held.is_uncopyable
-        self.seen, self.held = (module, Contents(module)) if self._is_uncopyable else in_eval_mode(module)
+        self._before, self._seen, self.held, self.is_copied = before, module, Contents(module), False
+        if not before.model.held.is_uncopyable and changes_with_its_mode(self.held):
+            if isinstance(copied := copy_or_why_not(module), nn.Module):
+                self._seen, self.held, self.is_copied = copied, Contents(copied), True
         self.has_values = are_same(self.held.values, before.values)
-        self.same: WrappedModel | None = None
+        self.weights = _Taken(self.held.tensors, before.weights)
+        self._same: WrappedModel | None = None  # the model as it is now, once its forward does what it did
 
-    @property
-    def is_copied(self) -> bool:
-        return self.seen is not self._module
+    def does_the_same(self, has_values: bool = False) -> bool:
+        """Whether the forward does what it did. has_values: as for ``Behaviour.does_the_same``."""
+        if self._same is None:
+            before, copied = self._before, self._seen
+            if not self.is_copied and not before.model.held.is_uncopyable:
+                if isinstance(found := copy_or_why_not(copied, is_apart=False), str):
+                    return False
+                copied = found
+            if before.behaviour.does_the_same(copied, before.weights, has_values):
+                self._same = before.model.run_by(copied)
+        return self._same is not None
 
-    def does_the_same(self, has_values: bool = False) -> WrappedModel | None:
-        """The model as it is now, if its forward does what it did; else None. has_values: whether everything but its
-        tensors is known to be the same."""
-        if self.same is None:
-            is_apart = self.is_copied or self._is_uncopyable
-            copied = self.seen if is_apart else copy_or_why_not(self._module, is_apart=False)
-            before = self.before
-            if not isinstance(copied, str) and before.behaviour.does_the_same(
-                copied, before.weights, has_values
-            ):
-                self.same = before.model.run_by(copied)
-        return self.same
-
-
-class Followed:
-    """A model whose present weights a sampler can take. ``weights`` gives copies of them by path."""
-
-    def __init__(self, now: _Present, runs_module: bool) -> None:
-        """runs_module: whether images depend on what the module's Python code does, besides a program."""
-        self._now, self._runs_module = now, runs_module
-        self.weights = _Taken(now.held.tensors, now.before.weights)
-
-    def does_the_same(self) -> bool:
-        """Whether the forward does what it did, although a number that Python reads off weights has changed."""
-        recording = self._now.before.behaviour.recording
-        if recording is None or not recording.constants_read:
-            return False
-        return self._now.does_the_same(self._now.has_values) is not None
+    def does_the_same_with_other_numbers(self) -> bool:
+        """Whether the forward does what it did, although Python reads another number off weights."""
+        recording = self._before.behaviour.recording
+        return bool(recording and recording.constants_read) and self.does_the_same(self.has_values)
 
     def snapshot(self) -> Snapshot:
-        """A snapshot of the model as it is now."""
-        now, before = self._now, self._now.before
+        before, behaviour = self._before, self._before.behaviour
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
-        behaviour = before.behaviour
-        if behaviour.recording is None or behaviour.may_do_more:  # what else the forward reads is not known
-            others = {path: x.detach().clone() for path, x in now.held.tensors.items() if path not in weights}
-        is_another = not now.has_values and self._runs_module and not before.model.held.is_uncopyable
-        source = now.same if is_another and now.same is not None else before.model
-        model = source.with_weights({**weights, **others})
-        model.drifting = drifting(now.seen, now.held)
-        sources = _parameters(now.held, weights) if model.drifting else {}
+        if behaviour.recording is None or behaviour.read_by_python:  # what else the forward reads is not known
+            others = {path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights}
+        model = before.model
+        if not self.has_values and before.runs_module and not model.held.is_uncopyable:
+            model = self._same or model
+        model = model.with_weights({**weights, **others})
+        model.drifting = drifting(self._seen, self.held)
+        sources = _parameters(self.held, weights) if model.drifting else {}
+        behaviour, values = behaviour.of(model), self.held.values
         return replace(
-            before,
-            model=model,
-            behaviour=behaviour.of(model),
-            weights=weights,
-            values=now.held.values,
-            sources=sources,
+            before, model=model, behaviour=behaviour, weights=weights, values=values, sources=sources
         )
 
 
 def _between(
     model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
 ) -> list[tuple[str, str]]:
-    """Those pairs in which a weight and a tensor that the model had from the start share memory."""
+    """Those pairs of which one is a weight, and both were there from the start."""
     return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
 
 
@@ -276,15 +222,13 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of a model's tensors. Each is made when it is first asked for, and is soon read, while it is in the
-    processor's caches."""
+    """Copies of tensors, each made when it is first asked for, so that it is read from the processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """What the tensor was before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is
-        gone, as what was computed in vain may be."""
+        """The tensor before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is gone."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

@@ -17,25 +17,21 @@ class Zeros:
 
     def __init__(self, weights: Mapping[int, Tensor]) -> None:
         """weights: by slot."""
-        self._weights = weights
+        self.weights = weights
         self._where: dict[int, Tensor | None] = {}  # of those that were asked for; None: nowhere
 
-    @property
-    def slots(self) -> set[int]:
-        return set(self._weights)
-
     def checked(self, leaf: Callable[[int], Tensor | None]) -> Callable[[int], Tensor | None]:
-        """A function that gives what ``leaf`` gives for a slot, or None if that is zero elsewhere than before."""
+        """Gives what ``leaf`` gives for a slot, or None if that is zero elsewhere than before."""
 
         def found(slot: int) -> Tensor | None:
             x = leaf(slot)
-            return None if x is None or (slot in self._weights and not self._are_in(slot, x)) else x
+            return None if x is None or (slot in self.weights and not self._are_in(slot, x)) else x
 
         return found
 
     def _are_in(self, slot: int, x: Tensor) -> bool:
-        """Whether the same elements of a weight are zero, and all are finite; integers must be the same."""
-        before = self._weights[slot]
+        """Whether the same elements of a weight are zero, all being finite; integers must be the same."""
+        before = self.weights[slot]
         if x.data_ptr() == before.data_ptr():
             return True
         if not x.is_floating_point():
@@ -63,11 +59,10 @@ NEVER_ZERO = frozenset(("rsqrt",))
 def implied_by_zeros(
     calls: Sequence[Call], weights: Mapping[int, Tensor], guards: Sequence[Guard]
 ) -> set[Guard]:
-    """The guards, among those that ask which numbers are zero, that hold as long as the same elements of these weights,
-    by slot, are zero.
+    """The guards that hold as long as the same elements of these weights, by slot, are zero.
 
-    They look at products, and at elements that are moved. To find them, the calls are made with ones in the place of
-    all that is not zero, since zeros that come from underflow do not stay.
+    They look at products, and at elements that are moved. The calls are made with ones in the place of all that is not
+    zero, since zeros that come from underflow do not stay.
     """
     made = {slot: call for call in calls for slot in call.written}
     comparisons = {
@@ -80,7 +75,7 @@ def implied_by_zeros(
     device = next(iter(weights.values())).device
 
     def is_product(slot: int) -> bool:
-        """Whether a slot holds products of weights. If so, the memory then holds ones and zeros for it."""
+        """Whether a slot holds products of weights, and then puts ones and zeros into memory for it."""
         wanted = [slot]
         while wanted:
             call = made.get(wanted[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,23 +31,17 @@ def _with_code(model: WrappedModel, code: int) -> tuple[Tensor, Conditioning]:
     return values, given._replace(condition=torch.full_like(given.condition, code))
 
 
-def takes_label(model: WrappedModel, label: int) -> bool:
-    """Whether the model can be run with this label."""
-    return model.takes(*with_label(model, label))
-
-
-def _takes_code(model: WrappedModel, code: int) -> bool:
-    return model.takes(*_with_code(model, code))
+def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int], bool]:
+    """A function that tells whether the model can be run with a label, or a code if examples have these."""
+    return lambda number: model.takes(*example(model, number))
 
 
 # -- what is found out by trying
 
 
 def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether the condition may be negative, and whether it is of integers if the user does not say.
-
-    Raises ModelFailed if the model takes neither.
-    """
+    """Finds out whether the condition may be negative or, if the user does not say, of integers. Raises ModelFailed if
+    the model takes neither."""
     if model.condition_shape is None:
         return
     if model.condition_dtype is not None and not model.condition_dtype.is_floating_point:
@@ -74,8 +67,7 @@ def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
 
 
 def _failure(model: WrappedModel) -> Exception | None:
-    """Why the model can't be run, or gives NaN; None if it runs. It is tried on a copy, so that nothing which a first
-    forward keeps comes from a trial."""
+    """Why the model can't be run, or None. A copy is tried, since a forward may keep things."""
     held = model.held
     if not held.is_uncopyable:
         model.held = copy.deepcopy(held)
@@ -92,10 +84,9 @@ def _failure(model: WrappedModel) -> Exception | None:
 def explore_labels(
     model: WrappedModel, conditions: ConditionProgram, operands: Sequence[ConditionOperand]
 ) -> None:
-    """Finds out, from the captured conditions and then from the model, which labels and codes the model takes."""
-    for which, (labels, example) in enumerate(
-        ((model.labels if model.conditional else None, with_label), (model.codes, _with_code))
-    ):
+    """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
+    labels_taken = model.labels if model.conditional else None
+    for which, (labels, example) in enumerate(((labels_taken, with_label), (model.codes, _with_code))):
         if labels is None or labels.classes is not None:
             continue
         if model.device.type != "cpu":
@@ -110,11 +101,8 @@ def explore_labels(
                 return False
             return True
 
-        def taken(label: int, example: Example = example) -> bool:
-            return model.takes(*example(model, label))
-
         labels.explore(taken_there)
-        labels.restrict(taken)
+        labels.restrict(trial(model, example))
 
 
 # -- what users give
@@ -123,8 +111,7 @@ def explore_labels(
 def checked_conditioning(
     model: WrappedModel, labels: Tensor | None, condition: Tensor | None, n: int
 ) -> Conditioning:
-    """The labels and the condition that a user gave with n images, on the model's device. Raises ValueError if the
-    model does not take them."""
+    """What a user gave with n images, on the model's device. Raises ValueError if the model does not take it."""
     return Conditioning(_checked_labels(model, labels, n), _checked_condition(model, condition, n))
 
 
@@ -144,7 +131,7 @@ def _checked_labels(model: WrappedModel, labels: Tensor | None, n: int) -> Tenso
         raise ValueError(f"labels are no tensor ({error}), expected integers [{n}]") from error
     if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-    labels, takes = labels.long(), partial(takes_label, model) if model.can_try else None
+    labels, takes = labels.long(), trial(model) if model.can_try else None
     if n and (why := model.labels.why_not(int(labels.min()), int(labels.max()), takes)) is not None:
         raise ValueError(why)
     return labels.to(model.device, torch.long)
@@ -168,20 +155,14 @@ def _checked_condition(model: WrappedModel, condition: Tensor | None, n: int) ->
         found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
         raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
     if model.codes is not None and condition.numel():
-        takes = partial(_takes_code, model) if model.can_try else None
+        takes = trial(model, _with_code) if model.can_try else None
         low, high = int(condition.min()), int(condition.max())
         if low < 0 and model.codes.classes is None and (takes is None or takes(low)):
             low = 0  # they are numbers, which may be negative
-        why = model.codes.why_not(low, high, takes)
-        if why is not None and not _takes_condition(model, condition.to(model.device, dtype)):
-            raise ValueError(why)
+        if (why := model.codes.why_not(low, high, takes)) is not None:
+            # Its integers may mean different things, and each may have a range of its own.
+            values, given = model.example(n=n)
+            given = given._replace(condition=condition.to(model.device, dtype))
+            if not model.can_try or not model.takes(values, given):
+                raise ValueError(why)
     return condition.to(model.device, dtype)
-
-
-def _takes_condition(model: WrappedModel, condition: Tensor) -> bool:
-    """Whether the model can be run with this condition. Its integers may mean different things, and each may have a
-    range of its own."""
-    if not model.can_try:
-        return False
-    values, given = model.example(n=len(condition))
-    return model.takes(values, given._replace(condition=condition))

@@ -52,19 +52,18 @@ NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.
 
 
 class Apart:
-    """The base of what is no part of a model that holds it, such as a sampler of that model. Copies of the model hold
-    another ``Apart`` in its place."""
+    """No part of a model that holds it, such as its sampler. Copies of the model hold another ``Apart``."""
 
 
 class Contents:
-    """What was found in a module when this was made: tensors, and modules, by path, and ``values``, by path: numbers,
-    texts, functions, types, and which objects there are. Two modules of equal values compute the same functions of
-    their tensors, as far as can be seen from outside.
-    others: the objects that are neither, each with the attribute of a module that leads to it; leading: by id, the
-    attributes that lead to tensors or modules.
+    """What was found in a module when this was made, by path: tensors, modules, and ``values``, which are numbers,
+    texts, functions, types, and which objects there are. Modules of equal values compute the same functions of their
+    tensors, as far as can be seen from outside.
 
-    It is walked as ``copy.deepcopy`` does, and into what functions hold. What is registered has its usual name, or
-    names; all else, one that has a colon.
+    others: objects, each with the attribute that leads to it; leading: by id, the attributes that lead to tensors or
+    modules.
+
+    It is walked as ``copy.deepcopy`` does, and into what functions hold. Paths of what is not registered have a colon.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -183,8 +182,7 @@ def _state(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(x: Any) -> bytes | None:
-    """The whole content of a container as bytes, if it holds nothing but ``ATOMS`` and containers of them, at any
-    depth; else None."""
+    """A container as bytes, if it holds nothing but ``ATOMS`` and containers of them; else None."""
     try:
         found = marshal.dumps(x, 2)  # a version in which it does not matter which objects are the same one
     except (ValueError, RuntimeError):  # another thread may be filling a dictionary
@@ -240,8 +238,7 @@ def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """As ``_taken_apart``, for any object: it is taken apart by what ``copy.deepcopy`` asks it for, which are a
-    function, its arguments, and a state."""
+    """As ``_taken_apart``, by the function, its arguments, and the state that ``copy.deepcopy`` asks for."""
     kind = type(x)
     try:
         made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
@@ -264,8 +261,7 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _settings(x: object) -> Iterator[tuple[str, object]]:
-    """The plain attributes, by name, of a class (and of the classes within it) or of a Python module that a model holds
-    in order to read its settings."""
+    """The plain attributes, by name, of a class and those within it, or of a Python module."""
     is_file = isinstance(x, ModuleType) and not hasattr(x, "__path__")  # and no package, such as torch
     owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if is_file else ()
     for owner in owners:
@@ -298,12 +294,12 @@ def _is_plain(x: Any) -> bool:
 
 
 def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:
-    """Whether two modules have the same values in the same order, since a forward may go through them in that order."""
+    """Whether two modules have the same values, in the order in which a forward may go through them."""
     return values == others and list(values) == list(others)
 
 
 def described(values: Mapping[str, object]) -> list[str]:
-    """``Contents.values`` as texts, in the order of their paths, which are the same in another process."""
+    """``Contents.values`` as texts, in the order of their paths, the same in another process."""
     return [f"{path}: {_text(x)}" for path, x in sorted(values.items(), key=itemgetter(0))]
 
 
@@ -322,8 +318,7 @@ def _text(x: object) -> str:
 
 
 def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The module and all modules in it, by paths that leave wrappers out. A module that is there twice comes under both
-    paths."""
+    """The module and all modules in it, by all their paths, which leave wrappers out."""
     module = unwrapped(module)
     yield path, module
     for name, child in [*module._modules.items()]:
@@ -332,8 +327,8 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
-    returns, unless the wrapper does more than they do."""
+    """The module inside ``DataParallel`` and its like, and what ``torch.compile`` returns, unless the wrapper does
+    more."""
     while True:
         if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
             module = cast(nn.Module, module._orig_mod)
@@ -348,21 +343,18 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def parameters_of(module: nn.Module, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that say in which dtype a module computes: those that are registered, or if there are none, those
-    among ``tensors``, which it holds."""
+    """The parameters by whose dtype a module computes: the registered ones, or those that it holds."""
     return [*module.parameters()] or [x for x in tensors if isinstance(x, nn.Parameter)]
 
 
 def ranks_averaged_over(module: nn.Module) -> int:
-    """The number of processes over which a module averages gradients, as ``DistributedDataParallel`` does; 1 if it does
-    not."""
+    """The number of processes over which a module averages gradients."""
     if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
         module = cast(nn.Module, module._orig_mod)
     return module.process_group.size() if isinstance(module, nn.parallel.DistributedDataParallel) else 1
 
 
 def if_imported(module: str, name: str) -> tuple[type, ...]:
-    """The type of that name, as a tuple for isinstance, which is empty if its module is not imported, since there are
-    no instances then. Another thread may be importing the compiler right now."""
-    found = getattr(sys.modules.get(module), name, None)
+    """The type of that name, as a tuple for isinstance, which is empty while its module is not imported."""
+    found = getattr(sys.modules.get(module), name, None)  # another thread may be importing it right now
     return () if found is None else (found,)

@@ -21,9 +21,8 @@ from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
 ) -> Iterator[nn.Module]:
-    """A context that gives a copy of the module in eval mode. In the place of its tensors, the copy has clones of them
-    on a device and in a dtype, since it may write into them. A module that can't be copied is given itself, with the
-    clones in the place of its parameters and buffers.
+    """A context that gives a copy of the module in eval mode with clones of its tensors, on a device and in a dtype; if
+    it can't be copied, the module itself with clones.
 
     read: gives the paths of the tensors that the forward reads. Raises ValueError if some of those have no values.
     """
@@ -35,7 +34,10 @@ def standing_for(
     others = _clones(live, own, device, dtype)
     try:
         found = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
-        if isinstance(found, str) or _has_any(found, others):
+        # A module with a ``__deepcopy__`` of its own may not know of the trained tensors that it was given.
+        wanted = {id(x) for x in others.values() if x.requires_grad}
+        held = set() if isinstance(found, str) else set(map(id, Contents(found).tensors.values()))
+        if isinstance(found, str) or not wanted or wanted & held:
             copied = found
     except Exception:  # its eval() does what goes with parameters alone, such as to freeze them
         copied = _linked(live, own, _clones(live, own, device, dtype))  # some may have been written into
@@ -46,18 +48,9 @@ def standing_for(
         yield Substituted(live, _clones(live, Contents(live).tensors, device, dtype))
 
 
-def _has_any(copied: nn.Module, others: Mapping[str, Tensor]) -> bool:
-    """Whether a copy contains any of the trained tensors that it was given. A module with a ``__deepcopy__`` of its own
-    may not know of them."""
-    wanted = {id(x) for x in others.values() if x.requires_grad}
-    found = {id(x) for x in Contents(copied).tensors.values()}
-    return not wanted or not wanted.isdisjoint(found)
-
-
 def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
-    """A copy that is made with parameters, for modules whose ``eval()`` asks for these. Those that are still trained
-    afterwards are replaced by clones of the module's own tensors, with the numbers that they have in eval mode. If the
-    module can't be copied, the reason."""
+    """A copy, or why there is none, for modules whose ``eval()`` asks for parameters. Those that are still trained are
+    then replaced by clones of the module's own, with the numbers of eval mode."""
     parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
     origins = {id(parameters[id(x)]): x for x in own.values()}
     copied = copy_or_why_not(live, dict(parameters), is_trained=True)
@@ -75,8 +68,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones of tensors, by path. Clones of tensors that share memory share it, too, unless they are trained. Tensors
-    of the dtype in which the module computes get ``dtype``."""
+    """Clones of tensors, by path. Those that share memory still do, unless they are trained. Those of the dtype in
+    which the module computes get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
@@ -93,8 +86,8 @@ def _clones(
 
 
 def without_gradients(live: nn.Module, result: Tensor) -> list[str]:
-    """The paths of trainable parameters that get no gradients of a result, because eval mode computes with other
-    tensors that were made of them."""
+    """The paths of trainable parameters in whose place eval mode computes with others, so that they get no
+    gradients."""
     held = Contents(live)
     if not changes_with_its_mode(held):
         return []

@@ -21,12 +21,9 @@ def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
 
 
 class InFloat64(TorchFunctionMode):
-    """Within this mode, calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64.
-
-    Those are calls that ask for such a dtype by name (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and
-    calls that get PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it
-    is left alone.
-    """
+    """A mode in which calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64:
+    those that name such a dtype (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and those that get
+    PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -56,14 +53,9 @@ class InFloat64(TorchFunctionMode):
 
 def no_narrower_than(dtype: torch.dtype) -> set[torch.dtype]:
     """The dtypes below float64 that hold every number of a dtype."""
-    return {each for each in (torch.bfloat16, torch.float16, torch.float32) if _holds(each, dtype)}
+    own, all_three = torch.finfo(dtype), (torch.bfloat16, torch.float16, torch.float32)
+    return {each for each in all_three if torch.finfo(each).eps <= own.eps and torch.finfo(each).max >= own.max}
 
 
 def _as_float64(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) else x
-
-
-def _holds(wider: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether one dtype holds every number of another."""
-    a, b = torch.finfo(wider), torch.finfo(dtype)
-    return a.eps <= b.eps and a.max >= b.max

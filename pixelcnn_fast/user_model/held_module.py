@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import pickle
 import warnings
@@ -19,7 +18,7 @@ from pixelcnn_fast.user_model.tensors import duplicate, with_tensors
 
 
 class Substituted(nn.Module):
-    """Runs a module that can't be copied, with other tensors in the place of its own during each call."""
+    """Runs a module that can't be copied, with other tensors in the place of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -49,11 +48,10 @@ def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]
 
 
 class HeldModule:
-    """A module, together with what picks the part of its output that is read. Other weights are put into the module
-    when it is next asked for.
+    """A module, with what picks the part of its output that is read. Other weights are put into it when it is next
+    asked for. A pickle leaves out what can't be pickled, with a warning.
 
-    uncopyable: the user's own module, if that can't be copied, else None. A module that can't be pickled is left out of
-    pickles, with a warning.
+    uncopyable: the user's own module, if that can't be copied, else None.
     """
 
     def __init__(self, module: nn.Module, output: Output = None, is_uncopyable: bool = False) -> None:
@@ -111,19 +109,14 @@ class HeldModule:
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> HeldModule:
         """The same with other weights."""
-        other = copy.copy(self)
-        other._weights = weights
+        other = object.__new__(HeldModule)  # copy.copy would pickle it
+        other.__dict__.update(self.__dict__, _weights=weights)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldModule:
         if self.is_uncopyable or not self.is_there:
             return self
         return HeldModule(duplicate(self.module, memo), self.output)
-
-    def __copy__(self) -> HeldModule:
-        other = object.__new__(HeldModule)
-        other.__dict__.update(self.__dict__)
-        return other
 
     def __getstate__(self) -> dict[str, Any]:
         kept, why = self._kept, self._why_gone
@@ -137,5 +130,4 @@ class HeldModule:
                     "'reference' and log_prob are not available",
                     stacklevel=2,
                 )
-        left = {"_weights": None, "uncopyable": None}
-        return {**left, "_kept": kept, "_why_gone": why}
+        return {"_weights": None, "uncopyable": None, "_kept": kept, "_why_gone": why}

@@ -12,11 +12,10 @@ CHECKED = 64  # labels among which those of examples are, if the model does not 
 
 
 class Labels:
-    """The labels of a model, or the integers of its condition: 0...K-1, where the model says K or it is found by
-    trying.
+    """The labels of a model, or the integers of its condition: 0...K-1, where K is said or found by trying.
 
-    classes: K, or None while it is not known; accepted: all labels below it are known to be taken; name: what they are
-    called in messages; highest: the label up to which K is looked for.
+    classes: K, if it is known; accepted: all below it are known to be taken; name: for messages; highest: the label up
+    to which K is looked for.
     """
 
     def __init__(self, classes: int | None, name: str = "labels", highest: int = HIGHEST) -> None:
@@ -39,7 +38,7 @@ class Labels:
             self.classes = self.accepted = first_refused(takes, 1, self.accepted - 1) or self.accepted
 
     def why_not(self, low: int, high: int, takes: Callable[[int], bool] | None) -> str | None:
-        """Why labels that span low...high are refused, or None if they are taken. takes: None if it can't be tried."""
+        """Why labels that span low...high are refused; None if they are taken. takes: None if it can't be tried."""
         untried = low < 0 or high >= self.accepted
         if self.classes is None and untried and takes is not None and takes(0):
             if low >= 0 and takes(high):
@@ -53,8 +52,8 @@ class Labels:
 
 
 def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:
-    """The smallest number that is not taken, found by doubling and then by bisection; None if ``most`` is taken, too.
-    All numbers below it are taken to be accepted. taken: numbers below this one are known to be taken."""
+    """The smallest number that is not taken, by doubling and bisection; None if ``most`` is taken. taken: numbers below
+    this one are known to be."""
     good, bad = taken - 1, None
     while bad is None:
         if good >= most:

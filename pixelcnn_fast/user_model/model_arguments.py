@@ -48,11 +48,8 @@ def head_of(
     levels: int | None,
     image_form: ImageForm,
 ) -> Head:
-    """The head that reads a module's output, from the arguments and from what the module says of itself.
-
-    Raises ValueError for a head, levels and a form of images that do not go together, or that do not fit images of this
-    shape.
-    """
+    """The head that reads a module's output, by the arguments and the module. Raises ValueError for a head, levels, a
+    form and a shape of images that do not go together."""
     if head is not None and not isinstance(head, Head):
         raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
     if head is not None and levels not in (None, head.levels):
@@ -112,10 +109,8 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether a model takes labels: it says so, or it has to be given something besides images and a condition.
-
-    Raises ValueError for a model that takes a condition of unknown shape.
-    """
+    """Whether a model says that it takes labels, or needs something besides images and a condition. Raises ValueError
+    for a model that takes a condition of unknown shape."""
     if getattr(model, "n_classes", 0) is None:
         return False
     if integer_of(model, "n_classes"):
@@ -146,6 +141,6 @@ def is_integral(dtype: torch.dtype) -> bool:
 
 
 def integer_of(model: nn.Module, name: str) -> int | None:
-    """The model's attribute of that name, or that of the model in a wrapper, if it is a positive integer; else None."""
+    """The attribute of that name of a model, or of the one in a wrapper, if it is a positive integer."""
     found = getattr(model, name, getattr(getattr(model, "module", None), name, None))
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

@@ -20,8 +20,7 @@ from pixelcnn_fast.user_model.tensors import are_equal, duplicate
 
 
 def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | None:
-    """A copy in eval mode that runs eagerly; or None, with a warning, for a module that can't be copied. memo: as
-    ``copy.deepcopy`` takes and fills it."""
+    """A copy in eval mode that runs eagerly; or None, with a warning. memo: as for ``copy.deepcopy``."""
     copied = copy_or_why_not(module, memo)
     if isinstance(copied, nn.Module):
         return copied
@@ -35,21 +34,12 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 def copy_or_why_not(
     module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
-    """As ``private_copy``, but for a module that can't be copied, the reason. memo: by id, what takes the place of
-    tensors; is_apart: whether no function of the copy may lead to the module; is_trained: whether gradients are
-    wanted."""
+    """As ``private_copy``, or why there is no copy. memo: by id, what takes the place of tensors; is_apart: whether no
+    function of the copy may lead to the module; is_trained: whether gradients are wanted."""
     held, memo = Contents(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
-    # It may make modules, whose weights are random at first.
-    with random_state_kept(held.device) if changes_with_its_mode(held) else nullcontext():
-        return _copied(module, held, memo, is_apart, is_trained)
-
-
-def _copied(
-    module: nn.Module, held: Contents, memo: dict[int, Any], is_apart: bool, is_trained: bool
-) -> nn.Module | str:
     try:
         copied = duplicate(module, memo, held)
         of_copy = Contents(copied)
@@ -72,7 +62,9 @@ def _copied(
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
-    returned: object = copied.eval()  # which may be anything, if the user has replaced train()
+    # It may make modules, whose weights are random at first.
+    with random_state_kept(held.device) if changes_with_its_mode(held) else nullcontext():
+        returned: object = copied.eval()  # which may be anything, if the user has replaced train()
     if isinstance(returned, nn.Module) and returned is not copied and unwrapped(returned) is not copied:
         tell(
             f"eval() of {type(module).__name__} returns another module, a {type(returned).__name__}, which is not "
@@ -84,7 +76,9 @@ def _copied(
 def _check_apart(one: Contents, other: Contents) -> None:
     """Raises TypeError if two modules share a module, a parameter or a buffer."""
     # What a hook alone has seen is not what the module computes with.
-    own = {id(x) for path, x in (*one.modules.items(), *one.tensors.items()) if not _is_of_a_hook(path)}
+    hooks = [f":{name}" for name in HOOKS]
+    held = (*one.modules.items(), *one.tensors.items())
+    own = {id(x) for path, x in held if not any(name in path for name in hooks)}
     for path, x in (*other.modules.items(), *other.tensors.items()):
         if id(x) in own and (":" not in path or isinstance(x, (nn.Module, nn.Parameter))):
             if "(" in path:
@@ -94,34 +88,19 @@ def _check_apart(one: Contents, other: Contents) -> None:
             raise TypeError(f"a {type(x).__name__} in it is its own copy")
 
 
-def _is_of_a_hook(path: str) -> bool:
-    return any(f":{name}" in path for name in HOOKS)
-
-
 def changes_with_its_mode(held: Contents) -> bool:
-    """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode, such as merge weights."""
+    """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode."""
     return any(map(sets_more, held.modules.values()))
 
 
 def sets_more(module: nn.Module) -> bool:
-    own = nn.Module.train, nn.Module.eval
-    return (type(module).train, type(module).eval) != own or not vars(module).keys().isdisjoint(
-        ("train", "eval")
-    )
-
-
-def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Contents]:
-    """-> (a module that holds what this one holds in eval mode, to look at; what it holds). It is a copy if ``eval()``
-    may do more than set the mode, else the module itself."""
-    held = Contents(module)
-    if changes_with_its_mode(held) and isinstance(copied := copy_or_why_not(module), nn.Module):
-        return copied, Contents(copied)
-    return module, held
+    kind, replaced = type(module), {"train", "eval"} & vars(module).keys()
+    return bool(replaced) or (kind.train, kind.eval) != (nn.Module.train, nn.Module.eval)
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:
-    """The paths of the tensors of a copy in eval mode that train mode would make anew, so that rounding may move them.
-    held: what the copy holds."""
+    """The paths of a copy's tensors that train mode would make anew, so that rounding may move them. held: what the
+    copy holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()
     with suppress(Exception), random_state_kept(held.device):
@@ -138,8 +117,8 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def exclusively(module: nn.Module) -> Iterator[None]:
-    """A context in which a module that can't be copied is in eval mode, and no other thread is in such a context for
-    the same module. Afterwards each of its modules is as it was."""
+    """A context in which a module that can't be copied is in eval mode, and locked for other threads. Afterwards each
+    of its modules is as it was."""
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
@@ -167,7 +146,7 @@ def exclusively(module: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """The attributes of a module, its mode among them, so that they can be restored."""
+    """The attributes of a module, which can be restored."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training

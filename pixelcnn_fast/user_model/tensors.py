@@ -39,21 +39,21 @@ def span(x: Tensor) -> int:
 
 
 def is_in_memory(x: Tensor) -> bool:
-    """Whether a tensor's storage still holds it. Libraries that shard models free the memory of tensors that remain."""
+    """Whether a tensor's storage still holds it: libraries that shard models free it."""
     if not x.numel() or x.device.type == "meta":
         return not x.numel()
     return x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
 
 
 def are_equal(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors have the same dtype, device, shape and, bit by bit, the same numbers."""
+    """Whether two tensors have the same dtype, device, shape and bits."""
     if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape) or not is_in_memory(x):
         return False
     return torch.equal(_bits(x), _bits(y))
 
 
 def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
-    """As ``are_equal``, but for the rounding that remains when weights were merged and taken apart again."""
+    """As ``are_equal``, but for the rounding of weights that were merged and taken apart again."""
     if not x.is_floating_point() or (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
         return are_equal(x, y)
     if not x.numel() or not is_in_memory(x):
@@ -63,8 +63,7 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The content of a tensor as integers, of eight bytes where possible: to compare these takes half as long as
-    comparing numbers."""
+    """The content as integers, of eight bytes if possible: they are compared in half the time."""
     x = x.detach().resolve_conj().contiguous().flatten()
     if x.storage_offset():
         x = x.clone()
@@ -83,18 +82,15 @@ def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module with other tensors, by path, in the place of its own.
-
-    A tensor that is computed from others stays one, so that gradients go through it.
-    """
+    """A copy of a module with other tensors, by path, in the place of its own."""
     held = Contents(module)
     return duplicate(module, in_place_of(held.tensors, tensors), held)
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None) -> nn.Module:
-    """A deep copy of a module. An attribute that leads to something which can't be copied, such as a lock or an open
-    file, is shared as a whole, unless it leads to tensors, too. memo: as ``copy.deepcopy`` takes it, with the tensors
-    that the copy is to have; held: what the module holds, if that is known."""
+    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock, is shared as a whole,
+    unless it leads to tensors, too. memo: as for ``copy.deepcopy``, with the copy's tensors; held: what the module
+    holds."""
     held, memo = held or Contents(module), {} if memo is None else memo
     replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
@@ -104,10 +100,8 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
             memo[id(x)] = Apart()
     before = dict(memo)
     try:
-        # Some may make modules, whose weights are random at first.
-        with (
-            random_state_kept(held.device) if any(map(_copies_itself, held.modules.values())) else nullcontext()
-        ):
+        may_draw = any(map(_copies_itself, held.modules.values()))  # weights, for modules that it makes
+        with random_state_kept(held.device) if may_draw else nullcontext():
             copied = copy.deepcopy(module, memo)
     except Exception:
         owners = [owner for x, owner in held.others if type(x) not in ProxyTypes and _has_no_copies(x)]
@@ -122,12 +116,11 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Puts tensors, by path, into a copy wherever it has tensors that are not ``known``, by id: modules that copy
+    """Puts tensors, by path, into a copy in the place of those that are not ``known``, by id: modules that copy
     themselves may not heed a memo. TorchScript's modules, and what is not registered, get the numbers only."""
     held = Contents(copied)
-    others = {
-        id(x): tensors[path] for path, x in held.tensors.items() if path in tensors and id(x) not in known
-    }
+    own_tensors = [(path, x) for path, x in held.tensors.items() if path in tensors and id(x) not in known]
+    others = {id(x): tensors[path] for path, x in own_tensors}
     for module in held.modules.values() if others else ():
         registered: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for own in () if isinstance(module, torch.jit.ScriptModule) else registered:

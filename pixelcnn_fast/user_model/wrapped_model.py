@@ -38,7 +38,7 @@ from pixelcnn_fast.user_model.private_copy import (
     exclusively,
     private_copy,
 )
-from pixelcnn_fast.user_model.tensors import overlapping, with_tensors
+from pixelcnn_fast.user_model.tensors import overlapping
 
 # Labels or conditions that are tried, to see whether they matter and are as in the model.
 FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
@@ -51,9 +51,9 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 class WrappedModel:
     """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``module`` is a copy in eval mode, so that the user's own is not touched, unless it can't be copied. Some of what is
-    known of a model is found out later: the layout of its ``head``, its ``branches``, and whether it ``reads_images``,
-    when a forward is recorded; its labels, and the dtype of its condition, when they are tried.
+    ``module`` is a copy in eval mode, or the user's own if that can't be copied. Found out later are the layout of its
+    ``head``, its ``branches``, and whether it ``reads_images``, when a forward is recorded; its labels, and the dtype
+    of its condition, when they are tried.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class WrappedModel:
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
-        self.labels = Labels(integer_of(module, "n_classes"))
         self.dtype, self.device = dtype_and_device(module)
+        self.labels = Labels(integer_of(module, "n_classes"))
         self.head = self.head.of_model_in(self.dtype)
         self.condition_dtype = condition_dtype
         if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
@@ -92,13 +92,13 @@ class WrappedModel:
         self.random_condition = RANDOM_CONDITIONS[0]
         memo: dict[int, Any] = {}
         copied, contents = private_copy(module, memo), Contents(module)
+        seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
+        self.drifting = drifting(copied, seen)
+        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
+        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
         known = {id(x) for x in contents.tensors.values()}
         # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
         self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in known]
-        seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
-        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
-        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
-        self.drifting = drifting(copied, seen)
         self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, and a program takes for granted
@@ -108,20 +108,6 @@ class WrappedModel:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hidden": []}
 
-    def copy_in_float64(self) -> WrappedModel | None:
-        """The same model in float64, or None if it is in float64 already or can't be converted."""
-        if self.dtype == torch.float64 or self.held.is_uncopyable:
-            return None
-        try:
-            own = Contents(self.module).tensors  # some may be in networks that are not registered
-            doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
-            module = with_tensors(self.module, doubles).double()
-        except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
-            return None
-        exact = self.run_by(module)
-        exact.dtype = torch.float64
-        return exact
-
     @property
     def module(self) -> nn.Module:
         """The module that is run. Raises RuntimeError if it did not travel in a pickle."""
@@ -130,6 +116,13 @@ class WrappedModel:
     @property
     def output(self) -> Output:
         return self.held.output
+
+    def contents(self) -> tuple[Contents, dict[str, Tensor]]:
+        """-> (what the module holds; its tensors by path, as copies where others may write into them)."""
+        with self.in_use():
+            held, is_shared = Contents(self.module), self.held.is_uncopyable
+            tensors = {path: x.detach() for path, x in held.tensors.items()}
+            return held, {path: x.clone() if ":" in path or is_shared else x for path, x in tensors.items()}
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> WrappedModel:
         """The same model with other weights, by name."""
@@ -180,8 +173,7 @@ class WrappedModel:
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
-        """Yields, for the labels and for the condition, if the model takes them: the name, one image repeated, and a
-        different label or condition for each repetition."""
+        """Yields, for labels and condition, if the model takes them: the name, and one image with different ones."""
         many = self._many_labels()
         values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
         first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
@@ -192,15 +184,14 @@ class WrappedModel:
             yield "condition", same, first._replace(condition=given.condition)
 
     def _many_labels(self) -> int:
-        """The number of labels, or conditions, that are tried with one image: fewer for a large model."""
+        """The number of labels, or conditions, that are tried: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
-        return max(
-            FEWEST_DIFFERENT, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2]))
-        )
+        most = CHECKED_WORK // (weights * self.shape[1] * self.shape[2])
+        return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples other than those that were recorded, in batches of other sizes: a dark image; random images, with
-        every label if there are few and the model is small; and bright images where images are small."""
+        """Other examples than those that were recorded, in batches of other sizes: a dark image; random ones, with
+        every label if there are few and the model is small; and bright ones if they are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
@@ -211,8 +202,8 @@ class WrappedModel:
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
-        """Images as sampling meets them, if Python reads numbers off the image: images that have the lowest level
-        everywhere, or from the second pixel, the second row or the middle on, and one of the highest level."""
+        """Images as sampling meets them, if Python reads numbers off these: the lowest level everywhere, or from the
+        second pixel, the second row or the middle on, and the highest level."""
         if self.levels is not None and self.reads_images:
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
@@ -238,9 +229,8 @@ class WrappedModel:
         read: Callable[[], Container[str]] = tuple,
         ranks: int = 1,
     ) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], under a module of the user's, through whose tensors gradients go; by
-        default under its own. read: gives the paths of the tensors that the forward reads; ranks: over how many
-        processes that module averages gradients."""
+        """ln p of images, [n, C, H, W] -> [n], under its own module or a live one, through whose tensors gradients go.
+        read: gives the paths of what the forward reads; ranks: over how many processes gradients are averaged."""
         if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
             self.told.add(".ranks")
             tell(
@@ -272,8 +262,7 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``, computed by a function that takes the place of the module and gives the part of its output
-        that is read."""
+        """As ``parameters``. replay: computes the part of the module's output that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
@@ -281,11 +270,6 @@ class WrappedModel:
         """values: [N, C, H, W] -> what the module returns."""
         with computing(self.dtype, self._own_dtype):
             return given.in_dtype(self.dtype).call(self.module, self.encode(values))
-
-    @property
-    def n_classes(self) -> int | None:
-        """The number of labels, if the model says it or it was found out; else None."""
-        return self.labels.classes
 
     @property
     def can_try(self) -> bool:
@@ -304,15 +288,15 @@ class WrappedModel:
     # -- what users give
 
     def encode(self, values: Tensor) -> Tensor:
-        """Converts values as they are drawn to images as the module takes them."""
+        """Values as they are drawn -> images as the module takes them."""
         values = values.to(self.device)
         if self.levels is None:
             return values.to(self.dtype)
         return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """A copy of the values of images from a user, as the head draws them: [n, C, H, W]. Codes may come without
-        the axis of channels. Raises ValueError for bad images."""
+        """The values of images from a user, as the head draws them: [n, C, H, W]. Codes may be [n, H, W]. Raises
+        ValueError for bad images."""
         images = torch.as_tensor(images)
         is_codes = self.image_form == "codes" and images.dim() == 3
         expected = self.shape[1:] if is_codes else self.shape
@@ -328,7 +312,7 @@ class WrappedModel:
         return images[:, 0].long() if self.image_form == "codes" else images
 
     def identity(self) -> Iterator[object]:
-        """What tells this model from others, besides its forward: how it takes images, and how its output is read."""
+        """What tells this model from others, besides its forward."""
         yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
         around = nn.Module()
         vars(around)["head"] = self.head  # which may hold anything
@@ -338,8 +322,7 @@ class WrappedModel:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A context in which the module may be run: autocast is off, and a module that could not be copied is locked
-        and in eval mode."""
+        """A context in which the module may be run: without autocast, and locked if it could not be copied."""
         with ExitStack() as stack:
             if self.held.uncopyable is not None:
                 stack.enter_context(exclusively(self.held.uncopyable))
@@ -351,7 +334,7 @@ class WrappedModel:
 
 @contextmanager
 def scripted_parts_named(module: nn.Module) -> Iterator[None]:
-    """A context that names the first scripted part of a model in the error which refuses to capture it."""
+    """A context whose errors name the first scripted part of a model that is not captured."""
     try:
         yield
     except (Unsupported, RuntimeError) as error:

@@ -166,7 +166,7 @@ def test_merged_calls_give_the_same(function: Function) -> None:
     views = [recorder.view(x) for x in tensors]
     merged = Merged(recorder.recording.calls, views)
     assert len(merged.calls) <= len(recorder.recording.calls)
-    evaluate = Reevaluation.of(tensors, recorder)
+    evaluate = Reevaluation(tensors, recorder)
     for seed in (0, 1):
         weights = random_weights(seed)
         leaves = {slot: weights[leaf.parameters[0][0]] for slot, leaf in recorder.recording.leaves.items()}

@@ -33,7 +33,7 @@ def weights_of(program: Compiled) -> list[Tensor]:
 def again(program: Compiled, weights: dict[str, Tensor]) -> list[Tensor] | None:
     """The same numbers with other weights."""
     assert program.recorder is not None
-    return Reevaluation.of(weights_of(program), program.recorder)(weights)
+    return Reevaluation(weights_of(program), program.recorder)(weights)
 
 
 def trained_on(model: nn.Module, by: float = 0.1) -> nn.Module:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Sequence
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.refresh.snapshot import Snapshot
 from pixelcnn_fast.user_model.contents import Contents, are_same
 from pixelcnn_fast.user_model.private_copy import changes_with_its_mode
 from pixelcnn_fast.user_model.tensors import is_in_memory, span
@@ -19,24 +20,14 @@ LOOKED_AT = 1024  # elements of each tensor
 class Changes:
     """Whether a model is what it was.
 
-    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them as they were. So a few
-    elements of each tensor are looked at, too; where only its memory or its version are others, all of them.
+    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them. So a few elements of each
+    tensor are looked at, too; where only its memory or its version are others, all of them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        paths: Iterable[str],
-        known: Container[str],
-        outside: Iterable[Tensor],
-        is_still: Callable[[nn.Module], bool],
-    ) -> None:
-        """paths: of the model's tensors that matter; known: of the tensors of which it is known whether they matter;
-        outside: other tensors that matter; is_still: finds out at length whether the model is still what it was."""
-        now = Contents(model)
+    def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:
+        now, self._snapshot = Contents(model), snapshot
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
-        self._paths, self._known = {*paths, *becoming}, known
-        self._outside, self._is_still = list(outside), is_still
+        self._paths = {*snapshot.weights, *becoming}
         self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 
@@ -53,26 +44,22 @@ class Changes:
         if any(look.tells_no_change(now, self._of(now)) for look in self._looks):
             return False
         look = _Look(now, self._of(now))  # before all is compared: another thread may be writing
-        if self._is_still(model):
+        if self._snapshot.is_still(model):
             self._looks[:] = [look]
             return False
         self._looks.clear()
         return True
 
     def _of(self, held: Contents) -> list[Tensor]:
-        """The tensors to look at: those that matter, and those that a forward has made and kept, which may be read from
-        then on."""
-        found = [x for path, x in held.tensors.items() if path in self._paths or path not in self._known]
-        return found + self._outside
+        """The tensors to look at: those that matter, and those that a forward has made and kept."""
+        known = self._snapshot.model.paths  # of the tensors of which it is known whether they matter
+        found = [x for path, x in held.tensors.items() if path in self._paths or path not in known]
+        return found + self._snapshot.behaviour.outside
 
 
 class _Look:
-    """What a look at a model remembers: where each tensor is, its version and some of its elements, and what else the
-    model holds.
-
-    Samplers look before each call, so the look keeps views of those elements. They keep the memory of what the model
-    gives up alive until the next call.
-    """
+    """What a look at a model remembers: where each tensor is, its version, views of some elements, and what else the
+    model holds. The views keep memory that the model gives up until the next look."""
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
@@ -98,8 +85,7 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 
 
 def _some_of(x: Tensor) -> list[Tensor]:
-    """Views of some elements, spread over the whole tensor. The step is odd, so that they do not all belong to one tap
-    of a kernel."""
+    """Views of some elements, in steps that are odd, so that they do not all belong to one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
@@ -113,8 +99,7 @@ def _some_of(x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The contents of some views as bits, so that a NaN equals itself. views: lists of views, those of one type
-    together."""
+    """The contents of views as bits, so that NaN equals itself. views: in lists, those of one type together."""
     alike = [torch.cat([*each]).cpu() for each in views]
     words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
     return torch.cat([torch.empty(0, dtype=torch.int64), *words])
