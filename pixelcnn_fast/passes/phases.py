@@ -78,12 +78,9 @@ def split_phases(program: Program) -> PhasedProgram:
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
         scan, members = scans.get(i.out, (None, set[int]()))
-        if i.out in finished:
-            phase = Phase.FINISHED
-        elif i.out in known:
-            phase = Phase.ROW
-        else:
-            phase = Phase.DRAWN if after == draws else Phase.PIXEL
+        phase = Phase.DRAWN if after == draws else Phase.PIXEL
+        if i.out in finished or i.out in known:
+            phase = Phase.FINISHED if i.out in finished else Phase.ROW
         instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
     fields_of_any = {**vars(program), "instructions": tuple(instructions)}
     return PhasedProgram(**fields_of_any, storage=_storage(program))

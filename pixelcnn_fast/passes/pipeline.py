@@ -43,8 +43,6 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
 )
 # After the program is in its model's dtype, and its weights are rounded, if they are to be.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
-# After it is decided when each instruction runs.
-PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
 # What follows for one runtime alone, whenever it is built.
 TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {
     "eager": (),
@@ -57,7 +55,7 @@ PASSES: tuple[Callable, ...] = (
     rounded_weights,
     *CLEANING,
     split_phases,
-    *PHASING,
+    with_wavefront,
     *chain(*TAILS.values()),
 )
 
@@ -74,7 +72,7 @@ def phased(program: Program, stored: torch.dtype | None = None, watch: Watch | N
         show(rounded_weights.__name__, program, watch)
     result = split_phases(_through(CLEANING, program, watch))
     show(split_phases.__name__, result, watch)
-    return _through(PHASING, result, watch)
+    return _through((with_wavefront,), result, watch)
 
 
 def for_runtime(runtime: str, program: PhasedProgram, watch: Watch | None = None) -> PhasedProgram:

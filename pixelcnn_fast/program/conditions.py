@@ -116,11 +116,6 @@ class LabelBranch:
     value: bool
     what: str
 
-    def falls_alike(self, memory: Memory) -> bool:
-        for call in self.calls:
-            memory.run(call)
-        return bool(memory.result(self.call)) == self.value
-
 
 class ConditionProgram:
     """The recorded calls on labels and condition. Operands of steps read slots of theirs.
@@ -144,9 +139,13 @@ class ConditionProgram:
 
     def converted(self, convert: Convert) -> ConditionProgram:
         """The same calls on other constants."""
-        other = ConditionProgram(self._calls, _converted(self._leaves, convert), self._given)
+
+        def of(leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {slot: convert(x) for slot, x in leaves.items()}
+
+        other = ConditionProgram(self._calls, of(self._leaves), self._given)
         other.read_by_python = self.read_by_python
-        other.guards = [replace(guard, leaves=_converted(guard.leaves, convert)) for guard in self.guards]
+        other.guards = [replace(guard, leaves=of(guard.leaves)) for guard in self.guards]
         return other
 
     @torch.no_grad()
@@ -159,7 +158,10 @@ class ConditionProgram:
         a branch on labels would be taken otherwise.
         """
         for guard in self.guards:
-            if not guard.falls_alike(self._memory(guard.calls, guard.leaves, given, n)):
+            memory = self._memory(guard.calls, guard.leaves, given, n)
+            for call in guard.calls:
+                memory.run(call)
+            if bool(memory.result(guard.call)) != guard.value:
                 raise Unsupported(f"{guard.what}: it falls otherwise for these labels; {NO_IF}")
         if not operands:
             return {}
@@ -231,10 +233,6 @@ class ConditionProgram:
                     slots |= {v.slot for v in call.inputs if last.get(v.slot, -1) > at}
             if len(slots) == before:
                 return slots
-
-
-def _converted(leaves: Mapping[int, Tensor], convert: Convert) -> dict[int, Tensor]:
-    return {slot: convert(x) for slot, x in leaves.items()}
 
 
 def _filled(operand: ConditionOperand, result: Tensor, n: int) -> Tensor:

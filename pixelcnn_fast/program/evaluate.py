@@ -78,7 +78,8 @@ class _Walk(Surroundings):
         shifts = [self._schedule.offset(*offset) for offset in component.offsets]
         self._before = max(-later for later, _ in shifts)
         self._around = max(abs(away) for _, away in shifts)
-        self._own = {i.out: self._lines(i.channels, self._before, self._around) for i in component.instructions}
+        times, positions = self._schedule.times + self._before, self._schedule.positions + 2 * self._around
+        self._own = {i.out: self._zeros(times, positions, i.channels) for i in component.instructions}
         self._others: dict[Read | ConditionOperand, Tensor] = {}
         self._time, self._first, self._last = 0, 0, 0
 
@@ -126,12 +127,9 @@ class _Walk(Surroundings):
 
     def laid_out(self, whole: Tensor) -> Tensor:
         """A map [N, H, W, channels], by time and position."""
-        lines = self._lines(whole.shape[-1])
+        lines = self._zeros(self._schedule.times, self._schedule.positions, whole.shape[-1])
         lines[self._pixels] = whole.permute(1, 2, 0, 3)
         return lines
-
-    def _lines(self, channels: int, before: int = 0, around: int = 0) -> Tensor:
-        return self._zeros(self._schedule.times + before, self._schedule.positions + 2 * around, channels)
 
     def _zeros(self, *size: int) -> Tensor:
         image = self._grid.image()

@@ -104,10 +104,8 @@ class ConditionOperand:
         """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
         if not self.varies_over_pixels or (dy, dx) == (0, 0):
             return self
-        height, width, _ = self.index.shape
-        rows, columns = (
-            (torch.arange(size) + by).clamp(0, size - 1) for size, by in ((height, dy), (width, dx))
-        )
+        frame = zip(self.index.shape, (dy, dx), strict=False)
+        rows, columns = ((torch.arange(size) + by).clamp(0, size - 1) for size, by in frame)
         return replace(self, index=self.index[rows[:, None], columns])
 
 
