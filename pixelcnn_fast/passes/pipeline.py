@@ -41,7 +41,7 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     compose,
     without_unread,
 )
-# After the program is in its model's dtype, and its weights are rounded, if they are to be.
+# After weights are in the model's dtype, or rounded.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
 # What follows for one runtime alone, whenever it is built.
 TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {

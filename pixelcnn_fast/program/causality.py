@@ -46,7 +46,7 @@ def leak_of(program: Program) -> Leak | None:
     channel, seen, y, x = min(found, key=lambda at: (at[2:] == own, at[2:]))
     dy, dx = y - own[0], x - own[1]
     path = list(reversed(_path(program, channel, seen, dy, dx)))
-    ahead = sorted((s for s in path if is_ahead(s[1])), key=lambda s: (-s[1].dy, -s[1].dx))
+    ahead = sorted((s for s in path if (s[1].dy, s[1].dx) > (0, 0)), key=lambda s: (-s[1].dy, -s[1].dx))
     spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
     if not path:
         return Leak("the model's output is its own input, pixel by pixel: nothing to sample", None)
@@ -71,10 +71,6 @@ def leak_of(program: Program) -> Leak | None:
     return Leak(why, tap)
 
 
-def is_ahead(tap: Tap) -> bool:
-    return (tap.dy, tap.dx) > (0, 0)
-
-
 def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Instruction, Tap]]:
     """The taps of one path from the output down to the levels; the path looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
@@ -90,7 +86,9 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel that it reads there."""
         connections = i.connections(lambda value: len(fields[value].group))
-        for connection in sorted(connections, key=lambda c: c.tap is not None and is_ahead(c.tap)):
+        for connection in sorted(
+            connections, key=lambda c: c.tap is not None and (c.tap.dy, c.tap.dx) > (0, 0)
+        ):
             read = connection.read
             found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
             if found.any():

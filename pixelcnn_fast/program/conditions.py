@@ -104,17 +104,13 @@ class ReadByPython(NamedTuple):
 
 @dataclass
 class LabelBranch:
-    """A branch on labels, which must be taken as it was when it was recorded.
+    """A branch on labels, which must be taken as it was when it was recorded."""
 
-    calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates;
-    value: how it was taken; what: where it is, in words.
-    """
-
-    calls: Sequence[Call]
-    call: Call
-    leaves: Mapping[int, Tensor]
-    value: bool
-    what: str
+    calls: Sequence[Call]  # what is computed before
+    call: Call  # what reads the truth value
+    leaves: Mapping[int, Tensor]  # what is in the slots that no call creates
+    value: bool  # how it was taken
+    what: str  # where it is, in words
 
 
 class ConditionProgram:

@@ -67,8 +67,7 @@ class _Grid(Surroundings):
 class _Walk(Surroundings):
     """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
 
-    Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. The
-    maps of the recurrence's own values have room for zeros outside of the image.
+    Maps are laid out as [times, positions, N, channels]; the recurrence's own have room for zeros around the image.
     """
 
     def __init__(self, component: Component, grid: _Grid) -> None:
@@ -138,16 +137,12 @@ class _Walk(Surroundings):
 
 @dataclass(frozen=True)
 class _Sums:
-    """Several sums of a recurrence that read the same of its values, computed as one product.
-
-    known: their biases and what they read of other values; channels: the channels of each, by the value that it
-    computes.
-    """
+    """Several sums of a recurrence that read the same of its values, computed as one product."""
 
     reads: tuple[Read, ...]
-    channels: dict[int, int]
+    channels: dict[int, int]  # of each, by the value that it computes
     weight: Tensor
-    known: Tensor
+    known: Tensor  # their biases, and what they read of other values
 
     def now(self, around: _Walk) -> dict[int, Tensor]:
         states = torch.cat([around.value(read) for read in self.reads], -1)

@@ -75,11 +75,6 @@ class Tap:
     def is_live(self) -> bool:
         return bool(self.connected.any())
 
-    def selected(self) -> Tensor | None:
-        """Which channels of the source the tap only repeats, if it does nothing else: [channels of out]."""
-        is_one = bool(((self.weight == 1).sum(0) == 1).all()) and bool(((self.weight != 0).sum(0) == 1).all())
-        return self.weight.argmax(0).cpu() if is_one else None
-
 
 @dataclass(frozen=True, eq=False)
 class ConditionOperand:

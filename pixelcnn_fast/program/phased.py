@@ -113,11 +113,6 @@ class PhasedProgram(AnyProgram):
     storage: dict[int, Storage] = field(kw_only=True)
     wavefront: Wavefront | None = None
 
-    @property
-    def needs_finished_rows(self) -> bool:
-        """Whether something scans a row, or is computed once the row is finished: rows are then sampled in turn."""
-        return any(i.scan or i.phase is Phase.FINISHED for i in self.instructions)
-
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]
 

@@ -1,5 +1,4 @@
-"""Finds the recurrences of a program: instructions that need each other, since they read each other's values at other
-pixels."""
+"""Finds the recurrences of a program: instructions that read each other's values at other pixels."""
 
 from __future__ import annotations
 
