@@ -1,6 +1,5 @@
-# Writes the headers tables.h and structs.h from the tables in Python, and writes them again whenever one changes. The
-# project's CMakeLists.txt and that of tests/csrc/emulation include this file. A step without a formula must not
-# compile: GCC and Clang report the missing case.
+# Writes the header tables.h from the tables in Python, and again whenever one changes; the project's CMakeLists.txt and
+# that of tests/csrc/emulation include this file. A step without a formula must not compile: GCC and Clang report it.
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 set(package ${CMAKE_CURRENT_LIST_DIR}/../pixelcnn_fast)
 set(PCF_HEADERS ${CMAKE_CURRENT_LIST_DIR}/headers.py)

@@ -1,4 +1,4 @@
-"""Writes the C++ headers of what Python and C++ share: python headers.py FOLDER; headers.cmake does."""
+"""Writes tables.h, the C++ of what Python and C++ share: python headers.py FOLDER; headers.cmake does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[1] / "pixelcnn_fast"
 FILES = ("program/steps.py", "program/schema.py", "heads/options.py")
 STEPS, SCHEMA, OPTIONS = (runpy.run_path(str(PACKAGE / file)) for file in FILES)
+TYPES = {name: of.__metadata__[0] for name, of in SCHEMA.items() if hasattr(of, "__metadata__")}
+TYPES |= {"str": "const char*", "float": "double"}
 COLUMNS = ("operand", "reads_all_channels", "cost")  # of steps: those that C++ needs
 
 
 def type_of(field: Field[Any]) -> str:
-    types = {"str": "const char*", "float": "double", **SCHEMA["POINTERS"]}
     annotation = str(field.type).removesuffix(" | None")
     name = annotation.removeprefix("list[").removesuffix("]")
-    name = types.get(name, name)
+    name = TYPES.get(name, name)
     return name if annotation[-1] != "]" else f"std::vector<{name}>"
 
 
@@ -41,23 +42,22 @@ def enumeration(rows: Iterable[Any]) -> str:
     lines = (", ".join(map(literal, [name, *row])) for name, row in zip(names, values, strict=True))
     return f"""
 enum class {kind} {{ {", ".join(names)} }};
+constexpr int count_of({kind}) {{ return {len(rows)}; }}
 struct {kind}Row {{
   const char* name;{"".join(f" {type_of(each)} {each.name};" for each in columns)}
 }};
 inline constexpr {kind}Row k{kind}Rows[] = {{
   {", ".join(f"{{{line}}}" for line in lines)}
 }};
-constexpr int count_of({kind}) {{ return sizeof k{kind}Rows / sizeof *k{kind}Rows; }}
-static_assert(count_of({kind}{{}}) == static_cast<int>({kind}::{names[-1]}) + 1);
 constexpr const {kind}Row& traits({kind} kind) {{ return k{kind}Rows[static_cast<int>(kind)]; }}
 """
 
 
 def member(field: Field[Any]) -> str:
     default = field.metadata.get("native", field.default)
-    plain = isinstance(default, (bool, int, float)) and str(field.type) not in SCHEMA["POINTERS"]
     optional = field.default is not MISSING or field.default_factory is not MISSING
-    return f"{type_of(field)} {field.name}{f' = {literal(default)}' if plain else ' = {}' if optional else ''};"
+    initial = literal(default) if isinstance(default, (bool, int, float)) else "{}"
+    return f"{type_of(field)} {field.name}{f' = {initial}' if optional else ''};"
 
 
 def struct(of: type) -> str:
@@ -73,34 +73,32 @@ void each_field({of.__name__}& of, const F& f) {{
 """
 
 
-def constant(name: str, value: int) -> str:
-    return f"constexpr int k{name.title().replace('_', '')} = {value};\n"
+def header() -> str:
+    numbers = {name.title().replace("_", ""): x for name, x in SCHEMA.items() if isinstance(x, int)}
+    enumerations = (STEPS["Operand"], STEPS["KINDS"].values(), *SCHEMA["ENUMERATIONS"])
+    structs, options = SCHEMA["STRUCTS"], OPTIONS["SamplingOptions"]
+    return f"""// Written by csrc/headers.py from {", ".join(FILES)}.
+#pragma once
+#ifndef __CUDACC_RTC__
+#include <cstdint>
+#include <vector>
+#endif
 
+namespace pcf {{
 
-def tables() -> str:
-    """What device code reads, too: NVRTC has no standard library."""
-    found = [constant(*each) for each in SCHEMA.items() if each[0].isupper() and isinstance(each[1], int)]
-    found += map(enumeration, (STEPS["Operand"], STEPS["KINDS"].values(), *SCHEMA["ENUMERATIONS"]))
-    return "".join([*found, struct(OPTIONS["SamplingOptions"])])
+{" ".join(f"constexpr int k{name} = {x};" for name, x in numbers.items())}
+{"".join(map(enumeration, enumerations))}{struct(options)}
+#ifndef __CUDACC_RTC__  // NVRTC, which compiles device code, has no standard library
+inline constexpr char kSignature[] = "{SCHEMA["signature"](*structs, options)}";
+{"".join(map(struct, structs))}
+#endif
 
-
-def structs() -> str:
-    signature = SCHEMA["signature"](*SCHEMA["STRUCTS"], OPTIONS["SamplingOptions"])
-    return f'inline constexpr char kSignature[] = "{signature}";\n' + "".join(map(struct, SCHEMA["STRUCTS"]))
-
-
-def write(path: Path, includes: str, text: str) -> None:
-    begin = f"// Written by csrc/headers.py from {', '.join(FILES)}.\n#pragma once\n{includes}\n"
-    text = f"{begin}namespace pcf {{\n\n{text}\n}}  // namespace pcf\n"
-    if not path.exists() or path.read_text() != text:  # a new file would make everything compile again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+}}  // namespace pcf
+"""
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1], "tables.h"), "", tables())
-    write(
-        Path(sys.argv[1], "structs.h"),
-        '#include <cstdint>\n#include <vector>\n#include "tables.h"\n',
-        structs(),
-    )
+    path = Path(sys.argv[1], "tables.h")
+    if not path.exists() or path.read_text() != header():  # a new file would make everything compile again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(header())

@@ -1,8 +1,8 @@
 // The phased causal program that the compiled runtimes execute, and a job for it. The structs and enumerations are
-// declared in pixelcnn_fast/program/schema.py, from which CMake writes structs.h (headers.cmake).
+// declared in pixelcnn_fast/program/schema.py, from which CMake writes tables.h (headers.cmake).
 #pragma once
 
-#include "structs.h"
+#include "tables.h"
 
 namespace pcf {
 

@@ -1,5 +1,5 @@
-// Reads structs and enumerations that tables.h and structs.h declare from Python: a struct from any object that has its
-// fields as attributes, where None keeps the default; an enumerator from its name, or from an Enum's value.
+// Reads what tables.h declares from Python: a struct from any object that has its fields as attributes, where None
+// keeps the default; an enumerator from its name, or from an Enum's value.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "structs.h"
+#include "tables.h"
 
 namespace pcf {
 

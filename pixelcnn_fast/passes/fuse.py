@@ -25,7 +25,9 @@ def fuse(program: Program) -> Program:
     for instruction in program.instructions:
         for rest in _ways_to_read(instruction):
             first = _read_once(rest.base, fused, readers)
-            if first is not None and _can_join(first, rest):
+            # Levels become a value one by one, as they are drawn: no other operands.
+            alone = all(step.value is None and step.condition is None for step in rest.steps)
+            if first is not None and (alone or not first.reads_levels):
                 del fused[first.out]
                 instruction = _joined(first, rest, fused, readers)
                 break
@@ -46,23 +48,18 @@ def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
     return ways
 
 
-def _can_join(first: Instruction, rest: Pointwise) -> bool:
-    """False if levels would need other operands: they become a value one by one, as they are drawn."""
-    has_operands = any(step.value is not None or step.condition is not None for step in rest.steps)
-    return not (first.reads_levels and has_operands)
-
-
 def _joined(
     first: Instruction, rest: Pointwise, fused: dict[int, Instruction], readers: Counter[int]
 ) -> Instruction:
     """One instruction for ``first`` and ``rest``, which starts from what ``first`` computes."""
     joined = replace(first, out=rest.out)
     for step in rest.steps:
+        other = _read_once(step.value, fused, readers)
         if not isinstance(joined, Convolution) or joined.steps:
             joined = replace(joined, steps=joined.steps + (step,))
         elif step.kind == "affine" and step.scale is not None and step.shift is not None:
             joined = _scaled(joined, step.scale, step.shift)
-        elif step.kind == "add" and (other := _sum(_read_once(step.value, fused, readers))) is not None:
+        elif step.kind == "add" and isinstance(other, Convolution) and other.is_sum:
             del fused[other.out]
             if step.alpha != 1.0:
                 zero = torch.zeros_like(_bias(other))
@@ -79,11 +76,6 @@ def _read_once(read: Read | None, fused: dict[int, Instruction], readers: Counte
     if read is None or not read.is_here or readers[read.value] != 1:
         return None
     return fused.get(read.value)
-
-
-def _sum(instruction: Instruction | None) -> Convolution | None:
-    """The instruction, if it is a sum of taps without steps."""
-    return instruction if isinstance(instruction, Convolution) and instruction.is_sum else None
 
 
 def _bias(instruction: Convolution) -> Tensor:

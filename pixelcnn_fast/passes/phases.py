@@ -18,10 +18,7 @@ from pixelcnn_fast.program.recurrence import Component, components
 
 
 def computed_by_rows(ordered: Sequence[Component]) -> set[int]:
-    """The values of a row that can be known before its pixels: from the rows above, and from other such values.
-
-    ordered: the program's components.
-    """
+    """The values that can be known before a row's pixels. ordered: the program's components."""
     rows: set[int] = set()
     for component in ordered:
         given = rows | component.values
@@ -33,10 +30,7 @@ def computed_by_rows(ordered: Sequence[Component]) -> set[int]:
 
 
 def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> set[int]:
-    """The values that need pixels to their right in the present row: they are computed once the row is finished.
-
-    ordered: the program's components; rows: the values that are known before the row's pixels.
-    """
+    """The values that need pixels to their right in the present row. rows: those that are known before its pixels."""
     late: set[int] = set()
     for component in ordered:
         reads = [read for i in component.instructions for read in i.reads() if read.dy == 0]
@@ -49,8 +43,7 @@ def split_phases(program: Program) -> PhasedProgram:
     """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel, or
     if the output needs what is computed of a finished row."""
     fields = receptive_fields(program)
-    draws = len(program.outputs)
-    ordered = components(program.instructions)
+    draws, ordered = len(program.outputs), components(program.instructions)
     known = computed_by_rows(ordered)
     finished = computed_by_finished_rows(ordered, known)
     if finished.intersection(program.outputs):
@@ -59,12 +52,9 @@ def split_phases(program: Program) -> PhasedProgram:
             f"{first.name}: it needs its whole row, and the model's output needs it in that row. Shift what it gives "
             "down by a row; runtime='reference' samples any causal model as it is"
         )
-    along_rows = [c for c in ordered if c.goes_along_rows and c.values <= known | finished]
-    scans = {
-        value: (Scan(number, component.is_from_the_right), component.values)
-        for number, component in enumerate(along_rows)
-        for value in component.values
-    }
+    scans: dict[int, tuple[Scan, set[int]]] = {}
+    for number, c in enumerate(c for c in ordered if c.goes_along_rows and c.values <= known | finished):
+        scans |= dict.fromkeys(c.values, (Scan(number, c.is_from_the_right), c.values))
     in_order = [i for c in ordered for i in c.instructions] if scans else list(program.instructions)
     instructions: list[PhasedInstruction] = []
     for i in in_order:
@@ -78,15 +68,11 @@ def split_phases(program: Program) -> PhasedProgram:
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
         scan, members = scans.get(i.out, (None, set[int]()))
-        if i.out in finished:
-            phase = Phase.FINISHED
-        elif i.out in known:
-            phase = Phase.ROW
-        else:
-            phase = Phase.DRAWN if after == draws else Phase.PIXEL
+        phase = Phase.DRAWN if after == draws else Phase.PIXEL
+        if i.out in finished or i.out in known:
+            phase = Phase.FINISHED if i.out in finished else Phase.ROW
         instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
-    fields_of_any = {**vars(program), "instructions": tuple(instructions)}
-    return PhasedProgram(**fields_of_any, storage=_storage(program))
+    return PhasedProgram(**{**vars(program), "instructions": tuple(instructions)}, storage=_storage(program))
 
 
 def with_runs(
@@ -127,14 +113,9 @@ def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
 
 
 def _storage(program: Program) -> dict[int, Storage]:
-    reads = [read for i in program.instructions for read in i.reads()]
-    storage = {}
-    for i in program.instructions:
-        mine = [read for read in reads if read.value == i.out]
-        storage[i.out] = Storage(
-            i.channels,
-            rows=1 + max((-read.dy for read in mine), default=0),
-            pad_left=max((-read.dx for read in mine if read.dx < 0), default=0),
-            pad_right=max((read.dx for read in mine if read.dx > 0), default=0),
-        )
+    storage = {i.out: Storage(i.channels, rows=1, pad_left=0, pad_right=0) for i in program.instructions}
+    for value, dy, dx in ((r.value, r.dy, r.dx) for i in program.instructions for r in i.reads()):
+        s = storage[value]
+        rows, left, right = max(s.rows, 1 - dy), max(s.pad_left, -dx), max(s.pad_right, dx)
+        storage[value] = Storage(s.channels, rows, left, right)
     return storage

@@ -38,10 +38,8 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     compose,
     without_unread,
 )
-# After the program is in its model's dtype, and its weights are rounded, if they are to be.
+# After weights are in the model's dtype, or rounded.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
-# After it is decided when each instruction runs.
-PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
 # What follows for one runtime alone, whenever it is built.
 TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {
     "eager": (),
@@ -54,7 +52,7 @@ PASSES: tuple[Callable, ...] = (
     rounded_weights,
     *CLEANING,
     split_phases,
-    *PHASING,
+    with_wavefront,
     *chain(*TAILS.values()),
 )
 
@@ -71,7 +69,7 @@ def phased(program: Program, stored: torch.dtype | None = None) -> PhasedProgram
         show(rounded_weights.__name__, program)
     result = split_phases(_through(CLEANING, program))
     show(split_phases.__name__, result)
-    return _through(PHASING, result)
+    return _through((with_wavefront,), result)
 
 
 def for_runtime(runtime: str, program: PhasedProgram) -> PhasedProgram:

@@ -1,10 +1,9 @@
 """Splits values: channels that are computed at different times, or read separately, become values of their own.
 
-A value is split for two reasons. Its channels may differ in how many channels of their pixel must be drawn first: some
-logits may see other channels of their own pixel, or some channels may see nothing of it while others do. Or a step may
-read only some channels of the value, as a gate reads each half of a convolution; steps work on whole values, channel
-by channel, so each half must be a value. For the same reason, splits spread along steps. A convolution can read and
-compute any pieces, through rows and columns of its weights.
+Channels of a value may differ in how many channels of their pixel must be drawn first. Or a step may read only some of
+them, as a gate reads each half of a convolution; steps work on whole values, channel by channel, so each half must be a
+value, and splits spread along steps. A convolution can read and compute any pieces, through rows and columns of its
+weights.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from pixelcnn_fast.program.receptive_field.fields import Field, output_field, re
 def split_channels(program: Program) -> Program:
     """The same program, in which every step reads whole values, and the channels of one value can be computed
     together. If logits need draws of their own pixel, there is one output per image channel."""
-    ordered = orders_channels(program)
+    seen = output_field(program)
+    ordered = bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())  # logits see their own pixel
     most = program.shape[0] if ordered else 1  # draws of a pixel
     fields = receptive_fields(program)
     draws = {i.out: draws_needed(fields[i.out]).clamp_max(most) for i in program.instructions}
@@ -35,12 +35,6 @@ def split_channels(program: Program) -> Program:
     if not ordered and alike and not picks:
         return program
     return _Splitter(program, _labels(program, draws, ordered), ordered).split()
-
-
-def orders_channels(program: Program) -> bool:
-    """Whether some logits see channels of their own pixel."""
-    seen = output_field(program)
-    return bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())
 
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:

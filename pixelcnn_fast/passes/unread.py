@@ -15,6 +15,5 @@ def without_unread(program: Program) -> Program:
 
 def without_zeros(program: Program) -> Program:
     """The same program without taps whose weights are all zero, such as those that were scaled by zero."""
-
     live = (i.with_taps(tap for tap in i.taps if tap.is_live) for i in program.instructions)
     return replace(program, instructions=tuple(live))

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pixelcnn_fast.program.phased import PhasedProgram, Wavefront
+from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
-    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all: not where
-    something needs a finished row, or scans one."""
+    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all."""
     return _with_first_of(range(1, program.shape[2]), program)
 
 
 def one_row_at_a_time(program: PhasedProgram) -> PhasedProgram:
-    """A program that has no wavefront with one in which each row starts after the row above has ended: not where
-    something needs a finished row, or scans one."""
+    """A program that has no wavefront with one in which each row starts after the row above has ended, if it can."""
     if program.wavefront is not None:
         return program
     width = program.shape[2]
@@ -30,11 +28,10 @@ def one_row_at_a_time(program: PhasedProgram) -> PhasedProgram:
 
 
 def _with_first_of(lags: Iterable[int], program: PhasedProgram) -> PhasedProgram:
-    if program.needs_finished_rows:
-        return program
+    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+        return program  # rows are sampled in turn
     for lag in lags:
-        leads = _leads(program, lag)
-        if leads is not None:
+        if (leads := _leads(program, lag)) is not None:
             return replace(program, wavefront=Wavefront(lag, leads))
     return program
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +47,10 @@ class View:
         """The view that a tensor is, of a slot."""
         return cls(slot, tuple(x.shape), tuple(x.stride()), int(x.storage_offset()), x.dtype)
 
-    def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    def at(self, n: int) -> tuple[Any, Any, Any]:
         """(size, stride, offset) for n images."""
         if BatchSize not in map(type, (*self.size, *self.stride, self.offset)):  # the usual case, faster
-            return cast(tuple[tuple[int, ...], tuple[int, ...], int], (self.size, self.stride, self.offset))
+            return self.size, self.stride, self.offset
         size, stride = (tuple(size_at(s, n) for s in sizes) for sizes in (self.size, self.stride))
         return size, stride, size_at(self.offset, n)
 
@@ -286,13 +286,7 @@ def leaves(x: Any) -> list[Any]:
         x = x.values()
     elif not isinstance(x, (tuple, list)):
         return [x]
-    found: list[Any] = []
-    for item in x:
-        if isinstance(item, (tuple, list, dict)):
-            found += leaves(item)
-        else:
-            found.append(item)
-    return found
+    return [leaf for item in x for leaf in leaves(item)]
 
 
 def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:

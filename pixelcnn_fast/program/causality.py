@@ -29,32 +29,24 @@ def check_causal(program: Program) -> None:
 
 
 def leak_of(program: Program) -> Leak | None:
-    """What the output sees but must not, and through which layer and tap; None for a causal program."""
-    _, height, width = program.shape
-    seen = output_field(program)
-    later = torch.zeros(seen.shape[2:], dtype=torch.bool)
-    later.view(-1)[later.numel() // 2 + 1 :] = True
-    ahead = (seen & later).nonzero().tolist()
-    present = seen[:, :, height - 1, width - 1].triu().nonzero().tolist()  # (distribution, channel seen)
-    if ahead:
-        channel, other, y, x = min(ahead, key=lambda found: found[2:])
-        return explained_leak(program, channel, other, y - height + 1, x - width + 1)
-    if present:
-        channel, other = present[0]
-        return explained_leak(program, channel, other, 0, 0)
-    return None
-
-
-def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) -> Leak:
-    """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
+    """What the output sees but must not, a later pixel rather than its own; None for a causal program.
 
     A tap on the path from there to the output is at fault: the one that looks furthest ahead (the first of several).
     If none looks ahead, it is the first one in a layer with taps on other pixels, which should be masked, and if there
     is no such layer, the first of all.
     """
-    fields = receptive_fields(program)
+    fields, sees = receptive_fields(program), output_field(program)
+    own = [size // 2 for size in sees.shape[2:]]
+    forbidden = torch.zeros_like(sees)
+    forbidden.flatten(2)[:, :, forbidden[0, 0].numel() // 2 + 1 :] = True
+    forbidden[:, :, own[0], own[1]] = torch.ones(sees.shape[:2]).triu().bool()
+    found = (sees & forbidden).nonzero().tolist()  # (distribution, channel seen, row, column)
+    if not found:
+        return None
+    channel, seen, y, x = min(found, key=lambda at: (at[2:] == own, at[2:]))
+    dy, dx = y - own[0], x - own[1]
     path = list(reversed(_path(program, channel, seen, dy, dx)))
-    ahead = sorted((s for s in path if is_ahead(s[1])), key=lambda s: (-s[1].dy, -s[1].dx))
+    ahead = sorted((s for s in path if (s[1].dy, s[1].dx) > (0, 0)), key=lambda s: (-s[1].dy, -s[1].dx))
     spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
     if not path:
         return Leak("the model's output is its own input, pixel by pixel: nothing to sample", None)
@@ -79,10 +71,6 @@ def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) 
     return Leak(why, tap)
 
 
-def is_ahead(tap: Tap) -> bool:
-    return (tap.dy, tap.dx) > (0, 0)
-
-
 def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Instruction, Tap]]:
     """The taps of one path from the output down to the levels; the path looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
@@ -98,7 +86,9 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel that it reads there."""
         connections = i.connections(lambda value: len(fields[value].group))
-        for connection in sorted(connections, key=lambda c: c.tap is not None and is_ahead(c.tap)):
+        for connection in sorted(
+            connections, key=lambda c: c.tap is not None and (c.tap.dy, c.tap.dx) > (0, 0)
+        ):
             read = connection.read
             found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
             if found.any():

@@ -104,22 +104,13 @@ class ReadByPython(NamedTuple):
 
 @dataclass
 class LabelBranch:
-    """A branch on labels, which must be taken as it was when it was recorded.
+    """A branch on labels, which must be taken as it was when it was recorded."""
 
-    calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates;
-    value: how it was taken; what: where it is, in words.
-    """
-
-    calls: Sequence[Call]
-    call: Call
-    leaves: Mapping[int, Tensor]
-    value: bool
-    what: str
-
-    def falls_alike(self, memory: Memory) -> bool:
-        for call in self.calls:
-            memory.run(call)
-        return bool(memory.result(self.call)) == self.value
+    calls: Sequence[Call]  # what is computed before
+    call: Call  # what reads the truth value
+    leaves: Mapping[int, Tensor]  # what is in the slots that no call creates
+    value: bool  # how it was taken
+    what: str  # where it is, in words
 
 
 class ConditionProgram:
@@ -144,9 +135,13 @@ class ConditionProgram:
 
     def converted(self, convert: Convert) -> ConditionProgram:
         """The same calls on other constants."""
-        other = ConditionProgram(self._calls, _converted(self._leaves, convert), self._given)
+
+        def of(leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {slot: convert(x) for slot, x in leaves.items()}
+
+        other = ConditionProgram(self._calls, of(self._leaves), self._given)
         other.read_by_python = self.read_by_python
-        other.guards = [replace(guard, leaves=_converted(guard.leaves, convert)) for guard in self.guards]
+        other.guards = [replace(guard, leaves=of(guard.leaves)) for guard in self.guards]
         return other
 
     @torch.no_grad()
@@ -159,7 +154,10 @@ class ConditionProgram:
         a branch on labels would be taken otherwise.
         """
         for guard in self.guards:
-            if not guard.falls_alike(self._memory(guard.calls, guard.leaves, given, n)):
+            memory = self._memory(guard.calls, guard.leaves, given, n)
+            for call in guard.calls:
+                memory.run(call)
+            if bool(memory.result(guard.call)) != guard.value:
                 raise Unsupported(f"{guard.what}: it falls otherwise for these labels; {NO_IF}")
         if not operands:
             return {}
@@ -231,10 +229,6 @@ class ConditionProgram:
                     slots |= {v.slot for v in call.inputs if last.get(v.slot, -1) > at}
             if len(slots) == before:
                 return slots
-
-
-def _converted(leaves: Mapping[int, Tensor], convert: Convert) -> dict[int, Tensor]:
-    return {slot: convert(x) for slot, x in leaves.items()}
 
 
 def _filled(operand: ConditionOperand, result: Tensor, n: int) -> Tensor:

@@ -67,8 +67,7 @@ class _Grid(Surroundings):
 class _Walk(Surroundings):
     """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
 
-    Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. The
-    maps of the recurrence's own values have room for zeros outside of the image.
+    Maps are laid out as [times, positions, N, channels]; the recurrence's own have room for zeros around the image.
     """
 
     def __init__(self, component: Component, grid: _Grid) -> None:
@@ -78,7 +77,8 @@ class _Walk(Surroundings):
         shifts = [self._schedule.offset(*offset) for offset in component.offsets]
         self._before = max(-later for later, _ in shifts)
         self._around = max(abs(away) for _, away in shifts)
-        self._own = {i.out: self._lines(i.channels, self._before, self._around) for i in component.instructions}
+        times, positions = self._schedule.times + self._before, self._schedule.positions + 2 * self._around
+        self._own = {i.out: self._zeros(times, positions, i.channels) for i in component.instructions}
         self._others: dict[Read | ConditionOperand, Tensor] = {}
         self._time, self._first, self._last = 0, 0, 0
 
@@ -126,12 +126,9 @@ class _Walk(Surroundings):
 
     def laid_out(self, whole: Tensor) -> Tensor:
         """A map [N, H, W, channels], by time and position."""
-        lines = self._lines(whole.shape[-1])
+        lines = self._zeros(self._schedule.times, self._schedule.positions, whole.shape[-1])
         lines[self._pixels] = whole.permute(1, 2, 0, 3)
         return lines
-
-    def _lines(self, channels: int, before: int = 0, around: int = 0) -> Tensor:
-        return self._zeros(self._schedule.times + before, self._schedule.positions + 2 * around, channels)
 
     def _zeros(self, *size: int) -> Tensor:
         image = self._grid.image()
@@ -140,16 +137,12 @@ class _Walk(Surroundings):
 
 @dataclass(frozen=True)
 class _Sums:
-    """Several sums of a recurrence that read the same of its values, computed as one product.
-
-    known: their biases and what they read of other values; channels: the channels of each, by the value that it
-    computes.
-    """
+    """Several sums of a recurrence that read the same of its values, computed as one product."""
 
     reads: tuple[Read, ...]
-    channels: dict[int, int]
+    channels: dict[int, int]  # of each, by the value that it computes
     weight: Tensor
-    known: Tensor
+    known: Tensor  # their biases, and what they read of other values
 
     def now(self, around: _Walk) -> dict[int, Tensor]:
         states = torch.cat([around.value(read) for read in self.reads], -1)

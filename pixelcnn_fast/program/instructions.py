@@ -100,8 +100,9 @@ class Convolution(Instruction):
     def repeated(self) -> tuple[Read, Tensor | None] | None:
         if self.bias is not None or len(self.taps) != 1 or not self.taps[0].read.is_here:
             return None
-        pick = self.taps[0].selected()
-        return None if pick is None else (self.taps[0].read, pick)
+        weight = self.taps[0].weight
+        repeats = bool(((weight == 1).sum(0) == 1).all()) and bool(((weight != 0).sum(0) == 1).all())
+        return (self.taps[0].read, weight.argmax(0).cpu()) if repeats else None
 
     def start(self, around: Surroundings) -> Tensor:
         return around.summed(self)

@@ -75,11 +75,6 @@ class Tap:
     def is_live(self) -> bool:
         return bool(self.connected.any())
 
-    def selected(self) -> Tensor | None:
-        """Which channels of the source the tap only repeats, if it does nothing else: [channels of out]."""
-        is_one = bool(((self.weight == 1).sum(0) == 1).all()) and bool(((self.weight != 0).sum(0) == 1).all())
-        return self.weight.argmax(0).cpu() if is_one else None
-
 
 @dataclass(frozen=True, eq=False)
 class ConditionOperand:
@@ -104,10 +99,8 @@ class ConditionOperand:
         """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
         if not self.varies_over_pixels or (dy, dx) == (0, 0):
             return self
-        height, width, _ = self.index.shape
-        rows, columns = (
-            (torch.arange(size) + by).clamp(0, size - 1) for size, by in ((height, dy), (width, dx))
-        )
+        frame = zip(self.index.shape, (dy, dx), strict=False)
+        rows, columns = ((torch.arange(size) + by).clamp(0, size - 1) for size, by in frame)
         return replace(self, index=self.index[rows[:, None], columns])
 
 

@@ -80,12 +80,12 @@ class PhasedInstruction:
 
     def converted(self, convert: Convert) -> Self:
         """The same instruction with its constants converted, such as weights and tables."""
-
-        def of(runs: tuple[Run, ...]) -> tuple[Run, ...]:
-            return tuple(replace(run, weight=convert(run.weight)) for run in runs)
-
+        row_runs, pixel_runs = (
+            tuple(replace(run, weight=convert(run.weight)) for run in runs)
+            for runs in (self.row_runs, self.pixel_runs)
+        )
         own = self.instruction.converted(convert)
-        return replace(self, instruction=own, row_runs=of(self.row_runs), pixel_runs=of(self.pixel_runs))
+        return replace(self, instruction=own, row_runs=row_runs, pixel_runs=pixel_runs)
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,16 @@ class Wavefront:
 
 
 @dataclass(frozen=True, eq=False)
-class PhasedProgram(AnyProgram[PhasedInstruction]):
+class PhasedProgram(AnyProgram):
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
     Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
     the steps read of the condition. wavefront: None if rows are sampled one at a time.
     """
 
+    instructions: tuple[PhasedInstruction, ...]
     storage: dict[int, Storage] = field(kw_only=True)
     wavefront: Wavefront | None = None
-
-    @property
-    def needs_finished_rows(self) -> bool:
-        """Whether something scans a row, or is computed once the row is finished: rows are then sampled in turn."""
-        return any(i.scan or i.phase is Phase.FINISHED for i in self.instructions)
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]
@@ -145,14 +141,11 @@ class PhasedProgram(AnyProgram[PhasedInstruction]):
         for phase in Phase:
             for after in range(len(self.outputs) + 1):
                 instructions = [i for i in self.in_phase(phase) if i.after == after]
+                between = after > 0 and phase not in (Phase.DRAWN, Phase.FINISHED)
+                heading = f"after draw {after} of {len(self.outputs)}" if between else HEADINGS[phase]
                 if instructions:
-                    lines += ["", self._heading(phase, after), *map(self._line, instructions)]
+                    lines += ["", heading, *map(self._line, instructions)]
         return "\n".join(lines)
-
-    def _heading(self, phase: Phase, after: int) -> str:
-        if after and phase not in (Phase.DRAWN, Phase.FINISHED):
-            return f"after draw {after} of {len(self.outputs)}"
-        return HEADINGS[phase]
 
     def _line(self, i: PhasedInstruction) -> str:
         runs = [f"row {run}" for run in i.row_runs] + [f"pixel {run}" for run in i.pixel_runs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,17 +15,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Converted(Protocol):
-    """An instruction, whether it is decided when it runs or not."""
-
-    def converted(self, convert: Convert) -> Self: ...
-
-
-AnyInstruction = TypeVar("AnyInstruction", bound=Converted)
-
-
 @dataclass(frozen=True, eq=False)
-class AnyProgram(Generic[AnyInstruction]):
+class AnyProgram:
     """What programs have in common, whether it is decided when their instructions run or not.
 
     shape: (image channels, H, W). parameters: how many numbers, such as the logits of all levels, give one
@@ -38,7 +29,7 @@ class AnyProgram(Generic[AnyInstruction]):
 
     shape: tuple[int, int, int]
     parameters: int
-    instructions: tuple[AnyInstruction, ...]
+    instructions: tuple[Any, ...]
     outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -65,8 +56,10 @@ class AnyProgram(Generic[AnyInstruction]):
 
 
 @dataclass(frozen=True, eq=False)
-class Program(AnyProgram[Instruction]):
+class Program(AnyProgram):
     """Instructions in an order in which each reads only values defined before it."""
+
+    instructions: tuple[Instruction, ...]
 
     def __str__(self) -> str:
         outputs = ", ".join(f"%{output}" for output in self.outputs)

@@ -1,10 +1,10 @@
-"""Finds the recurrences of a program: instructions that need each other, since they read each other's values at other
-pixels."""
+"""Finds the recurrences of a program: instructions that read each other's values at other pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,17 +17,19 @@ Offset = tuple[int, int]
 
 @dataclass(frozen=True)
 class Component:
-    """One instruction, or those of a recurrence, in the program's order.
-
-    offsets: where they read each other at other pixels, (dy, dx); none if they are no recurrence.
-    """
+    """One instruction, or those of a recurrence, in the program's order."""
 
     instructions: tuple[Instruction, ...]
-    offsets: frozenset[Offset]
 
-    @property
+    @cached_property
     def values(self) -> set[int]:
         return {i.out for i in self.instructions}
+
+    @cached_property
+    def offsets(self) -> frozenset[Offset]:
+        """Where they read each other at other pixels, (dy, dx); none if they are no recurrence."""
+        reads = (read for i in self.instructions for read in i.reads() if read.value in self.values)
+        return frozenset((read.dy, read.dx) for read in reads if not read.is_here)
 
     @property
     def is_recurrence(self) -> bool:
@@ -124,18 +126,12 @@ def components(instructions: Sequence[Instruction]) -> list[Component]:
             members = sorted(stack[at:], key=position.__getitem__)
             del stack[at:]
             done.update(members)
-            found.append(_component([producer[member] for member in members]))
+            found.append(Component(tuple(producer[member] for member in members)))
 
     for value in producer:
         if value not in number:
             visit(value)
     return found
-
-
-def _component(instructions: Sequence[Instruction]) -> Component:
-    values = {i.out for i in instructions}
-    reads = [read for i in instructions for read in i.reads() if read.value in values]
-    return Component(tuple(instructions), frozenset((r.dy, r.dx) for r in reads if not r.is_here))
 
 
 def recurrent(instructions: Iterable[Instruction]) -> bool:

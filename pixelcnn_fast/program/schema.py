@@ -7,9 +7,9 @@ runtimes/pack.py, and there in C++; an enumerator is one more row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 # -- constants of csrc/cuda, where TILE_SITES is kTileSites
 
@@ -89,15 +89,12 @@ ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
 
 # -- structs; a program's arrays are borrowed by the runtimes while they are built, and not read afterwards
 
-Address = int  # of an array, in the program's dtype unless another is named; 0: there is none
-Memory = Address  # that is written
-Flags = Address  # uint8
-Uniforms = Address  # float64
-Scores = Address  # float64, written
-POINTERS = {
-    "Address": "const void*", "Memory": "void*", "Flags": "const uint8_t*", "Uniforms": "const double*",
-    "Scores": "double*",
-}  # fmt: skip
+# Addresses of arrays, with what C++ has in their place; 0: there is none.
+Address = Annotated[int, "const void*"]  # in the program's dtype unless another is named
+Memory = Annotated[int, "void*"]
+Flags = Annotated[int, "const uint8_t*"]
+Uniforms = Annotated[int, "const double*"]
+Scores = Annotated[int, "double*"]
 SamplingOptions = Any  # heads/options.py
 StepKind = str  # a name in steps.KINDS
 InstructionKind = str  # in INSTRUCTIONS
@@ -232,5 +229,4 @@ STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, P
 
 def signature(*structs: type) -> str:
     """The structs' fields as text: what a compiled module must have been built from."""
-    each = ((struct.__name__, ", ".join(f"{f.name}: {f.type}" for f in fields(struct))) for struct in structs)
-    return "; ".join(f"{name}({text})" for name, text in each)
+    return "; ".join(f"{struct.__name__} {struct.__annotations__}" for struct in structs)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-from torch import Tensor
 
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
-from pixelcnn_fast.program.program import Program
+from pixelcnn_fast.program.program import AnyProgram, Program
 from pixelcnn_fast.program.recurrence import components
 from pixelcnn_fast.program.steps import KINDS, Operand
 
@@ -20,7 +18,8 @@ from pixelcnn_fast.program.steps import KINDS, Operand
 def verify(program: Program | PhasedProgram) -> None:
     """Raises InvalidProgram, naming the instruction and the rule, if the program breaks one."""
     if isinstance(program, PhasedProgram):
-        _verify_phased(program)
+        _verify_instructions(program, tuple(i.instruction for i in program.instructions))
+        _verify_phases(program)
     else:
         _verify_instructions(program, program.instructions)
 
@@ -30,7 +29,7 @@ def _require(holds: bool, i: Instruction, rule: str) -> None:
         raise InvalidProgram(f"%{i.out} {i.name} breaks the rule: {rule}\n  {i}")
 
 
-def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[Instruction, ...]) -> None:
+def _verify_instructions(program: AnyProgram, instructions: tuple[Instruction, ...]) -> None:
     channels = {i.out: i.channels for i in instructions}
     _require(len(channels) == len(instructions), instructions[-1], "a value is defined once")
     defined: set[int] = set()
@@ -43,7 +42,11 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
         for holds, rule in i.rules(channels.__getitem__, program.shape[0]):
             _require(holds, i, rule)
         for constant, shape in i.constants(channels.__getitem__):
-            _verify_tensor(program, i, constant, shape)
+            size = list(constant.shape)
+            _require(size == list(shape), i, f"a constant has shape {list(shape)}, not {size}")
+            alike = constant.dtype == program.dtype and constant.device.type == program.device.type
+            wanted, given = (f"{x.dtype} on {x.device}" for x in (program, constant))
+            _require(alike, i, f"constants are {wanted}, not {given}")
         for step in i.steps:
             _verify_step(program, i, step, channels)
         defined.add(i.out)
@@ -62,40 +65,23 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
         raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected}")
 
 
-def _verify_step(
-    program: Program | PhasedProgram, i: Instruction, step: Step, channels: dict[int, int]
-) -> None:
+def _verify_step(program: AnyProgram, i: Instruction, step: Step, channels: dict[int, int]) -> None:
     _require(step.kind in KINDS, i, f"steps are of a kind that program/steps.py declares, not {step.kind!r}")
-    given = {
-        Operand.VALUE: step.value,
-        Operand.CONDITION: step.condition,
-        Operand.CONSTANTS: None if step.shift is None else step.scale,
-    }
+    constants = None if step.shift is None else step.scale
+    given = {Operand.VALUE: step.value, Operand.CONDITION: step.condition, Operand.CONSTANTS: constants}
     operands = [operand for operand, found in given.items() if found is not None] or [Operand.NONE]
     _require(operands == [KINDS[step.kind].operand], i, f"{step.kind} has the operand that its kind declares")
     if step.value is not None and not step.reads_all_channels:
         _require(channels[step.value.value] == i.channels, i, f"{step} reads a value with as many channels")
     if step.condition is not None:
-        frame = program.shape[1:] if step.condition.varies_over_pixels else ()
-        shape = [*frame, i.channels]
+        shape = [*(program.shape[1:] if step.condition.varies_over_pixels else ()), i.channels]
         _require([*step.condition.index.shape] == shape, i, f"{step} reads a condition of shape {shape}")
-    alone = not i.reads_levels or isinstance(program, Program)
-    alone |= step.value is None and step.condition is None
-    _require(alone, i, "levels are turned into values one by one: no operands")
+    if i.reads_levels and isinstance(program, PhasedProgram):
+        alone = step.value is None and step.condition is None
+        _require(alone, i, "levels are turned into values one by one: no operands")
 
 
-def _verify_tensor(
-    program: Program | PhasedProgram, i: Instruction, tensor: Tensor, shape: Sequence[int]
-) -> None:
-    found, expected = list(tensor.shape), list(shape)
-    _require(found == expected, i, f"a constant has shape {expected}, not {found}")
-    alike = tensor.dtype == program.dtype and tensor.device.type == program.device.type
-    wanted, given = (f"{x.dtype} on {x.device}" for x in (program, tensor))
-    _require(alike, i, f"constants are {wanted}, not {given}")
-
-
-def _verify_phased(program: PhasedProgram) -> None:
-    _verify_instructions(program, tuple(i.instruction for i in program.instructions))
+def _verify_phases(program: PhasedProgram) -> None:
     rows, finished = ({i.out for i in program.in_phase(phase)} for phase in (Phase.ROW, Phase.FINISHED))
     after = {i.out: i.after for i in program.instructions}
     draws = len(program.outputs)
@@ -135,14 +121,13 @@ def _verify_phased(program: PhasedProgram) -> None:
 def _verify_scans(program: PhasedProgram) -> None:
     """What is computed for whole rows must come in an order in which it is known when it is read."""
     of_phase = {phase: {i.out for i in program.in_phase(phase)} for phase in (Phase.ROW, Phase.FINISHED)}
-    numbers: set[int] = set()
-    known: set[int] = set()
+    numbers, known = set[int](), set[int]()
     for scan, group in groupby(program.instructions, key=lambda i: i.scan):
         instructions = list(group)
         if scan is not None:
-            apart = scan.number in numbers
+            together = scan.number not in numbers
+            _require(together, instructions[0].instruction, f"{scan}: its instructions follow each other")
             numbers.add(scan.number)
-            _require(not apart, instructions[0].instruction, f"{scan}: its instructions follow each other")
         members = set() if scan is None else {i.out for i in instructions}
         for i in instructions:
             alike = scan is None or i.phase is instructions[0].phase and i.phase in of_phase

@@ -45,9 +45,6 @@ inline void store_four(Bfloat16* to, __m128 x) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(high, high));
 }
 
-template <class From, class To>
-constexpr int kSideOfBlock = std::is_same_v<From, Bfloat16> && std::is_same_v<To, Bfloat16> ? 8 : 4;
-
 // A square block: line i of `to` gets element i of each line of `from`.
 template <class From, class To>
 inline void transpose(const From* from, int64_t from_line, To* to, int64_t to_line) {
@@ -104,7 +101,7 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
   if constexpr (sizeof(From) <= 4 && sizeof(To) <= 4) {
     // One side runs along x and the other along c, so square blocks are transposed in registers. A few channels are
     // done before the next: in maps stored channel by channel, lines of different channels often share few cache sets.
-    constexpr int kSide = kSideOfBlock<From, To>;
+    constexpr int kSide = std::is_same_v<From, Bfloat16> && std::is_same_v<To, Bfloat16> ? 8 : 4;
     const bool along_x = from_x == 1 && to_c == 1;
     if (along_x || (from_c == 1 && to_x == 1)) {
       const int64_t from_line = along_x ? from_c : from_x, to_line = along_x ? to_x : to_c;

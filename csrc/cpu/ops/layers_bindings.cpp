@@ -48,16 +48,9 @@ struct type_caster<cpu::FeatureMap> {
     std::array<int64_t, 10> n;
     if (!load_numbers(source, n)) return false;
     const auto size = [&](int i) { return static_cast<int>(n[2 + i]); };
-    value = {reinterpret_cast<void*>(n[0]),
-             static_cast<cpu::Element>(n[1]),
-             size(0),
-             size(1),
-             size(2),
-             size(3),
-             n[6],
-             n[7],
-             n[8],
-             n[9]};
+    void* const data = reinterpret_cast<void*>(n[0]);
+    const auto element = static_cast<cpu::Element>(n[1]);
+    value = {data, element, size(0), size(1), size(2), size(3), n[6], n[7], n[8], n[9]};
     return true;
   }
 };

@@ -138,8 +138,6 @@ class Pool {
   int64_t in_use_ = 0, kept_ = 0, most_ = 0;
 };
 
-Pool& pool();
-
 // Never destroyed: results may outlive everything else.
 Pool& pool() {
   static Pool& the_pool = *[] {

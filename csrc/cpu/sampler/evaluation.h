@@ -191,7 +191,9 @@ class Evaluation {
     bind(member, i, span);
     if (!i.ends_in_products || runs.empty()) {
       const bool summed = sum(member, i, runs, span, sums);
-      return apply_steps(member, i, span, summed ? sums : member.from);
+      const auto [first, last] = share(member, i);
+      const int begin = first * p_.kernels.block, end = std::min(last * p_.kernels.block, i.channels);
+      return write(member, i, summed ? sums : member.from, span.count() * n_, begin, end);
     }
     Result<T> end{nullptr, member.out.data()};
     for (const auto& step : member.steps)
@@ -229,12 +231,6 @@ class Evaluation {
       from = &to;
     }
     return from == &to;
-  }
-
-  // member.out = the member's steps (from) on its channels.
-  void apply_steps(Member<T>& member, const Instruction& i, const Span& span, const Table<T>& from) {
-    const auto [first, last] = share(member, i);
-    write(member, i, from, span.count() * n_, first * p_.kernels.block, std::min(last * p_.kernels.block, i.channels));
   }
 
   // member.out = the member's steps (from) on the channels first...last-1.

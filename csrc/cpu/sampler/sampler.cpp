@@ -41,8 +41,8 @@ class SamplerOf final : public Sampler {
     program_.instructions.clear();  // they borrow weights that may be gone
   }
 
-  Schedule schedule(int images, int threads) const override {
-    return choose_schedule(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
+  std::vector<Schedule> schedules(int images, int threads) const override {
+    return possible_schedules(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
   int run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
@@ -59,10 +59,10 @@ class SamplerOf final : public Sampler {
   }
 
   int run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
-    const Schedule s =
-        choose_schedule(program_, packed_.work, job.images, std::max(threads, 1), crowding_.most_in_group());
-    const int left = run(job, s, on_row);
-    if (left < s.threads) crowding_.found(left);
+    const int in_group = crowding_.most_in_group();
+    const auto all = possible_schedules(program_, packed_.work, job.images, std::max(threads, 1), in_group);
+    const int left = run(job, all.front(), on_row);
+    if (left < all.front().threads) crowding_.found(left);
     return left;
   }
 
@@ -99,8 +99,8 @@ class SamplerOf final : public Sampler {
 
 }  // namespace
 
-std::unique_ptr<Sampler> make_sampler(const Program& program, Dtype dtype, Weights weights, const char* isa) {
-  if (dtype == Dtype::float32) return std::make_unique<SamplerOf<float>>(program, weights, kernels<float>(isa));
+std::unique_ptr<Sampler> make_sampler(const Program& program, bool float64, Weights weights, const char* isa) {
+  if (!float64) return std::make_unique<SamplerOf<float>>(program, weights, kernels<float>(isa));
   if (weights != Weights::same) throw std::invalid_argument("bf16 weights go with float32 sums, not with float64");
   return std::make_unique<SamplerOf<double>>(program, weights, kernels<double>(isa));
 }

@@ -21,8 +21,9 @@ class Sampler {
  public:
   virtual ~Sampler() = default;
 
-  // The cheapest way to sample `images` images on at most `threads` threads.
-  virtual Schedule schedule(int images, int threads) const = 0;
+  // The ways to sample `images` images on at most `threads` threads, the cheapest first.
+  virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
+  Schedule schedule(int images, int threads) const { return schedules(images, threads).front(); }
 
   // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
   // run stops and passes the exception on. schedule: for job.images. A group whose threads wait for
@@ -36,9 +37,8 @@ class Sampler {
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };
 
-enum class Dtype { float32, float64 };
-
-// isa: a name from available_isas(). Throws std::invalid_argument for bf16 weights with float64.
-std::unique_ptr<Sampler> make_sampler(const Program&, Dtype, Weights, const char* isa);
+// In float64, or else in float32. isa: a name from available_isas(). Throws std::invalid_argument for bf16 weights with
+// float64.
+std::unique_ptr<Sampler> make_sampler(const Program&, bool float64, Weights, const char* isa);
 
 }  // namespace pcf::cpu

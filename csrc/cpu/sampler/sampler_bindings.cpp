@@ -34,9 +34,8 @@ void bind_sampler(py::module_& m) {
 
   py::class_<cpu::Sampler>(m, "CpuSampler")
       .def(py::init([](py::handle program, bool float64, py::handle weights) {
-             return cpu::make_sampler(pcf::read<pcf::Program>(program),
-                                      float64 ? cpu::Dtype::float64 : cpu::Dtype::float32,
-                                      pcf::read<pcf::Weights>(weights), cpu::chosen_isa());
+             return cpu::make_sampler(pcf::read<pcf::Program>(program), float64, pcf::read<pcf::Weights>(weights),
+                                      cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "weights"_a)
       .def("run", &run, "job"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())

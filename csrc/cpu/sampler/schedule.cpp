@@ -56,7 +56,8 @@ Schedule row_by_row(Schedule s, const Program& program, const ProgramWork& work)
 
 }  // namespace
 
-Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group) {
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
+                                         int in_group) {
   std::vector<Schedule> all;
   for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
     Schedule s;
@@ -69,8 +70,8 @@ Schedule choose_schedule(const Program& program, const ProgramWork& work, int im
       for (int pixel_threads = 0; pixel_threads < s.threads; pixel_threads++)
         all.push_back(in_waves(s, program, work, chunk, pixel_threads));
   }
-  return *std::min_element(all.begin(), all.end(),
-                           [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
+  std::ranges::stable_sort(all, {}, &Schedule::cost);
+  return all;
 }
 
 }  // namespace pcf::cpu

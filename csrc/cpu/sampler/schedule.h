@@ -55,9 +55,10 @@ struct ProgramWork {
   int most_threads = 1;  // more would own no channels
 };
 
-// The cheapest schedule for `images` images on at most `threads` threads, of which at most `in_group` form a group. All
-// schedules give the same bits.
-Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group);
+// The schedules for `images` images on at most `threads` threads, of which at most `in_group` form a group, the
+// cheapest first. All give the same bits.
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
+                                         int in_group);
 
 // Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
 // they lie in the grid.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 namespace pcf::cpu {
@@ -19,18 +18,13 @@ struct Bfloat16 {
 // Rounds to nearest, ties to even, as PyTorch does.
 template <class To, class From>
 inline To convert(From value) {
-  if constexpr (std::is_same_v<From, Bfloat16>) {
-    const uint32_t bits = uint32_t{value.bits} << 16;
-    float wide;
-    std::memcpy(&wide, &bits, 4);
-    if constexpr (std::is_same_v<To, Bfloat16>)
-      return value;
-    else
-      return static_cast<To>(wide);
+  if constexpr (std::is_same_v<From, To>) {
+    return value;
+  } else if constexpr (std::is_same_v<From, Bfloat16>) {
+    return static_cast<To>(__builtin_bit_cast(float, uint32_t{value.bits} << 16));
   } else if constexpr (std::is_same_v<To, Bfloat16>) {
     const float wide = static_cast<float>(value);
-    uint32_t bits;
-    std::memcpy(&bits, &wide, 4);
+    const uint32_t bits = __builtin_bit_cast(uint32_t, wide);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return {static_cast<uint16_t>(wide != wide ? 0x7fc0 : rounded)};
   } else {
@@ -60,10 +54,7 @@ constexpr Element element_of = sizeof(T) == 8 ? Element::float64 : Element::floa
 // Calls f(T()) with the type that sums of the element type are computed in.
 template <class F>
 void in_computed_type(Element element, F f) {
-  if (element == Element::float64)
-    f(double());
-  else
-    f(float());
+  with_element(element, [&](auto e) { f(Computed<decltype(e)>()); });
 }
 
 }  // namespace pcf::cpu

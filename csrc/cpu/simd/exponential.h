@@ -31,10 +31,7 @@ inline Exponential split_exponential(float x) {
 }
 
 inline float power_of_2(int32_t n) {  // -126 <= n <= 127
-  const int32_t bits = (n + 127) << 23;
-  float power;
-  __builtin_memcpy(&power, &bits, 4);
-  return power;
+  return __builtin_bit_cast(float, (n + 127) << 23);
 }
 
 // exp in float64 to within about 1 ulp, through the Taylor polynomial of degree 13. Below -708 the result is 0, above
@@ -46,11 +43,8 @@ inline double exponential(double x) {
   const double r = (clamped - n * 0.693145751953125) - n * 1.4286068203094172e-6;
   const double p = polynomial(r, 1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
                               1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 0.5, 1., 1.);
-  int64_t bits;  // the lowest are those of n
-  __builtin_memcpy(&bits, &shifted, 8);
-  bits = static_cast<int64_t>((static_cast<uint64_t>(bits) << 52) + (uint64_t{1023} << 52));
-  double power;
-  __builtin_memcpy(&power, &bits, 8);
+  const auto bits = __builtin_bit_cast(uint64_t, shifted);  // the lowest are those of n
+  const double power = __builtin_bit_cast(double, (bits << 52) + (uint64_t{1023} << 52));
   return x < -708. ? 0. : x > 709. ? __builtin_inf() : p * power;
 }
 

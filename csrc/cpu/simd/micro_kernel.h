@@ -24,17 +24,12 @@ struct Same {
   static void put(Word* word, int, T w) { *word = w; }
 };
 
-struct Bf16 {
+struct Bf16 : Same<float> {
   static constexpr int depths = 2;
-  using X = float;
   using Word = uint32_t;
-  using Factor = float;
-  static Vec<float> factor(const float* x, int k) { return broadcast(x[k]); }
   static Vec<float> expand(Vec<uint32_t> word, int odd) { return (Vec<float>)(odd ? word & 0xffff0000u : word << 16); }
-  static void multiply_add(Vec<float>& sum, Vec<float> x, Vec<float> w) { sum += x * w; }
   static void put(Word* word, int odd, float w) {  // the upper half of w, to which the passes have rounded it
-    uint32_t bits;
-    __builtin_memcpy(&bits, &w, 4);
+    const uint32_t bits = __builtin_bit_cast(uint32_t, w);
     *word |= odd ? bits & 0xffff0000u : bits >> 16;
   }
 };

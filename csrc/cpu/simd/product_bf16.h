@@ -121,17 +121,13 @@ constexpr int kDepthsOfRounded = 2;
 constexpr int padded_depth(int depth) { return depth + depth % 2; }
 
 // Words of two depths, for x as well.
-struct Pairs {
-  static constexpr int depths = 1;
+struct Pairs : Same<uint32_t> {
   using X = Bfloat16;
-  using Word = uint32_t;
-  using Factor = uint32_t;
   static Vec<uint32_t> factor(const Bfloat16* x, int pair) {
     uint32_t both;
     __builtin_memcpy(&both, x + int64_t{2} * pair, sizeof both);
     return broadcast(both);
   }
-  static Vec<uint32_t> expand(Vec<uint32_t> word, int) { return word; }
   static void multiply_add(Vec<float>& sum, Vec<uint32_t> x, Vec<uint32_t> w) {
     sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
   }

@@ -16,13 +16,9 @@ const pid_t process = getpid();  // the one that loaded this library
 // The OpenMP that torch has loaded, if any. Its threads spin for milliseconds after each of torch's operators, so
 // threads of our own would compete with them. A child after fork() has none of them, and must not ask for any.
 struct OpenMp {
-  void (*parallel)(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
-  int (*team_size)();
-
-  OpenMp() {
-    parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    team_size = reinterpret_cast<decltype(team_size)>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
-  }
+  using Parallel = void (*)(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
+  const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  int (*const team_size)() = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
   bool usable() const { return parallel && team_size && process == getpid(); }
 };
 const OpenMp& torch_openmp() {

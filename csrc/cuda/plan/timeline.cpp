@@ -112,13 +112,9 @@ void add_sums(Timeline& t, const Instructions& sweep) {
     t.by_value[i->out] = &other;
     const int value = t.values();
     t.sums_by_value[i->out] = value;
-    Instruction& sum = t.added.emplace_back(Instruction{.out = value,
-                                                        .channels = i->channels,
-                                                        .kind = i->kind,
-                                                        .phase = Phase::row,
-                                                        .bias = i->bias,
-                                                        .row_runs = earlier});
-    sums.push_back(t.by_value[value] = &sum);
+    Instruction sum{.out = value, .channels = i->channels, .kind = i->kind, .phase = Phase::row, .bias = i->bias};
+    sum.row_runs = std::move(earlier);
+    sums.push_back(t.by_value[value] = &t.added.emplace_back(std::move(sum)));
   }
   if (sums.empty()) return;
   add(t, sums);

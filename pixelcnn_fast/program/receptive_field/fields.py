@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass
+from itertools import chain
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.program.instruction import Instruction
+from pixelcnn_fast.program.operands import Connection
 from pixelcnn_fast.program.program import Program
-from pixelcnn_fast.program.receptive_field.recurrences import Known, seen_in_recurrence
-from pixelcnn_fast.program.receptive_field.seen import Seen, seen_by
+from pixelcnn_fast.program.receptive_field.seen import FieldShape, Seen, nothing, seen_by
 from pixelcnn_fast.program.recurrence import components
 
 
@@ -43,20 +47,44 @@ def receptive_fields(program: Program) -> dict[int, Field]:
     if program in _known:
         return _known[program]
     shape = (program.shape[0], 2 * program.shape[1] - 1, 2 * program.shape[2] - 1)
+    channels = {i.out: i.channels for i in program.instructions}
     found: dict[int, Seen] = {}
-    sums: Known = {}
-
-    def channels_of(value: int) -> int:
-        return len(found[value].group)
-
+    solved: dict[tuple, list[Seen]] = {}
     for component in components(program.instructions):
+        connections = {i: list(i.connections(channels.__getitem__)) for i in component.instructions}
         if component.is_recurrence:
-            found |= seen_in_recurrence(component, found, shape, sums)
+            found |= _seen_in_recurrence(connections, found, shape, solved)
         else:
-            (i,) = component.instructions
-            found[i.out] = seen_by(i, found, shape, channels_of)
+            found |= {i.out: seen_by(i, own, found, shape) for i, own in connections.items()}
     _known[program] = {out: Field(*map(torch.from_numpy, seen)) for out, seen in found.items()}
     return _known[program]
+
+
+def _seen_in_recurrence(
+    connections: dict[Instruction, list[Connection]],
+    known: dict[int, Seen],
+    shape: FieldShape,
+    solved: dict[tuple, list[Seen]],
+) -> dict[int, Seen]:
+    """What the values of a recurrence see: the least that agrees with what each reads of the others. solved: what was
+    found before, by what is read. Most layers see all that comes before, so that the next reads the same."""
+    number = {i.out: k for k, i in enumerate(connections)}
+
+    def told(connection: Connection) -> tuple:
+        read = connection.read
+        source = (number[read.value],) if read.value in number else (x.tobytes() for x in known[read.value])
+        return read.dy, read.dx, *source, connection.channels.cpu().numpy().tobytes()
+
+    key = tuple((i.channels, *map(told, own)) for i, own in connections.items())
+    if key not in solved:
+        found, before = {i.out: nothing(i, shape) for i in connections}, dict[int, Seen]()
+        every = ChainMap(found, known)
+        while not before or not all(map(np.array_equal, chain(*before.values()), chain(*found.values()))):
+            before = dict(found)
+            for i, own in connections.items():
+                found[i.out] = seen_by(i, own, every, shape)
+        solved[key] = list(found.values())
+    return dict(zip(number, solved[key], strict=True))
 
 
 def output_field(program: Program) -> Tensor:

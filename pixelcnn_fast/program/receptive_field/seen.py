@@ -1,11 +1,11 @@
-"""Computes what the channels of one instruction see, from what those see that it reads.
+"""Computes what the channels of one instruction see, from what the values that it reads see.
 
 This is done in NumPy, whose calls on small arrays take a fraction of the time that PyTorch's take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +23,15 @@ class Seen(NamedTuple):
     seen: np.ndarray
 
 
+def nothing(i: Instruction, shape: FieldShape) -> Seen:
+    """What its channels see if they see nothing."""
+    return Seen(np.zeros(i.channels, np.int64), np.zeros((1, *shape), bool))
+
+
 def seen_by(
-    i: Instruction,
-    known: Mapping[int, Seen],
-    shape: FieldShape,
-    channels_of: Callable[[int], int],
-    counts: Callable[[Connection], bool] = lambda connection: True,
+    i: Instruction, connections: Iterable[Connection], known: Mapping[int, Seen], shape: FieldShape
 ) -> Seen:
-    """counts: which of its connections count."""
+    """What its channels see. connections: its own; known: what the values see that it reads."""
     parts: list[np.ndarray] = []
     reads: list[np.ndarray] = []
     if (levels := i.levels_seen(shape[0])) is not None:
@@ -38,22 +39,17 @@ def seen_by(
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
         parts.append(own)
         reads.append(levels.numpy())
-    for connection in filter(counts, i.connections(channels_of)):
+    for connection in connections:
         read = connection.read
         group, seen = known[read.value]
         parts.append(shifted(seen, read.dy, read.dx))
         reads.append(product(connection.channels.cpu().numpy(), group[:, None] == np.arange(len(seen))))
-    return united(parts, reads, i.channels, shape)
-
-
-def united(parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: FieldShape) -> Seen:
-    """What channels see that see the union of some parts, [n, C, 2H - 1, 2W - 1]: of which, bool [channels, n]."""
     if not parts:
-        return Seen(np.zeros(channels, np.int64), np.zeros((1, *shape), bool))
-    every, read = np.concatenate(parts), np.concatenate(reads, 1)
-    if (read == read[:1]).all():  # all channels see the same
-        return Seen(np.zeros(channels, np.int64), every[read[0]].any(0, keepdims=True))
-    kinds, kind = distinct(read)
+        return nothing(i, shape)
+    every, of_which = np.concatenate(parts), np.concatenate(reads, 1)
+    if (of_which == of_which[:1]).all():  # all channels see the same
+        return Seen(np.zeros(i.channels, np.int64), every[of_which[0]].any(0, keepdims=True))
+    kinds, kind = distinct(of_which)
     seen, merged = distinct(product(kinds, every.reshape(len(every), -1)))
     return Seen(merged[kind], seen.reshape(-1, *shape))
 
