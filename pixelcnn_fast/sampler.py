@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, overload
@@ -283,7 +282,8 @@ class Sampler(Apart):
         self._tell_of_changes()
         where = self._workplace(arguments.get("device"))
         values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype, device=where)
-        return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
+        given = dict(labels=labels, temperature=temperature, generator=generator, noise=noise)
+        return self._sampled(values, None, **given, log_probability=log_probability, **arguments)
 
     @overload
     def complete(
@@ -333,7 +333,8 @@ class Sampler(Apart):
             ) from None
         values = values.masked_fill(~known, 0)
         self._tell_of_changes()
-        return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
+        given = dict(labels=labels, temperature=temperature, generator=generator, noise=noise)
+        return self._sampled(values, known, **given, log_probability=log_probability, **arguments)
 
     def logits(
         self,
@@ -359,8 +360,10 @@ class Sampler(Apart):
         out = values.new_zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
-        settings = CallSettings(runtime=runtime, condition=condition, device=device)
-        run(self._engine, values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
+        settings = CallSettings(
+            labels=labels, noise=unused, runtime=runtime, condition=condition, device=device
+        )
+        run(engine, values, known, SamplingOptions(), settings, parameters=out)
         out = out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
         return out.to(settings.results_on)
 
@@ -411,24 +414,12 @@ class Sampler(Apart):
         return results_on if results_on.type == "cpu" else self.device
 
     def _sampled(
-        self,
-        values: Tensor,
-        known: Tensor | None,
-        labels: Tensor | None,
-        temperature: float,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
-        log_probability: bool,
-        arguments: Mapping[str, Any],
+        self, values: Tensor, known: Tensor | None, **arguments: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
-        if not isinstance(generator, torch.Generator | None):
+        if not isinstance(generator := arguments["generator"], torch.Generator | None):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
-        options = fields_among(SamplingOptions, arguments, temperature=temperature)
+        options, settings = fields_among(SamplingOptions, arguments), fields_among(CallSettings, arguments)
         self.head.check_options(options)
-        settings = fields_among(CallSettings, arguments)
-        found = torch.zeros_like(values, dtype=torch.float64) if log_probability else None
-        images = run(
-            self._engine, values, known, labels, generator, noise, options, settings, log_probability=found
-        )
-        return images if found is None else (images, found.sum((1, 2, 3)).to(images.device))
+        images, log_probability = run(self._engine, values, known, options, settings)
+        return images if log_probability is None else (images, log_probability)

@@ -19,6 +19,7 @@ from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.arguments import Renamed, count, file_name, output_file, path, png, size
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.cli import memory, shards
 from pixelcnn_fast.cli.interrupts import interrupts
 from pixelcnn_fast.files import replacing
@@ -90,7 +91,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     shards.check_arguments(args)
-    options, (height, width) = _options(args), args.size
+    options, (height, width) = fields_among(SamplingOptions, vars(args)), args.size
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
     wanted = args.n * max(len(classes), 1)
@@ -160,10 +161,6 @@ def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: in
     sub_pixels = 9 * model.input_channels * height * width  # the level and its noise
     shown = 3 * (height + 1) * (width + 1) * pictures.enlarged(args.size) ** 2
     memory.check_memory(wanted * (sub_pixels + shown), f"{wanted} images of {height}x{width} in one picture")
-
-
-def _options(args: argparse.Namespace) -> SamplingOptions:
-    return SamplingOptions(**{option.name: getattr(args, option.name) for option in fields(SamplingOptions)})
 
 
 def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.check.perturbation import TOLERANCE
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.fingerprint import fingerprint
@@ -92,9 +93,7 @@ class Drawing:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-        names = {field.name for field in fields(SamplingOptions)}
-        given = {name: value for name, value in self.arguments.items() if name in names}
-        options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
+        options = fields_among(SamplingOptions, self.arguments, temperature=self.temperature)
         probe = self.sampler.probe()  # some parameters that the model gives for an image
         within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
         return {

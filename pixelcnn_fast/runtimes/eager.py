@@ -85,14 +85,14 @@ class _Caches:
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
         """What an instruction's row runs add up to, for row y: [n, W, channels]."""
-        windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
+        windows = [(self._windows(run, y), run.weight) for run in i.row_runs]
         self._partial[i.out] = self._sum(i.instruction, windows, None, (self._n, self._width))
         return self._partial[i.out]
 
     def sum_at_pixel(self, i: PhasedInstruction, y: int, x: int) -> Tensor:
         """What its row runs and its pixel runs add up to, at pixel (y, x): [n, channels]."""
         partial = self._partial[i.out][:, x] if i.row_runs else None
-        windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
+        windows = [(self._windows(run, y)[:, x], run.weight) for run in i.pixel_runs]
         return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
@@ -106,7 +106,8 @@ class _Caches:
 
     def output(self, y: int, x: int, draw: int) -> Tensor:
         """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
-        return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.parameters))
+        found = self.row(self._program.outputs[draw], y)[:, x]
+        return found.unflatten(-1, (-1, self._program.parameters))
 
     def _sum(
         self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
@@ -129,20 +130,11 @@ class _Caches:
         rows = self._rows[value]
         return rows[y % rows.shape[0]]
 
-    def pixel(self, value: int, y: int, x: int) -> Tensor:
-        """Pixel (y, x): [n, channels]."""
-        return self._ring(value, y)[:, self._program.storage[value].pad_left + x]
-
     def row(self, value: int, y: int, dx: int = 0) -> Tensor:
         """Row y, from column dx on: [n, W, channels]."""
         return self._ring(value, y).narrow(1, self._program.storage[value].pad_left + dx, self._width)
 
-    def _window(self, run: Run, y: int, x: int) -> Tensor:
-        """What a run reads for pixel (y, x): [n, width * channels]."""
-        start = self._program.storage[run.source].pad_left + x + run.dx
-        return self._ring(run.source, y + run.dy).narrow(1, start, run.width).flatten(1)
-
-    def _row_windows(self, run: Run, y: int) -> Tensor:
+    def _windows(self, run: Run, y: int) -> Tensor:
         """What a run reads for each pixel of row y: [n, W, width * channels], an overlapping view."""
         row = self._ring(run.source, y + run.dy)
         channels = row.shape[2]
@@ -167,11 +159,11 @@ class _Around(Surroundings):
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
 
+    def _here(self, row: Tensor) -> Tensor:
+        return row if self._x is None else row[:, self._x]
+
     def value(self, read: Read) -> Tensor:
-        y = self._y + read.dy
-        if self._x is None:
-            return self._caches.row(read.value, y, read.dx)
-        return self._caches.pixel(read.value, y, self._x + read.dx)
+        return self._here(self._caches.row(read.value, self._y + read.dy, read.dx))
 
     def summed(self, i: Instruction) -> Tensor:
         if self._x is None:
@@ -181,8 +173,7 @@ class _Around(Surroundings):
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self._caches.conditions[operand]
         if operand.varies_over_pixels:
-            x = x[:, self._y]
-            return x if self._x is None else x[:, self._x]
+            return self._here(x[:, self._y])
         return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:

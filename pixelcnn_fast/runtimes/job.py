@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class Job:
     parameters: Tensor | None = None
     log_probability: Tensor | None = None
     on_row: Callable[[int], None] = lambda y: None
+
+    def part(self, images: slice, on_row: Callable[[int], None]) -> Job:
+        """The job of some of its images."""
+        tensors: dict[str, Any]
+        tensors = {name: x[images] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, given=self.given.part(images), on_row=on_row, **tensors)
 
     def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
         """Whether the parameters of draw ``draw`` of ``draws`` at pixel (y, x) are needed at all."""
