@@ -1,5 +1,4 @@
-"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost when the call is
-ended."""
+"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost when the call ends."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.engine import Engine
-from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import RuntimeName
@@ -79,8 +78,7 @@ def run(
     settings: CallSettings,
     parameters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Fills ``values`` [n, C, H, W] and ``parameters``, as in ``Job``, batch by batch -> the images, and their
-    log-probabilities [n] if they are wanted."""
+    """Fills ``values`` and ``parameters``, as in ``Job`` -> the images, and their log-probabilities [n] if wanted."""
     (n, _, height, _), finished = values.shape, 0
     scores = torch.zeros_like(values, dtype=torch.float64) if settings.log_probability else None
 
@@ -124,7 +122,9 @@ def run(
             error = error.moved(finished)
         elif isinstance(error, KeyboardInterrupt):
             error = SamplingInterrupted(images, n)
-        raise keeping(error, images, log_probabilities) from error.__cause__
+        # Not by setattr, which a user's own error may not allow.
+        vars(error).update(finished=finished, images=images, log_probabilities=log_probabilities)
+        raise error from error.__cause__
     return results()
 
 
@@ -154,10 +154,8 @@ def check_count(n: object) -> None:
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64, which noise and log-probabilities are.
-
-    Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
-    """
+    """The device, with its number, once it is known to hold float64, which noise and log-probabilities are. Raises
+    ValueError that says ``what`` is there, why it can't be, and what to do ``instead``."""
     try:
         found = torch.empty(0, dtype=torch.float64, device=device).device
         if found.type == "meta":

@@ -36,8 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def as_cores_allow() -> Iterator[None]:
-    """Within the context, PyTorch computes with one thread if other processes have the cores, else with as many as
-    before."""
+    """Within the context, PyTorch computes with one thread if other processes have the cores."""
     with one_thread() if are_taken() else nullcontext():
         yield
 

@@ -1,15 +1,13 @@
 """The library's own errors, which are one family, so that one ``except`` can catch them all.
 
-Each also derives from the built-in error that it is most like: ValueError for bad models and arguments, RuntimeError
-for failures while something runs, AssertionError for a bug in the library. Arguments that would be wrong for any model
-raise a plain ValueError.
+Each is also a ValueError, for bad models and arguments, a RuntimeError, for failures of what runs, or an
+AssertionError, for a bug in the library. Arguments that would be wrong for any model raise a plain ValueError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -31,10 +29,7 @@ class UnknownLayout(PixelCNNFastError, ValueError):
 
 
 class NonFiniteLogits(PixelCNNFastError, ValueError):
-    """The model gave NaN or infinite logits, so there is nothing to draw from.
-
-    location: (image, channel, row, column) of the first such sub-pixel.
-    """
+    """The model gave NaN or infinite logits. location: (image, channel, row, column) of the first such sub-pixel."""
 
     def __init__(self, image: int, channel: int, row: int, column: int) -> None:
         self.location = (image, channel, row, column)
@@ -81,10 +76,9 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 
 
 class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run: ``images`` [finished, C, H, W] are those that were finished, and ``log_probabilities``
-    [finished] are theirs, if they were asked for.
+    """Ctrl-C stopped a run: ``images`` [finished, C, H, W], and ``log_probabilities`` [finished] if asked for.
 
-    It is not a PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
+    It is no PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
     """
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
@@ -93,20 +87,6 @@ class SamplingInterrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return f"sampling was interrupted: {self.finished} of {self.args[1]} images are finished"
-
-
-Error = TypeVar("Error", bound=BaseException)
-
-
-def keeping(error: Error, images: Tensor, log_probabilities: Tensor | None) -> Error:
-    """Attaches the images that were finished to the error that ended a run of sampling -> the same error.
-
-    Its attributes are then ``finished``, how many there are; ``images`` [finished, C, H, W]; ``log_probabilities``
-    [finished], or None if they were not asked for.
-    """
-    # Not by setattr, which a user's own error may not allow.
-    vars(error).update(finished=len(images), images=images, log_probabilities=log_probabilities)
-    return error
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from types import ModuleType
 
 
 def native() -> ModuleType | None:
-    """The compiled module, or None, of which ``why_not_native`` says why. Everything that uses the module asks here.
-
-    With PIXELCNN_FAST_NATIVE=0 in the environment it is left alone, as if it had not been built.
-    """
+    """The compiled module, or None, of which ``why_not_native`` says why. PIXELCNN_FAST_NATIVE=0 in the environment
+    leaves it alone, as if it had not been built."""
     return _load()[0]
 
 

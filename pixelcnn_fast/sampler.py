@@ -1,5 +1,4 @@
-"""The sampler, which is what a user calls: it captures a model once, and then samples, completes or teacher-forces
-batches."""
+"""The sampler, which captures a model once, and then samples, completes or teacher-forces batches."""
 
 from __future__ import annotations
 
@@ -47,40 +46,34 @@ _telling = threading.Lock()
 class Sampler(Apart):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
-    model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
-    head reads. The sampler works on a copy in eval mode, on every runtime: the model itself is not touched, and after
-    more training, ``refresh`` takes its new weights. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken
-    off first, and autocast around a call is ignored.
-    shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
-    ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
-    layout that fits the output's shape.
-    precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
-    where memory bandwidth is the limit or the processor multiplies bf16), or on a GPU also 'fp16', which keeps three
-    bits more.
-    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward needs
-    something besides images and the condition. Labels are 0...K-1, where K is ``n_classes`` or is found by trying.
-    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
-    (int64 [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: the shape of a further tensor that the model takes, without its batch axis, such as
-    (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
-    tensor is passed as ``condition=`` if the model's forward has such an argument, else last. condition_dtype: the
-    dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
-    unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
-    tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
-    runtime: what 'auto' stands for in ``sample``, ``complete`` and ``logits``; by default the fastest that works. With
-    'reference', the model is not captured and may be any causal one, with attention, pooling or strides: each draw is
-    a full forward, and other runtimes are refused. Whether it is causal, and which channels are drawn together, is
-    then tested on images that differ from some sub-pixel on. That takes about as long as drawing one image, and misses
-    a leak that shows in none of them.
+    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The sampler
+    works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as ``DataParallel`` or
+    ``torch.compile`` are taken off, and autocast around a call is ignored.
+    shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by default
+    one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits its shape.
+    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory bandwidth is
+    the limit or the processor multiplies bf16; or on a GPU 'fp16', which keeps three bits more. Sums stay float32.
+    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by default, it
+    does if it has ``n_classes`` or if its forward needs something besides images and the condition.
+    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or
+    in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: the shape of a further tensor that the model takes, without its batch axis; by default
+    (condition_channels, H, W) if the model has that attribute. The tensor is passed as ``condition=`` if the forward
+    has such an argument, else last. condition_dtype: the model's own, which is the default unless the model raises
+    then, or one of integers, such as torch.long for codes.
+    output: which part of what the model returns the head reads, if it returns more than one tensor: a key, an index,
+    the name of an attribute, or a function that takes what it returns.
+    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model is not captured and
+    may be any causal one, with attention, pooling or strides: each draw is a full forward, and other runtimes are
+    refused. Whether it is causal, and which channels are drawn together, is then tested on images that differ from some
+    sub-pixel on. That takes about as long as drawing one image, and misses a leak that shows in none of them.
 
-    PyTorch's, Python's and NumPy's generators are put back when it is built, so that random numbers which other threads
-    draw meanwhile may come twice.
-
+    Building it puts back the generators of PyTorch, Python and NumPy, so other threads may draw the same numbers twice.
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
     has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
     UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the program's
-    distributions differ from the model's on other random images, conditions and batch sizes.
+    distributions differ from the model's on random images.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -113,7 +106,7 @@ class Sampler(Apart):
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of a copy, or of a pickle, which stands alone: it does not know the model any more."""
+        """A copy, or a pickle, stands alone: it does not know the model any more."""
         return {**self.__dict__, "_changes": None}
 
     def __repr__(self) -> str:
@@ -156,41 +149,34 @@ class Sampler(Apart):
         return self._engine.model.dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the tensors that the model's
-        forward reads and what it computes of them, how it takes images and how it is read. It is the same on all
-        devices on which PyTorch makes the same calls."""
+        """SHA-256 of what decides the images besides the arguments of ``sample``: the tensors that the model's forward
+        reads, and what it computes of them. It is the same on all devices on which PyTorch makes the same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
-        """Some of what the model gives for one fixed image, which differs by rounding between devices; None if the
-        sampler came out of a pickle without its module."""
+        """Some of what the model gives for one fixed image, but for rounding; None if it was pickled without a
+        module."""
         return self._engine.probe()
 
     @property
     def program(self) -> ProgramListing:
-        """What the runtime that 'auto' stands for executes, to print or to ask for its costs. Raises RuntimeError with
-        runtime='reference'."""
+        """What 'auto' executes, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
         return self._engine.listing
 
     # -- the model's present weights
 
     def refresh(self, model: nn.Module | None = None) -> Sampler:
-        """Takes the model's present weights -> itself.
+        """Takes the model's present weights, in a few percent of the time of building a sampler -> itself.
 
-        The model is not captured again, which takes a few percent of the time of building a sampler (the first two
-        times, more): for training loops that sample after every step. If parts of it do more in ``train()`` or
-        ``eval()`` than to set the mode, such as merge weights, a copy of it is taken into eval mode each time. If a
-        number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
-        matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
-        anew, with a warning. Where Python reads numbers, be it a hook that logs them, some more forwards are recorded.
-        With runtime='reference', causality is tested again, at some pixels. What a forward reads that the model does
-        not hold, as a global number, is not seen to change. Samples that other threads are drawing are still from the
-        weights that they began with. Where the GPU turned out to be of no use, which may have been for lack of memory,
-        'auto' tries it again.
+        If a number, a function or a hook that the model holds is another, one forward is recorded to find out whether
+        that matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is
+        built anew, with a warning. If ``train()`` or ``eval()`` of its parts do more than set the mode, a copy is taken
+        into eval mode each time. With runtime='reference', causality is tested again, at some pixels. What a forward
+        reads that the model does not hold, as a global number, is not seen to change. Samples that other threads are
+        drawing are still from the weights that they began with. Where the GPU has failed, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
-        Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
-        sampler stays as it was.
+        Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
         known = None if self._changes is None else self._changes.model
         model = known if model is None else model
@@ -263,17 +249,15 @@ class Sampler(Apart):
         (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. generator: what the noise is drawn from, for all n images at once and on the generator's device. With the
-        same seed, one on a GPU gives other images than one on the CPU; they depend on n and on the kind of GPU, too,
-        but on the batch size never. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own,
-        [n, D * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability:
-        return (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
-        temperature 1 and with all levels. ``heads.SamplingOptions`` explains the further options of drawing.
-        device: where the results are to be, by default on the CPU. With the model's own device, they are drawn there
-        and never copied to the host.
+        level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
+        images at once and on its device. The images depend on its seed, n and the kind of device, but never on the
+        batch size. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own, [n, D * uniforms, H, W]), on
+        any device; same noise, same image. log_probability: return (images, ln p [n] float64), where p is the
+        probability of the sub-pixels drawn under the model itself, at temperature 1 and with all levels.
+        device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
-        (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape], numbers, or integers if the model takes those.
+        (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar. condition: [n,
+        *condition_shape], numbers, or integers if the model takes those.
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN, and
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
@@ -314,9 +298,8 @@ class Sampler(Apart):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
-        A pixel sees the known pixels before it, never those after it. The other arguments, the
-        result and the errors are as for ``sample``.
+        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask). A pixel sees
+        the known pixels before it, never those after it. The rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
         values = self._engine.model.checked_images(images).to(where)
@@ -344,11 +327,10 @@ class Sampler(Apart):
         condition: Tensor | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
+        """The model's logits for given images, computed by a runtime pixel by pixel, for checks.
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a head that reads no logits,
-        the parameters of each distribution, [n, D, H, W, P]. device: as for ``sample``. For checks; the model's own
-        forward gives the same, faster.
+        the parameters of each distribution, [n, D, H, W, P]. Other arguments: as for ``sample``.
         """
         values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
@@ -370,11 +352,9 @@ class Sampler(Apart):
     def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters: its weights are put into a copy,
-        so that its mode, hooks and buffers stay alone; under ``DistributedDataParallel``, they are not averaged over
-        processes. A sampler that knows no model, since it comes out of a pickle or
-        the model is gone, gives that of its own weights, without gradients.
-        Raises ValueError for bad arguments, as ``sample`` does.
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters, though a copy runs with its
+        weights: under ``DistributedDataParallel``, they are not averaged over processes. A sampler that knows no model
+        gives that of its own weights, without gradients. Raises ValueError for bad arguments, as ``sample`` does.
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
@@ -392,11 +372,10 @@ class Sampler(Apart):
         return other
 
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
-        """Does beforehand what the first call that draws n images would do besides drawing -> itself.
+        """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, which takes some ten seconds the first time and is kept on disk, and loads it:
-        a launch that a CUDA graph captures can do neither. On other runtimes it does nothing. batch_size, runtime: as
-        for ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        On a GPU, it compiles the kernel, which takes some ten seconds the first time, and loads it; a call that a CUDA
+        graph captures can do neither. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
         check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)

@@ -14,10 +14,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_arguments_of(
     *sources: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Function], Function]:
-    """Decorates a function that hands on its ``**arguments``: they are the keyword-only parameters of ``sources``.
+    """Decorates a function that hands on its ``**arguments``: the keyword-only parameters of ``sources`` that it has
+    not itself, which its signature then shows. renamed: old names -> the new ones, for errors.
 
-    renamed: old names -> the new ones, for the error that an old name gets.
-    The function's signature shows the parameters in place of ``**arguments``, without those that it sets itself.
     Calling it with any other keyword raises TypeError, which names the function.
     """
 

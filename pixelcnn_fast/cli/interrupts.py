@@ -13,10 +13,9 @@ OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(sig
 
 
 class Interrupts:
-    """The signals that a command has received, in order.
+    """The signals that a command has received, in order. The first one ends the command by a KeyboardInterrupt.
 
-    The first one ends the command by a KeyboardInterrupt. One that comes later, or while something is being saved,
-    is only answered by a line on stderr, and what is being saved is finished; the next ends the command at once.
+    One that comes later, or while something is saved, is only answered by a line on stderr; the next ends it at once.
     """
 
     def __init__(self) -> None:

@@ -64,14 +64,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--n", type=count, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
-        flag, known = f"--{option.name.replace('_', '-')}", option.metadata
-        add(
-            flag,
-            type=PARSERS[known["parse"]],
-            default=option.default,
-            metavar=known["metavar"],
-            help=known["help"],
-        )
+        shown = {name: option.metadata[name] for name in ("metavar", "help")}
+        parse = PARSERS[option.metadata["parse"]]
+        add(f"--{option.name.replace('_', '-')}", type=parse, default=option.default, **shown)
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
@@ -145,8 +140,7 @@ def _files(args: argparse.Namespace) -> list[Path]:
 
 
 def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
-    """Raises ValueError or OSError if the files can't be written, if the images can't be shown in a picture, or if
-    that takes more memory than there is."""
+    """Raises ValueError or OSError if the files can't be written, or the images not be shown, or not in this memory."""
     files = _files(args)
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")

@@ -57,8 +57,7 @@ class DrawingArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the images of a job, as the arguments of ``sample``. What is drawn for an image depends on its
-    number alone."""
+    """What decides the images of a job. What is drawn for an image depends on its number alone."""
 
     sampler: Sampler
     seed: int
@@ -68,7 +67,7 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """Draws the images of these numbers, calling ``check`` now and then -> the arrays that a file holds of them."""
+        """Draws the images of these numbers, calling ``check`` now and then -> the arrays of their file."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
@@ -83,11 +82,8 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest.
-
-        Raises ValueError for labels or conditions that are too many or too few, and whatever drawing raises for
-        arguments that it refuses.
-        """
+        """All that decides n images, for the manifest. Raises ValueError for labels or conditions that are too many or
+        too few, and whatever drawing raises for arguments that it refuses."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(

@@ -42,25 +42,22 @@ def sample(
     progress: bool = False,
     **arguments: Unpack[DrawingArguments],
 ) -> None:
-    """Draws n images into files in ``folder``, together with all other processes that call this.
+    """Draws n images into files in ``folder``, with all other processes that call this. Returns when they are written.
 
     These are the processes of torch.distributed, or those that torchrun has started; without either, this one does it
     all. Every process passes the same arguments, and a folder that all of them see.
 
-    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
-    [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
-    ``log_probabilities`` float64 [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1),
-    sampler.noise_shape)`` of ``pixelcnn_fast.noise``, so it does not depend on the number of processes. A file appears
-    as a whole: if a job was stopped, the same call, on any number of processes, goes on with the shards that are
-    missing.
+    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images`` [m, C, H,
+    W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and ``log_probabilities`` float64
+    [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of
+    ``pixelcnn_fast.noise``, however many processes there are. A file appears as a whole: if a job was stopped, the same
+    call, on any number of processes, goes on with the missing shards.
     labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
     same for [n, *condition_shape]. shard_size: images in a file, after which a process takes the next. progress: show a
     bar on rank 0, for the images of all processes. The other arguments are those of ``Sampler.sample``.
-    Returns on every rank when all shards are written.
     Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
-    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that a
-    function gives are compared with those of an earlier run for some of the images. Ctrl-C raises a KeyboardInterrupt
-    that says how many images are finished.
+    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Of what a function
+    gives, some is compared with an earlier run. Ctrl-C raises a KeyboardInterrupt that says what is finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
@@ -96,7 +93,7 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
     found = json.loads(ranks.from_rank_0(prepared))
     if differing := differences(found["settings"], settings):
         raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
-    ranks.agree()
+    ranks.count("agree", 1)  # that they do the job of rank 0
     finished = np.frombuffer(bytes.fromhex(found["finished"]), np.uint8)
     return np.unpackbits(finished, count=shards.count).astype(bool)
 
@@ -116,7 +113,7 @@ def _share_out(
     with progress_bar(shown=shown, total=n, initial=known, unit="image", smoothing=0) as bar:
 
         def finished(more: int = 0) -> int:
-            total = ranks.finished(more)
+            total = ranks.count("finished", more)
             bar.update(max(0, total - bar.n))
             return total
 
@@ -124,7 +121,7 @@ def _share_out(
             while (number := ranks.next_number()) < len(order):
                 finish(order[number])
                 finished(len(shards.images(order[number])))
-            ranks.wait(lambda: finished() == n and ranks.all_agree())
+            ranks.wait(lambda: finished() == n and ranks.count("agree") == ranks.size)
             if ranks.rank == 0:
                 _check_seen(shards, ranks)
         except KeyboardInterrupt:

@@ -52,22 +52,14 @@ class Ranks:
         self.wait(lambda: self._store.check(["from rank 0"]))
         return self._store.get("from rank 0").decode()
 
-    def agree(self) -> None:
-        """Says that this process does the job of rank 0."""
-        self._store.add("agree", 1)
-
-    def all_agree(self) -> bool:
-        """Whether every process has said so."""
-        return self._store.add("agree", 0) == self.size
-
     def next_number(self) -> int:
         """0, 1, 2, ...: each number goes to one process. Raises RuntimeError as ``check`` does."""
         self.check()
         return self._store.add("number", 1) - 1
 
-    def finished(self, more: int = 0) -> int:
-        """How many images all processes have finished, with these."""
-        return self._store.add("finished", more)
+    def count(self, what: str, more: int = 0) -> int:
+        """How many of something all processes have counted, with these more."""
+        return self._store.add(what, more)
 
     def check(self) -> None:
         """Raises RuntimeError, with the reason, if another process has failed."""
@@ -110,8 +102,8 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 def common_name(rank: int, size: int, store: dist.Store) -> str:
     """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
 
-    Each rank says hello with a name that it makes up. Rank 0 answers every hello that it finds with its own name, until
-    all ranks have heard that name in answer to their own hello.
+    Each rank says hello with a name that it makes up. Rank 0 answers each hello with its own name, until all ranks have
+    heard that name in answer to their own hello.
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -136,9 +128,8 @@ def common_name(rank: int, size: int, store: dist.Store) -> str:
 def joined(backend: str) -> Iterator[Ranks]:
     """Within the context, this process is one of a job's, and what is raised there is told to the others.
 
-    The processes are those of the default process group, if there is one; else those that torchrun, or whoever sets the
-    same environment variables, has started; else this one alone. backend: of the process group, if one has to be made,
-    which ends with the context.
+    They are the processes of the default process group, if there is one; else those that torchrun, or whoever sets the
+    same environment variables, has started; else this one alone. backend: of a process group that is made here.
     """
     has_group = dist.is_available() and dist.is_initialized()
     makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)

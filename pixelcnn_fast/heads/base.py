@@ -20,9 +20,9 @@ EXAMPLES_OF_VALUES = 4
 class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
 
-    A pixel has D distributions of P parameters each: one for each image channel, or, if ``joint``, one for all of
-    them. Each is drawn with ``uniforms`` numbers of the noise and gives c = C / D values. Derive from this class to
-    sample from a distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
+    A pixel has D distributions of P parameters each: one for each image channel, or, if ``joint``, one for all. Each is
+    drawn with ``uniforms`` numbers of noise and gives c = C / D values. Derive from this class for a distribution of
+    your own; the runtimes 'reference' and 'eager' need nothing else.
     """
 
     # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
@@ -70,19 +70,16 @@ class Head(ABC):
     @abstractmethod
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         """The head with its layout, read off the model's output for images of ``shape`` [N, C, H, W].
-
         Raises UnknownLayout, with the alternatives, if none fits or several do.
         """
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C.
-
-        It is captured together with the model, so it may make the calls of docs/supported_calls.md.
-        """
+        """The model's output, in a known layout -> parameters [N, D, H, W, P]. channels: C. As it is captured together
+        with the model, it may make the calls of docs/supported_calls.md."""
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
-        """The head for a model in that dtype, which it stays where a copy of the model in another dtype is run."""
+        """The head for a model in that dtype, for runs of a copy of the model in another one."""
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:
@@ -90,13 +87,12 @@ class Head(ABC):
         return parameters
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """How far apart the distributions are that two tensors of parameters give: what a program's check measures.
+        """How far apart two tensors of parameters are, as distributions: what a program's check measures.
 
         one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], zero for the same
-        distribution, NaN where there is none.
-        By default it is the greatest difference for a few ``examples`` of values: of log-densities, relative to their
-        size where that is above 1, or for a head of levels of probabilities. It must not let one large parameter hide
-        the others.
+        distribution, NaN where there is none. By default, the greatest difference for a few ``examples``: of
+        log-densities, relative where they are above 1, or for levels of probabilities. No large parameter may hide
+        others.
         """
         n, distributions, height, width, _ = one.shape
         found, generator = [], torch.Generator().manual_seed(0)
@@ -111,8 +107,7 @@ class Head(ABC):
         return torch.stack(found).amax(0).double()
 
     def check_read(self, parameters: Tensor) -> None:
-        """Raises UnknownLayout, or warns where it may be chance, if parameters [N, D, H, W, P] of a model show that its
-        output is something other than what the head reads."""
+        """Raises UnknownLayout, or warns, if parameters [N, D, H, W, P] of a model look unlike what the head reads."""
         if self.of_logits and bool((parameters >= 0).all()):
             if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
                 raise UnknownLayout(
@@ -135,11 +130,10 @@ class Head(ABC):
     def draw(
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
     ) -> Tensor:
-        """Draws the values of distributions.
+        """Draws the values of distributions -> [..., c]; what is drawn in place of a known value does not matter.
 
         parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c]; known: bool [..., c], which
-        values are given: if one distribution gives several values, the others depend on them
-        -> [..., c]. What is drawn in place of a known value does not matter.
+        values are given: if one distribution gives several values, the others depend on them.
         """
 
     @abstractmethod
@@ -166,10 +160,8 @@ class Head(ABC):
     def check_finite(
         self, parameters: Tensor, row: int, column: int, first_channel: int = 0, each: int = 1
     ) -> None:
-        """Raises NonFiniteLogits if a parameter is NaN or infinite.
-
-        parameters: [N, d, P] of pixel (row, column), from ``first_channel`` on; each: image channels per distribution.
-        """
+        """Raises NonFiniteLogits if a parameter is NaN or infinite. parameters: [N, d, P] of pixel (row, column), from
+        ``first_channel`` on; each: image channels per distribution."""
         bad = ~torch.isfinite(parameters).all(-1)
         if bad.any():
             image, distribution = bad.nonzero()[0].tolist()
@@ -177,9 +169,7 @@ class Head(ABC):
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
-    """The head with its layout, read off the output if there is no doubt.
-
-    output: what the model gave for images of ``shape`` [N, C, H, W].
+    """The head with its layout, read off what the model gave for images of ``shape`` [N, C, H, W].
     Raises UnknownLayout, with the alternatives, if none fits or several do, or if the output is not one tensor.
     """
     return head.resolved(picked(output, None), shape)

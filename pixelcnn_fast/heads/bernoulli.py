@@ -17,10 +17,8 @@ from pixelcnn_fast.telling import tell
 
 @dataclass(frozen=True)
 class Bernoulli(OfLevels):
-    """Images of two levels, 0 and 1; the model's output is [N, C, H, W], one number per sub-pixel.
-
-    probabilities: whether that number is the probability of level 1, after a sigmoid, or its logit, before one.
-    """
+    """Images of two levels; the model's output is [N, C, H, W], one number per sub-pixel: the probability of level 1,
+    after a sigmoid, if ``probabilities``, else its logit, before one."""
 
     probabilities: bool = False
     levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images

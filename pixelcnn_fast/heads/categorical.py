@@ -72,11 +72,8 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """The layout that the model gives as its ``logits_layout``, as the library's own models do, or None.
-
-    It is asked for only where the output's shape does not tell: for images of ``shape`` [..., H, W] that are as high
-    and as wide as there are levels.
-    """
+    """The layout that the model gives as its ``logits_layout``, or None. It is asked for only where the output's shape
+    does not tell: for images of ``shape`` [..., H, W] that are as high and as wide as there are levels."""
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -89,9 +86,8 @@ LEAST = torch.finfo(torch.float32).tiny
 class Categorical(OfLevels):
     """One logit per level.
 
-    levels: L, the number of levels; layout: the model's output's, one of ``LAYOUTS``; None: inferred from the
-    output's shape if only one fits. probabilities: whether the output is the levels' probabilities, after a
-    softmax, or their logits, before one; log-probabilities are logits, too.
+    levels: L; layout: the output's, one of ``LAYOUTS``; None: inferred from its shape if only one fits. probabilities:
+    whether it holds probabilities, after a softmax, or logits, before one, as log-probabilities are, too.
     """
 
     levels: int = 256

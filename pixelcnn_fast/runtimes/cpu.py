@@ -29,11 +29,8 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
 
 
 class CpuRuntime(Runtime):
-    """Packs the weights once; ``run`` may then be called from several threads.
-
-    precision: 'same', or 'bf16', in which the weights that are multiplied are then stored; where the processor
-    multiplies bf16, what they are multiplied with is rounded to it, too.
-    """
+    """Packs the weights once; ``run`` may then be called from several threads. precision: 'same', or 'bf16', for the
+    weights, and, where the processor multiplies bf16, also for what they are multiplied with."""
 
     def __init__(
         self, program: PhasedProgram, conditions: ConditionProgram, head: Head, precision: Precision = "same"
@@ -51,8 +48,7 @@ class CpuRuntime(Runtime):
         found = self._conditions(operands, job.given, job.values.shape[0])
         conditions = [found[operand].to(self._program.dtype).contiguous() for operand in operands]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
-        for written in (job.values, job.parameters, job.log_probability):
-            assert written is None or written.is_contiguous()
+        assert all(x.is_contiguous() for x in job.results)
         batch = replace(job, known=known, noise=job.noise.contiguous())
         try:
             self._sampler.run(described_job(batch, conditions), torch.get_num_threads(), job.on_row)

@@ -1,4 +1,4 @@
-"""The eager runtime: a phased program in plain PyTorch with caches. It needs no compiler and runs on any device.
+"""The eager runtime: a phased program in plain PyTorch with caches, on any device.
 
 Values lie channels-last with zero columns on both sides, so that the taps of a run are one stretch of memory.
 """
@@ -96,8 +96,7 @@ class _Caches:
         return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
-        """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before. values: [n, C],
-        those of the pixel, as far as they are drawn."""
+        """Computes at pixel (y, x) what waits for ``after`` of its draws. values: [n, C], drawn as far as that."""
         around = _Around(self, y, x, values.to(self._program.device))
         skipped = self._program.outputs if skip_output else ()
         for i in self._after[after]:
@@ -145,9 +144,7 @@ class _Caches:
 
 class _Around(Surroundings):
     """The surroundings of pixel (y, x), [n, channels], or of a whole row if x is None, [n, W, channels], in the caches.
-
-    drawn: the values of the pixel, [n, C], if any may be read.
-    """
+    drawn: the values of the pixel, [n, C], if any may be read."""
 
     def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
         self._caches, self._y, self._x, self._drawn = caches, y, x, drawn

@@ -19,10 +19,10 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, known values in, all values out; known: bool [n, C, H, W] or None (none
-    known); noise: float64 [n, U, H, W] in [0, 1); given: for the n images; parameters: [n, D, H, W, P] to fill, or
-    None; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called
-    before row y, and stops the run by raising. All tensors are on the host, or all where the model is.
+    values: [n, C, H, W] in the head's dtype, to fill where they are not known; known: bool [n, C, H, W], or None;
+    noise: float64 [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to fill, or None; log_probability: float64 [n, C,
+    H, W], zeros, to fill where values are drawn, or None; on_row(y) is called before row y, and stops the run by
+    raising. All tensors are on the host, or all where the model is.
     """
 
     values: Tensor
@@ -33,6 +33,11 @@ class Job:
     parameters: Tensor | None = None
     log_probability: Tensor | None = None
     on_row: Callable[[int], None] = lambda y: None
+
+    @property
+    def results(self) -> list[Tensor]:
+        """The tensors to fill."""
+        return [x for x in (self.values, self.parameters, self.log_probability) if x is not None]
 
     def part(self, images: slice, on_row: Callable[[int], None]) -> Job:
         """The job of some of its images."""
@@ -87,10 +92,7 @@ def _part(of: Tensor, draw: int, draws: int) -> slice:
 
 
 class Runtime(ABC):
-    """Executes jobs for one program and head.
-
-    All runtimes give the same images for the same noise, up to rounding of the parameters.
-    """
+    """Executes jobs for one program and head. All give the same images for the same noise, up to rounding."""
 
     @abstractmethod
     def run(self, job: Job) -> None: ...
@@ -99,7 +101,7 @@ class Runtime(ABC):
         """Makes ready whatever a batch of so many images needs. Raises RuntimeUnavailable, saying why, if it fails."""
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Runs them in order -> each when it is finished. Here, their noise may be on any device."""
+        """Runs them in order -> each when it is finished. Their noise may be on any device."""
         for job in jobs:
             self.run(replace(job, noise=job.noise.to(job.values.device)))
             yield job

@@ -57,7 +57,7 @@ def sampling_options(options: SamplingOptions) -> SamplingOptions:
 
 
 def described_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
-    """The job as C++ reads it, where ``known`` is uint8. Whoever calls keeps the tensors, which are dense, alive."""
+    """The job as C++ reads it, with ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
     return schema.Job(
         images=job.values.shape[0],
         values=address(job.values),
@@ -71,8 +71,8 @@ def described_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
 
 
 def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> schema.Program:
-    """The program as C++ reads it, in which values are numbered anew, from 0. Arrays are in ``dtype`` on the CPU, and
-    ``borrowed`` keeps them alive."""
+    """The program as C++ reads it, in which values are numbered anew, from 0, and tensors are addresses, since it is
+    built without PyTorch. Arrays are in ``dtype`` on the CPU, and ``borrowed`` keeps them alive."""
     number = {i.out: index for index, i in enumerate(program.instructions)}
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape

@@ -48,10 +48,8 @@ class Compiler(ABC):
 
     @abstractmethod
     def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
-        """Compiles ``SOURCE`` among sources that include each other by name -> the cubin.
-
-        Raises RuntimeUnavailable with what the compiler says.
-        """
+        """Compiles ``SOURCE``, whose includes are keys of ``sources`` -> the cubin. Raises RuntimeUnavailable, saying
+        why."""
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
@@ -70,7 +68,7 @@ class Nvrtc(Compiler):
 
     @property
     def identity(self) -> str:
-        """The name of the library has the major version only, and those of what it needs have all of it."""
+        """With the versions of what it needs, since its own name has the major version only."""
         versions = "".join(path.name.partition(".so")[2] for path in sorted(self._builtins()))
         return f"{self.path.name}{versions}-{self.path.stat().st_size}-{_digest(self.FLAGS)}"
 
@@ -132,8 +130,7 @@ class Nvrtc(Compiler):
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
     ) -> Generator[tuple[int, bytes], None, None]:
-        """In processes side by side, as its threads wait for each other. They end with this one, and with the iterator,
-        whatever they are at."""
+        """In processes, as its threads wait for each other. They end with this one, and with the iterator."""
         count = max(1, min(usable(), len(wanted)))
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
@@ -272,8 +269,7 @@ def _version(path: str) -> list[int]:
 
 
 def _libraries() -> Iterator[str]:
-    """Where NVRTC may be: in a Python package, of which PyTorch brings that of its own version of CUDA, or in a
-    toolkit."""
+    """Where NVRTC may be: in a Python package, or in a toolkit."""
     import torch
 
     versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []

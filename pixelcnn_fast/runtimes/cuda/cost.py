@@ -2,8 +2,8 @@
 
 A column step is a chain of records, and meanwhile its weights come from L2. The rates are what
 benchmarks/cuda_budget.py finds for an H100: with few sites, a record takes a block about 1,050 cycles, whatever it
-computes; blocks of a cluster wait for each other's values as well. So clusters pay where weights are many, and a small
-network is faster on one block. Where many blocks read at once, fewer blocks with more images each may be faster.
+computes. Blocks of a cluster wait for each other's values, so clusters pay where weights are many. Where many blocks
+read at once, fewer blocks with more images each may be faster.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ CONSTANTS = Constants()
 def cycles(
     facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int, by: Constants = CONSTANTS
 ) -> float:
-    """Of a block, or a cluster, with so many images, while so many blocks are at work. facts: ``CudaSampler.facts`` of
-    one with one image."""
+    """Of a block or cluster with so many images, among so many blocks. facts: ``CudaSampler.facts`` for one image."""
     l2_bytes = min(by.l2_bytes, by.l2_bytes_shared * max(1, multiprocessors / blocks))
     tiles = -(-images * facts["rows"] // TILE_SITES)
     multiplied = by.multiplied_fp32 if math == "fp32" else by.multiplied

@@ -105,9 +105,7 @@ def _context(device: int) -> ctypes.c_void_p:
 
 class LoadedKernel:
     """A kernel on a device. Raises RuntimeUnavailable where the driver does not take it, and then for each failure.
-
-    shared_bytes: the most that a block may have there. It is set once, since threads with different plans share it.
-    """
+    shared_bytes: the most that a block may have. It is set once, as threads with different plans share it."""
 
     def __init__(self, cubin: bytes, device: int, shared_bytes: int) -> None:
         self._device = device

@@ -74,8 +74,7 @@ def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -
 
 @cache
 def sources() -> dict[str, str]:
-    """By the names by which they include each other. The compiled module holds them, since a plan of other sources
-    would make a kernel draw wrong images."""
+    """By the names that include them. The module has them, as a plan of other sources would make wrong images."""
     return native.required().cuda_kernel_sources()
 
 
@@ -147,14 +146,15 @@ def version_text(version: int) -> str:
 
 
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
-    """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
-    cache, or else compiled now by the first compiler that can, in some ten seconds. Raises RuntimeUnavailable, saying
-    why it can't be had."""
+    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from the cache, or else compiled now by the
+    first compiler that can, in some ten seconds. Raises RuntimeUnavailable if it can't be had."""
     number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):
-        if (found := _ready(folder, instance, number)) is not None:
-            return found
+        store, archs = _ready_store(folder), range(number, number // 10 * 10 - 1, -1)
+        for arch in archs:  # this GPU's, or one of a smaller minor version
+            if (found := store.get(instance.name_for(arch), strict=True)) is not None:
+                return found
     for with_it in compilers():
         try:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
@@ -191,14 +191,8 @@ def why_not_ready(named: str) -> str | None:
     return None
 
 
-def _ready(named: str, instance: Instance, number: int) -> bytes | None:
-    """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
-    folder is none, can't be read, or has it from other sources."""
-    store, archs = _ready_store(named), range(number, number // 10 * 10 - 1, -1)
-    return next(filter(None, (store.get(instance.name_for(arch), strict=True) for arch in archs)), None)
-
-
 def _ready_store(named: str) -> Store:
+    """Raises RuntimeUnavailable where there is no such folder."""
     try:
         folder = Path(named).expanduser()
         is_there = folder.is_dir()

@@ -42,8 +42,7 @@ MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device offers to a launch: shared memory per block, multiprocessors, and how many blocks at most can
-    write to each other's shared memory (1: none but their own)."""
+    """What a device offers: shared memory per block, multiprocessors, and the most blocks that can share images."""
 
     shared_bytes: int
     multiprocessors: int
@@ -72,10 +71,6 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     return why_no_kernels()
 
 
-def _results(job: Job) -> tuple[Tensor | None, ...]:
-    return job.values, job.parameters, job.log_probability
-
-
 class Shape(NamedTuple):
     """Of a launch: so many images to a cluster of so many blocks (1: no cluster)."""
 
@@ -85,10 +80,8 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job whose tensors are on the device, with all the memory that it takes.
-
-    conditions: one array, or none; error: -1, or the location of the first logits that are not finite.
-    """
+    """A job whose tensors are on the device, with all the memory that it takes. conditions: one array, or none; error:
+    -1, or the location of the first logits that are not finite."""
 
     job: Job
     sampler: Any
@@ -107,9 +100,8 @@ class DeviceJob:
 class Launched:
     """A job that the device is at work on.
 
-    results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; error: as in
-    ``DeviceJob``, on the host; done: None if the kernels run on the host. constants: kept until then, as the runtime
-    may forget them.
+    results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; done: None
+    if the kernels run on the host; constants: kept until then, as the runtime may forget them.
     """
 
     job: Job
@@ -120,11 +112,10 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with one block of threads for every few images, or with a cluster of blocks.
+    """Samples with one block of threads for every few images, or with a cluster of blocks, as ``cost`` chooses.
 
-    precision: as for ``Sampler``. kernels, limits: for tests, which run the kernels on the host. ``cost`` chooses how
-    images share blocks, and blocks images.
-    Raises RuntimeUnavailable, saying why, if it can't serve the program on this machine.
+    precision: as for ``Sampler``. kernels, limits: for tests, which run the kernels on the host. Raises
+    RuntimeUnavailable, saying why, if it can't serve the program on this machine.
     """
 
     def __init__(
@@ -166,8 +157,7 @@ class CudaRuntime(Runtime):
             self._finished(self._launched(job))
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The device goes on with the next job while the host stores what one has given. What is raised while a job is
-        prepared loses the one before it."""
+        """The device goes on with the next job while the host stores the last. What preparing a job raises loses it."""
         before: Launched | None = None
         for job in jobs:
             launched = self._launched(job)
@@ -188,8 +178,7 @@ class CudaRuntime(Runtime):
         self.enqueue(batch)
         results = [
             (place, on_host(found) if place.device.type == "cpu" else found)
-            for place, found in zip(_results(job), _results(batch.job), strict=True)
-            if place is not None and found is not None
+            for place, found in zip(job.results, batch.job.results, strict=True)
         ]
         error = on_host(batch.error)
         done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -242,8 +231,10 @@ class CudaRuntime(Runtime):
                 facts, stream = batch.sampler.facts, 0
                 if self._program.device.type == "cuda":
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
-                how = self._launch(batch.sampler, images)
-                self._kernel(facts).launch(how, self._parameters(batch), stream)
+                how, kernel = self._launch(batch.sampler, images), self._kernel(facts)
+                addresses = map(address, (batch.constants, batch.workspace, batch.error))
+                job = described_job(batch.job, batch.conditions)
+                kernel.launch(how, batch.sampler.parameters(job, *addresses), stream)
 
     def _launch(self, sampler: Any, images: int) -> Launch:
         facts = sampler.facts
@@ -254,9 +245,7 @@ class CudaRuntime(Runtime):
         return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
 
     def prepare(self, images: int) -> None:
-        """Compiles or finds the kernel that a batch of so many images is drawn with, and loads it and the weights.
-
-        Raises RuntimeUnavailable, saying why, if that fails."""
+        """Puts the kernel of such a batch, and its weights, on the device. Raises RuntimeUnavailable if it can't."""
         if images:
             with self._on_device():
                 self._kernel(self.sampler(shape := self.shape(images)).facts)
@@ -270,24 +259,18 @@ class CudaRuntime(Runtime):
         device = self._program.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _parameters(self, batch: DeviceJob) -> bytes:
-        job = described_job(batch.job, batch.conditions)
-        return batch.sampler.parameters(job, *map(address, (batch.constants, batch.workspace, batch.error)))
-
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                if not self._fits(shape):
-                    continue
-                if shape.cluster == 1 or images <= shape.images * self.clusters_at_once(
-                    shape
-                ):  # all run at once
+                if self._fits(shape) and (
+                    shape.cluster == 1 or images <= shape.images * self.clusters_at_once(shape)
+                ):
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
-        """By shapes: blocks of as few images as keep each multiprocessor busy, or of more of them; and clusters, if all
-        images can have them at once."""
+        """By shapes: blocks of as few images as keep all multiprocessors busy, or of more; clusters that run at
+        once."""
         multiprocessors, found = self._limits.multiprocessors, {}
         images = max(images, 1)
 

@@ -32,10 +32,8 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files.
-
-    Raises RuntimeUnavailable if the variable names the home of a user that there is not.
-    """
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files. Raises
+    RuntimeUnavailable if the variable names the home of a user that there is not."""
     if named := os.environ.get("PIXELCNN_FAST_CACHE"):
         try:
             return Path(named).expanduser()
@@ -68,10 +66,7 @@ def _temporary_folder() -> Path:
 
 
 class Store:
-    """A folder of kernels. A file is a line of JSON, which says what the rest of it is, and a cubin.
-
-    sources: the digest of those that kernels must be compiled from.
-    """
+    """A folder of kernels of ``sources``, a digest. A file is a line of JSON, which describes the rest, and a cubin."""
 
     def __init__(self, folder: Path, sources: str) -> None:
         self.folder, self._sources = folder, sources
@@ -80,8 +75,7 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def get(self, name: str, strict: bool = False) -> bytes | None:
-        """A kernel; None if it is not there. What is damaged, or of other sources, is not there either, or if
-        ``strict``, raises RuntimeUnavailable, which names the file."""
+        """A kernel; None if it is not there. If it is of no use, None or, if ``strict``, RuntimeUnavailable."""
         path = self.path(name)
         try:
             if path.exists() and not path.is_file():
@@ -148,8 +142,7 @@ class Store:
             return made, None
 
     def _lock(self, name: str, held: ExitStack) -> None:
-        """Gives the lock, until ``held`` is closed, to one process and one of its threads. Others wait until the kernel
-        is there, and can be interrupted."""
+        """Gives the lock, until ``held`` is closed, to one thread of one process. Others wait for the kernel."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(_opened(self.path(name).with_suffix(".lock")))
         waits = False
