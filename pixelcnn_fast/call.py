@@ -1,4 +1,4 @@
-"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost when the call ends."""
+"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pixelcnn_fast.user_model.conditioning import checked_conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The keywords that jobs, ``sample`` and ``complete`` share, besides the options of drawing."""
+    """The keywords that jobs share with them."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
@@ -37,7 +37,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(RunSettings):
-    """The arguments of ``sample`` and ``complete`` that neither say what is drawn nor are options of drawing."""
+    """What ``sample`` and ``complete`` are told besides the options of drawing."""
 
     labels: Tensor | None = None
     generator: torch.Generator | None = None
@@ -170,6 +170,6 @@ Fields = TypeVar("Fields")
 
 
 def fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
-    """A dataclass of this kind, made from those of the arguments that are its fields."""
+    """A dataclass of this kind, from those of the arguments that are its fields."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
     return kind(**more, **{name: value for name, value in arguments.items() if name in names})

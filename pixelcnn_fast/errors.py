@@ -1,8 +1,4 @@
-"""The library's own errors, which are one family, so that one ``except`` can catch them all.
-
-Each is also a ValueError, for bad models and arguments, a RuntimeError, for failures of what runs, or an
-AssertionError, for a bug in the library. Arguments that would be wrong for any model raise a plain ValueError.
-"""
+"""The library's own errors: one family, each of which is also of the built-in kind that it is most like."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ class UnknownLayout(PixelCNNFastError, ValueError):
 
 
 class NonFiniteLogits(PixelCNNFastError, ValueError):
-    """The model gave NaN or infinite logits. location: (image, channel, row, column) of the first such sub-pixel."""
+    """Some logits are NaN or infinite. location: the first (image, channel, row, column) where they are."""
 
     def __init__(self, image: int, channel: int, row: int, column: int) -> None:
         self.location = (image, channel, row, column)
@@ -53,7 +49,7 @@ class ModelFailed(PixelCNNFastError, RuntimeError):
 
 
 class RuntimeUnavailable(PixelCNNFastError, RuntimeError):
-    """A runtime can't serve a model on this machine; ``runtime='auto'`` takes another one. why: the reason alone."""
+    """A runtime can't serve a model on this machine; ``runtime='auto'`` takes another. why: the reason."""
 
     def __init__(self, why: str, runtime: str = "cuda") -> None:
         self.why, self.runtime = why, runtime
@@ -76,10 +72,8 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 
 
 class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run: ``images`` [finished, C, H, W], and ``log_probabilities`` [finished] if asked for.
-
-    It is no PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
-    """
+    """Ctrl-C stopped a run: ``images`` [finished, C, H, W], and ``log_probabilities`` [finished] if asked for, are
+    there. It is no PixelCNNFastError, which ``except Exception`` would swallow."""
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
         super().__init__(images, wanted, log_probabilities)

@@ -63,7 +63,7 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError if ``replacing`` could not write there: to find out before the work, not after it."""
+    """Raises OSError if ``replacing`` could not write there: before the work, not after it."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")

@@ -1,4 +1,4 @@
-"""The forms in which models take images, how they are made from levels, and how levels are read from them."""
+"""The forms in which models take images, made from levels and read as levels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_levels(images: Tensor, levels: int) -> None:
-    """images: integers of any shape. Raises ValueError unless all of them are levels, 0...levels-1."""
+    """Raises ValueError unless all of these integers are levels, 0...levels-1."""
     if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < levels:
         raise ValueError(f"levels span {int(images.min())}...{int(images.max())}, expected 0...{levels - 1}")
 
@@ -115,7 +115,7 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
 
 
 def other_forms(call: str, channels: int) -> str:
-    """Lines to paste if a model does not take uint8: the call, in which each other form takes the place of %r."""
+    """Lines to paste if a model does not take uint8: the call for each other form, which is its %r."""
     forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
     forms += ["codes"] if channels == 1 else []
     lines = [f"  {call % form}  # {MEANINGS[form]}" for form in forms]

@@ -1,4 +1,4 @@
-"""The teacher-forced likelihood of images, from one forward of a model, in nats or in bits per dimension."""
+"""The teacher-forced likelihood of images, from one forward, in nats or in bits per dimension."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np
 
 
 def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str], through_links: bool = True) -> None:
-    """Writes ``image_grid`` as a PNG, small images enlarged. Errors are those of ``image_grid`` and ``save_png``."""
+    """Writes ``image_grid`` as a PNG, small images enlarged."""
     save_png(image_grid(images, columns, enlarged(images.shape[2:])), path, through_links)
 
 
 def enlarged(size: Sequence[int]) -> int:
-    """How many screen pixels each pixel of an image takes, so that a small image is easily seen. size: (H, W)."""
+    """How many screen pixels each pixel of an image of this size, (H, W), takes to be seen."""
     return max(1, EASILY_SEEN // max(size))
 
 
@@ -78,10 +78,8 @@ def chart(
     axis: str = "seconds",
     warning: str = "",
 ) -> None:
-    """Horizontal bars, as PNG: a panel for each title, with one logarithmic axis for all, and a warning in red.
-
-    Raises ValueError if there is no bar, or if one is not positive.
-    """
+    """Horizontal bars on one logarithmic axis, as PNG: a panel for each title, and a warning in red. Raises ValueError
+    if there is no bar, or if one is not positive."""
     seconds = [bar.seconds for bars in panels.values() for bar in bars]
     if not seconds or not all(s > 0 for s in seconds):
         raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")

@@ -48,32 +48,28 @@ class Sampler(Apart):
 
     model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The sampler
     works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as ``DataParallel`` or
-    ``torch.compile`` are taken off, and autocast around a call is ignored.
+    ``torch.compile`` are taken off, and autocast is ignored.
     shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by default
-    one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits its shape.
-    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory bandwidth is
-    the limit or the processor multiplies bf16; or on a GPU 'fp16', which keeps three bits more. Sums stay float32.
-    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by default, it
-    does if it has ``n_classes`` or if its forward needs something besides images and the condition.
+    one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits.
+    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory is the limit
+    or the processor multiplies bf16; or on a GPU 'fp16', which keeps three bits more. Sums stay float32.
+    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by default, if
+    it has ``n_classes`` or if its forward needs something besides images and the condition.
     image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or
     in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: the shape of a further tensor that the model takes, without its batch axis; by default
-    (condition_channels, H, W) if the model has that attribute. The tensor is passed as ``condition=`` if the forward
-    has such an argument, else last. condition_dtype: the model's own, which is the default unless the model raises
-    then, or one of integers, such as torch.long for codes.
-    output: which part of what the model returns the head reads, if it returns more than one tensor: a key, an index,
-    the name of an attribute, or a function that takes what it returns.
-    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model is not captured and
-    may be any causal one, with attention, pooling or strides: each draw is a full forward, and other runtimes are
-    refused. Whether it is causal, and which channels are drawn together, is then tested on images that differ from some
-    sub-pixel on. That takes about as long as drawing one image, and misses a leak that shows in none of them.
+    condition_shape: of a further tensor that the model takes, without its batch axis; by default (condition_channels,
+    H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has such an argument, else
+    last. condition_dtype: the model's own, which is the default unless the model raises then, or one of integers.
+    output: which part the head reads, if the model returns no tensor: a key, an index, an attribute or a function.
+    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any causal
+    one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused. Its causality
+    is then tested on images that differ from some sub-pixel on, which takes about as long as drawing one image.
 
-    Building it puts back the generators of PyTorch, Python and NumPy, so other threads may draw the same numbers twice.
-    Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
-    later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
-    has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
-    UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the program's
-    distributions differ from the model's on random images.
+    Building it puts back the generators of PyTorch, Python and NumPy: other threads may draw the same numbers twice.
+    Raises ModelFailed if the model itself raises; NotCausal if an output sees its own or a later pixel, naming the
+    layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that has no place in a causal
+    program, naming module and call, or an output that depends on other images or chance; UnknownLayout, with the
+    alternatives, if the output fits no head or several; CaptureMismatch if the program computes something else.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -112,9 +108,8 @@ class Sampler(Apart):
     def __repr__(self) -> str:
         model, engine = self._engine.model, self._engine
         channels, height, width = self.shape
-        labels = (
-            "" if not model.conditional else f", labels 0...{n - 1}" if (n := model.n_classes) else ", labels"
-        )
+        classes = f" 0...{model.n_classes - 1}" if model.n_classes else ""
+        labels = f", labels{classes}" if model.conditional else ""
         condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
         size = "" if engine.compiled is None else f", {engine.listing.weight_bytes / 1e6:.3g} MB of weights"
@@ -149,18 +144,17 @@ class Sampler(Apart):
         return self._engine.model.dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the images besides the arguments of ``sample``: the tensors that the model's forward
-        reads, and what it computes of them. It is the same on all devices on which PyTorch makes the same calls."""
+        """SHA-256 of what decides the images besides the arguments of ``sample``: what the forward reads and computes.
+        It is the same on all devices on which PyTorch makes the same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
-        """Some of what the model gives for one fixed image, but for rounding; None if it was pickled without a
-        module."""
+        """Some of what the model gives for one fixed image, but for rounding; None after a pickle without a module."""
         return self._engine.probe()
 
     @property
     def program(self) -> ProgramListing:
-        """What 'auto' executes, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
+        """What 'auto' executes, to print or to ask for its costs; RuntimeError with runtime='reference'."""
         return self._engine.listing
 
     # -- the model's present weights
@@ -169,13 +163,12 @@ class Sampler(Apart):
         """Takes the model's present weights, in a few percent of the time of building a sampler -> itself.
 
         If a number, a function or a hook that the model holds is another, one forward is recorded to find out whether
-        that matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is
-        built anew, with a warning. If ``train()`` or ``eval()`` of its parts do more than set the mode, a copy is taken
-        into eval mode each time. With runtime='reference', causality is tested again, at some pixels. What a forward
-        reads that the model does not hold, as a global number, is not seen to change. Samples that other threads are
-        drawing are still from the weights that they began with. Where the GPU has failed, 'auto' tries it again.
-        model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
-        now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
+        that matters. If it does, or if a weight that was zero no longer is, the sampler is built anew, with a warning.
+        Parts whose ``train()`` or ``eval()`` do more than set the mode are copied into eval mode each time. What a
+        forward reads that the model does not hold, as a global number, is not seen to change. Samples that other
+        threads are drawing are still from the weights that they began with.
+        model: another one of the same kind, such as a moving average, from which it draws from now on; by default the
+        one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
         known = None if self._changes is None else self._changes.model
@@ -185,23 +178,20 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with gc_paused(), torch.inference_mode(False):
-            self._take(model)
-        return self
-
-    def _take(self, model: nn.Module) -> None:
         # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
-        with self._engine.model.in_use(), one_thread():
-            engine = self._engine.with_weights(model)
-        if isinstance(engine, Engine):
-            engine = engine.tested()
-        else:
-            tell(f"the sampler is built anew, which takes longer: {engine}")
-            wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
-            wrapped.told = self._engine.model.told
-            with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
-                engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
-        self._use(engine, model)
+        with gc_paused(), torch.inference_mode(False):
+            with self._engine.model.in_use(), one_thread():
+                engine = self._engine.with_weights(model)
+            if isinstance(engine, Engine):
+                engine = engine.tested()
+            else:
+                tell(f"the sampler is built anew, which takes longer: {engine}")
+                wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
+                wrapped.told = self._engine.model.told
+                with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
+                    engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
+            self._use(engine, model)
+        return self
 
     def _tell_of_changes(self) -> None:
         if self._changes is None or self._has_told:
@@ -250,14 +240,12 @@ class Sampler(Apart):
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
         level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
-        images at once and on its device. The images depend on its seed, n and the kind of device, but never on the
-        batch size. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own, [n, D * uniforms, H, W]), on
-        any device; same noise, same image. log_probability: return (images, ln p [n] float64), where p is the
-        probability of the sub-pixels drawn under the model itself, at temperature 1 and with all levels.
+        images at once and on its device. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own, [n, D
+        * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability: return
+        (images, ln p [n] float64) of the sub-pixels drawn, at temperature 1 and with all levels.
         device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
-        (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar. condition: [n,
-        *condition_shape], numbers, or integers if the model takes those.
+        (PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar. condition: [n, ...].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN, and
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
@@ -352,9 +340,8 @@ class Sampler(Apart):
     def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters, though a copy runs with its
-        weights: under ``DistributedDataParallel``, they are not averaged over processes. A sampler that knows no model
-        gives that of its own weights, without gradients. Raises ValueError for bad arguments, as ``sample`` does.
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters; ``DistributedDataParallel`` does
+        not average them over processes. Without a model, it is of the sampler's own weights.
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
@@ -374,8 +361,8 @@ class Sampler(Apart):
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, which takes some ten seconds the first time, and loads it; a call that a CUDA
-        graph captures can do neither. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it; while a CUDA graph is
+        captured, neither can be. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
         check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
@@ -388,7 +375,7 @@ class Sampler(Apart):
     # -- running
 
     def _workplace(self, device: torch.device | str | None) -> torch.device:
-        """Where images are drawn that are to be on ``device`` in the end: with the model, unless that is the CPU."""
+        """Where images are drawn that are to be on ``device`` in the end."""
         results_on = CallSettings(device=device).results_on
         return results_on if results_on.type == "cpu" else self.device
 

@@ -1,4 +1,4 @@
-"""A decorator for functions that share keyword arguments, which are written once and shown everywhere."""
+"""A decorator for functions that share keyword arguments, which are written once."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def _one_picture(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
-    """Draws the images and saves them in one picture, and in one file of arrays if that is wanted -> 0."""
+    """Saves the images in one picture, and in one file of arrays if that is wanted -> 0."""
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
@@ -134,13 +134,12 @@ def _one_picture(
 
 
 def _files(args: argparse.Namespace) -> list[Path]:
-    """The picture, and the file of arrays if one is wanted."""
     out = args.out or PICTURE
     return [out] if args.npz is None else [out, args.npz]
 
 
 def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
-    """Raises ValueError or OSError if the files can't be written, or the images not be shown, or not in this memory."""
+    """Raises ValueError or OSError if the files can't be written, or the images not be shown."""
     files = _files(args)
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")
@@ -176,7 +175,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 def _save(
     images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace, options: SamplingOptions
 ) -> tuple[list[Path], Exception | None]:
-    """Writes the files, one even if the other fails -> those that were written; why one was not."""
+    """Writes the files, one even if the other fails -> those written; why one was not."""
     drawn = labels if labels is None else labels[: len(images)].numpy()
     named = {"images": images.numpy(), "labels": drawn, "seed": args.seed, "checkpoint": args.checkpoint}
     arrays: Any = {name: value for name, value in (named | asdict(options)).items() if value is not None}

@@ -79,7 +79,7 @@ def run(
 
 
 def _preview(shards: Shards, classes: int) -> list[Path]:
-    """Makes a picture of the first images, if they are grey or have three colours -> its path in a list, or []."""
+    """Makes a picture of the first images, if they can be shown -> its path in a list, or []."""
     images = torch.from_numpy(shards.read(0)["images"])
     if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         return []

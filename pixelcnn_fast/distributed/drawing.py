@@ -29,7 +29,6 @@ PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or condition
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
-    """The values of the images of these numbers, or None if there are no values."""
     if values is None:
         return None
     if callable(values):
@@ -38,7 +37,7 @@ def of_images(values: PerImage | None, images: range) -> Tensor | None:
 
 
 def told_apart(values: PerImage | None, n: int) -> str | None:
-    """SHA-256 of the values of n images, or of what a function gives for some of them; None if there are no values."""
+    """SHA-256 of the values of n images, or of what a function gives for some."""
     if values is None:
         return None
     if not callable(values):
@@ -82,8 +81,8 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest. Raises ValueError for labels or conditions that are too many or
-        too few, and whatever drawing raises for arguments that it refuses."""
+        """All that decides n images, for the manifest. Raises ValueError for too many or too few labels or conditions,
+        and whatever drawing raises for arguments that it refuses."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(

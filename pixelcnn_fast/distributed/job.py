@@ -1,4 +1,4 @@
-"""``sample``: a job whose images are numbered and shared out in shards, so that any process may draw any of them."""
+"""``sample``: a job whose images are numbered and shared out, so that any process may draw any of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def sample(
 
 
 def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray:
-    """bool [shards]: which are there, once this rank and the folder are known to mean the same job."""
+    """bool [shards]: which are there, once this rank and the folder are known to mean one job."""
 
     def prepared() -> str:
         shards.prepare(settings)
@@ -101,7 +101,7 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
 def _share_out(
     there: np.ndarray, finish: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
 ) -> None:
-    """Finishes the shards, each by the process that is free first, and returns when the last is finished."""
+    """Finishes the shards, each by the process that is free first."""
     order = np.argsort(~there, kind="stable").tolist()  # those that are there come first, which takes no time
     n, known = shards.n, shards.count_images(there)
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
@@ -123,20 +123,15 @@ def _share_out(
                 finished(len(shards.images(order[number])))
             ranks.wait(lambda: finished() == n and ranks.count("agree") == ranks.size)
             if ranks.rank == 0:
-                _check_seen(shards, ranks)
+                limit = time.monotonic() + SEEN_WITHIN
+                ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
+                if missing := int((~shards.finished()).sum()):
+                    raise RuntimeError(
+                        f"{missing} of {shards.count} shards were written, but rank 0 does not see them in "
+                        f"{shards.folder}: is the folder shared by all machines?"
+                    )
         except KeyboardInterrupt:
             kept = shards.count_images(shards.finished())
             raise KeyboardInterrupt(
                 f"{kept} of {n} images are finished, in {shards.folder}; start it again to go on from there"
             ) from None
-
-
-def _check_seen(shards: Shards, ranks: Ranks) -> None:
-    """Raises RuntimeError unless rank 0 sees all shards in its folder."""
-    limit = time.monotonic() + SEEN_WITHIN
-    ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
-    if missing := int((~shards.finished()).sum()):
-        raise RuntimeError(
-            f"{missing} of {shards.count} shards were written, but rank 0 does not see them in {shards.folder}: is the "
-            "folder shared by all machines?"
-        )

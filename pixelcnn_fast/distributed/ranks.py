@@ -19,7 +19,7 @@ _jobs = itertools.count()  # a process may do several, one after the other
 
 
 class OwnStore:
-    """The store of a process that is alone: as much of torch.distributed's interface as is used here."""
+    """The store of a process that is alone."""
 
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
@@ -46,7 +46,7 @@ class Ranks:
         self._store = store
 
     def from_rank_0(self, make: Callable[[], str]) -> str:
-        """What ``make`` returns on rank 0, on every rank."""
+        """What ``make`` returns on rank 0."""
         if self.rank == 0:
             self._store.set("from rank 0", make())
         self.wait(lambda: self._store.check(["from rank 0"]))
@@ -100,11 +100,7 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 
 
 def common_name(rank: int, size: int, store: dist.Store) -> str:
-    """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
-
-    Each rank says hello with a name that it makes up. Rank 0 answers each hello with its own name, until all ranks have
-    heard that name in answer to their own hello.
-    """
+    """A new name on which all ranks agree, though the store may hold old ones, from before torchrun restarted them."""
     own = uuid.uuid4().hex
     if rank == 0:
 
@@ -126,11 +122,8 @@ def common_name(rank: int, size: int, store: dist.Store) -> str:
 
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
-    """Within the context, this process is one of a job's, and what is raised there is told to the others.
-
-    They are the processes of the default process group, if there is one; else those that torchrun, or whoever sets the
-    same environment variables, has started; else this one alone. backend: of a process group that is made here.
-    """
+    """Within the context, this process is one of a job's: of the default process group, if there is one, else of those
+    that torchrun has started, else alone. What is raised is told to the others. backend: of a new process group."""
     has_group = dist.is_available() and dist.is_initialized()
     makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)
     if has_group:

@@ -1,4 +1,4 @@
-"""The folder of a job: a manifest, which says what the job is, and numbered files of images, the shards."""
+"""The folder of a job: a manifest, which says what the job is, and files of images, the shards."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,7 @@ DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million
 
 
 class Shards:
-    """n images in files of ``size`` each, of which the last may have fewer. Files appear as a whole."""
+    """n images in files of ``size`` each, of which the last may have fewer."""
 
     def __init__(self, folder: Path, n: int, size: int, file_format: FileFormat) -> None:
         check_choice("file_format", file_format, FORMATS)
@@ -63,7 +64,7 @@ class Shards:
         return sum(len(self.images(shard)) for shard in np.flatnonzero(which).tolist())
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a shard's file, and the manifest if it is gone. Raises ValueError if the folder is another job's."""
+        """Writes a shard's file. Raises ValueError if the folder is another job's."""
         if self.settings:
             self._claim()
         with replacing(self.path(shard), through_links=False) as file:
@@ -150,24 +151,22 @@ class Shards:
             remove_if_left_behind(each)
 
     def _claim(self) -> bool:
-        """Writes the manifest, unless it is there -> whether it did. Raises ValueError if there is another job's."""
+        """Writes the manifest, unless there is one -> whether it did. Raises ValueError if it is another job's."""
         path = self.folder / MANIFEST
-        is_mine = not path.exists()
-        try:
-            if is_mine:
+        with suppress(FileExistsError):  # another job may begin at the same time
+            if not path.exists():
                 with replacing(path, through_links=False, replaces=False) as file:
                     file.write(json.dumps(self.settings, indent=2).encode() + b"\n")
-        except FileExistsError:  # another job has begun at the same time
-            is_mine = False
-        if not is_mine and (differing := differences(_read_manifest(path), self.settings)):
+                return True
+        if differing := differences(_read_manifest(path), self.settings):
             raise ValueError(
                 f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
                 "with it"
             )
-        return is_mine
+        return False
 
     def withdraw(self) -> None:
-        """Removes a manifest that this process has made, if there is no shard yet: other arguments may follow."""
+        """Removes its own manifest, if there is no shard yet, so that other arguments may follow."""
         if self._is_mine and not any(self.folder.glob("shard-*")):
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
@@ -176,7 +175,7 @@ class Shards:
 
 
 def _says_nothing_of_a_file(error: Exception) -> bool:
-    """Whether an error, of whatever kind a reader raises for bytes that it was not made for, has another cause."""
+    """Readers raise whatever they like for bytes that they were not made for."""
     return isinstance(error, (ImportError, MemoryError)) or getattr(error, "errno", None) in BUSY
 
 

@@ -1,4 +1,4 @@
-"""``Head``, the interface of what turns a model's output for a pixel, and noise, into values, and scores values."""
+"""``Head``, the interface of what turns a model's output and noise into values, and scores values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ EXAMPLES_OF_VALUES = 4
 class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
 
-    A pixel has D distributions of P parameters each: one for each image channel, or, if ``joint``, one for all. Each is
-    drawn with ``uniforms`` numbers of noise and gives c = C / D values. Derive from this class for a distribution of
-    your own; the runtimes 'reference' and 'eager' need nothing else.
+    A pixel has D distributions of P parameters: one for each image channel, or, if ``joint``, one. Each is drawn with
+    ``uniforms`` numbers of noise and gives c = C / D values. Derive from it for a distribution of your own.
     """
 
     # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
@@ -41,7 +40,7 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Takes back what a parent class says of how it draws from a class that draws or scores in its own way."""
+        """A class that draws or scores in its own way does not inherit what its parent says of that."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
@@ -69,9 +68,8 @@ class Head(ABC):
 
     @abstractmethod
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
-        """The head with its layout, read off the model's output for images of ``shape`` [N, C, H, W].
-        Raises UnknownLayout, with the alternatives, if none fits or several do.
-        """
+        """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises UnknownLayout,
+        with the alternatives, if none fits or several do."""
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
@@ -83,16 +81,15 @@ class Head(ABC):
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:
-        """The numbers that must be finite: the parameters, or, say, probabilities where logits may be infinite."""
+        """The numbers that must be finite: the parameters, or, say, probabilities."""
         return parameters
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
         """How far apart two tensors of parameters are, as distributions: what a program's check measures.
 
         one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], zero for the same
-        distribution, NaN where there is none. By default, the greatest difference for a few ``examples``: of
-        log-densities, relative where they are above 1, or for levels of probabilities. No large parameter may hide
-        others.
+        distribution, NaN where there is none. By default, the greatest difference of log-densities, or for levels of
+        probabilities, for a few ``examples``. No large parameter may hide others.
         """
         n, distributions, height, width, _ = one.shape
         found, generator = [], torch.Generator().manual_seed(0)
@@ -116,7 +113,7 @@ class Head(ABC):
                 )
 
     def misread(self, last_call: str) -> str | None:
-        """What to tell the user if the model's last call shows that the head misreads its output, else None."""
+        """What to tell the user if the model's last call shows that its output is misread, else None."""
         return None
 
     @final
@@ -169,7 +166,6 @@ class Head(ABC):
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
-    """The head with its layout, read off what the model gave for images of ``shape`` [N, C, H, W].
-    Raises UnknownLayout, with the alternatives, if none fits or several do, or if the output is not one tensor.
-    """
+    """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises UnknownLayout, with
+    the alternatives, if none fits or several do, or if it is not one tensor."""
     return head.resolved(picked(output, None), shape)

@@ -1,4 +1,4 @@
-"""``Categorical``: the head of models that give one logit per level of a sub-pixel, and what heads of levels share."""
+"""``Categorical``: the head of models that give one logit per level, and what heads of levels share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYOUTS: dict[Layout, str] = {
 
 
 class OfLevels(Head):
-    """A head whose values are levels, with one logit for each: parameters are logits [N, C, H, W, L]."""
+    """A head with one logit for each level: parameters are logits [N, C, H, W, L]."""
 
     levels: int
     of_logits = True
@@ -37,7 +37,7 @@ class OfLevels(Head):
 
     @classmethod
     def offered(cls, shape: tuple[int, ...]) -> str:
-        """What output for images of ``shape`` the head reads, to name where an output fits no other head."""
+        """What output for images of ``shape`` the head reads, for errors."""
         return ""
 
     def draw(
@@ -46,7 +46,7 @@ class OfLevels(Head):
         return drawing.draw(parameters, noise[..., 0], options)[..., None]
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """The total variation, of probabilities in float64, so that a level masked with -1e9 counts for nothing."""
+        """The total variation, in which a level masked with -1e9 counts for nothing."""
         return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
 
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:

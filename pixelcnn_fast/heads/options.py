@@ -1,6 +1,6 @@
 """The options of drawing: a new one is a field here, and drawing.py says what it does.
 
-csrc/headers.py writes C++'s struct of them from this file, which therefore imports only the standard library.
+C++'s struct of them is written from this file (csrc/headers.py), so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SamplingOptions:
 
 
 class OptionArguments(TypedDict, total=False):
-    """The options other than temperature as keyword arguments of ``Sampler.sample``, for type checkers."""
+    """The options other than temperature as keyword arguments, for type checkers."""
 
     top_k: int | None
     top_p: float | None

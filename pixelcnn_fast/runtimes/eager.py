@@ -30,19 +30,21 @@ class EagerRuntime(Runtime):
         caches = _Caches(self._program, n, self._conditions(self._program.condition_operands, job.given, n))
         for y in range(height):
             job.on_row(y)
-            caches.row_phase(y)
+            caches.compute_row(Phase.ROW, y)
             for x in range(width):
                 for draw in range(draws):
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, job.values[:, :, y, x], skip_output=not wanted)
                     if wanted:
-                        job.draw_pixel(y, x, draw, draws, caches.output(y, x, draw), self._head)
+                        found = caches.row(self._program.outputs[draw], y)[:, x]
+                        parameters = found.unflatten(-1, (-1, self._program.parameters))
+                        job.draw_pixel(y, x, draw, draws, parameters, self._head)
                 caches.pixel_phase(y, x, draws, job.values[:, :, y, x])
             caches.compute_row(Phase.FINISHED, y)
 
 
 class _Caches:
-    """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
+    """Rows of each value of one batch, and each instruction's sum over its row runs."""
 
     def __init__(self, program: PhasedProgram, n: int, conditions: dict[ConditionOperand, Tensor]) -> None:
         self._program, self._n = program, n
@@ -62,14 +64,8 @@ class _Caches:
         }
         self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
 
-    def row_phase(self, y: int) -> None:
-        """Computes what sees only rows above, and sums what others see of them."""
-        self.compute_row(Phase.ROW, y)
-        for i in self._partly:
-            self.sum_of_row(i, y)
-
     def compute_row(self, phase: Phase, y: int) -> None:
-        """Computes what a phase computes of the whole of row y."""
+        """Computes a phase of the whole of row y; the first also sums what others see of rows above."""
         for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
@@ -82,6 +78,8 @@ class _Caches:
                 around = _Around(self, y, x)
                 for i in group:
                     around.compute(i)
+        for i in self._partly if phase is Phase.ROW else ():
+            self.sum_of_row(i, y)
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
         """What an instruction's row runs add up to, for row y: [n, W, channels]."""
@@ -102,11 +100,6 @@ class _Caches:
         for i in self._after[after]:
             if i.out not in skipped:
                 around.compute(i)
-
-    def output(self, y: int, x: int, draw: int) -> Tensor:
-        """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
-        found = self.row(self._program.outputs[draw], y)[:, x]
-        return found.unflatten(-1, (-1, self._program.parameters))
 
     def _sum(
         self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
@@ -143,15 +136,13 @@ class _Caches:
 
 
 class _Around(Surroundings):
-    """The surroundings of pixel (y, x), [n, channels], or of a whole row if x is None, [n, W, channels], in the caches.
-    drawn: the values of the pixel, [n, C], if any may be read."""
+    """The surroundings of pixel (y, x), [n, channels], or if x is None of row y, [n, W, channels]. drawn: [n, C]."""
 
     def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
         self._caches, self._y, self._x, self._drawn = caches, y, x, drawn
         self.dtype = caches.dtype
 
     def compute(self, i: PhasedInstruction) -> None:
-        """Computes what an instruction gives here."""
         self._present = i
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)

@@ -1,4 +1,4 @@
-"""What a runtime is asked to do with one batch, and the drawing that the Python runtimes share."""
+"""What a runtime is asked to do with one batch, and how the Python runtimes draw."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Job:
         return replace(self, given=self.given.part(images), on_row=on_row, **tensors)
 
     def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
-        """Whether the parameters of draw ``draw`` of ``draws`` at pixel (y, x) are needed at all."""
+        """Whether the parameters of this draw at pixel (y, x) are needed at all."""
         if self.parameters is not None or self.known is None:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
     def draw_pixel(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
-        """Sets the values, known or drawn, of draw ``draw`` of ``draws`` at pixel (y, x). parameters: [n, d, P]."""
+        """Sets what a draw gives at pixel (y, x), known or drawn. parameters: [n, d, P]."""
         parameters = parameters.to(self.values.device)
         if self.parameters is not None:
             self.parameters[:, _part(self.parameters, draw, draws), y, x] = parameters
@@ -98,7 +98,7 @@ class Runtime(ABC):
     def run(self, job: Job) -> None: ...
 
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
-        """Makes ready whatever a batch of so many images needs. Raises RuntimeUnavailable, saying why, if it fails."""
+        """Makes ready what a batch of so many images needs. Raises RuntimeUnavailable, saying why."""
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Runs them in order -> each when it is finished. Their noise may be on any device."""

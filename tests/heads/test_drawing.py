@@ -18,7 +18,7 @@ from pixelcnn_fast.cli import sample as command
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.likelihood import nll
-from pixelcnn_fast.runtimes.pack import sampling_options
+from pixelcnn_fast.runtimes.native_program import sampling_options
 from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn
 

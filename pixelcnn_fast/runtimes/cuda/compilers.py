@@ -32,7 +32,7 @@ SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
 
 
 class Compiler(ABC):
-    """path: its file. str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
+    """str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,13 +48,12 @@ class Compiler(ABC):
 
     @abstractmethod
     def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
-        """Compiles ``SOURCE``, whose includes are keys of ``sources`` -> the cubin. Raises RuntimeUnavailable, saying
-        why."""
+        """Compiles ``SOURCE``, whose includes are keys of ``sources`` -> the cubin. Raises RuntimeUnavailable."""
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
     ) -> Generator[tuple[int, bytes], None, None]:
-        """Of several (architecture, options): the index of each, and its cubin, as they are done."""
+        """Of each (architecture, options) that is wanted: its index and its cubin, as they are done."""
         for index, (architecture, options) in enumerate(wanted):
             yield index, self.compiled(sources, architecture, options)
 
@@ -121,7 +120,7 @@ class Nvrtc(Compiler):
             try:
                 self._call("nvrtcCompileProgram", program, len(flags), _strings(flags))
             except RuntimeUnavailable as error:
-                why = _error(self._text(program, "nvrtcGetProgramLog")) or error.why
+                why = _first_error(self._text(program, "nvrtcGetProgramLog")) or error.why
                 raise RuntimeUnavailable(f"{self} can't compile the kernel: {why}") from error
             return self._text(program, "nvrtcGetCUBIN")
         finally:
@@ -194,7 +193,7 @@ class Nvcc(Compiler):
         except OSError as error:
             raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
         if done.returncode:
-            said = _error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
+            said = _first_error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
             asked = len(arguments) == 1
             what = f"does not answer {arguments[0]} (is it nvcc?)" if asked else "can't compile the kernel"
             raise RuntimeUnavailable(f"{self.path} {what}: {said}")
@@ -202,7 +201,7 @@ class Nvcc(Compiler):
 
 
 def _end_with(other_end: Connection) -> None:
-    """This process ends when the other end of a pipe is closed, or the process that has it is gone."""
+    """Ends this process when the other end of a pipe is closed, or gone with its process."""
 
     def wait() -> None:
         with suppress(EOFError, OSError):
@@ -214,7 +213,7 @@ def _end_with(other_end: Connection) -> None:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the context ends, and never reaches the processes that were started within."""
+    """Ctrl-C waits until the context ends, and never reaches processes that start within it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -231,8 +230,7 @@ def _digest(flags: Sequence[str]) -> str:
     return f"{zlib.crc32(' '.join(flags).encode()):08x}"
 
 
-def _error(log: bytes) -> str:
-    """The first error in it."""
+def _first_error(log: bytes) -> str:
     lines = [line.strip() for line in log.decode(errors="replace").strip("\0").splitlines()]
     return next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
 

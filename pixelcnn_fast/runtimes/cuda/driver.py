@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -77,10 +77,8 @@ def _call(name: str, *arguments: object) -> None:
 def version() -> int:
     """The newest CUDA version that the driver serves, such as 13000; 0 if there is no driver."""
     found = ctypes.c_int()
-    try:
+    with suppress(RuntimeUnavailable):
         _call("cuDriverGetVersion", ctypes.byref(found))
-    except RuntimeUnavailable:
-        return 0
     return found.value
 
 
@@ -126,9 +124,6 @@ class LoadedKernel:
     def clusters_at_once(self, how: Launch) -> int:
         """How many clusters the device runs at once; 0 where it has none."""
         count, config = ctypes.c_int(), configuration(how)
-        try:
-            with _current(self._device):
-                _call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
-        except RuntimeUnavailable:
-            return 0
+        with suppress(RuntimeUnavailable), _current(self._device):
+            _call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
         return count.value

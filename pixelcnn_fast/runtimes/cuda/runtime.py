@@ -33,7 +33,7 @@ from pixelcnn_fast.runtimes.cuda.kernels import (
 )
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
+from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
 
 MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}  # if precision= does not say another
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
@@ -56,7 +56,7 @@ def limits_of(device: torch.device) -> Limits:
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
+    """Why the CUDA runtime can't serve this program and head; None if it can."""
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
@@ -98,11 +98,8 @@ class DeviceJob:
 
 @dataclass
 class Launched:
-    """A job that the device is at work on.
-
-    results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; done: None
-    if the kernels run on the host; constants: kept until then, as the runtime may forget them.
-    """
+    """A job that the device is at work on. results: where each belongs, and what holds it once ``done`` has come; done:
+    None if the kernels run on the host; constants: kept until then, as the runtime may forget them."""
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
@@ -113,10 +110,7 @@ class Launched:
 
 class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks, as ``cost`` chooses.
-
-    precision: as for ``Sampler``. kernels, limits: for tests, which run the kernels on the host. Raises
-    RuntimeUnavailable, saying why, if it can't serve the program on this machine.
-    """
+    kernels, limits: for tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
 
     def __init__(
         self,
@@ -137,7 +131,7 @@ class CudaRuntime(Runtime):
             torch.cuda.current_device() if device.index is None else device.index
         )
         self._borrowed: list[Tensor] = []  # what the description refers to
-        self._description = described(program, head, self._borrowed, torch.float32)
+        self._description = native_program(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cost.cycles
         self._samplers: dict[Shape, Any] = {}  # each has a copy of the weights
         self._refused: set[Shape] = set()
@@ -157,7 +151,7 @@ class CudaRuntime(Runtime):
             self._finished(self._launched(job))
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The device goes on with the next job while the host stores the last. What preparing a job raises loses it."""
+        """The device goes on with the next job while the host stores one, which an error in preparing that loses."""
         before: Launched | None = None
         for job in jobs:
             launched = self._launched(job)
@@ -168,7 +162,7 @@ class CudaRuntime(Runtime):
             yield self._finished(before)
 
     def _launched(self, job: Job) -> Launched:
-        """Waits for nothing. What the device needs no longer afterwards, it reuses for the next job of this stream."""
+        """Waits for nothing. The next job of this stream reuses what the device no longer needs."""
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph can't capture a call that waits for its images: prepare a batch before it, and capture "
@@ -203,8 +197,8 @@ class CudaRuntime(Runtime):
         device, images = self._program.device, job.values.shape[0]
         sampler = self.sampler(shape := self.shape(images))
         operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, images)
-        conditions = [found[operand].float().reshape(-1) for operand in operands]
+        found = self._conditions(operands, job.given, images).values()
+        conditions = [x.float().reshape(-1) for x in found]
         there = replace(
             job,
             values=on_device(job.values, device, job.values.dtype),
@@ -233,7 +227,7 @@ class CudaRuntime(Runtime):
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
                 how, kernel = self._launch(batch.sampler, images), self._kernel(facts)
                 addresses = map(address, (batch.constants, batch.workspace, batch.error))
-                job = described_job(batch.job, batch.conditions)
+                job = native_job(batch.job, batch.conditions)
                 kernel.launch(how, batch.sampler.parameters(job, *addresses), stream)
 
     def _launch(self, sampler: Any, images: int) -> Launch:
@@ -241,7 +235,6 @@ class CudaRuntime(Runtime):
         return Launch(sampler.blocks(images), facts["threads"], facts["cluster"], facts["shared_bytes"])
 
     def _kernel(self, facts: dict[str, Any]) -> Kernel:
-        """The one that a plan is for."""
         return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
 
     def prepare(self, images: int) -> None:
@@ -269,8 +262,7 @@ class CudaRuntime(Runtime):
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
-        """By shapes: blocks of as few images as keep all multiprocessors busy, or of more; clusters that run at
-        once."""
+        """By shapes: blocks of as few images as keep all multiprocessors busy, or more; clusters that run at once."""
         multiprocessors, found = self._limits.multiprocessors, {}
         images = max(images, 1)
 
@@ -289,7 +281,7 @@ class CudaRuntime(Runtime):
 
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
-        """Those that there can be: what was planned for one image, and how many images' values memory holds."""
+        """Those that there can be: what was planned for one image, and how many images memory holds."""
         most = min(self._limits.largest_cluster, self._limits.multiprocessors)
         shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
         samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
@@ -326,17 +318,17 @@ class CudaRuntime(Runtime):
             return self._kernel(sampler.facts).clusters_at_once(self._launch(sampler, 1))
 
     def facts(self, images: int) -> dict[str, Any]:
-        """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""
+        """What was planned for a batch: sites, column steps, bytes of weights, values and memory."""
         return self.sampler(self.shape(images)).facts
 
     def largest_batch(self) -> int:
-        """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
+        """As many images as keep all multiprocessors busy, or as half of the free memory holds."""
         each = next(images for images in range(self._most_images, 0, -1) if self._fits(Shape(images)))
         most_in_memory = self._most_in_memory(self.sampler(Shape(1)))
         return max(1, min(each * self._limits.multiprocessors, most_in_memory))
 
     def _most_in_memory(self, sampler: Any) -> int:
-        """How many images half of the device's free memory holds, with what PyTorch keeps to use again."""
+        """How many images half of the free memory holds, with what PyTorch keeps."""
         device = self._program.device
         if device.type != "cuda":
             return sys.maxsize

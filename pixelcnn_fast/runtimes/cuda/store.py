@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 
 def why_not_kept(folder: Path) -> str | None:
-    """Why kernels can't be kept in a folder, which may still have to be made; None if they can."""
+    """Why kernels can't be kept in a folder, which need not be there yet; None if they can."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return f"{there} is not a folder"
@@ -55,7 +55,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 @cache
 def _temporary_folder() -> Path:
-    """This user's, with a name that the next process finds; where another user has taken that, one of this process."""
+    """This user's, as the next process finds it, or where another user has taken that, a new one."""
     user = getattr(os, "getuid", int)()
     found = Path(tempfile.gettempdir(), f"pixelcnn_fast-{user}")
     with suppress(OSError):
@@ -66,7 +66,7 @@ def _temporary_folder() -> Path:
 
 
 class Store:
-    """A folder of kernels of ``sources``, a digest. A file is a line of JSON, which describes the rest, and a cubin."""
+    """Kernels of ``sources``, a digest. A file is a line of JSON, which describes the rest, and a cubin."""
 
     def __init__(self, folder: Path, sources: str) -> None:
         self.folder, self._sources = folder, sources
@@ -92,17 +92,14 @@ class Store:
         return None
 
     def _why_not(self, line: bytes, name: str, cubin: bytes) -> str | None:
-        """Why a cubin that is said to be what the line tells is not that kernel; None if it is."""
+        """Why a cubin is not the kernel that the line describes; None if it is."""
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             about = json.loads(line)
             if about["sha256"] == hashlib.sha256(cubin).hexdigest():
                 if about["kernel"] != name:
                     return f"is the kernel {about['kernel']} under another name"
-                return (
-                    None
-                    if about["sources"] == self._sources
-                    else "was compiled from other sources than this version's"
-                )
+                is_same = about["sources"] == self._sources
+                return None if is_same else "was compiled from other sources than this version's"
         return "is damaged"
 
     def put(self, name: str, cubin: bytes) -> None:
@@ -175,7 +172,7 @@ def _say(what: str) -> None:
 
 
 def _in_background(make: Callable[[], T]) -> T:
-    """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
+    """What it returns, or raises; meanwhile this thread hears Ctrl-C."""
     made: Future[T] = Future()
 
     def run() -> None:
@@ -195,7 +192,7 @@ def _in_background(make: Callable[[], T]) -> T:
 
 
 def _let_end(thread: threading.Thread) -> None:
-    """A process that ends while a compiler is at work in it crashes. It waits; at another Ctrl-C it is gone at once."""
+    """A process that ends while it compiles would crash: it waits, and at another Ctrl-C is gone at once."""
     if thread.is_alive():
         _say("a CUDA kernel is still being compiled, and is kept for the next time; Ctrl-C gives that up")
     try:
