@@ -1,4 +1,4 @@
-"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost."""
+"""Runs one call of a sampler: its settings, its noise, and its batches."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run(
     settings: CallSettings,
     parameters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Fills ``values`` and ``parameters``, as in ``Job`` -> the images, and their log-probabilities [n] if wanted."""
+    """Fills ``values`` and ``parameters``, as in ``Job`` -> the images, and ln p [n] if wanted."""
     (n, _, height, _), finished = values.shape, 0
     scores = torch.zeros_like(values, dtype=torch.float64) if settings.log_probability else None
 
@@ -154,8 +154,8 @@ def check_count(n: object) -> None:
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64, which noise and log-probabilities are. Raises
-    ValueError that says ``what`` is there, why it can't be, and what to do ``instead``."""
+    """The device, with its number, once it is known to hold float64. Raises ValueError that says ``what`` is there, why
+    it can't be, and what to do ``instead``."""
     try:
         found = torch.empty(0, dtype=torch.float64, device=device).device
         if found.type == "meta":

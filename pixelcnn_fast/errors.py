@@ -1,4 +1,4 @@
-"""The library's own errors: one family, each of which is also of the built-in kind that it is most like."""
+"""The library's own errors, each of which is also of the built-in kind that it is most like."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UnknownLayout(PixelCNNFastError, ValueError):
 
 
 class NonFiniteLogits(PixelCNNFastError, ValueError):
-    """Some logits are NaN or infinite. location: the first (image, channel, row, column) where they are."""
+    """Logits are NaN or infinite. location: the first (image, channel, row, column) where they are."""
 
     def __init__(self, image: int, channel: int, row: int, column: int) -> None:
         self.location = (image, channel, row, column)
@@ -49,7 +49,7 @@ class ModelFailed(PixelCNNFastError, RuntimeError):
 
 
 class RuntimeUnavailable(PixelCNNFastError, RuntimeError):
-    """A runtime can't serve a model on this machine; ``runtime='auto'`` takes another. why: the reason."""
+    """A runtime can't serve a model on this machine; 'auto' takes another. why: the reason."""
 
     def __init__(self, why: str, runtime: str = "cuda") -> None:
         self.why, self.runtime = why, runtime
@@ -64,7 +64,7 @@ class CaptureMismatch(PixelCNNFastError, RuntimeError):
 
 
 class InvalidProgram(PixelCNNFastError, AssertionError):
-    """A pass, or capture, has made a program that breaks a rule. Never the user's fault: please report it."""
+    """A pass, or capture, has made a program that breaks a rule: please report it."""
 
 
 class CheckFailed(PixelCNNFastError, RuntimeError):
@@ -72,8 +72,7 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 
 
 class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run: ``images`` [finished, C, H, W], and ``log_probabilities`` [finished] if asked for, are
-    there. It is no PixelCNNFastError, which ``except Exception`` would swallow."""
+    """Ctrl-C stopped a run. images: [finished, C, H, W]; log_probabilities: [finished], or None."""
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
         super().__init__(images, wanted, log_probabilities)

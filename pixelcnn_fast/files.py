@@ -22,9 +22,8 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of ``path`` when the context ends without an error, and not before.
 
-    What is no regular file but, say, a pipe, is written directly. through_links: whether a link is followed; otherwise
-    the file takes the link's place, which is safe where others may write. replaces: whether a file may be there
-    already; otherwise FileExistsError is raised when the context ends.
+    What is no regular file but, say, a pipe, is written directly. through_links: whether links are followed, else they
+    are replaced. replaces: whether a file may be there already, else FileExistsError is raised when the context ends.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)

@@ -64,8 +64,8 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
 def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = None) -> Tensor:
     """Images -> their integer levels (int64, same shape).
 
-    levels: L, their number; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Nothing
-    is guessed from values. Floats are rounded, and must be levels in that form up to the rounding of float16.
+    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Floats are rounded,
+    and must be levels in that form up to the rounding of float16. Nothing is guessed from values.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -115,7 +115,7 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
 
 
 def other_forms(call: str, channels: int) -> str:
-    """Lines to paste if a model does not take uint8: the call for each other form, which is its %r."""
+    """Lines to paste if a model does not take uint8: the call, with each other form for %r."""
     forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
     forms += ["codes"] if channels == 1 else []
     lines = [f"  {call % form}  # {MEANINGS[form]}" for form in forms]

@@ -1,4 +1,4 @@
-"""The teacher-forced likelihood of images, from one forward, in nats or in bits per dimension."""
+"""The teacher-forced likelihood of images, in nats or in bits per dimension."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def nll(
     output: Output = None,
     **named: Tensor,
 ) -> Tensor:
-    """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable in the model's parameters.
+    """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable.
 
     images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model takes;
     it is called as ``model(images, *given, **named)``, without trailing Nones. The others are as for ``Sampler``.
     Raises ValueError for images in another form, naming the forms that fit; UnknownLayout (a ValueError), with the
-    alternatives, if the output fits no head or several; ModelFailed if the model raises when it is given uint8.
+    alternatives, if the output fits no head or several; ModelFailed if the model raises when given uint8.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
@@ -85,7 +85,7 @@ def bits_per_dim(
 
     loader yields images [N, C, H, W], or tuples (images, labels, ...): whatever the model takes by position, or None; a
     dict at the end holds what it takes by name. Tensors are moved to the model's device. The other arguments are as for
-    ``nll``. A copy of the model runs in eval mode, so that another thread may go on training it.
+    ``nll``. Another thread may go on training the model meanwhile.
     Raises ValueError if the loader yields no image, and what ``nll`` raises.
     """
     module = unwrapped(model)

@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def native() -> ModuleType | None:
-    """The compiled module, or None, of which ``why_not_native`` says why; PIXELCNN_FAST_NATIVE=0 leaves it alone."""
+    """The compiled module, or None, of which ``why_not_native`` says why."""
     return _load()[0]
 
 

@@ -52,7 +52,7 @@ def enlarged(size: Sequence[int]) -> int:
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: bool = True) -> None:
-    """Writes an array, uint8 [h, w, 3], as PNG, whatever the suffix. Raises ValueError for another array."""
+    """Writes an array, uint8 [h, w, 3], as PNG. Raises ValueError for another array."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
     from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
@@ -78,8 +78,7 @@ def chart(
     axis: str = "seconds",
     warning: str = "",
 ) -> None:
-    """Horizontal bars on one logarithmic axis, as PNG: a panel for each title, and a warning in red. Raises ValueError
-    if there is no bar, or if one is not positive."""
+    """Bars on one logarithmic axis, as PNG: a panel for each title. Raises ValueError if a bar is not positive."""
     seconds = [bar.seconds for bars in panels.values() for bar in bars]
     if not seconds or not all(s > 0 for s in seconds):
         raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")

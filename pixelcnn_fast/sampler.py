@@ -60,7 +60,7 @@ class Sampler(Apart):
     condition_shape: of a further tensor that the model takes, without its batch axis; by default (condition_channels,
     H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has such an argument, else
     last. condition_dtype: the model's own, which is the default unless the model raises then, or one of integers.
-    output: which part the head reads, if the model returns no tensor: a key, an index, an attribute or a function.
+    output: which part the head reads, if the model returns more: a key, an index, an attribute or a function.
     runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any causal
     one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused. Its causality
     is then tested on images that differ from some sub-pixel on, which takes about as long as drawing one image.
@@ -240,9 +240,9 @@ class Sampler(Apart):
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
         level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
-        images at once and on its device. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own, [n, D
-        * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability: return
-        (images, ln p [n] float64) of the sub-pixels drawn, at temperature 1 and with all levels.
+        images at once and on its device. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own
+        [n, D * uniforms, H, W], on any device; same noise, same image, whatever the batch size. log_probability:
+        return (images, ln p [n] float64) of the sub-pixels drawn, at temperature 1 and with all levels.
         device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar. condition: [n, ...].

@@ -1,4 +1,4 @@
-"""``sample``: draws images from a checkpoint and saves them, as one picture or as many files."""
+"""``sample``: saves images from a checkpoint, as one picture or as many files."""
 
 from __future__ import annotations
 
@@ -139,7 +139,6 @@ def _files(args: argparse.Namespace) -> list[Path]:
 
 
 def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
-    """Raises ValueError or OSError if the files can't be written, or the images not be shown."""
     files = _files(args)
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")

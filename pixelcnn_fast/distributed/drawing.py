@@ -24,7 +24,7 @@ from pixelcnn_fast.sampler import Sampler
 # Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
 WORKSPACE = 64 << 20
 MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
-TRIED = 100  # images for which functions of two runs are compared: so many from the first on, and as many spread evenly
+TRIED = 100  # images for which functions of two runs are compared, from the first on and spread evenly
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or conditions of numbered images
 
 
@@ -56,7 +56,7 @@ class DrawingArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the images of a job. What is drawn for an image depends on its number alone."""
+    """What a job draws. For each image, that depends on its number alone."""
 
     sampler: Sampler
     seed: int
@@ -66,7 +66,7 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """Draws the images of these numbers, calling ``check`` now and then -> the arrays of their file."""
+        """Draws these images, calling ``check`` now and then -> the arrays of their file."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
@@ -81,8 +81,7 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest. Raises ValueError for too many or too few labels or conditions,
-        and whatever drawing raises for arguments that it refuses."""
+        """All that decides n images, for the manifest. Raises ValueError for arguments that won't do."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(

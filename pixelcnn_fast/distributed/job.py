@@ -1,4 +1,4 @@
-"""``sample``: a job whose images are numbered and shared out, so that any process may draw any of them."""
+"""``sample``: a job of numbered images, of which any process may draw any."""
 
 from __future__ import annotations
 
@@ -42,22 +42,20 @@ def sample(
     progress: bool = False,
     **arguments: Unpack[DrawingArguments],
 ) -> None:
-    """Draws n images into files in ``folder``, with all other processes that call this. Returns when they are written.
+    """Draws n images into files in ``folder``, with all other processes that call this, and returns when all are there.
 
-    These are the processes of torch.distributed, or those that torchrun has started; without either, this one does it
-    all. Every process passes the same arguments, and a folder that all of them see.
+    These are the processes of torch.distributed, or those that torchrun has started, or this one alone. Every process
+    passes the same arguments, and a folder that all of them see.
 
     Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images`` [m, C, H,
     W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and ``log_probabilities`` float64
-    [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of
-    ``pixelcnn_fast.noise``, however many processes there are. A file appears as a whole: if a job was stopped, the same
-    call, on any number of processes, goes on with the missing shards.
+    [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of ``pixelcnn_fast.noise``.
+    Files appear as a whole: the same call, on any number of processes, goes on with those that are missing.
     labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
-    same for [n, *condition_shape]. shard_size: images in a file, after which a process takes the next. progress: show a
-    bar on rank 0, for the images of all processes. The other arguments are those of ``Sampler.sample``.
-    Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
-    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Of what a function
-    gives, some is compared with an earlier run. Ctrl-C raises a KeyboardInterrupt that says what is finished.
+    same for [n, *condition_shape]. shard_size: images in a file. progress: show a bar on rank 0. Others: as for
+    ``Sampler.sample``.
+    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that holds another job, naming
+    what differs; RuntimeError if another process has failed; a KeyboardInterrupt that says what is finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
@@ -84,7 +82,7 @@ def sample(
 
 
 def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray:
-    """bool [shards]: which are there, once this rank and the folder are known to mean one job."""
+    """bool [shards]: which are there, once all is known to be one job."""
 
     def prepared() -> str:
         shards.prepare(settings)

@@ -1,4 +1,4 @@
-"""The processes of a job, and what they tell each other, which goes through a small store: no image travels."""
+"""The processes of a job, and what they tell each other through a small store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Ranks:
         return self._store.get("from rank 0").decode()
 
     def next_number(self) -> int:
-        """0, 1, 2, ...: each number goes to one process. Raises RuntimeError as ``check`` does."""
+        """0, 1, 2, ...: each goes to one process. Raises RuntimeError as ``check`` does."""
         self.check()
         return self._store.add("number", 1) - 1
 
@@ -71,7 +71,7 @@ class Ranks:
             raise RuntimeError(self._store.get("failure").decode())
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Returns once ``done`` is true, however long that takes. Raises RuntimeError as ``check`` does."""
+        """Returns once ``done`` is true. Raises RuntimeError as ``check`` does."""
         _until(done, self.check)
 
     def fail(self, error: BaseException) -> None:
@@ -100,7 +100,7 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 
 
 def common_name(rank: int, size: int, store: dist.Store) -> str:
-    """A new name on which all ranks agree, though the store may hold old ones, from before torchrun restarted them."""
+    """A new name on which all ranks agree, whatever the store holds from before torchrun restarted them."""
     own = uuid.uuid4().hex
     if rank == 0:
 
@@ -122,8 +122,8 @@ def common_name(rank: int, size: int, store: dist.Store) -> str:
 
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
-    """Within the context, this process is one of a job's: of the default process group, if there is one, else of those
-    that torchrun has started, else alone. What is raised is told to the others. backend: of a new process group."""
+    """Within the context, this process is one of those of the default process group, if there is one, else of those
+    that torchrun has started, else alone. What is raised is told to the others."""
     has_group = dist.is_available() and dist.is_initialized()
     makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)
     if has_group:

@@ -1,4 +1,4 @@
-"""The folder of a job: a manifest, which says what the job is, and files of images, the shards."""
+"""The folder of a job: a manifest, which says what the job is, and the shards, files of images."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Shards:
             raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
 
     def remove_if_damaged(self, shard: int, expected: Mapping[str, np.ndarray]) -> bool:
-        """Removes a file whose headers are not those of ``expected``, such arrays of no images -> whether it did, with
-        a warning. Raises ValueError if there is a folder in the file's place."""
+        """Removes a file whose headers are not those of ``expected``, arrays of no images -> whether it did. Raises
+        ValueError if it is a folder."""
         path, n = self.path(shard), len(self.images(shard))
         kinds = {name: f"{x.dtype} {[n, *x.shape[1:]]}" for name, x in expected.items()}
         if path.is_dir():
@@ -138,8 +138,8 @@ class Shards:
         return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder and its manifest, or checks the one there is, and removes what killed processes have left.
-        Raises ValueError, naming what differs, if the folder holds another job."""
+        """Makes the folder and its manifest, and removes what killed processes have left. Raises ValueError, naming
+        what differs, if the folder holds another job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
@@ -151,7 +151,7 @@ class Shards:
             remove_if_left_behind(each)
 
     def _claim(self) -> bool:
-        """Writes the manifest, unless there is one -> whether it did. Raises ValueError if it is another job's."""
+        """Writes the manifest if there is none -> whether it did. Raises ValueError if it is another job's."""
         path = self.folder / MANIFEST
         with suppress(FileExistsError):  # another job may begin at the same time
             if not path.exists():
@@ -166,7 +166,7 @@ class Shards:
         return False
 
     def withdraw(self) -> None:
-        """Removes its own manifest, if there is no shard yet, so that other arguments may follow."""
+        """Removes its own manifest, if there is no shard yet: other arguments may follow."""
         if self._is_mine and not any(self.folder.glob("shard-*")):
             (self.folder / MANIFEST).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""``Head``, the interface of what turns a model's output and noise into values, and scores values."""
+"""``Head``, which turns a model's output and noise into values, and scores values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES_OF_VALUES = 4
 
 
 class Head(ABC):
-    """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
+    """How a model's output gives the distribution of each pixel's values, and how they are drawn.
 
     A pixel has D distributions of P parameters: one for each image channel, or, if ``joint``, one. Each is drawn with
     ``uniforms`` numbers of noise and gives c = C / D values. Derive from it for a distribution of your own.
@@ -40,7 +40,7 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A class that draws or scores in its own way does not inherit what its parent says of that."""
+        """What draws or scores in its own way does not inherit what its parent says of that."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
@@ -73,11 +73,11 @@ class Head(ABC):
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a known layout -> parameters [N, D, H, W, P]. channels: C. As it is captured together
-        with the model, it may make the calls of docs/supported_calls.md."""
+        """The model's output, in a known layout -> parameters [N, D, H, W, P]. channels: C. It is captured with the
+        model, and makes only calls of docs/supported_calls.md."""
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
-        """The head for a model in that dtype, for runs of a copy of the model in another one."""
+        """The head for a model in that dtype, of which a copy in another one is run."""
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class Head(ABC):
         return parameters
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """How far apart two tensors of parameters are, as distributions: what a program's check measures.
+        """How far apart the distributions of two tensors of parameters are.
 
-        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], zero for the same
-        distribution, NaN where there is none. By default, the greatest difference of log-densities, or for levels of
-        probabilities, for a few ``examples``. No large parameter may hide others.
+        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], NaN where there is
+        none. By default, the greatest difference of log-densities, or for levels of probabilities, for a few
+        ``examples``. No large parameter may hide others.
         """
         n, distributions, height, width, _ = one.shape
         found, generator = [], torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ class Head(ABC):
         return torch.stack(found).amax(0).double()
 
     def check_read(self, parameters: Tensor) -> None:
-        """Raises UnknownLayout, or warns, if parameters [N, D, H, W, P] of a model look unlike what the head reads."""
+        """Raises UnknownLayout, or warns, if parameters [N, D, H, W, P] are unlike what the head reads."""
         if self.of_logits and bool((parameters >= 0).all()):
             if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
                 raise UnknownLayout(
@@ -113,7 +113,7 @@ class Head(ABC):
                 )
 
     def misread(self, last_call: str) -> str | None:
-        """What to tell the user if the model's last call shows that its output is misread, else None."""
+        """What to tell the user if the model's last call shows that it is misread, else None."""
         return None
 
     @final
@@ -127,15 +127,15 @@ class Head(ABC):
     def draw(
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
     ) -> Tensor:
-        """Draws the values of distributions -> [..., c]; what is drawn in place of a known value does not matter.
+        """Draws the values of distributions -> [..., c].
 
         parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c]; known: bool [..., c], which
-        values are given: if one distribution gives several values, the others depend on them.
+        values are given: the others of a distribution may depend on them. What is drawn for them does not matter.
         """
 
     @abstractmethod
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """ln p of each value given those before it, float64: parameters [..., P], values [..., c] -> [..., c]."""
+        """ln p of each value given those before it: parameters [..., P], values [..., c] -> float64 [..., c]."""
 
     @abstractmethod
     def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -143,14 +143,14 @@ class Head(ABC):
 
     @abstractmethod
     def checked(self, values: Tensor) -> Tensor:
-        """Values that a user gave, any shape -> a copy in ``value_dtype``. Raises ValueError, saying why."""
+        """Values that a user gave -> a copy in ``value_dtype``. Raises ValueError, saying why."""
 
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:
         """Drawn values -> images as users get them, of the same shape."""
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """-ln p of whole images: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
+        """-ln p: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
         by_distribution = values.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
         return -self.log_probability(parameters, by_distribution).flatten(1).sum(1)
 

@@ -1,4 +1,4 @@
-"""``Categorical``: the head of models that give one logit per level, and what heads of levels share."""
+"""``Categorical``: the head of one logit per level, and what heads of levels share."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """The layout that the model gives as its ``logits_layout``, or None. It is asked for only where the output's shape
-    does not tell: for images of ``shape`` [..., H, W] that are as high and as wide as there are levels."""
+    """The layout that a model names as ``logits_layout``, or None, for images of ``shape`` [..., H, W] that are as high
+    and wide as there are levels, where the output's shape does not tell."""
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -99,7 +99,7 @@ class Categorical(OfLevels):
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 
     def expected(self, shape: tuple[int, ...]) -> list[int]:
-        """The output's shape for images of ``shape`` [N, C, H, W], in the layout that was given."""
+        """The output's shape for images of ``shape`` [N, C, H, W], in its layout."""
         assert self.layout is not None
         n, c, height, width = shape
         sizes = {"N": n, "C": c, "H": height, "W": width, "L": self.levels}

@@ -1,6 +1,6 @@
 """The options of drawing: a new one is a field here, and drawing.py says what it does.
 
-C++'s struct of them is written from this file (csrc/headers.py), so it imports the standard library only.
+C++'s struct of them is written from this file, which therefore imports the standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it, 1 / tem
 def option(
     default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None, native: Any = None
 ) -> Any:
-    """A field that is also a command-line argument, as ``parse`` reads it; native: what C++ has in place of None."""
+    """A field that is also a command-line argument; native: what C++ has in place of None."""
     native = default if native is None else native
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "native": native})
 

@@ -94,7 +94,7 @@ class _Caches:
         return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
-        """Computes at pixel (y, x) what waits for ``after`` of its draws. values: [n, C], drawn as far as that."""
+        """Computes at pixel (y, x) what waits for ``after`` draws. values: [n, C], as far as drawn."""
         around = _Around(self, y, x, values.to(self._program.device))
         skipped = self._program.outputs if skip_output else ()
         for i in self._after[after]:
@@ -136,7 +136,7 @@ class _Caches:
 
 
 class _Around(Surroundings):
-    """The surroundings of pixel (y, x), [n, channels], or if x is None of row y, [n, W, channels]. drawn: [n, C]."""
+    """Pixel (y, x), [n, channels], or if x is None row y, [n, W, channels]. drawn: [n, C]."""
 
     def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
         self._caches, self._y, self._x, self._drawn = caches, y, x, drawn

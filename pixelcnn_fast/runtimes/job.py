@@ -19,10 +19,10 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, to fill where they are not known; known: bool [n, C, H, W], or None;
-    noise: float64 [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to fill, or None; log_probability: float64 [n, C,
-    H, W], zeros, to fill where values are drawn, or None; on_row(y) is called before row y, and stops the run by
-    raising. All tensors are on the host, or all where the model is.
+    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool [n, C, H, W]; noise: float64 [n, U,
+    H, W] in [0, 1); parameters: [n, D, H, W, P] to fill; log_probability: float64 [n, C, H, W], zeros, to fill where
+    values are drawn; on_row(y) is called before row y, and stops the run by raising. All lie on the host, or with the
+    model.
     """
 
     values: Tensor
@@ -92,7 +92,7 @@ def _part(of: Tensor, draw: int, draws: int) -> slice:
 
 
 class Runtime(ABC):
-    """Executes jobs for one program and head. All give the same images for the same noise, up to rounding."""
+    """Executes jobs. All runtimes give the same images for the same noise, up to rounding."""
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

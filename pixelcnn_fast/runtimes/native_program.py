@@ -1,4 +1,4 @@
-"""Programs and jobs as the compiled runtimes read them, in the structs of program/schema.py."""
+"""Programs and jobs as the compiled runtimes read them: structs of program/schema.py."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sampling_options(options: SamplingOptions) -> SamplingOptions:
 
 
 def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
-    """As C++ reads it, with ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
+    """With ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
     return schema.Job(
         images=job.values.shape[0],
         values=address(job.values),
@@ -69,8 +69,8 @@ def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
 def native_program(
     program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype
 ) -> schema.Program:
-    """The program as C++ reads it, in which values are numbered anew, from 0, and tensors are addresses, since it is
-    built without PyTorch. Arrays are in ``dtype`` on the CPU, and ``borrowed`` keeps them alive."""
+    """Values are numbered anew, from 0. Tensors, on the CPU in ``dtype``, are given by address, as C++ is built without
+    PyTorch; ``borrowed`` keeps them alive."""
     number = {i.out: index for index, i in enumerate(program.instructions)}
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape

@@ -1,4 +1,4 @@
-"""Compiles kernels for GPUs that need not be there, with NVRTC, which PyTorch's CUDA wheels bring, or nvcc."""
+"""Compiles kernels, for GPUs that need not be there, with NVRTC or nvcc."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Compiler(ABC):
 
     @abstractmethod
     def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
-        """Compiles ``SOURCE``, whose includes are keys of ``sources`` -> the cubin. Raises RuntimeUnavailable."""
+        """Compiles ``SOURCE``, one of ``sources``, which it includes -> the cubin. Raises RuntimeUnavailable."""
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
@@ -129,7 +129,7 @@ class Nvrtc(Compiler):
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
     ) -> Generator[tuple[int, bytes], None, None]:
-        """In processes, as its threads wait for each other. They end with this one, and with the iterator."""
+        """In processes, as its threads wait for each other. They end with the iterator."""
         count = max(1, min(usable(), len(wanted)))
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
@@ -213,7 +213,7 @@ def _end_with(other_end: Connection) -> None:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the context ends, and never reaches processes that start within it."""
+    """Ctrl-C waits until the context ends, and never reaches processes from within."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -288,7 +288,7 @@ def _toolkits() -> list[str]:
 
 
 def nvcc() -> Nvcc | None:
-    """That of CUDACXX, and no other if it is set; of the toolkit in CUDA_HOME (/usr/local/cuda), or on the PATH."""
+    """That of CUDACXX; or, unless it is set, of CUDA_HOME (/usr/local/cuda), or on the PATH."""
     named = os.environ.get("CUDACXX")
     candidates = [named] if named else [*(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
     return next((Nvcc(Path(path)) for name in candidates if (path := shutil.which(name))), None)

@@ -1,7 +1,7 @@
 """Estimates how long the CUDA sampler takes for a batch, to choose how images share multiprocessors.
 
-A column step is a chain of records, while its weights come from L2. Clusters pay where weights are many, since their
-blocks wait for each other's values; where many blocks read at once, fewer may be faster.
+A column step is a chain of records, while its weights come from L2. Clusters pay where weights are many; where many
+blocks read at once, fewer may be faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONSTANTS = Constants()
 def cycles(
     facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int, by: Constants = CONSTANTS
 ) -> float:
-    """Of a block or cluster with so many images, among so many blocks. facts: ``CudaSampler.facts`` for one image."""
+    """Of a block or cluster with so many images. facts: ``CudaSampler.facts`` for one image."""
     l2_bytes = min(by.l2_bytes, by.l2_bytes_shared * max(1, multiprocessors / blocks))
     tiles = -(-images * facts["rows"] // TILE_SITES)
     multiplied = by.multiplied_fp32 if math == "fp32" else by.multiplied

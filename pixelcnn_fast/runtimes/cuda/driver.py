@@ -42,7 +42,7 @@ class Configuration(ctypes.Structure):
 
 
 class Launch(NamedTuple):
-    """blocks: in all, of so many threads, of so many blocks in a cluster; shared_bytes: of a block."""
+    """So many blocks of so many threads, of which ``cluster`` each are one; shared_bytes: of a block."""
 
     blocks: int
     threads: int
@@ -102,8 +102,8 @@ def _context(device: int) -> ctypes.c_void_p:
 
 
 class LoadedKernel:
-    """A kernel on a device. Raises RuntimeUnavailable where the driver does not take it, and then for each failure.
-    shared_bytes: the most that a block may have. It is set once, as threads with different plans share it."""
+    """A kernel on a device. Raises RuntimeUnavailable where the driver does not take it, and for each failure.
+    shared_bytes: the most that a block may have, set once, as threads with different plans share it."""
 
     def __init__(self, cubin: bytes, device: int, shared_bytes: int) -> None:
         self._device = device

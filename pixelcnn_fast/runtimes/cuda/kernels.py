@@ -202,6 +202,6 @@ def _ready_store(named: str) -> Store:
 
 
 def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:
-    """The largest whose machine code the GPU executes: of the same major version, no larger minor one."""
+    """The largest whose code the GPU executes: of its major version, no larger minor one."""
     major, minor = capability
     return max((arch for arch in known if arch // 10 == major and arch % 10 <= minor), default=None)

@@ -1,4 +1,4 @@
-"""The CUDA runtime: plans batches with the compiled module, and launches the kernels of csrc/cuda/kernels."""
+"""The CUDA runtime: plans batches, and launches the kernels of csrc/cuda/kernels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device offers: shared memory per block, multiprocessors, and the most blocks that can share images."""
+    """Shared memory per block, multiprocessors, and the most blocks that can share images."""
 
     shared_bytes: int
     multiprocessors: int
@@ -80,8 +80,7 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job whose tensors are on the device, with all the memory that it takes. conditions: one array, or none; error:
-    -1, or the location of the first logits that are not finite."""
+    """A job with all its memory on the device. error: -1, or the location of the first non-finite logits."""
 
     job: Job
     sampler: Any
@@ -98,8 +97,8 @@ class DeviceJob:
 
 @dataclass
 class Launched:
-    """A job that the device is at work on. results: where each belongs, and what holds it once ``done`` has come; done:
-    None if the kernels run on the host; constants: kept until then, as the runtime may forget them."""
+    """A job at work. results: where each belongs, and what holds it once ``done`` has come; done: None on the host;
+    constants: kept until then, as the runtime may forget them."""
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
@@ -109,8 +108,8 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with one block of threads for every few images, or with a cluster of blocks, as ``cost`` chooses.
-    kernels, limits: for tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
+    """Samples with a block, or a cluster of blocks, for every few images, as ``cost`` chooses. kernels, limits: for
+    tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
 
     def __init__(
         self,
@@ -151,7 +150,7 @@ class CudaRuntime(Runtime):
             self._finished(self._launched(job))
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The device goes on with the next job while the host stores one, which an error in preparing that loses."""
+        """The device goes on while the host stores one, which an error in preparing the next loses."""
         before: Launched | None = None
         for job in jobs:
             launched = self._launched(job)
@@ -219,7 +218,7 @@ class CudaRuntime(Runtime):
         )
 
     def enqueue(self, batch: DeviceJob) -> None:
-        """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
+        """Puts all on the current stream and waits for nothing: a CUDA graph can capture it."""
         with self._on_device():
             if images := batch.job.values.shape[0]:
                 facts, stream = batch.sampler.facts, 0
@@ -238,7 +237,7 @@ class CudaRuntime(Runtime):
         return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
 
     def prepare(self, images: int) -> None:
-        """Puts the kernel of such a batch, and its weights, on the device. Raises RuntimeUnavailable if it can't."""
+        """Puts the kernel of such a batch, and its weights, on the device; RuntimeUnavailable if it can't."""
         if images:
             with self._on_device():
                 self._kernel(self.sampler(shape := self.shape(images)).facts)
@@ -262,7 +261,7 @@ class CudaRuntime(Runtime):
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
-        """By shapes: blocks of as few images as keep all multiprocessors busy, or more; clusters that run at once."""
+        """By shapes: blocks of as few images as keep all busy, or more; clusters that run at once."""
         multiprocessors, found = self._limits.multiprocessors, {}
         images = max(images, 1)
 
@@ -281,14 +280,14 @@ class CudaRuntime(Runtime):
 
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
-        """Those that there can be: what was planned for one image, and how many images memory holds."""
+        """What was planned for one image, and how many images memory holds, for each size."""
         most = min(self._limits.largest_cluster, self._limits.multiprocessors)
         shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
         samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
         return [(sampler.facts, self._most_in_memory(sampler)) for sampler in samplers]
 
     def sampler(self, shape: Shape) -> Any:
-        """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
+        """For launches of this shape; raises ValueError where it doesn't fit."""
         if (found := self._samplers.get(shape)) is None:
             found = self._samplers[shape] = self._planned(shape)
             for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
@@ -346,7 +345,7 @@ class CudaRuntime(Runtime):
         return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/site_draws.h has encoded."""
+        """The (image, channel, row, column) that error_code() in site_draws.h has encoded."""
         pixel, found = code - 1, []
         for bits in (schema.LANE_BITS, schema.IMAGE_BITS, schema.CHANNEL_BITS):
             pixel, part = divmod(pixel, 1 << bits)

@@ -1,4 +1,4 @@
-"""Keeps compiled kernels on disk, and lets one process compile each of them while others wait."""
+"""Keeps compiled kernels on disk, each compiled by one process while others wait."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files. Raises
-    RuntimeUnavailable if the variable names the home of a user that there is not."""
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; without a home, among temporary files. Raises
+    RuntimeUnavailable if the variable names a user's home that there is not."""
     if named := os.environ.get("PIXELCNN_FAST_CACHE"):
         try:
             return Path(named).expanduser()
@@ -55,7 +55,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 @cache
 def _temporary_folder() -> Path:
-    """This user's, as the next process finds it, or where another user has taken that, a new one."""
+    """This user's, as the next process finds it, or a new one where another user has taken that."""
     user = getattr(os, "getuid", int)()
     found = Path(tempfile.gettempdir(), f"pixelcnn_fast-{user}")
     with suppress(OSError):
@@ -66,7 +66,7 @@ def _temporary_folder() -> Path:
 
 
 class Store:
-    """Kernels of ``sources``, a digest. A file is a line of JSON, which describes the rest, and a cubin."""
+    """Kernels of ``sources``, a digest. A file is a line of JSON on the rest, and a cubin."""
 
     def __init__(self, folder: Path, sources: str) -> None:
         self.folder, self._sources = folder, sources
@@ -75,7 +75,7 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def get(self, name: str, strict: bool = False) -> bytes | None:
-        """A kernel; None if it is not there. If it is of no use, None or, if ``strict``, RuntimeUnavailable."""
+        """A kernel; None if it is not there. Of no use, it is None or, if ``strict``, RuntimeUnavailable."""
         path = self.path(name)
         try:
             if path.exists() and not path.is_file():
@@ -139,7 +139,7 @@ class Store:
             return made, None
 
     def _lock(self, name: str, held: ExitStack) -> None:
-        """Gives the lock, until ``held`` is closed, to one thread of one process. Others wait for the kernel."""
+        """Gives the lock, until ``held`` is closed, to one thread of one process. Others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(_opened(self.path(name).with_suffix(".lock")))
         waits = False
@@ -192,7 +192,7 @@ def _in_background(make: Callable[[], T]) -> T:
 
 
 def _let_end(thread: threading.Thread) -> None:
-    """A process that ends while it compiles would crash: it waits, and at another Ctrl-C is gone at once."""
+    """Compiling crashes a process that ends: it waits, and at another Ctrl-C is gone at once."""
     if thread.is_alive():
         _say("a CUDA kernel is still being compiled, and is kept for the next time; Ctrl-C gives that up")
     try:
