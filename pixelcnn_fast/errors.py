@@ -71,7 +71,7 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
     """A sampler did not draw what the model gives for the noise, so its time means nothing."""
 
 
-class SamplingInterrupted(KeyboardInterrupt):
+class SamplingInterrupted(KeyboardInterrupt):  # so that no ``except Exception`` swallows it
     """Ctrl-C stopped a run. images: [finished, C, H, W]; log_probabilities: [finished], or None."""
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:

@@ -55,12 +55,12 @@ def sampling_options(options: SamplingOptions) -> SamplingOptions:
 def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
     """With ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
     return schema.Job(
+        options=sampling_options(job.options),
         images=job.values.shape[0],
         values=address(job.values),
         known=address(job.known),
         noise=address(job.noise),
         conditions=[*map(address, conditions)],
-        options=sampling_options(job.options),
         parameters=address(job.parameters),
         log_probability=address(job.log_probability),
     )

@@ -79,7 +79,8 @@ def version() -> int:
     found = ctypes.c_int()
     with suppress(RuntimeUnavailable):
         _call("cuDriverGetVersion", ctypes.byref(found))
-    return found.value
+        return found.value
+    return 0
 
 
 @contextmanager
@@ -126,4 +127,5 @@ class LoadedKernel:
         count, config = ctypes.c_int(), configuration(how)
         with suppress(RuntimeUnavailable), _current(self._device):
             _call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
-        return count.value
+            return count.value
+        return 0

@@ -84,7 +84,7 @@ class DeviceJob:
 
     job: Job
     sampler: Any
-    conditions: list[Tensor]
+    conditions: list[Tensor]  # one array, or none
     constants: Tensor
     workspace: Tensor
     error: Tensor
