@@ -91,7 +91,7 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
     found = json.loads(ranks.from_rank_0(prepared))
     if differing := differences(found["settings"], settings):
         raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
-    ranks.count("agree", 1)  # that they do the job of rank 0
+    ranks.count("agree", 1)  # this process does the job of rank 0
     finished = np.frombuffer(bytes.fromhex(found["finished"]), np.uint8)
     return np.unpackbits(finished, count=shards.count).astype(bool)
 

@@ -21,7 +21,8 @@ class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, and how they are drawn.
 
     A pixel has D distributions of P parameters: one for each image channel, or, if ``joint``, one. Each is drawn with
-    ``uniforms`` numbers of noise and gives c = C / D values. Derive from it for a distribution of your own.
+    ``uniforms`` numbers of noise and gives c = C / D values. Derive from this class for a distribution of your own; the
+    runtimes 'reference' and 'eager' need nothing else.
     """
 
     # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
