@@ -1,5 +1,4 @@
-"""Runs one call of a sampler: its settings, its noise, and its batches, of which none is lost when the call is
-ended."""
+"""Runs one call of a sampler: its settings, its noise, and its batches."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.engine import Engine
-from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import RuntimeName
@@ -24,7 +23,7 @@ from pixelcnn_fast.user_model.conditioning import checked_conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The keywords that jobs, ``sample`` and ``complete`` share, besides the options of drawing."""
+    """The keywords that jobs share with ``sample`` and ``complete``."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
@@ -38,14 +37,17 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(RunSettings):
-    """The keywords of ``sample`` and ``complete`` besides the options of drawing; jobs, which return nothing, have
-    fewer."""
+    """What ``sample`` and ``complete`` are told besides the options of drawing."""
 
+    labels: Tensor | None = None
+    generator: torch.Generator | None = None
+    noise: Tensor | None = None
+    log_probability: bool = False
     device: torch.device | str | None = None
 
     @cached_property
     def results_on(self) -> torch.device:
-        """The device on which results are to be. Raises ValueError if nothing can be there."""
+        """Raises ValueError if nothing can be there."""
         if self.device is None:
             return torch.device("cpu")
         return _usable(self.device, "device is", "without device=, results are on the CPU")
@@ -72,68 +74,67 @@ def run(
     engine: Engine,
     values: Tensor,
     known: Tensor | None,
-    labels: Tensor | None,
-    generator: torch.Generator | None,
-    noise: Tensor | None,
     options: SamplingOptions,
     settings: CallSettings,
-    *,
-    log_probability: Tensor | None = None,
     parameters: Tensor | None = None,
-) -> Tensor:
-    """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
+) -> tuple[Tensor, Tensor | None]:
+    """Fills ``values`` and ``parameters``, as in ``Job`` -> the images, and ln p [n] if wanted."""
     (n, _, height, _), finished = values.shape, 0
+    scores = torch.zeros_like(values, dtype=torch.float64) if settings.log_probability else None
+
+    def results() -> tuple[Tensor, Tensor | None]:
+        images = engine.model.as_images(values[:finished]).to(settings.results_on)
+        return images, None if scores is None else scores[:finished].sum((1, 2, 3)).to(images.device)
+
     try:
-        given = checked_conditioning(engine.model, labels, settings.condition, n)
-        shape = torch.Size((n, *noise_shape(engine)))
+        given = checked_conditioning(engine.model, settings.labels, settings.condition, n)
+        shape, noise = torch.Size((n, *noise_shape(engine))), settings.noise
         if noise is not None:
-            noise = _checked_noise(noise, shape, generator)
+            noise = _checked_noise(noise, shape)
         runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
         if noise is None:  # a call that is refused leaves the generator as it is
-            noise = _checked_noise(None, shape, generator)
+            noise = _drawn_noise(shape, settings.generator)
         if not isinstance(runtime, ReferenceRuntime):
             engine.verify_conditioning(given, parts)
+        whole = Job(
+            values=values,
+            noise=noise,
+            given=given,
+            options=options,
+            known=known,
+            parameters=parameters,
+            log_probability=scores,
+        )
         with (
             engine.model.in_use(),
             progress_bar(shown=settings.progress, total=n * height, unit="row") as bar,
         ):
 
             def job(part: slice) -> Job:
-                def on_row(y: int) -> None:
-                    bar.update(part.stop - part.start if y else 0)
-
-                return Job(
-                    values=values[part],
-                    known=None if known is None else known[part],
-                    noise=noise[part],
-                    given=given.part(part),
-                    options=options,
-                    parameters=None if parameters is None else parameters[part],
-                    log_probability=None if log_probability is None else log_probability[part],
-                    on_row=on_row,
-                )
+                return whole.part(part, on_row=lambda y: bar.update(part.stop - part.start if y else 0))
 
             for done in runtime.run_each(map(job, parts)):
                 finished += len(done.values)
                 bar.update(len(done.values))
     except BaseException as error:
-        images = engine.model.as_images(values[:finished]).to(settings.results_on)
-        scored = None
-        if log_probability is not None:
-            scored = log_probability[:finished].sum((1, 2, 3)).to(settings.results_on)
+        images, log_probabilities = results()
         if isinstance(error, NonFiniteLogits):
             error = error.moved(finished)
         elif isinstance(error, KeyboardInterrupt):
             error = SamplingInterrupted(images, n)
-        raise keeping(error, images, scored) from error.__cause__
-    return engine.model.as_images(values).to(settings.results_on)
+        # Not by setattr, which a user's own error may not allow.
+        vars(error).update(finished=finished, images=images, log_probabilities=log_probabilities)
+        raise error from error.__cause__
+    return results()
 
 
-def _checked_noise(noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-    if noise is None:
-        device = torch.device("cpu") if generator is None else generator.device
-        device = _usable(device, "generator is on", "pass one on the CPU")
-        return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+def _drawn_noise(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    device = torch.device("cpu") if generator is None else generator.device
+    device = _usable(device, "generator is on", "pass one on the CPU")
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+
+
+def _checked_noise(noise: Tensor, shape: torch.Size) -> Tensor:
     noise = torch.as_tensor(noise)
     _usable(noise.device, "noise is on", "pass it on the CPU")
     if noise.shape != shape or not noise.is_floating_point():
@@ -153,10 +154,8 @@ def check_count(n: object) -> None:
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64, which noise and log-probabilities are.
-
-    Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
-    """
+    """The device, with its number, once it is known to hold float64. Raises ValueError that says ``what`` is there, why
+    it can't be, and what to do ``instead``."""
     try:
         found = torch.empty(0, dtype=torch.float64, device=device).device
         if found.type == "meta":
@@ -171,6 +170,6 @@ Fields = TypeVar("Fields")
 
 
 def fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
-    """A dataclass of this kind, made from those of the arguments that are its fields."""
+    """A dataclass of this kind, from those of the arguments that are its fields."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
     return kind(**more, **{name: value for name, value in arguments.items() if name in names})

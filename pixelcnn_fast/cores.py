@@ -1,4 +1,4 @@
-"""The cores that this process may use, and how many threads PyTorch computes with where others have them."""
+"""The cores that this process may use, and PyTorch's threads where others have them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def as_cores_allow() -> Iterator[None]:
-    """Within the context, PyTorch computes with one thread if other processes have the cores, else with as many as
-    before."""
+    """Within the context, PyTorch computes with one thread if cores are taken."""
     with one_thread() if are_taken() else nullcontext():
         yield
 
 
 def are_taken() -> bool:
-    """Whether PyTorch's threads wait for cores that other processes have, as two trials find."""
+    """Whether PyTorch's threads wait for cores, as two trials find."""
     return torch.get_num_threads() > 1 and _must_wait() and _must_wait()
 
 

@@ -16,8 +16,7 @@ from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
 
 
 def report() -> str:
-    """The report, as several lines of text: versions, the compiled module, CUDA, threads, and which runtimes and
-    backends serve; where something is missing, also why, and what to do about it."""
+    """Lines of text on what serves here, and where something is missing, what to do about it."""
     no_triton = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
     sections = {
         f"pixelcnn_fast {version('pixelcnn_fast')}": {

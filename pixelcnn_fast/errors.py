@@ -1,15 +1,9 @@
-"""The library's own errors, which are one family, so that one ``except`` can catch them all.
-
-Each also derives from the built-in error that it is most like: ValueError for bad models and arguments, RuntimeError
-for failures while something runs, AssertionError for a bug in the library. Arguments that would be wrong for any model
-raise a plain ValueError.
-"""
+"""The library's own errors, each of which is also of the built-in kind that it is most like."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -31,10 +25,7 @@ class UnknownLayout(PixelCNNFastError, ValueError):
 
 
 class NonFiniteLogits(PixelCNNFastError, ValueError):
-    """The model gave NaN or infinite logits, so there is nothing to draw from.
-
-    location: (image, channel, row, column) of the first such sub-pixel.
-    """
+    """Logits are NaN or infinite. location: the first (image, channel, row, column) where they are."""
 
     def __init__(self, image: int, channel: int, row: int, column: int) -> None:
         self.location = (image, channel, row, column)
@@ -58,7 +49,7 @@ class ModelFailed(PixelCNNFastError, RuntimeError):
 
 
 class RuntimeUnavailable(PixelCNNFastError, RuntimeError):
-    """A runtime can't serve a model on this machine; ``runtime='auto'`` takes another one. why: the reason alone."""
+    """A runtime can't serve a model on this machine; 'auto' takes another. why: the reason."""
 
     def __init__(self, why: str, runtime: str = "cuda") -> None:
         self.why, self.runtime = why, runtime
@@ -73,19 +64,15 @@ class CaptureMismatch(PixelCNNFastError, RuntimeError):
 
 
 class InvalidProgram(PixelCNNFastError, AssertionError):
-    """A pass, or capture, has made a program that breaks a rule. Never the user's fault: please report it."""
+    """A pass, or capture, has made a program that breaks a rule: please report it."""
 
 
 class CheckFailed(PixelCNNFastError, RuntimeError):
     """A sampler did not draw what the model gives for the noise, so its time means nothing."""
 
 
-class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run: ``images`` [finished, C, H, W] are those that were finished, and ``log_probabilities``
-    [finished] are theirs, if they were asked for.
-
-    It is not a PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
-    """
+class SamplingInterrupted(KeyboardInterrupt):  # so that no ``except Exception`` swallows it
+    """Ctrl-C stopped a run. images: [finished, C, H, W]; log_probabilities: [finished], or None."""
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
         super().__init__(images, wanted, log_probabilities)
@@ -93,20 +80,6 @@ class SamplingInterrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return f"sampling was interrupted: {self.finished} of {self.args[1]} images are finished"
-
-
-Error = TypeVar("Error", bound=BaseException)
-
-
-def keeping(error: Error, images: Tensor, log_probabilities: Tensor | None) -> Error:
-    """Attaches the images that were finished to the error that ended a run of sampling -> the same error.
-
-    Its attributes are then ``finished``, how many there are; ``images`` [finished, C, H, W]; ``log_probabilities``
-    [finished], or None if they were not asked for.
-    """
-    # Not by setattr, which a user's own error may not allow.
-    vars(error).update(finished=len(images), images=images, log_probabilities=log_probabilities)
-    return error
 
 
 @contextmanager

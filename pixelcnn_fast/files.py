@@ -20,12 +20,10 @@ LEFT_BEHIND = 60  # seconds after which an unfinished file counts as left behind
 def replacing(
     path: str | os.PathLike[str], through_links: bool = True, replaces: bool = True
 ) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of ``path`` when the context ends without an error.
+    """A new file to write, which takes the place of ``path`` when the context ends without an error, and not before.
 
-    Until then, and if anything goes wrong, such as a full disk or Ctrl-C, ``path`` is as it was. If it is no regular
-    file but, say, a pipe, it is written directly. through_links: whether a link is followed to where it leads;
-    otherwise the file takes the link's place, which is safe where others may write. replaces: whether a file may be
-    there already; otherwise FileExistsError is raised when the context ends.
+    What is no regular file but, say, a pipe, is written directly. through_links: whether links are followed, else they
+    are replaced. replaces: whether a file may be there already, else FileExistsError is raised when the context ends.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)
@@ -39,7 +37,11 @@ def replacing(
             file.flush()
             os.fsync(file.fileno())
         if not replaces:
-            _name_if_free(unfinished, path)
+            try:
+                os.link(unfinished, path)
+            except OSError:  # the name is taken, as opening it will say, or the file system has no links
+                with path.open("xb") as file:
+                    file.write(unfinished.read_bytes())
             return
         if path.is_file() and not path.is_symlink():
             shutil.copymode(path, unfinished)
@@ -53,15 +55,6 @@ def replacing(
             unfinished.unlink(missing_ok=True)
 
 
-def _name_if_free(unfinished: Path, path: Path) -> None:
-    """Gives a file its name. Raises FileExistsError if another has it."""
-    try:
-        os.link(unfinished, path)
-    except OSError:  # the name is taken, as opening it will say, or the file system has no links
-        with path.open("xb") as file:
-            file.write(unfinished.read_bytes())
-
-
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """Writes a text as UTF-8, as ``replacing`` does."""
     with replacing(path) as file:
@@ -69,7 +62,7 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError if ``replacing`` could not write there: to find out before the work, not after it."""
+    """Raises OSError if ``replacing`` could not write there: before the work, not after it."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")

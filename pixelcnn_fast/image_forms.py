@@ -1,4 +1,4 @@
-"""The forms in which models take images, how they are made from levels, and how levels are read from them."""
+"""The forms in which models take images, made from levels and read as levels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_levels(images: Tensor, levels: int) -> None:
-    """images: integers of any shape. Raises ValueError unless all of them are levels, 0...levels-1."""
+    """Raises ValueError unless all of these integers are levels, 0...levels-1."""
     if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < levels:
         raise ValueError(f"levels span {int(images.min())}...{int(images.max())}, expected 0...{levels - 1}")
 
@@ -49,10 +49,8 @@ def with_channels(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype) -> Tensor:
-    """images: integer levels [N, C, H, W] -> images in this form: [N, C, H, W], or [N, H, W] for 'codes'.
-
-    levels: L, their number; dtype: what the floating-point forms are in.
-    """
+    """Integer levels [N, C, H, W] -> images in this form: [N, C, H, W], or [N, H, W] for 'codes'. levels: L, their
+    number; dtype: what the floating-point forms are in."""
     if form in INTEGER_FORMS:
         images = images.to(INTEGER_FORMS[form])
         return images[:, 0] if form == "codes" else images
@@ -66,9 +64,8 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
 def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = None) -> Tensor:
     """Images -> their integer levels (int64, same shape).
 
-    levels: L, their number; image_form: the form that they are in, as for ``Sampler``; None: they are integers, which
-    are levels. Nothing is guessed from values. Floats must be levels in that form, up to the rounding of float16, and
-    are rounded, as truncation is wrong for most levels.
+    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Floats are rounded,
+    and must be levels in that form up to the rounding of float16. Nothing is guessed from values.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -82,8 +79,12 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
             f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, are to be "
             "made from one of these forms by the model itself, and a dtype needs digits enough"
         )
+        span = ""
+        if images.numel() and not images.is_complex():
+            span = f" that span {images.min().item():.7g}...{images.max().item():.7g}"
         raise ValueError(
-            f"the images are {_described(images)}, which is not what was expected: {expected}, with L = {levels}. "
+            f"the images are {images.dtype} {list(images.shape)}{span}, which is not what was "
+            f"expected: {expected}, with L = {levels}. "
             f"{fits if fitting else fits_none}"
         )
     return found
@@ -113,16 +114,8 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
     return found if not found.numel() or 0 <= int(found.min()) <= int(found.max()) < levels else None
 
 
-def _described(images: Tensor) -> str:
-    """The images' dtype, shape and range, for messages."""
-    span = ""
-    if images.numel() and not images.is_complex():
-        span = f" that span {images.min().item():.7g}...{images.max().item():.7g}"
-    return f"{images.dtype} {list(images.shape)}{span}"
-
-
 def other_forms(call: str, channels: int) -> str:
-    """Lines to paste if a model does not take uint8: the call for each other form, which takes the place of its %r."""
+    """Lines to paste if a model does not take uint8: the call, with each other form for %r."""
     forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
     forms += ["codes"] if channels == 1 else []
     lines = [f"  {call % form}  # {MEANINGS[form]}" for form in forms]

@@ -1,4 +1,4 @@
-"""The teacher-forced likelihood of images, from one forward of a model, in nats or in bits per dimension."""
+"""The teacher-forced likelihood of images, in nats or in bits per dimension."""
 
 from __future__ import annotations
 
@@ -33,15 +33,12 @@ def nll(
     output: Output = None,
     **named: Tensor,
 ) -> Tensor:
-    """Teacher-forced negative log-likelihood of each image, in nats.
+    """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable.
 
     images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model takes;
-    it is called as ``model(images, *given, **named)``, without trailing Nones. image_form: the form in which the images
-    are, head: how the output is read, levels: how many there are, output: which part of what the model returns is
-    read, all as for ``Sampler`` -> [N], differentiable in the model's parameters.
-    Raises ValueError for images that are not in that form, naming the forms that fit; UnknownLayout (a ValueError),
-    with the alternatives, if the output fits no head or several; ModelFailed, with the other forms, if the model raises
-    when it is given uint8.
+    it is called as ``model(images, *given, **named)``, without trailing Nones. The others are as for ``Sampler``.
+    Raises ValueError for images in another form, naming the forms that fit; UnknownLayout (a ValueError), with the
+    alternatives, if the output fits no head or several; ModelFailed if the model raises when given uint8.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
@@ -86,10 +83,9 @@ def bits_per_dim(
 ) -> float:
     """Mean negative log-likelihood over a data set, in bits per sub-pixel; exact for batches of unequal size.
 
-    loader yields images [N, C, H, W], or tuples (images, labels), (images, labels, condition): whatever the model takes
-    by position, None where it takes nothing; a dict at the end holds what it takes by name. Tensors are moved to the
-    model's device. The other arguments are as for ``nll``. A copy of the model runs in eval mode, so that another
-    thread may go on training it.
+    loader yields images [N, C, H, W], or tuples (images, labels, ...): whatever the model takes by position, or None; a
+    dict at the end holds what it takes by name. Tensors are moved to the model's device. The other arguments are as for
+    ``nll``. Another thread may go on training the model meanwhile.
     Raises ValueError if the loader yields no image, and what ``nll`` raises.
     """
     module = unwrapped(model)

@@ -11,15 +11,12 @@ from types import ModuleType
 
 
 def native() -> ModuleType | None:
-    """The compiled module, or None, of which ``why_not_native`` says why. Everything that uses the module asks here.
-
-    With PIXELCNN_FAST_NATIVE=0 in the environment it is left alone, as if it had not been built.
-    """
+    """The compiled module, or None, of which ``why_not_native`` says why."""
     return _load()[0]
 
 
 def required() -> ModuleType:
-    """The compiled module, for callers that need it. Raises RuntimeError, saying why, if it is missing."""
+    """The compiled module. Raises RuntimeError, saying why, if it is missing."""
     module, why_not = _load()
     if module is None:
         raise RuntimeError(why_not)

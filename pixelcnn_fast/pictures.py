@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,8 @@ BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Images side by side, in reading order -> uint8 [h, w, 3].
 
-    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel;
-    gap: image pixels between neighbours. The last row may be short.
-    Raises ValueError for any other shape or dtype, for n = 0, and for columns or scale below 1.
+    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel; gap: image
+    pixels between neighbours. Raises ValueError for any other shape or dtype, n = 0, and columns or scale below 1.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         raise ValueError(
@@ -43,20 +42,17 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np
 
 
 def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str], through_links: bool = True) -> None:
-    """Writes ``image_grid`` as a PNG, small images enlarged. Errors are those of ``image_grid`` and ``save_png``."""
+    """Writes ``image_grid`` as a PNG, small images enlarged."""
     save_png(image_grid(images, columns, enlarged(images.shape[2:])), path, through_links)
 
 
 def enlarged(size: Sequence[int]) -> int:
-    """How many screen pixels each pixel of an image takes, so that a small image is easily seen. size: (H, W)."""
+    """How many screen pixels each pixel of an image of this size, (H, W), takes to be seen."""
     return max(1, EASILY_SEEN // max(size))
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: bool = True) -> None:
-    """Writes an array, uint8 [h, w, 3], as PNG, whatever the file's suffix. through_links: as for ``replacing``.
-
-    Raises ValueError for another array.
-    """
+    """Writes an array, uint8 [h, w, 3], as PNG. Raises ValueError for another array."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
     from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
@@ -67,7 +63,7 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: boo
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: ``seconds`` long, with ``note`` at its end; hatched if it is an estimate."""
+    """One bar, ``seconds`` long, with ``note`` at its end; hatched if it is an estimate."""
 
     label: str
     seconds: float
@@ -75,48 +71,36 @@ class Bar:
     estimated: bool = False
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Bars below each other, with a title."""
-
-    title: str
-    bars: Sequence[Bar]
-
-
 def chart(
-    panels: Sequence[Panel],
+    panels: Mapping[str, Sequence[Bar]],
     path: str | os.PathLike[str],
     title: str,
     axis: str = "seconds",
     warning: str = "",
 ) -> None:
-    """Horizontal bars on a logarithmic axis that all panels share, one panel below the other, as PNG.
-
-    warning: a line below the bars, in red.
-    Raises ValueError if there is no bar, or if one is not positive.
-    """
-    seconds = [bar.seconds for panel in panels for bar in panel.bars]
+    """Bars on one logarithmic axis, as PNG: a panel for each title. Raises ValueError if a bar is not positive."""
+    seconds = [bar.seconds for bars in panels.values() for bar in bars]
     if not seconds or not all(s > 0 for s in seconds):
         raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")
     from matplotlib.figure import Figure
 
-    rows = [len(panel.bars) for panel in panels]
+    rows = [len(bars) for bars in panels.values()]
     figure = Figure(figsize=(9, 1.2 + sum(0.46 * n + 0.75 for n in rows)), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     if warning:
         figure.supxlabel(warning, x=0.01, ha="left", fontsize=9.5, color="#c1121f")
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for index, bar in enumerate(panel.bars):
+    for axes, (heading, bars) in zip(all_axes, panels.items(), strict=True):
+        for index, bar in enumerate(bars):
             colour = BAR_COLOURS[index % len(BAR_COLOURS)]
             hatch = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if bar.estimated else {}
             axes.barh(index, bar.seconds, height=0.68, color=colour, **hatch)
             axes.annotate(
                 bar.note, (bar.seconds, index), (6, 0), textcoords="offset points", va="center", fontsize=9.5
             )
-        axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=9.5)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=9.5)
         axes.invert_yaxis()
-        axes.set_title(panel.title, loc="left", fontsize=10.5)
+        axes.set_title(heading, loc="left", fontsize=10.5)
         axes.set_xscale("log")
         room_for_notes = 2 * (max(seconds) / min(seconds)) ** 0.25
         axes.set_xlim(min(seconds) / 3, max(seconds) * room_for_notes)

@@ -1,4 +1,4 @@
-"""Progress bars, which need tqdm only where one is shown: a GPU machine without network may lack it."""
+"""Progress bars, which need tqdm only where one is shown: a GPU machine may lack it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Hidden:
-    """A bar that shows nothing, with as much of tqdm's interface as is used here."""
+    """A bar that shows nothing, with what is used of tqdm's interface."""
 
     n = 0
 
@@ -28,7 +28,7 @@ class Hidden:
 
 
 def progress_bar(items: Iterable[Any] = (), *, shown: bool, **options: Any) -> Hidden:
-    """A bar for the items, or for those that ``update`` counts; ``shown`` or not. options: those of tqdm."""
+    """A bar for the items, or for those that ``update`` counts. options: those of tqdm."""
     if not shown:
         return Hidden(items)
     from tqdm import tqdm

@@ -1,11 +1,9 @@
-"""The sampler, which is what a user calls: it captures a model once, and then samples, completes or teacher-forces
-batches."""
+"""The sampler, which captures a model once, and then samples, completes or teacher-forces batches."""
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, overload
@@ -48,40 +46,30 @@ _telling = threading.Lock()
 class Sampler(Apart):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
-    model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
-    head reads. The sampler works on a copy in eval mode, on every runtime: the model itself is not touched, and after
-    more training, ``refresh`` takes its new weights. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken
-    off first, and autocast around a call is ignored.
-    shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
-    ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
-    layout that fits the output's shape.
-    precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
-    where memory bandwidth is the limit or the processor multiplies bf16), or on a GPU also 'fp16', which keeps three
-    bits more.
-    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward needs
-    something besides images and the condition. Labels are 0...K-1, where K is ``n_classes`` or is found by trying.
-    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
-    (int64 [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: the shape of a further tensor that the model takes, without its batch axis, such as
-    (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
-    tensor is passed as ``condition=`` if the model's forward has such an argument, else last. condition_dtype: the
-    dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
-    unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
-    tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
-    runtime: what 'auto' stands for in ``sample``, ``complete`` and ``logits``; by default the fastest that works. With
-    'reference', the model is not captured and may be any causal one, with attention, pooling or strides: each draw is
-    a full forward, and other runtimes are refused. Whether it is causal, and which channels are drawn together, is
-    then tested on images that differ from some sub-pixel on. That takes about as long as drawing one image, and misses
-    a leak that shows in none of them.
+    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The sampler
+    works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as ``DataParallel`` or
+    ``torch.compile`` are taken off, and autocast is ignored.
+    shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by default
+    one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits.
+    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory is the limit
+    or the processor multiplies bf16; or on a GPU 'fp16', which keeps three bits more. Sums stay float32.
+    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by default, if
+    it has ``n_classes`` or if its forward needs something besides images and the condition.
+    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or
+    in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: of a further tensor that the model takes, without its batch axis; by default (condition_channels,
+    H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has such an argument, else
+    last. condition_dtype: the model's own, which is the default unless the model raises then, or one of integers.
+    output: which part the head reads, if the model returns more: a key, an index, an attribute or a function.
+    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any causal
+    one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused. Its causality
+    is then tested on images that differ from some sub-pixel on, which takes about as long as drawing one image.
 
-    PyTorch's, Python's and NumPy's generators are put back when it is built, so that random numbers which other threads
-    draw meanwhile may come twice.
-
-    Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
-    later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
-    has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
-    UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the program's
-    distributions differ from the model's on other random images, conditions and batch sizes.
+    Building it puts back the generators of PyTorch, Python and NumPy: other threads may draw the same numbers twice.
+    Raises ModelFailed if the model itself raises; NotCausal if an output sees its own or a later pixel, naming the
+    layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that has no place in a causal
+    program, naming module and call, or an output that depends on other images or chance; UnknownLayout, with the
+    alternatives, if the output fits no head or several; CaptureMismatch if the program computes something else.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -110,19 +98,14 @@ class Sampler(Apart):
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of a copy, or of a pickle, which stands alone: it does not know the model any more."""
+        """A copy, or a pickle, stands alone: it does not know the model any more."""
         return {**self.__dict__, "_changes": None}
 
     def __repr__(self) -> str:
         model, engine = self._engine.model, self._engine
         channels, height, width = self.shape
-        labels = (
-            ""
-            if not model.conditional
-            else f", labels 0...{n - 1}"
-            if (n := model.labels.classes)
-            else ", labels"
-        )
+        classes = f" 0...{n - 1}" if (n := model.labels.classes) else ""
+        labels = f", labels{classes}" if model.conditional else ""
         condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
         size = "" if engine.compiled is None else f", {engine.listing.weight_bytes / 1e6:.3g} MB of weights"
@@ -157,41 +140,32 @@ class Sampler(Apart):
         return self._engine.model.dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the tensors that the model's
-        forward reads and what it computes of them, how it takes images and how it is read. It is the same on all
-        devices on which PyTorch makes the same calls."""
+        """SHA-256 of what decides the images besides the arguments of ``sample``: what the forward reads and computes.
+        It is the same on all devices on which PyTorch makes the same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
-        """Some of what the model gives for one fixed image, which differs by rounding between devices; None if the
-        sampler came out of a pickle without its module."""
+        """Some of what the model gives for one fixed image, but for rounding; None after a pickle without a module."""
         return self._engine.probe()
 
     @property
     def program(self) -> ProgramListing:
-        """What the runtime that 'auto' stands for executes, to print or to ask for its costs. Raises RuntimeError with
-        runtime='reference'."""
+        """What 'auto' executes, to print or to ask for its costs; RuntimeError with runtime='reference'."""
         return self._engine.listing
 
     # -- the model's present weights
 
     def refresh(self, model: nn.Module | None = None) -> Sampler:
-        """Takes the model's present weights -> itself.
+        """Takes the model's present weights, in a few percent of the time of building a sampler -> itself.
 
-        The model is not captured again, which takes a few percent of the time of building a sampler (the first two
-        times, more): for training loops that sample after every step. If parts of it do more in ``train()`` or
-        ``eval()`` than to set the mode, such as merge weights, a copy of it is taken into eval mode each time. If a
-        number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
-        matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, the sampler is built
-        anew, with a warning. Where Python reads numbers, be it a hook that logs them, some more forwards are recorded.
-        With runtime='reference', causality is tested again, at some pixels. What a forward reads that the model does
-        not hold, as a global number, is not seen to change. Samples that other threads are drawing are still from the
-        weights that they began with. Where the GPU turned out to be of no use, which may have been for lack of memory,
-        'auto' tries it again.
-        model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
-        now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
-        Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
-        sampler stays as it was.
+        If a number, a function or a hook that the model holds is another, one forward is recorded to find out whether
+        that matters. If it does, or if a weight that was zero no longer is, the sampler is built anew, with a warning.
+        Parts whose ``train()`` or ``eval()`` do more than set the mode are copied into eval mode each time. What a
+        forward reads that the model does not hold, as a global number, is not seen to change. Samples that other
+        threads are drawing are still from the weights that they began with.
+        model: another one of the same kind, such as a moving average, from which it draws from now on; by default the
+        one that it knows. A copy, or what comes out of a pickle, knows none.
+        Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
         known = None if self._changes is None else self._changes.model
         model = known if model is None else model
@@ -200,23 +174,20 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with gc_paused(), torch.inference_mode(False):
-            self._take(model)
-        return self
-
-    def _take(self, model: nn.Module) -> None:
         # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
-        with self._engine.model.in_use(), one_thread():
-            engine = self._engine.with_weights(model)
-        if isinstance(engine, Engine):
-            engine = engine.tested()
-        else:
-            tell(f"the sampler is built anew, which takes longer: {engine}")
-            wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
-            wrapped.told = self._engine.model.told
-            with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
-                engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
-        self._use(engine, model)
+        with gc_paused(), torch.inference_mode(False):
+            with self._engine.model.in_use(), one_thread():
+                engine = self._engine.with_weights(model)
+            if isinstance(engine, Engine):
+                engine = engine.tested()
+            else:
+                tell(f"the sampler is built anew, which takes longer: {engine}")
+                wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
+                wrapped.told = self._engine.model.told
+                with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
+                    engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
+            self._use(engine, model)
+        return self
 
     def _tell_of_changes(self) -> None:
         if self._changes is None or self._has_told:
@@ -264,17 +235,13 @@ class Sampler(Apart):
         (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. generator: what the noise is drawn from, for all n images at once and on the generator's device. With the
-        same seed, one on a GPU gives other images than one on the CPU; they depend on n and on the kind of GPU, too,
-        but on the batch size never. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own,
-        [n, D * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability:
-        return (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
-        temperature 1 and with all levels. ``heads.SamplingOptions`` explains the further options of drawing.
-        device: where the results are to be, by default on the CPU. With the model's own device, they are drawn there
-        and never copied to the host.
+        level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
+        images at once and on its device. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own
+        [n, D * uniforms, H, W], on any device; same noise, same image, whatever the batch size. log_probability:
+        return (images, ln p [n] float64) of the sub-pixels drawn, at temperature 1 and with all levels.
+        device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
-        (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape], numbers, or integers if the model takes those.
+        (PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar. condition: [n, ...].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN, and
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
@@ -283,7 +250,8 @@ class Sampler(Apart):
         self._tell_of_changes()
         where = self._workplace(arguments.get("device"))
         values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype, device=where)
-        return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
+        given = dict(labels=labels, temperature=temperature, generator=generator, noise=noise)
+        return self._sampled(values, None, **given, log_probability=log_probability, **arguments)
 
     @overload
     def complete(
@@ -314,9 +282,8 @@ class Sampler(Apart):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
-        A pixel sees the known pixels before it, never those after it. The other arguments, the
-        result and the errors are as for ``sample``.
+        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask). A pixel sees
+        the known pixels before it, never those after it. The rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
         values = self._engine.model.checked_images(images).to(where)
@@ -333,7 +300,8 @@ class Sampler(Apart):
             ) from None
         values = values.masked_fill(~known, 0)
         self._tell_of_changes()
-        return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
+        given = dict(labels=labels, temperature=temperature, generator=generator, noise=noise)
+        return self._sampled(values, known, **given, log_probability=log_probability, **arguments)
 
     def logits(
         self,
@@ -343,11 +311,10 @@ class Sampler(Apart):
         condition: Tensor | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
+        """The model's logits for given images, computed by a runtime pixel by pixel, for checks.
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a head that reads no logits,
-        the parameters of each distribution, [n, D, H, W, P]. device: as for ``sample``. For checks; the model's own
-        forward gives the same, faster.
+        the parameters of each distribution, [n, D, H, W, P]. Other arguments: as for ``sample``.
         """
         values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
@@ -359,19 +326,18 @@ class Sampler(Apart):
         out = values.new_zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
-        settings = CallSettings(runtime=runtime, condition=condition, device=device)
-        run(self._engine, values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
+        settings = CallSettings(
+            labels=labels, noise=unused, runtime=runtime, condition=condition, device=device
+        )
+        run(engine, values, known, SamplingOptions(), settings, parameters=out)
         out = out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
         return out.to(settings.results_on)
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters: its weights are put into a copy,
-        so that its mode, hooks and buffers stay alone; under ``DistributedDataParallel``, they are not averaged over
-        processes. A sampler that knows no model, since it comes out of a pickle or
-        the model is gone, gives that of its own weights, without gradients.
-        Raises ValueError for bad arguments, as ``sample`` does.
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters; ``DistributedDataParallel`` does
+        not average them over processes. Without a model, it is of the sampler's own weights.
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
@@ -389,11 +355,10 @@ class Sampler(Apart):
         return other
 
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
-        """Does beforehand what the first call that draws n images would do besides drawing -> itself.
+        """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, which takes some ten seconds the first time and is kept on disk, and loads it:
-        a launch that a CUDA graph captures can do neither. On other runtimes it does nothing. batch_size, runtime: as
-        for ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it; while a CUDA graph is
+        captured, neither can be. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
         check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
@@ -406,29 +371,17 @@ class Sampler(Apart):
     # -- running
 
     def _workplace(self, device: torch.device | str | None) -> torch.device:
-        """Where images are drawn that are to be on ``device`` in the end: with the model, unless that is the CPU."""
+        """Where images are drawn that are to be on ``device`` in the end."""
         results_on = CallSettings(device=device).results_on
         return results_on if results_on.type == "cpu" else self.device
 
     def _sampled(
-        self,
-        values: Tensor,
-        known: Tensor | None,
-        labels: Tensor | None,
-        temperature: float,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
-        log_probability: bool,
-        arguments: Mapping[str, Any],
+        self, values: Tensor, known: Tensor | None, **arguments: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
-        if not isinstance(generator, torch.Generator | None):
+        if not isinstance(generator := arguments["generator"], torch.Generator | None):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
-        options = fields_among(SamplingOptions, arguments, temperature=temperature)
+        options, settings = fields_among(SamplingOptions, arguments), fields_among(CallSettings, arguments)
         self.head.check_options(options)
-        settings = fields_among(CallSettings, arguments)
-        found = torch.zeros_like(values, dtype=torch.float64) if log_probability else None
-        images = run(
-            self._engine, values, known, labels, generator, noise, options, settings, log_probability=found
-        )
-        return images if found is None else (images, found.sum((1, 2, 3)).to(images.device))
+        images, log_probability = run(self._engine, values, known, options, settings)
+        return images if log_probability is None else (images, log_probability)

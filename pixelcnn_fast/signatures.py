@@ -1,4 +1,4 @@
-"""A decorator for functions that share keyword arguments, which are written once and shown everywhere."""
+"""A decorator for functions that share keyword arguments, which are written once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_arguments_of(
     *sources: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Function], Function]:
-    """Decorates a function that hands on its ``**arguments``: they are the keyword-only parameters of ``sources``.
+    """Decorates a function that hands on its ``**arguments``: the keyword-only parameters of ``sources``, which its
+    signature then shows, but for its own. renamed: old names -> the new ones, for errors.
 
-    renamed: old names -> the new ones, for the error that an old name gets.
-    The function's signature shows the parameters in place of ``**arguments``, without those that it sets itself.
     Calling it with any other keyword raises TypeError, which names the function.
     """
 

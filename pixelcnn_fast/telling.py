@@ -10,7 +10,7 @@ INSIDE = ("pixelcnn_fast", "torch", "contextlib")
 
 
 def tell(text: str) -> None:
-    """Gives a UserWarning at the last line outside this package, and outside the PyTorch decorators that it uses."""
+    """Gives a UserWarning at the last line outside this package and PyTorch's decorators."""
     frame: FrameType | None = sys._getframe(1)
     level = 2
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:

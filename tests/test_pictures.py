@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pixelcnn_fast.pictures import GAP_LEVEL, Bar, Panel, chart, image_grid, save_grid, save_png
+from pixelcnn_fast.pictures import GAP_LEVEL, Bar, chart, image_grid, save_grid, save_png
 
 
 @pytest.mark.parametrize("gap", [0, 1, 2])
@@ -72,7 +72,7 @@ def test_png_comes_back(tmp_path: Path) -> None:
 
 
 def test_chart(tmp_path: Path) -> None:
-    panels = [Panel("1 image", [Bar("slow", 50.0, "50 s", estimated=True), Bar("fast", 0.05, "50 ms  1,000×")])]
+    panels = {"1 image": [Bar("slow", 50.0, "50 s", estimated=True), Bar("fast", 0.05, "50 ms  1,000×")]}
     chart(panels, tmp_path / "chart.png", "Title")
     height, width = imread(tmp_path / "chart.png").shape[:2]
     assert width > height > 100
@@ -81,24 +81,24 @@ def test_chart(tmp_path: Path) -> None:
     red = (warned[..., 0] > warned[..., 1] + 0.3) & (warned[..., 2] < 0.3)
     assert red.any() and not ((plain[..., 0] > plain[..., 1] + 0.3) & (plain[..., 2] < 0.3)).any()
     with pytest.raises(ValueError, match="positive"):
-        chart([Panel("some", [Bar("one", 1.0, ""), Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
+        chart({"some": [Bar("one", 1.0, ""), Bar("never", 0.0, "")]}, tmp_path / "other.png", "Title")
     with pytest.raises(ValueError, match="positive"):
-        chart([], tmp_path / "other.png", "Title")
+        chart({}, tmp_path / "other.png", "Title")
 
 
 def test_a_chart_has_a_bar_for_each_from_the_top_on_one_axis(tmp_path: Path, monkeypatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     many = [Bar(f"bar {index}", 2.0**index, f"{index} s", estimated=index == 1) for index in range(6)]
-    panels = [Panel("many", many), Panel("one", [Bar("short", 0.001, "1 ms")])]
+    panels = {"many": many, "one": [Bar("short", 0.001, "1 ms")]}
     chart(panels, tmp_path / "chart.png", "Title", axis="seconds per image")
     ((first, last),) = [figure.axes for figure in drawn]
-    for axes, panel in ((first, panels[0]), (last, panels[1])):
+    for axes, (title, bars) in zip((first, last), panels.items(), strict=True):
         found = [
             Bar(label.get_text(), bar.get_width(), note.get_text(), bool(bar.get_hatch()))
             for label, bar, note in zip(axes.get_yticklabels(), axes.patches, axes.texts, strict=True)
         ]
-        assert found == panel.bars and axes.get_title(loc="left") == panel.title
+        assert found == bars and axes.get_title(loc="left") == title
         assert axes.yaxis_inverted() and axes.get_xscale() == "log"
     assert first.get_xlim() == last.get_xlim() and first.get_xlim()[0] < 0.001 and first.get_xlim()[1] > 32
     assert (first.get_xlabel(), last.get_xlabel()) == ("", "seconds per image")

@@ -19,7 +19,7 @@ import torch
 
 import pixelcnn_fast
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.call import CallSettings, SamplingArguments, _checked_noise
+from pixelcnn_fast.call import CallSettings, SamplingArguments, _checked_noise, _drawn_noise
 from pixelcnn_fast.engine import LARGEST_BATCH
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
@@ -376,7 +376,14 @@ def test_every_argument_is_shown(method, own):
 
 def test_type_checkers_know_every_keyword():
     expected = {**get_type_hints(SamplingOptions), **get_type_hints(CallSettings)}
-    del expected["temperature"]  # it is a positional argument
+    for own in (
+        "labels",
+        "temperature",
+        "generator",
+        "noise",
+        "log_probability",
+    ):  # which each method spells out
+        del expected[own]
     assert get_type_hints(SamplingArguments) == expected
 
 
@@ -532,9 +539,9 @@ def test_noise_stays_where_it_is_given_or_drawn(sampler):
         device = gpu
 
     with pretended_devices() as copies:
-        drawn = _checked_noise(None, torch.Size((2, 2, 4, 4)), OnGpu())
+        drawn = _drawn_noise(torch.Size((2, 2, 4, 4)), OnGpu())
         none = torch.zeros(0, 2, 4, 4, device=gpu)  # has no values to look at
-        given = _checked_noise(none, none.shape, None)
+        given = _checked_noise(none, none.shape)
     assert drawn.device == given.device == gpu and not copies.made
 
 

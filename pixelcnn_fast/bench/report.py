@@ -115,7 +115,7 @@ def save(
     whole = {"title": title, "machine": found, "comparisons": [record(results) for results in comparisons]}
     write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", paths[0])
     write_text(json.dumps(whole, indent=1) + "\n", paths[1])
-    panels = [_panel(results) for results in comparisons]
+    panels = dict(map(_panel, comparisons))
     pictures.chart(panels, paths[2], title, axis="seconds per image", warning=busy(found))
     return paths
 
@@ -152,7 +152,7 @@ def record(results: Sequence[Result]) -> dict[str, Any]:
     return {"images": results[0].images, "speed_ups": speed_ups(results), "contestants": contestants}
 
 
-def _panel(results: Sequence[Result]) -> pictures.Panel:
+def _panel(results: Sequence[Result]) -> tuple[str, list[pictures.Bar]]:
     base, ups = next(iter(speed_ups(results).items()), ("", dict[str, float]()))
     bars = []
     for r in results:
@@ -164,4 +164,4 @@ def _panel(results: Sequence[Result]) -> pictures.Panel:
         label = _label(r, "\nextrapolated from {}")
         bars.append(pictures.Bar(label, r.median / r.images, note, r.extrapolated))
     plural = "s" if results[0].images > 1 else ""
-    return pictures.Panel(f"{results[0].images} image{plural} at once", bars)
+    return f"{results[0].images} image{plural} at once", bars

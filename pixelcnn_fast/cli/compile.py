@@ -1,4 +1,4 @@
-"""``compile``: compiles the CUDA sampler's kernels ahead of time, for machines that have no compiler for them."""
+"""``compile``: compiles the CUDA sampler's kernels ahead of time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
 
 
 def _compiler(name: str | None) -> compilers.Compiler:
-    """The compiler of that name, nvrtc or nvcc, or whichever there is. Raises ValueError if there is none."""
+    """The compiler of that name, nvrtc or nvcc, or whichever there is."""
     found: compilers.Compiler | None = getattr(compilers, name or "compiler")()
     if found is None:
         named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
@@ -87,7 +87,7 @@ def _compiler(name: str | None) -> compilers.Compiler:
 
 
 def _own_archs() -> list[int]:
-    """The compute capabilities of this machine's GPUs, as 90 for 9.0. Raises ValueError if it has none."""
+    """Of this machine's GPUs, as 90 for compute capability 9.0."""
     if not torch.cuda.is_available():
         raise ValueError("--arch is needed, as this machine has no GPU: such as --arch 90 for an H100")
     capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))

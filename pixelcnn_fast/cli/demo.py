@@ -22,7 +22,7 @@ PICTURE = "digits.png"
 SIZE = 28
 ROWS = 8
 TEMPERATURE = 0.9  # of the picture: fewer stray strokes; the comparison draws at 1
-NAIVE_SECONDS = 75  # the naive sampler draws whole images if they take no longer, else some of their pixels
+NAIVE_SECONDS = 75  # longer, the naive sampler draws some pixels only
 NAIVE_PIXELS = 64
 
 

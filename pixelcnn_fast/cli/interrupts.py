@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP on the command line: each ends a command, but not before finished work is saved."""
+"""Signals on the command line: each ends a command, but not before finished work is saved."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(sig
 
 
 class Interrupts:
-    """The signals that a command has received, in order.
-
-    The first one ends the command by a KeyboardInterrupt. One that comes later, or while something is being saved,
-    is only answered by a line on stderr, and what is being saved is finished; the next ends the command at once.
-    """
+    """The first signal ends the command by a KeyboardInterrupt. One that comes later, or while something is saved, is
+    only answered by a line on stderr; the next ends it at once."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -46,7 +43,7 @@ class Interrupts:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Within the context, something is saved: a signal ends the command only when the context ends."""
+        """Within the context, something is saved: a signal ends the command after it."""
         received, self._is_saving = len(self.received), True
         try:
             yield

@@ -1,4 +1,4 @@
-"""``receptive-field``: shows what the outputs of a checkpoint's model see, and whether that is causal."""
+"""``receptive-field``: shows what a model's outputs see, and whether that is causal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sample``: draws images from a checkpoint and saves them, as one picture or as many files."""
+"""``sample``: saves images from a checkpoint, as one picture or as many files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.arguments import Renamed, count, file_name, output_file, path, png, size
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.cli import memory, shards
 from pixelcnn_fast.cli.interrupts import interrupts
 from pixelcnn_fast.files import replacing
@@ -63,14 +64,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--n", type=count, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
-        flag, known = f"--{option.name.replace('_', '-')}", option.metadata
-        add(
-            flag,
-            type=PARSERS[known["parse"]],
-            default=option.default,
-            metavar=known["metavar"],
-            help=known["help"],
-        )
+        shown = {name: option.metadata[name] for name in ("metavar", "help")}
+        parse = PARSERS[option.metadata["parse"]]
+        add(f"--{option.name.replace('_', '-')}", type=parse, default=option.default, **shown)
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
@@ -90,7 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     shards.check_arguments(args)
-    options, (height, width) = _options(args), args.size
+    options, (height, width) = fields_among(SamplingOptions, vars(args)), args.size
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
     wanted = args.n * max(len(classes), 1)
@@ -105,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def _one_picture(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
-    """Draws the images and saves them in one picture, and in one file of arrays if that is wanted -> 0."""
+    """Saves the images in one picture, and in one file of arrays if that is wanted -> 0."""
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
@@ -138,14 +134,11 @@ def _one_picture(
 
 
 def _files(args: argparse.Namespace) -> list[Path]:
-    """The picture, and the file of arrays if one is wanted."""
     out = args.out or PICTURE
     return [out] if args.npz is None else [out, args.npz]
 
 
 def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
-    """Raises ValueError or OSError if the files can't be written, if the images can't be shown in a picture, or if
-    that takes more memory than there is."""
     files = _files(args)
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")
@@ -160,10 +153,6 @@ def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: in
     sub_pixels = 9 * model.input_channels * height * width  # the level and its noise
     shown = 3 * (height + 1) * (width + 1) * pictures.enlarged(args.size) ** 2
     memory.check_memory(wanted * (sub_pixels + shown), f"{wanted} images of {height}x{width} in one picture")
-
-
-def _options(args: argparse.Namespace) -> SamplingOptions:
-    return SamplingOptions(**{option.name: getattr(args, option.name) for option in fields(SamplingOptions)})
 
 
 def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
@@ -185,7 +174,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 def _save(
     images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace, options: SamplingOptions
 ) -> tuple[list[Path], Exception | None]:
-    """Writes the files, one even if the other fails -> those that were written; why one was not."""
+    """Writes the files, one even if the other fails -> those written; why one was not."""
     drawn = labels if labels is None else labels[: len(images)].numpy()
     named = {"images": images.numpy(), "labels": drawn, "seed": args.seed, "checkpoint": args.checkpoint}
     arrays: Any = {name: value for name, value in (named | asdict(options)).items() if value is not None}

@@ -1,4 +1,4 @@
-"""``sample --shards``: draws any number of images into numbered files, on any number of processes."""
+"""``sample --shards``: any number of images in numbered files, by any number of processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
-    """Draws ``wanted`` images; image k is of class ``classes[k % len(classes)]``, if there are classes."""
+    """Draws ``wanted`` images; image k is of class ``classes[k % len(classes)]``."""
     of_class = torch.tensor(classes)
     is_first = int(os.environ.get("RANK", 0)) == 0
     size, file_format = args.shard_size or distributed.SHARD_SIZE, args.format or FORMATS[0]
@@ -79,7 +79,7 @@ def run(
 
 
 def _preview(shards: Shards, classes: int) -> list[Path]:
-    """Makes a picture of the first images, if they are grey or have three colours -> its path in a list, or []."""
+    """Saves a picture of the first images, if it can show them -> its path in a list, or []."""
     images = torch.from_numpy(shards.read(0)["images"])
     if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         return []

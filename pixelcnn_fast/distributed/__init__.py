@@ -1,4 +1,4 @@
-"""Jobs of many images over many processes: ``sample`` shares them out, and goes on where a job was stopped."""
+"""Jobs of many images over many processes, which go on where they were stopped."""
 
 from pixelcnn_fast.distributed.job import SHARD_SIZE, sample
 

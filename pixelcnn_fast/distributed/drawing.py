@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.check.perturbation import TOLERANCE
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.fingerprint import fingerprint
@@ -23,12 +24,11 @@ from pixelcnn_fast.sampler import Sampler
 # Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
 WORKSPACE = 64 << 20
 MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
-TRIED = 100  # images for which functions of two runs are compared: so many from the first on, and as many spread evenly
+TRIED = 100  # images for which functions of two runs are compared, from the first on and spread evenly
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or conditions of numbered images
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
-    """The values of the images of these numbers, or None if there are no values."""
     if values is None:
         return None
     if callable(values):
@@ -37,7 +37,7 @@ def of_images(values: PerImage | None, images: range) -> Tensor | None:
 
 
 def told_apart(values: PerImage | None, n: int) -> str | None:
-    """SHA-256 of the values of n images, or of what a function gives for some of them; None if there are no values."""
+    """SHA-256 of the values of n images, or of what a function gives for some."""
     if values is None:
         return None
     if not callable(values):
@@ -56,8 +56,7 @@ class DrawingArguments(OptionArguments, total=False):
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the images of a job, as the arguments of ``sample``. What is drawn for an image depends on its
-    number alone."""
+    """What a job draws. For each image, that depends on its number alone."""
 
     sampler: Sampler
     seed: int
@@ -67,7 +66,7 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """Draws the images of these numbers, calling ``check`` now and then -> the arrays that a file holds of them."""
+        """Draws these images, calling ``check`` now and then -> the arrays of their file."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
@@ -82,19 +81,13 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest.
-
-        Raises ValueError for labels or conditions that are too many or too few, and whatever drawing raises for
-        arguments that it refuses.
-        """
+        """All that decides n images, for the manifest. Raises ValueError for arguments that won't do."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-        names = {field.name for field in fields(SamplingOptions)}
-        given = {name: value for name, value in self.arguments.items() if name in names}
-        options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
+        options = fields_among(SamplingOptions, self.arguments, temperature=self.temperature)
         probe = self.sampler.probe()  # some parameters that the model gives for an image
         within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
         return {

@@ -1,4 +1,4 @@
-"""``sample``: a job whose images are numbered and shared out in shards, so that any process may draw any of them."""
+"""``sample``: a job of numbered images, of which any process may draw any."""
 
 from __future__ import annotations
 
@@ -42,25 +42,20 @@ def sample(
     progress: bool = False,
     **arguments: Unpack[DrawingArguments],
 ) -> None:
-    """Draws n images into files in ``folder``, together with all other processes that call this.
+    """Draws n images into files in ``folder``, with all other processes that call this, and returns when all are there.
 
-    These are the processes of torch.distributed, or those that torchrun has started; without either, this one does it
-    all. Every process passes the same arguments, and a folder that all of them see.
+    These are the processes of torch.distributed, or those that torchrun has started, or this one alone. Every process
+    passes the same arguments, and a folder that all of them see.
 
-    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
-    [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
-    ``log_probabilities`` float64 [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1),
-    sampler.noise_shape)`` of ``pixelcnn_fast.noise``, so it does not depend on the number of processes. A file appears
-    as a whole: if a job was stopped, the same call, on any number of processes, goes on with the shards that are
-    missing.
+    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images`` [m, C, H,
+    W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and ``log_probabilities`` float64
+    [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of ``pixelcnn_fast.noise``.
+    Files appear as a whole: the same call, on any number of processes, goes on with those that are missing.
     labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
-    same for [n, *condition_shape]. shard_size: images in a file, after which a process takes the next. progress: show a
-    bar on rank 0, for the images of all processes. The other arguments are those of ``Sampler.sample``.
-    Returns on every rank when all shards are written.
-    Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
-    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that a
-    function gives are compared with those of an earlier run for some of the images. Ctrl-C raises a KeyboardInterrupt
-    that says how many images are finished.
+    same for [n, *condition_shape]. shard_size: images in a file. progress: show a bar on rank 0. Others: as for
+    ``Sampler.sample``.
+    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that holds another job, naming
+    what differs; RuntimeError if another process has failed; a KeyboardInterrupt that says what is finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
@@ -87,7 +82,7 @@ def sample(
 
 
 def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray:
-    """bool [shards]: which are there, once this rank and the folder are known to mean the same job."""
+    """bool [shards]: which are there, once all is known to be one job."""
 
     def prepared() -> str:
         shards.prepare(settings)
@@ -96,7 +91,7 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
     found = json.loads(ranks.from_rank_0(prepared))
     if differing := differences(found["settings"], settings):
         raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
-    ranks.agree()
+    ranks.count("agree", 1)  # this process does the job of rank 0
     finished = np.frombuffer(bytes.fromhex(found["finished"]), np.uint8)
     return np.unpackbits(finished, count=shards.count).astype(bool)
 
@@ -104,7 +99,7 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
 def _share_out(
     there: np.ndarray, finish: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
 ) -> None:
-    """Finishes the shards, each by the process that is free first, and returns when the last is finished."""
+    """Finishes the shards, each by the process that is free first."""
     order = np.argsort(~there, kind="stable").tolist()  # those that are there come first, which takes no time
     n, known = shards.n, shards.count_images(there)
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
@@ -116,7 +111,7 @@ def _share_out(
     with progress_bar(shown=shown, total=n, initial=known, unit="image", smoothing=0) as bar:
 
         def finished(more: int = 0) -> int:
-            total = ranks.finished(more)
+            total = ranks.count("finished", more)
             bar.update(max(0, total - bar.n))
             return total
 
@@ -124,22 +119,17 @@ def _share_out(
             while (number := ranks.next_number()) < len(order):
                 finish(order[number])
                 finished(len(shards.images(order[number])))
-            ranks.wait(lambda: finished() == n and ranks.all_agree())
+            ranks.wait(lambda: finished() == n and ranks.count("agree") == ranks.size)
             if ranks.rank == 0:
-                _check_seen(shards, ranks)
+                limit = time.monotonic() + SEEN_WITHIN
+                ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
+                if missing := int((~shards.finished()).sum()):
+                    raise RuntimeError(
+                        f"{missing} of {shards.count} shards were written, but rank 0 does not see them in "
+                        f"{shards.folder}: is the folder shared by all machines?"
+                    )
         except KeyboardInterrupt:
             kept = shards.count_images(shards.finished())
             raise KeyboardInterrupt(
                 f"{kept} of {n} images are finished, in {shards.folder}; start it again to go on from there"
             ) from None
-
-
-def _check_seen(shards: Shards, ranks: Ranks) -> None:
-    """Raises RuntimeError unless rank 0 sees all shards in its folder."""
-    limit = time.monotonic() + SEEN_WITHIN
-    ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
-    if missing := int((~shards.finished()).sum()):
-        raise RuntimeError(
-            f"{missing} of {shards.count} shards were written, but rank 0 does not see them in {shards.folder}: is the "
-            "folder shared by all machines?"
-        )

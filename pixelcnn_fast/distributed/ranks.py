@@ -1,4 +1,4 @@
-"""The processes of a job, and what they tell each other, which goes through a small store: no image travels."""
+"""The processes of a job, and what they tell each other through a small store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _jobs = itertools.count()  # a process may do several, one after the other
 
 
 class OwnStore:
-    """The store of a process that is alone: as much of torch.distributed's interface as is used here."""
+    """The store of a process that is alone."""
 
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
@@ -46,28 +46,20 @@ class Ranks:
         self._store = store
 
     def from_rank_0(self, make: Callable[[], str]) -> str:
-        """What ``make`` returns on rank 0, on every rank."""
+        """What ``make`` returns on rank 0."""
         if self.rank == 0:
             self._store.set("from rank 0", make())
         self.wait(lambda: self._store.check(["from rank 0"]))
         return self._store.get("from rank 0").decode()
 
-    def agree(self) -> None:
-        """Says that this process does the job of rank 0."""
-        self._store.add("agree", 1)
-
-    def all_agree(self) -> bool:
-        """Whether every process has said so."""
-        return self._store.add("agree", 0) == self.size
-
     def next_number(self) -> int:
-        """0, 1, 2, ...: each number goes to one process. Raises RuntimeError as ``check`` does."""
+        """0, 1, 2, ...: each goes to one process. Raises RuntimeError as ``check`` does."""
         self.check()
         return self._store.add("number", 1) - 1
 
-    def finished(self, more: int = 0) -> int:
-        """How many images all processes have finished, with these."""
-        return self._store.add("finished", more)
+    def count(self, what: str, more: int = 0) -> int:
+        """How many of something all processes have counted, with these more."""
+        return self._store.add(what, more)
 
     def check(self) -> None:
         """Raises RuntimeError, with the reason, if another process has failed."""
@@ -79,7 +71,7 @@ class Ranks:
             raise RuntimeError(self._store.get("failure").decode())
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Returns once ``done`` is true, however long that takes. Raises RuntimeError as ``check`` does."""
+        """Returns once ``done`` is true. Raises RuntimeError as ``check`` does."""
         _until(done, self.check)
 
     def fail(self, error: BaseException) -> None:
@@ -108,11 +100,7 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 
 
 def common_name(rank: int, size: int, store: dist.Store) -> str:
-    """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
-
-    Each rank says hello with a name that it makes up. Rank 0 answers every hello that it finds with its own name, until
-    all ranks have heard that name in answer to their own hello.
-    """
+    """A new name on which all ranks agree, whatever the store holds from before torchrun restarted them."""
     own = uuid.uuid4().hex
     if rank == 0:
 
@@ -134,12 +122,8 @@ def common_name(rank: int, size: int, store: dist.Store) -> str:
 
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
-    """Within the context, this process is one of a job's, and what is raised there is told to the others.
-
-    The processes are those of the default process group, if there is one; else those that torchrun, or whoever sets the
-    same environment variables, has started; else this one alone. backend: of the process group, if one has to be made,
-    which ends with the context.
-    """
+    """Within the context, this process is one of those of the default process group, if there is one, else of those
+    that torchrun has started, else alone. What is raised is told to the others."""
     has_group = dist.is_available() and dist.is_initialized()
     makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)
     if has_group:

@@ -1,4 +1,4 @@
-"""The folder of a job: a manifest, which says what the job is, and numbered files of images, the shards."""
+"""The folder of a job: a manifest, which says what the job is, and the shards, files of images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,7 @@ DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million
 
 
 class Shards:
-    """n images in files of ``size`` each, of which the last may have fewer. Files appear as a whole."""
+    """n images in files of ``size`` each, of which the last may have fewer."""
 
     def __init__(self, folder: Path, n: int, size: int, file_format: FileFormat) -> None:
         check_choice("file_format", file_format, FORMATS)
@@ -63,7 +64,7 @@ class Shards:
         return sum(len(self.images(shard)) for shard in np.flatnonzero(which).tolist())
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a shard's file, and the manifest if it is gone. Raises ValueError if the folder is another job's."""
+        """Writes a shard's file. Raises ValueError if the folder is another job's."""
         if self.settings:
             self._claim()
         with replacing(self.path(shard), through_links=False) as file:
@@ -95,12 +96,10 @@ class Shards:
             raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
 
     def remove_if_damaged(self, shard: int, expected: Mapping[str, np.ndarray]) -> bool:
-        """Removes a file whose headers are not those of the shard's arrays, with a warning -> whether it did.
-
-        expected: such arrays, of no images. Raises ValueError if there is a folder in the file's place.
-        """
+        """Removes a file whose headers are not those of ``expected``, arrays of no images -> whether it did. Raises
+        ValueError if it is a folder."""
         path, n = self.path(shard), len(self.images(shard))
-        kinds = {name: (str(x.dtype), (n, *x.shape[1:])) for name, x in expected.items()}
+        kinds = {name: f"{x.dtype} {[n, *x.shape[1:]]}" for name, x in expected.items()}
         if path.is_dir():
             raise ValueError(f"{path} is a folder, where a file of images should be: move it away")
         try:
@@ -109,7 +108,7 @@ class Shards:
             if (found := self._kinds(path)) == kinds:
                 return False
             name = next(name for name in {**kinds, **found} if found.get(name) != kinds.get(name))
-            why = f"{name}: {_kind(found.get(name))}, expected {_kind(kinds.get(name))}"
+            why = f"{name}: {found.get(name, 'none')}, expected {kinds.get(name, 'none')}"
         except Exception as error:
             if _says_nothing_of_a_file(error):
                 raise
@@ -118,14 +117,14 @@ class Shards:
         path.unlink(missing_ok=True)
         return True
 
-    def _kinds(self, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def _kinds(self, path: Path) -> dict[str, str]:
         """What the headers of a file say of its arrays, by name: dtype and shape."""
         if self.file_format == "safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}
-                return {name: (str(x[:0].dtype), tuple(x.get_shape())) for name, x in slices.items()}
+                return {name: f"{x[:0].dtype} {list(x.get_shape())}" for name, x in slices.items()}
         found = {}
         with zipfile.ZipFile(path) as arrays:
             for entry in arrays.infolist():
@@ -135,14 +134,12 @@ class Shards:
                     size = header.tell() + dtype.itemsize * math.prod(shape)
                 if entry.file_size != size:
                     raise ValueError(f"{entry.filename} has {entry.file_size} bytes, expected {size}")
-                found[entry.filename.removesuffix(".npy")] = str(dtype), tuple(shape)
+                found[entry.filename.removesuffix(".npy")] = f"{dtype} {list(shape)}"
         return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder and its manifest, or checks the one there is, and removes what killed processes have left.
-
-        Raises ValueError, naming what differs, if the folder holds another job.
-        """
+        """Makes the folder and its manifest, and removes what killed processes have left. Raises ValueError, naming
+        what differs, if the folder holds another job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
@@ -154,29 +151,22 @@ class Shards:
             remove_if_left_behind(each)
 
     def _claim(self) -> bool:
-        """Writes the manifest unless there is one, as another process of this job may have withdrawn its own -> whether
-        it did.
-
-        Raises ValueError if there is another job's.
-        """
+        """Writes the manifest if there is none -> whether it did. Raises ValueError if it is another job's."""
         path = self.folder / MANIFEST
-        is_mine = not path.exists()
-        try:
-            if is_mine:
+        with suppress(FileExistsError):  # another job may begin at the same time
+            if not path.exists():
                 with replacing(path, through_links=False, replaces=False) as file:
                     file.write(json.dumps(self.settings, indent=2).encode() + b"\n")
-        except FileExistsError:  # another job has begun at the same time
-            is_mine = False
-        if not is_mine and (differing := differences(_read_manifest(path), self.settings)):
+                return True
+        if differing := differences(_read_manifest(path), self.settings):
             raise ValueError(
                 f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
                 "with it"
             )
-        return is_mine
+        return False
 
     def withdraw(self) -> None:
-        """Removes the manifest if this process has made it and there is no shard yet, so that arguments with which the
-        job failed at once can be put right."""
+        """Removes its own manifest, if there is no shard yet: other arguments may follow."""
         if self._is_mine and not any(self.folder.glob("shard-*")):
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
@@ -184,12 +174,8 @@ class Shards:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
 
 
-def _kind(found: tuple[str, tuple[int, ...]] | None) -> str:
-    return "none" if found is None else f"{found[0]} {list(found[1])}"
-
-
 def _says_nothing_of_a_file(error: Exception) -> bool:
-    """Whether an error, which may be whatever a reader raises for bytes that it was not made for, has another cause."""
+    """Readers raise whatever they like for bytes that they were not made for."""
     return isinstance(error, (ImportError, MemoryError)) or getattr(error, "errno", None) in BUSY
 
 

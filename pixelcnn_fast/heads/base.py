@@ -1,4 +1,4 @@
-"""``Head``, the interface of what turns a model's output for a pixel, and noise, into values, and scores values."""
+"""``Head``, which turns a model's output and noise into values, and scores values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXAMPLES_OF_VALUES = 4
 
 
 class Head(ABC):
-    """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
+    """How a model's output gives the distribution of each pixel's values, and how they are drawn.
 
-    A pixel has D distributions of P parameters each: one for each image channel, or, if ``joint``, one for all of
-    them. Each is drawn with ``uniforms`` numbers of the noise and gives c = C / D values. Derive from this class to
-    sample from a distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
+    A pixel has D distributions of P parameters: one for each image channel, or, if ``joint``, one. Each is drawn with
+    ``uniforms`` numbers of noise and gives c = C / D values. Derive from this class for a distribution of your own; the
+    runtimes 'reference' and 'eager' need nothing else.
     """
 
     # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
@@ -41,7 +41,7 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Takes back what a parent class says of how it draws from a class that draws or scores in its own way."""
+        """What draws or scores in its own way does not inherit what its parent says of that."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
@@ -69,34 +69,28 @@ class Head(ABC):
 
     @abstractmethod
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
-        """The head with its layout, read off the model's output for images of ``shape`` [N, C, H, W].
-
-        Raises UnknownLayout, with the alternatives, if none fits or several do.
-        """
+        """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises UnknownLayout,
+        with the alternatives, if none fits or several do."""
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C.
-
-        It is captured together with the model, so it may make the calls of docs/supported_calls.md.
-        """
+        """The model's output, in a known layout -> parameters [N, D, H, W, P]. channels: C. It is captured with the
+        model, and makes only calls of docs/supported_calls.md."""
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
-        """The head for a model in that dtype, which it stays where a copy of the model in another dtype is run."""
+        """The head for a model in that dtype, of which a copy in another one is run."""
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:
-        """The numbers that must be finite: the parameters, or, say, probabilities where logits may be infinite."""
+        """The numbers that must be finite: the parameters, or, say, probabilities."""
         return parameters
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """How far apart the distributions are that two tensors of parameters give: what a program's check measures.
+        """How far apart the distributions of two tensors of parameters are.
 
-        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], zero for the same
-        distribution, NaN where there is none.
-        By default it is the greatest difference for a few ``examples`` of values: of log-densities, relative to their
-        size where that is above 1, or for a head of levels of probabilities. It must not let one large parameter hide
-        the others.
+        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], NaN where there is
+        none. By default, the greatest difference of log-densities, or for levels of probabilities, for a few
+        ``examples``. No large parameter may hide others.
         """
         n, distributions, height, width, _ = one.shape
         found, generator = [], torch.Generator().manual_seed(0)
@@ -111,8 +105,7 @@ class Head(ABC):
         return torch.stack(found).amax(0).double()
 
     def check_read(self, parameters: Tensor) -> None:
-        """Raises UnknownLayout, or warns where it may be chance, if parameters [N, D, H, W, P] of a model show that its
-        output is something other than what the head reads."""
+        """Raises UnknownLayout, or warns, if parameters [N, D, H, W, P] are unlike what the head reads."""
         if self.of_logits and bool((parameters >= 0).all()):
             if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
                 raise UnknownLayout(
@@ -121,7 +114,7 @@ class Head(ABC):
                 )
 
     def misread(self, last_call: str) -> str | None:
-        """What to tell the user if the model's last call shows that the head misreads its output, else None."""
+        """What to tell the user if the model's last call shows that it is misread, else None."""
         return None
 
     @final
@@ -135,16 +128,15 @@ class Head(ABC):
     def draw(
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
     ) -> Tensor:
-        """Draws the values of distributions.
+        """Draws the values of distributions -> [..., c].
 
         parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c]; known: bool [..., c], which
-        values are given: if one distribution gives several values, the others depend on them
-        -> [..., c]. What is drawn in place of a known value does not matter.
+        values are given: the others of a distribution may depend on them. What is drawn for them does not matter.
         """
 
     @abstractmethod
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """ln p of each value given those before it, float64: parameters [..., P], values [..., c] -> [..., c]."""
+        """ln p of each value given those before it: parameters [..., P], values [..., c] -> float64 [..., c]."""
 
     @abstractmethod
     def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -152,24 +144,22 @@ class Head(ABC):
 
     @abstractmethod
     def checked(self, values: Tensor) -> Tensor:
-        """Values that a user gave, any shape -> a copy in ``value_dtype``. Raises ValueError, saying why."""
+        """Values that a user gave -> a copy in ``value_dtype``. Raises ValueError, saying why."""
 
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:
         """Drawn values -> images as users get them, of the same shape."""
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        """-ln p of whole images: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
+        """-ln p: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""
         by_distribution = values.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
         return -self.log_probability(parameters, by_distribution).flatten(1).sum(1)
 
     def check_finite(
         self, parameters: Tensor, row: int, column: int, first_channel: int = 0, each: int = 1
     ) -> None:
-        """Raises NonFiniteLogits if a parameter is NaN or infinite.
-
-        parameters: [N, d, P] of pixel (row, column), from ``first_channel`` on; each: image channels per distribution.
-        """
+        """Raises NonFiniteLogits if a parameter is NaN or infinite. parameters: [N, d, P] of pixel (row, column), from
+        ``first_channel`` on; each: image channels per distribution."""
         bad = ~torch.isfinite(parameters).all(-1)
         if bad.any():
             image, distribution = bad.nonzero()[0].tolist()
@@ -177,9 +167,6 @@ class Head(ABC):
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
-    """The head with its layout, read off the output if there is no doubt.
-
-    output: what the model gave for images of ``shape`` [N, C, H, W].
-    Raises UnknownLayout, with the alternatives, if none fits or several do, or if the output is not one tensor.
-    """
+    """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises UnknownLayout, with
+    the alternatives, if none fits or several do, or if it is not one tensor."""
     return head.resolved(picked(output, None), shape)

@@ -1,4 +1,4 @@
-"""``Categorical``: the head of models that give one logit per level of a sub-pixel, and what heads of levels share."""
+"""``Categorical``: the head of one logit per level, and what heads of levels share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYOUTS: dict[Layout, str] = {
 
 
 class OfLevels(Head):
-    """A head whose values are levels, with one logit for each: parameters are logits [N, C, H, W, L]."""
+    """A head with one logit for each level: parameters are logits [N, C, H, W, L]."""
 
     levels: int
     of_logits = True
@@ -37,7 +37,7 @@ class OfLevels(Head):
 
     @classmethod
     def offered(cls, shape: tuple[int, ...]) -> str:
-        """What output for images of ``shape`` the head reads, to name where an output fits no other head."""
+        """What output for images of ``shape`` the head reads, for errors."""
         return ""
 
     def draw(
@@ -46,7 +46,7 @@ class OfLevels(Head):
         return drawing.draw(parameters, noise[..., 0], options)[..., None]
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """The total variation, of probabilities in float64, so that a level masked with -1e9 counts for nothing."""
+        """The total variation, in which a level masked with -1e9 counts for nothing."""
         return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
 
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
@@ -72,11 +72,8 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """The layout that the model gives as its ``logits_layout``, as the library's own models do, or None.
-
-    It is asked for only where the output's shape does not tell: for images of ``shape`` [..., H, W] that are as high
-    and as wide as there are levels.
-    """
+    """The layout that a model names as ``logits_layout``, or None, for images of ``shape`` [..., H, W] that are as high
+    and wide as there are levels, where the output's shape does not tell."""
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -89,9 +86,8 @@ LEAST = torch.finfo(torch.float32).tiny
 class Categorical(OfLevels):
     """One logit per level.
 
-    levels: L, the number of levels; layout: the model's output's, one of ``LAYOUTS``; None: inferred from the
-    output's shape if only one fits. probabilities: whether the output is the levels' probabilities, after a
-    softmax, or their logits, before one; log-probabilities are logits, too.
+    levels: L; layout: the output's, one of ``LAYOUTS``; None: inferred from its shape if only one fits. probabilities:
+    whether it holds probabilities, after a softmax, or logits, before one, as log-probabilities are, too.
     """
 
     levels: int = 256
@@ -103,7 +99,7 @@ class Categorical(OfLevels):
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 
     def expected(self, shape: tuple[int, ...]) -> list[int]:
-        """The output's shape for images of ``shape`` [N, C, H, W], in the layout that was given."""
+        """The output's shape for images of ``shape`` [N, C, H, W], in its layout."""
         assert self.layout is not None
         n, c, height, width = shape
         sizes = {"N": n, "C": c, "H": height, "W": width, "L": self.levels}

@@ -11,8 +11,7 @@ from pixelcnn_fast.heads.options import SamplingOptions
 def draw(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
     """The smallest level k with u < cdf_k; the last possible one if rounding leaves none.
 
-    logits: [..., L]; noise: u in [0, 1), [...] -> levels [...], int64.
-    The probabilities are in the logits' dtype, their sums in float64.
+    logits: [..., L]; noise: u in [0, 1), [...] -> levels [...], int64. Sums are in float64.
     """
     if options.temperature == 0:
         return logits.argmax(-1)

@@ -1,6 +1,6 @@
-"""What a user may change about how values are drawn: a new option is a field here, and drawing.py says what it does.
+"""The options of drawing: a new one is a field here, and drawing.py says what it does.
 
-The struct that C++ has of it is written from this file (csrc/headers.py), which so imports only the standard library.
+C++'s struct of them is written from this file, which therefore imports the standard library only.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it, 1 / tem
 def option(
     default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None, native: Any = None
 ) -> Any:
-    """A field that is also an argument of the command line; parse: turns the text given there into its value; native:
-    what C++ has in place of None."""
+    """A field that is also a command-line argument; native: what C++ has in place of None."""
     native = default if native is None else native
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "native": native})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level. Temperatures
-    between 0 and 1.18e-38, the smallest normal float32, are refused.
+    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level.
 
-    top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels,
-    as many as it takes to reach this probability, may be drawn; with top_k as well, the levels that top_k keeps count
-    as probability 1. Of equally likely levels, the lower counts as more likely.
+    top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels, as
+    many as it takes to reach this probability; with top_k as well, the levels that top_k keeps count as probability 1.
+    Of equally likely levels, the lower counts as more likely.
     Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
 
@@ -64,7 +62,7 @@ class SamplingOptions:
 
 
 class OptionArguments(TypedDict, total=False):
-    """The options other than temperature as keyword arguments of ``Sampler.sample``, for type checkers."""
+    """The options other than temperature as keyword arguments, for type checkers."""
 
     top_k: int | None
     top_p: float | None

@@ -15,7 +15,7 @@ Output = Hashable | Callable[[Any], Tensor] | None
 
 
 def picked(returned: Any, output: Output) -> Tensor:
-    """The tensor that ``output`` names in what a model has returned. Raises UnknownLayout, listing what there is."""
+    """The tensor that ``output`` names. Raises UnknownLayout, listing what there is."""
     found = returned
     if callable(output):
         try:
@@ -43,7 +43,7 @@ def picked(returned: Any, output: Output) -> Tensor:
 
 
 def described(x: Any) -> str:
-    """In words, what x is, with the names and shapes of what it holds."""
+    """What x is, with the names and shapes of what it holds."""
     if isinstance(x, Tensor):
         return f"a tensor {list(x.shape)}"
     kind = f"{'an' if type(x).__name__[0] in 'aeiouAEIOU' else 'a'} {type(x).__name__}"

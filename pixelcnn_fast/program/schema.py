@@ -2,7 +2,7 @@
 
 CMake runs this file with a bare Python (csrc/headers.py), which writes the C++ of all that is declared here, and what
 reads the structs from Python. So it imports nothing but the standard library. A field is declared here, filled in by
-runtimes/pack.py, and there in C++; an enumerator is one more row.
+runtimes/native_program.py, and there in C++; an enumerator is one more row.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
+from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
 
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
+    """Why the CPU runtime can't serve this program and head; None if it can."""
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cpu":
@@ -29,11 +29,8 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
 
 
 class CpuRuntime(Runtime):
-    """Packs the weights once; ``run`` may then be called from several threads.
-
-    precision: 'same', or 'bf16', in which the weights that are multiplied are then stored; where the processor
-    multiplies bf16, what they are multiplied with is rounded to it, too.
-    """
+    """Packs the weights once; ``run`` may then be called from several threads. precision: 'bf16' is that of the
+    weights, and, where the processor multiplies it, of values."""
 
     def __init__(
         self, program: PhasedProgram, conditions: ConditionProgram, head: Head, precision: Precision = "same"
@@ -43,19 +40,19 @@ class CpuRuntime(Runtime):
         self._native = required()
         self._program, self._conditions = program, conditions
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        description = described(program, head, borrowed, program.dtype)
+        description = native_program(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
 
     def run(self, job: Job) -> None:
         operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, job.values.shape[0])
-        conditions = [found[operand].to(self._program.dtype).contiguous() for operand in operands]
+        found = self._conditions(operands, job.given, job.values.shape[0]).values()
+        conditions = [x.to(self._program.dtype).contiguous() for x in found]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         for written in (job.values, job.parameters, job.log_probability):
             assert written is None or written.is_contiguous()
         batch = replace(job, known=known, noise=job.noise.contiguous())
         try:
-            self._sampler.run(described_job(batch, conditions), torch.get_num_threads(), job.on_row)
+            self._sampler.run(native_job(batch, conditions), torch.get_num_threads(), job.on_row)
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 

@@ -1,4 +1,4 @@
-"""The eager runtime: a phased program in plain PyTorch with caches. It needs no compiler and runs on any device.
+"""The eager runtime: a phased program in plain PyTorch with caches, on any device.
 
 Values lie channels-last with zero columns on both sides, so that the taps of a run are one stretch of memory.
 """
@@ -30,19 +30,21 @@ class EagerRuntime(Runtime):
         caches = _Caches(self._program, n, self._conditions(self._program.condition_operands, job.given, n))
         for y in range(height):
             job.on_row(y)
-            caches.row_phase(y)
+            caches.compute_row(Phase.ROW, y)
             for x in range(width):
                 for draw in range(draws):
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, job.values[:, :, y, x], skip_output=not wanted)
                     if wanted:
-                        job.draw_pixel(y, x, draw, draws, caches.output(y, x, draw), self._head)
+                        found = caches.row(self._program.outputs[draw], y)[:, x]
+                        parameters = found.unflatten(-1, (-1, self._program.parameters))
+                        job.draw_pixel(y, x, draw, draws, parameters, self._head)
                 caches.pixel_phase(y, x, draws, job.values[:, :, y, x])
             caches.compute_row(Phase.FINISHED, y)
 
 
 class _Caches:
-    """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
+    """Rows of each value of one batch, and each instruction's sum over its row runs."""
 
     def __init__(self, program: PhasedProgram, n: int, conditions: dict[ConditionOperand, Tensor]) -> None:
         self._program, self._n = program, n
@@ -62,14 +64,8 @@ class _Caches:
         }
         self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
 
-    def row_phase(self, y: int) -> None:
-        """Computes what sees only rows above, and sums what others see of them."""
-        self.compute_row(Phase.ROW, y)
-        for i in self._partly:
-            self.sum_of_row(i, y)
-
     def compute_row(self, phase: Phase, y: int) -> None:
-        """Computes what a phase computes of the whole of row y."""
+        """Computes a phase of the whole of row y; the first also sums what others see of rows above."""
         for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
@@ -82,31 +78,28 @@ class _Caches:
                 around = _Around(self, y, x)
                 for i in group:
                     around.compute(i)
+        for i in self._partly if phase is Phase.ROW else ():
+            self.sum_of_row(i, y)
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
         """What an instruction's row runs add up to, for row y: [n, W, channels]."""
-        windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
+        windows = [(self._windows(run, y), run.weight) for run in i.row_runs]
         self._partial[i.out] = self._sum(i.instruction, windows, None, (self._n, self._width))
         return self._partial[i.out]
 
     def sum_at_pixel(self, i: PhasedInstruction, y: int, x: int) -> Tensor:
         """What its row runs and its pixel runs add up to, at pixel (y, x): [n, channels]."""
         partial = self._partial[i.out][:, x] if i.row_runs else None
-        windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
+        windows = [(self._windows(run, y)[:, x], run.weight) for run in i.pixel_runs]
         return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
-        """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before. values: [n, C],
-        those of the pixel, as far as they are drawn."""
+        """Computes at pixel (y, x) what waits for ``after`` draws. values: [n, C], as far as drawn."""
         around = _Around(self, y, x, values.to(self._program.device))
         skipped = self._program.outputs if skip_output else ()
         for i in self._after[after]:
             if i.out not in skipped:
                 around.compute(i)
-
-    def output(self, y: int, x: int, draw: int) -> Tensor:
-        """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
-        return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.parameters))
 
     def _sum(
         self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
@@ -129,20 +122,11 @@ class _Caches:
         rows = self._rows[value]
         return rows[y % rows.shape[0]]
 
-    def pixel(self, value: int, y: int, x: int) -> Tensor:
-        """Pixel (y, x): [n, channels]."""
-        return self._ring(value, y)[:, self._program.storage[value].pad_left + x]
-
     def row(self, value: int, y: int, dx: int = 0) -> Tensor:
         """Row y, from column dx on: [n, W, channels]."""
         return self._ring(value, y).narrow(1, self._program.storage[value].pad_left + dx, self._width)
 
-    def _window(self, run: Run, y: int, x: int) -> Tensor:
-        """What a run reads for pixel (y, x): [n, width * channels]."""
-        start = self._program.storage[run.source].pad_left + x + run.dx
-        return self._ring(run.source, y + run.dy).narrow(1, start, run.width).flatten(1)
-
-    def _row_windows(self, run: Run, y: int) -> Tensor:
+    def _windows(self, run: Run, y: int) -> Tensor:
         """What a run reads for each pixel of row y: [n, W, width * channels], an overlapping view."""
         row = self._ring(run.source, y + run.dy)
         channels = row.shape[2]
@@ -152,26 +136,22 @@ class _Caches:
 
 
 class _Around(Surroundings):
-    """The surroundings of pixel (y, x), [n, channels], or of a whole row if x is None, [n, W, channels], in the caches.
-
-    drawn: the values of the pixel, [n, C], if any may be read.
-    """
+    """Pixel (y, x), [n, channels], or if x is None row y, [n, W, channels]. drawn: [n, C]."""
 
     def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
         self._caches, self._y, self._x, self._drawn = caches, y, x, drawn
         self.dtype = caches.dtype
 
     def compute(self, i: PhasedInstruction) -> None:
-        """Computes what an instruction gives here."""
         self._present = i
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
 
+    def _here(self, row: Tensor) -> Tensor:
+        return row if self._x is None else row[:, self._x]
+
     def value(self, read: Read) -> Tensor:
-        y = self._y + read.dy
-        if self._x is None:
-            return self._caches.row(read.value, y, read.dx)
-        return self._caches.pixel(read.value, y, self._x + read.dx)
+        return self._here(self._caches.row(read.value, self._y + read.dy, read.dx))
 
     def summed(self, i: Instruction) -> Tensor:
         if self._x is None:
@@ -181,8 +161,7 @@ class _Around(Surroundings):
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self._caches.conditions[operand]
         if operand.varies_over_pixels:
-            x = x[:, self._y]
-            return x if self._x is None else x[:, self._x]
+            return self._here(x[:, self._y])
         return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:

@@ -1,10 +1,11 @@
-"""What a runtime is asked to do with one batch, and the drawing that the Python runtimes share."""
+"""What a runtime is asked to do with one batch, and how the Python runtimes draw."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, known values in, all values out; known: bool [n, C, H, W] or None (none
-    known); noise: float64 [n, U, H, W] in [0, 1); given: for the n images; parameters: [n, D, H, W, P] to fill, or
-    None; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called
-    before row y, and stops the run by raising. All tensors are on the host, or all where the model is.
+    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool [n, C, H, W]; noise: float64 [n, U,
+    H, W] in [0, 1); parameters: [n, D, H, W, P] to fill; log_probability: float64 [n, C, H, W], zeros, to fill where
+    values are drawn; on_row(y) is called before row y, and stops the run by raising. All lie on the host, or with the
+    model.
     """
 
     values: Tensor
@@ -33,14 +34,25 @@ class Job:
     log_probability: Tensor | None = None
     on_row: Callable[[int], None] = lambda y: None
 
+    @property
+    def results(self) -> list[Tensor]:
+        """The tensors to fill."""
+        return [x for x in (self.values, self.parameters, self.log_probability) if x is not None]
+
+    def part(self, images: slice, on_row: Callable[[int], None]) -> Job:
+        """The job of some of its images."""
+        tensors: dict[str, Any]
+        tensors = {name: x[images] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, given=self.given.part(images), on_row=on_row, **tensors)
+
     def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
-        """Whether the parameters of draw ``draw`` of ``draws`` at pixel (y, x) are needed at all."""
+        """Whether the parameters of this draw at pixel (y, x) are needed at all."""
         if self.parameters is not None or self.known is None:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
     def draw_pixel(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
-        """Sets the values, known or drawn, of draw ``draw`` of ``draws`` at pixel (y, x). parameters: [n, d, P]."""
+        """Sets what a draw gives at pixel (y, x), known or drawn. parameters: [n, d, P]."""
         parameters = parameters.to(self.values.device)
         if self.parameters is not None:
             self.parameters[:, _part(self.parameters, draw, draws), y, x] = parameters
@@ -80,19 +92,16 @@ def _part(of: Tensor, draw: int, draws: int) -> slice:
 
 
 class Runtime(ABC):
-    """Executes jobs for one program and head.
-
-    All runtimes give the same images for the same noise, up to rounding of the parameters.
-    """
+    """Executes jobs. All runtimes give the same images for the same noise, up to rounding."""
 
     @abstractmethod
     def run(self, job: Job) -> None: ...
 
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
-        """Makes ready whatever a batch of so many images needs. Raises RuntimeUnavailable, saying why, if it fails."""
+        """Makes ready what a batch of so many images needs. Raises RuntimeUnavailable, saying why."""
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Runs them in order -> each when it is finished. Here, their noise may be on any device."""
+        """Runs them in order -> each when it is finished. Their noise may be on any device."""
         for job in jobs:
             self.run(replace(job, noise=job.noise.to(job.values.device)))
             yield job

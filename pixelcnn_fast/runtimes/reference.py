@@ -1,4 +1,4 @@
-"""The naive runtime: a full forward per draw. It is the oracle, and what the fast runtimes are compared with."""
+"""The naive runtime: a full forward per draw, with which the fast runtimes are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 
 class ReferenceRuntime(Runtime):
-    """Runs the model's own forward for every pixel, once for each of its ``draws``."""
+    """Runs the model's own forward for each of the ``draws`` of every pixel."""
 
     def __init__(self, model: WrappedModel, draws: int) -> None:
         self._model, self._draws = model, draws
@@ -28,7 +28,7 @@ class ReferenceRuntime(Runtime):
                         job.draw_pixel(y, x, draw, self._draws, parameters, self._model.head)
 
     def _parameters(self, job: Job) -> Tensor:
-        """What the model raises keeps its type: it has run before, so what it is given is what it takes."""
+        """What the model raises keeps its type: it has run before."""
         try:
             return self._model.parameters(job.values, job.given)
         except ModelFailed as failed:

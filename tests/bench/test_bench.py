@@ -27,7 +27,7 @@ from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
-from pixelcnn_fast.pictures import Panel
+from pixelcnn_fast.pictures import Bar
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import EACH_ISA, instruction_set, needs_native
 from tests.tiers import thorough
@@ -276,24 +276,25 @@ def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
 
 
 def test_the_chart_shows_no_factor_of_a_wrong_contestant(tmp_path: Path, monkeypatch) -> None:
-    shown: list[Panel] = []
-    monkeypatch.setattr(report.pictures, "chart", lambda panels, *_, **__: shown.extend(panels))
+    shown: dict[str, list[Bar]] = {}
+    monkeypatch.setattr(report.pictures, "chart", lambda panels, *_, **__: shown.update(panels))
     naive = Result("reference", 2, 16, 4, [10.0], Check(0, 8, 0.0))
     cached = Result("eager", 2, 16, 16, [5.0], Check(8, 8, 0.3))
     fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
     alone = [Result(name, 1, 16, 16, [s], Check(0, 8, 0.0)) for name, s in (("eager", 1.0), ("cpu", 0.5))]
     report.save([[naive, cached, fast], alone], tmp_path, "sampling", "Title", report.machine())
-    assert [panel.title for panel in shown] == ["2 images at once", "1 image at once"]
-    assert [bar.note for panel in shown for bar in panel.bars] == [
+    assert [*shown] == ["2 images at once", "1 image at once"]
+    assert [bar.note for bars in shown.values() for bar in bars] == [
         "5.00 s",
         "2.50 s   WRONG images",
         "250 ms   20×",
         "1.00 s",
         "500 ms   2×",
     ]
-    assert [bar.seconds for bar in shown[0].bars] == [5, 2.5, 0.25]
-    assert [bar.estimated for bar in shown[0].bars] == [True, False, False]
-    assert "extrapolated from 4 of 16 pixels" in shown[0].bars[0].label
+    two_at_once = shown["2 images at once"]
+    assert [bar.seconds for bar in two_at_once] == [5, 2.5, 0.25]
+    assert [bar.estimated for bar in two_at_once] == [True, False, False]
+    assert "extrapolated from 4 of 16 pixels" in two_at_once[0].label
 
 
 @pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234×"), (10, "10×"), (9.87, "9.9×"), (0.123, "0.12×")])

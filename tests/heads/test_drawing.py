@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.cli import sample as command
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.likelihood import nll
-from pixelcnn_fast.runtimes.pack import sampling_options
+from pixelcnn_fast.runtimes.native_program import sampling_options
 from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn
 
@@ -193,7 +194,7 @@ def test_every_option_is_an_argument_of_the_command_line(option):
     given, left_out = parser.parse_args(["sample", flag, "1"]), parser.parse_args(["sample"])
     assert option.default is not MISSING and getattr(left_out, option.name) == option.default
     assert getattr(given, option.name) == 1 and type(getattr(given, option.name)) is option.metadata["parse"]
-    assert asdict(command._options(given)) == {**asdict(SamplingOptions()), option.name: 1}
+    assert asdict(fields_among(SamplingOptions, vars(given))) == {**asdict(SamplingOptions()), option.name: 1}
     help = " ".join(commands.choices["sample"].format_help().split())
     assert flag in help and option.metadata["help"] in help
 

@@ -18,7 +18,7 @@ from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
-from pixelcnn_fast.runtimes.pack import why_not_compiled
+from pixelcnn_fast.runtimes.native_program import why_not_compiled
 from tests.needs import needs_native
 from tests.tolerances import assert_identical_up_to_rounding
 

@@ -1,4 +1,4 @@
-"""Compiles kernels for GPUs that need not be there, with NVRTC, which PyTorch's CUDA wheels bring, or nvcc."""
+"""Compiles kernels, for GPUs that need not be there, with NVRTC or nvcc."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
 
 
 class Compiler(ABC):
-    """path: its file. str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
+    """str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,15 +48,12 @@ class Compiler(ABC):
 
     @abstractmethod
     def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
-        """Compiles ``SOURCE`` among sources that include each other by name -> the cubin.
-
-        Raises RuntimeUnavailable with what the compiler says.
-        """
+        """Compiles ``SOURCE``, one of ``sources``, which it includes -> the cubin. Raises RuntimeUnavailable."""
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
     ) -> Generator[tuple[int, bytes], None, None]:
-        """Of several (architecture, options): the index of each, and its cubin, as they are done."""
+        """Of each (architecture, options) that is wanted: its index and its cubin, as they are done."""
         for index, (architecture, options) in enumerate(wanted):
             yield index, self.compiled(sources, architecture, options)
 
@@ -70,7 +67,7 @@ class Nvrtc(Compiler):
 
     @property
     def identity(self) -> str:
-        """The name of the library has the major version only, and those of what it needs have all of it."""
+        """With the versions of what it needs, since its own name has the major version only."""
         versions = "".join(path.name.partition(".so")[2] for path in sorted(self._builtins()))
         return f"{self.path.name}{versions}-{self.path.stat().st_size}-{_digest(self.FLAGS)}"
 
@@ -123,7 +120,7 @@ class Nvrtc(Compiler):
             try:
                 self._call("nvrtcCompileProgram", program, len(flags), _strings(flags))
             except RuntimeUnavailable as error:
-                why = _error(self._text(program, "nvrtcGetProgramLog")) or error.why
+                why = _first_error(self._text(program, "nvrtcGetProgramLog")) or error.why
                 raise RuntimeUnavailable(f"{self} can't compile the kernel: {why}") from error
             return self._text(program, "nvrtcGetCUBIN")
         finally:
@@ -132,8 +129,7 @@ class Nvrtc(Compiler):
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
     ) -> Generator[tuple[int, bytes], None, None]:
-        """In processes side by side, as its threads wait for each other. They end with this one, and with the iterator,
-        whatever they are at."""
+        """In processes, as its threads wait for each other. They end with the iterator."""
         count = max(1, min(usable(), len(wanted)))
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
@@ -197,7 +193,7 @@ class Nvcc(Compiler):
         except OSError as error:
             raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
         if done.returncode:
-            said = _error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
+            said = _first_error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
             asked = len(arguments) == 1
             what = f"does not answer {arguments[0]} (is it nvcc?)" if asked else "can't compile the kernel"
             raise RuntimeUnavailable(f"{self.path} {what}: {said}")
@@ -205,7 +201,7 @@ class Nvcc(Compiler):
 
 
 def _end_with(other_end: Connection) -> None:
-    """This process ends when the other end of a pipe is closed, or the process that has it is gone."""
+    """Ends this process when the other end of a pipe is closed, or gone with its process."""
 
     def wait() -> None:
         with suppress(EOFError, OSError):
@@ -217,7 +213,7 @@ def _end_with(other_end: Connection) -> None:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the context ends, and never reaches the processes that were started within."""
+    """Ctrl-C waits until the context ends, and never reaches processes from within."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -234,8 +230,7 @@ def _digest(flags: Sequence[str]) -> str:
     return f"{zlib.crc32(' '.join(flags).encode()):08x}"
 
 
-def _error(log: bytes) -> str:
-    """The first error in it."""
+def _first_error(log: bytes) -> str:
     lines = [line.strip() for line in log.decode(errors="replace").strip("\0").splitlines()]
     return next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
 
@@ -272,8 +267,7 @@ def _version(path: str) -> list[int]:
 
 
 def _libraries() -> Iterator[str]:
-    """Where NVRTC may be: in a Python package, of which PyTorch brings that of its own version of CUDA, or in a
-    toolkit."""
+    """Where NVRTC may be: in a Python package, or in a toolkit."""
     import torch
 
     versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []
@@ -294,7 +288,7 @@ def _toolkits() -> list[str]:
 
 
 def nvcc() -> Nvcc | None:
-    """That of CUDACXX, and no other if it is set; of the toolkit in CUDA_HOME (/usr/local/cuda), or on the PATH."""
+    """That of CUDACXX; or, unless it is set, of CUDA_HOME (/usr/local/cuda), or on the PATH."""
     named = os.environ.get("CUDACXX")
     candidates = [named] if named else [*(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
     return next((Nvcc(Path(path)) for name in candidates if (path := shutil.which(name))), None)

@@ -1,9 +1,7 @@
 """Estimates how long the CUDA sampler takes for a batch, to choose how images share multiprocessors.
 
-A column step is a chain of records, and meanwhile its weights come from L2. The rates are what
-benchmarks/cuda_budget.py finds for an H100: with few sites, a record takes a block about 1,050 cycles, whatever it
-computes; blocks of a cluster wait for each other's values as well. So clusters pay where weights are many, and a small
-network is faster on one block. Where many blocks read at once, fewer blocks with more images each may be faster.
+A column step is a chain of records, while its weights come from L2. Clusters pay where weights are many; where many
+blocks read at once, fewer may be faster.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from pixelcnn_fast.program.schema import TILE_SITES
 
 class Constants(NamedTuple):
     """Cycles of a record with one tile of sites, and more in a cluster; of one with more tiles, and for each of them;
-    bytes a cycle from L2, for a multiprocessor that reads alone, and for each if all do; bytes of weights that are
-    multiplied with a tile in a cycle, in all numbers but float32. ``gpu.sweep`` in benchmarks fits them anew."""
+    bytes a cycle from L2, alone, and if all read; bytes of weights multiplied in a cycle. ``gpu.sweep`` fits them."""
 
     record: float = 1050
     hop: float = 260
@@ -34,8 +31,7 @@ CONSTANTS = Constants()
 def cycles(
     facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int, by: Constants = CONSTANTS
 ) -> float:
-    """Of a block, or a cluster, with so many images, while so many blocks are at work. facts: ``CudaSampler.facts`` of
-    one with one image."""
+    """Of a block or cluster with so many images. facts: ``CudaSampler.facts`` for one image."""
     l2_bytes = min(by.l2_bytes, by.l2_bytes_shared * max(1, multiprocessors / blocks))
     tiles = -(-images * facts["rows"] // TILE_SITES)
     multiplied = by.multiplied_fp32 if math == "fp32" else by.multiplied

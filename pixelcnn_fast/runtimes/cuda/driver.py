@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class Configuration(ctypes.Structure):
 
 
 class Launch(NamedTuple):
-    """blocks: in all, of so many threads, of so many blocks in a cluster; shared_bytes: of a block."""
+    """So many blocks of so many threads, of which ``cluster`` each are one; shared_bytes: of a block."""
 
     blocks: int
     threads: int
@@ -77,11 +77,10 @@ def _call(name: str, *arguments: object) -> None:
 def version() -> int:
     """The newest CUDA version that the driver serves, such as 13000; 0 if there is no driver."""
     found = ctypes.c_int()
-    try:
+    with suppress(RuntimeUnavailable):
         _call("cuDriverGetVersion", ctypes.byref(found))
-    except RuntimeUnavailable:
-        return 0
-    return found.value
+        return found.value
+    return 0
 
 
 @contextmanager
@@ -104,10 +103,8 @@ def _context(device: int) -> ctypes.c_void_p:
 
 
 class LoadedKernel:
-    """A kernel on a device. Raises RuntimeUnavailable where the driver does not take it, and then for each failure.
-
-    shared_bytes: the most that a block may have there. It is set once, since threads with different plans share it.
-    """
+    """A kernel on a device. Raises RuntimeUnavailable where the driver does not take it, and for each failure.
+    shared_bytes: the most that a block may have, set once, as threads with different plans share it."""
 
     def __init__(self, cubin: bytes, device: int, shared_bytes: int) -> None:
         self._device = device
@@ -128,9 +125,7 @@ class LoadedKernel:
     def clusters_at_once(self, how: Launch) -> int:
         """How many clusters the device runs at once; 0 where it has none."""
         count, config = ctypes.c_int(), configuration(how)
-        try:
-            with _current(self._device):
-                _call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
-        except RuntimeUnavailable:
-            return 0
-        return count.value
+        with suppress(RuntimeUnavailable), _current(self._device):
+            _call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
+            return count.value
+        return 0

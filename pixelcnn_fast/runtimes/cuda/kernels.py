@@ -36,12 +36,10 @@ class Instance(NamedTuple):
         return f"{self.math}-{self.tiles}x{self.cluster}"
 
     def name_for(self, architecture: int) -> str:
-        """Of its file."""
         return f"{self}-sm_{architecture}"
 
     @property
     def options(self) -> list[str]:
-        """For a compiler."""
         return [f"-DPCF_MATH={self.math}", f"-DPCF_TILES={self.tiles}", f"-DPCF_BLOCKS={self.cluster}"]
 
 
@@ -53,18 +51,18 @@ class Kernel(Protocol):
 
 
 class Kernels(Protocol):
-    """Where a runtime gets them: ``DeviceKernels``, or in tests what runs them on the host."""
+    """Where a runtime gets them: ``DeviceKernels``, but on the host in tests."""
 
     def get(self, instance: Instance) -> Kernel: ...
 
 
 def largest_cluster(capability: tuple[int, int]) -> int:
-    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
+    """How many blocks may share images. From 12.0 on, that would take too many registers."""
     return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
 
 
 def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -> list[Instance]:
-    """All of these maths; those that GPUs of a compute capability have, if it is given."""
+    """All of these maths, or those that GPUs of a compute capability have."""
     most = max(CLUSTERS) if capability is None else largest_cluster(capability)
     found = [Instance(*each) for each in native.required().cuda_kernels()]
     return [
@@ -74,20 +72,18 @@ def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -
 
 @cache
 def sources() -> dict[str, str]:
-    """By the names by which they include each other. The compiled module holds them, since a plan of other sources
-    would make a kernel draw wrong images."""
+    """By the names that include them, from the module: with others, images would be wrong."""
     return native.required().cuda_kernel_sources()
 
 
 @cache
 def digest() -> str:
-    """Of the sources."""
     text = "".join(f"{name}\0{text}\0" for name, text in sorted(sources().items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class DeviceKernels:
-    """A GPU's kernels. Each is compiled, or found on disk, and loaded when it is first asked for, and then kept."""
+    """A GPU's kernels, each compiled or found on disk when it is first asked for, and then kept."""
 
     def __init__(self, device: int, capability: tuple[int, int], shared_bytes: int) -> None:
         self._device, self._capability, self._shared_bytes = device, capability, shared_bytes
@@ -96,7 +92,7 @@ class DeviceKernels:
         self._lock = threading.Lock()
 
     def get(self, instance: Instance) -> LoadedKernel:
-        """Raises RuntimeUnavailable, saying why, if it can't be had; RuntimeError while a CUDA graph is captured."""
+        """Raises RuntimeUnavailable, saying why; RuntimeError while a CUDA graph is captured."""
         if (found := self._loaded.get(instance)) is not None:
             return found
         with self._lock:
@@ -147,14 +143,15 @@ def version_text(version: int) -> str:
 
 
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
-    """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
-    cache, or else compiled now by the first compiler that can, in some ten seconds. Raises RuntimeUnavailable, saying
-    why it can't be had."""
+    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from the cache, or else compiled by the
+    first compiler that can. Raises RuntimeUnavailable if it can't be had."""
     number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):
-        if (found := _ready(folder, instance, number)) is not None:
-            return found
+        store, archs = _ready_store(folder), range(number, number // 10 * 10 - 1, -1)
+        for arch in archs:  # this GPU's, or one of a smaller minor version
+            if (found := store.get(instance.name_for(arch), strict=True)) is not None:
+                return found
     for with_it in compilers():
         try:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
@@ -181,7 +178,7 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
 
 
 def why_not_ready(named: str) -> str | None:
-    """Why the folder that PIXELCNN_FAST_KERNELS names, or the first kernel in it that is of no use, is refused."""
+    """Why the folder that PIXELCNN_FAST_KERNELS names is refused, or a kernel in it."""
     try:
         store = _ready_store(named)
         for path in sorted(store.folder.glob(f"*{SUFFIX}")):
@@ -191,14 +188,8 @@ def why_not_ready(named: str) -> str | None:
     return None
 
 
-def _ready(named: str, instance: Instance, number: int) -> bytes | None:
-    """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
-    folder is none, can't be read, or has it from other sources."""
-    store, archs = _ready_store(named), range(number, number // 10 * 10 - 1, -1)
-    return next(filter(None, (store.get(instance.name_for(arch), strict=True) for arch in archs)), None)
-
-
 def _ready_store(named: str) -> Store:
+    """Raises RuntimeUnavailable where there is no such folder."""
     try:
         folder = Path(named).expanduser()
         is_there = folder.is_dir()
@@ -211,6 +202,6 @@ def _ready_store(named: str) -> Store:
 
 
 def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:
-    """The largest whose machine code the GPU executes: that of the same major version, and no larger minor one."""
+    """The largest whose code the GPU executes: of its major version, no larger minor one."""
     major, minor = capability
     return max((arch for arch in known if arch // 10 == major and arch % 10 <= minor), default=None)

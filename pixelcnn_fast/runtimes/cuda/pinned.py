@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU through pinned memory, on the current stream, so that nobody waits."""
+"""Copies between the host and a GPU through pinned memory, so that nobody waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def on_device(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def on_host(x: Tensor) -> Tensor:
-    """What holds x on the host, once the current stream has come that far: itself if it is there already."""
+    """What holds x on the host, once the current stream has come that far."""
     if x.device.type == "cpu":
         return x
     there = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)

@@ -1,4 +1,4 @@
-"""The CUDA runtime: plans batches with the compiled module, and launches the kernels of csrc/cuda/kernels."""
+"""The CUDA runtime: plans batches, and launches the kernels of csrc/cuda/kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pixelcnn_fast.runtimes.cuda.kernels import (
 )
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import described, described_job, why_not_compiled
+from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
 
 MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}  # if precision= does not say another
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
@@ -42,8 +42,7 @@ MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device offers to a launch: shared memory per block, multiprocessors, and how many blocks at most can
-    write to each other's shared memory (1: none but their own)."""
+    """Shared memory per block, multiprocessors, and the most blocks that can share images."""
 
     shared_bytes: int
     multiprocessors: int
@@ -57,7 +56,7 @@ def limits_of(device: torch.device) -> Limits:
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
+    """Why the CUDA runtime can't serve this program and head; None if it can."""
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
@@ -72,10 +71,6 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     return why_no_kernels()
 
 
-def _results(job: Job) -> tuple[Tensor | None, ...]:
-    return job.values, job.parameters, job.log_probability
-
-
 class Shape(NamedTuple):
     """Of a launch: so many images to a cluster of so many blocks (1: no cluster)."""
 
@@ -85,14 +80,11 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job whose tensors are on the device, with all the memory that it takes.
-
-    conditions: one array, or none; error: -1, or the location of the first logits that are not finite.
-    """
+    """A job with all its memory on the device. error: -1, or the location of the first non-finite logits."""
 
     job: Job
     sampler: Any
-    conditions: list[Tensor]
+    conditions: list[Tensor]  # one array, or none
     constants: Tensor
     workspace: Tensor
     error: Tensor
@@ -105,12 +97,8 @@ class DeviceJob:
 
 @dataclass
 class Launched:
-    """A job that the device is at work on.
-
-    results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; error: as in
-    ``DeviceJob``, on the host; done: None if the kernels run on the host. constants: kept until then, as the runtime
-    may forget them.
-    """
+    """A job at work. results: where each belongs, and what holds it once ``done`` has come; done: None on the host;
+    constants: kept until then, as the runtime may forget them."""
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
@@ -120,12 +108,8 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with one block of threads for every few images, or with a cluster of blocks.
-
-    precision: as for ``Sampler``. kernels, limits: for tests, which run the kernels on the host. ``cost`` chooses how
-    images share blocks, and blocks images.
-    Raises RuntimeUnavailable, saying why, if it can't serve the program on this machine.
-    """
+    """Samples with a block, or a cluster of blocks, for every few images, as ``cost`` chooses. kernels, limits: for
+    tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
 
     def __init__(
         self,
@@ -146,7 +130,7 @@ class CudaRuntime(Runtime):
             torch.cuda.current_device() if device.index is None else device.index
         )
         self._borrowed: list[Tensor] = []  # what the description refers to
-        self._description = described(program, head, self._borrowed, torch.float32)
+        self._description = native_program(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cost.cycles
         self._samplers: dict[Shape, Any] = {}  # each has a copy of the weights
         self._refused: set[Shape] = set()
@@ -166,8 +150,7 @@ class CudaRuntime(Runtime):
             self._finished(self._launched(job))
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The device goes on with the next job while the host stores what one has given. What is raised while a job is
-        prepared loses the one before it."""
+        """The device goes on while the host stores one, which an error in preparing the next loses."""
         before: Launched | None = None
         for job in jobs:
             launched = self._launched(job)
@@ -178,7 +161,7 @@ class CudaRuntime(Runtime):
             yield self._finished(before)
 
     def _launched(self, job: Job) -> Launched:
-        """Waits for nothing. What the device needs no longer afterwards, it reuses for the next job of this stream."""
+        """Waits for nothing. The next job of this stream reuses what the device no longer needs."""
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph can't capture a call that waits for its images: prepare a batch before it, and capture "
@@ -188,8 +171,7 @@ class CudaRuntime(Runtime):
         self.enqueue(batch)
         results = [
             (place, on_host(found) if place.device.type == "cpu" else found)
-            for place, found in zip(_results(job), _results(batch.job), strict=True)
-            if place is not None and found is not None
+            for place, found in zip(job.results, batch.job.results, strict=True)
         ]
         error = on_host(batch.error)
         done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -214,8 +196,8 @@ class CudaRuntime(Runtime):
         device, images = self._program.device, job.values.shape[0]
         sampler = self.sampler(shape := self.shape(images))
         operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, images)
-        conditions = [found[operand].float().reshape(-1) for operand in operands]
+        found = self._conditions(operands, job.given, images).values()
+        conditions = [x.float().reshape(-1) for x in found]
         there = replace(
             job,
             values=on_device(job.values, device, job.values.dtype),
@@ -236,27 +218,26 @@ class CudaRuntime(Runtime):
         )
 
     def enqueue(self, batch: DeviceJob) -> None:
-        """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
+        """Puts all on the current stream and waits for nothing: a CUDA graph can capture it."""
         with self._on_device():
             if images := batch.job.values.shape[0]:
                 facts, stream = batch.sampler.facts, 0
                 if self._program.device.type == "cuda":
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
-                how = self._launch(batch.sampler, images)
-                self._kernel(facts).launch(how, self._parameters(batch), stream)
+                how, kernel = self._launch(batch.sampler, images), self._kernel(facts)
+                addresses = map(address, (batch.constants, batch.workspace, batch.error))
+                job = native_job(batch.job, batch.conditions)
+                kernel.launch(how, batch.sampler.parameters(job, *addresses), stream)
 
     def _launch(self, sampler: Any, images: int) -> Launch:
         facts = sampler.facts
         return Launch(sampler.blocks(images), facts["threads"], facts["cluster"], facts["shared_bytes"])
 
     def _kernel(self, facts: dict[str, Any]) -> Kernel:
-        """The one that a plan is for."""
         return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
 
     def prepare(self, images: int) -> None:
-        """Compiles or finds the kernel that a batch of so many images is drawn with, and loads it and the weights.
-
-        Raises RuntimeUnavailable, saying why, if that fails."""
+        """Puts the kernel of such a batch, and its weights, on the device; RuntimeUnavailable if it can't."""
         if images:
             with self._on_device():
                 self._kernel(self.sampler(shape := self.shape(images)).facts)
@@ -270,24 +251,17 @@ class CudaRuntime(Runtime):
         device = self._program.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _parameters(self, batch: DeviceJob) -> bytes:
-        job = described_job(batch.job, batch.conditions)
-        return batch.sampler.parameters(job, *map(address, (batch.constants, batch.workspace, batch.error)))
-
     def shape(self, images: int) -> Shape:
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                if not self._fits(shape):
-                    continue
-                if shape.cluster == 1 or images <= shape.images * self.clusters_at_once(
-                    shape
-                ):  # all run at once
+                if self._fits(shape) and (
+                    shape.cluster == 1 or images <= shape.images * self.clusters_at_once(shape)
+                ):
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
-        """By shapes: blocks of as few images as keep each multiprocessor busy, or of more of them; and clusters, if all
-        images can have them at once."""
+        """By shapes: blocks of as few images as keep all busy, or more; clusters that run at once."""
         multiprocessors, found = self._limits.multiprocessors, {}
         images = max(images, 1)
 
@@ -306,14 +280,14 @@ class CudaRuntime(Runtime):
 
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
-        """Those that there can be: what was planned for one image, and how many images' values memory holds."""
+        """What was planned for one image, and how many images memory holds, for each size."""
         most = min(self._limits.largest_cluster, self._limits.multiprocessors)
         shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
         samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
         return [(sampler.facts, self._most_in_memory(sampler)) for sampler in samplers]
 
     def sampler(self, shape: Shape) -> Any:
-        """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
+        """For launches of this shape; raises ValueError where it doesn't fit."""
         if (found := self._samplers.get(shape)) is None:
             found = self._samplers[shape] = self._planned(shape)
             for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
@@ -343,17 +317,17 @@ class CudaRuntime(Runtime):
             return self._kernel(sampler.facts).clusters_at_once(self._launch(sampler, 1))
 
     def facts(self, images: int) -> dict[str, Any]:
-        """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""
+        """What was planned for a batch: sites, column steps, bytes of weights, values and memory."""
         return self.sampler(self.shape(images)).facts
 
     def largest_batch(self) -> int:
-        """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
+        """As many images as keep all multiprocessors busy, or as half of the free memory holds."""
         each = next(images for images in range(self._most_images, 0, -1) if self._fits(Shape(images)))
         most_in_memory = self._most_in_memory(self.sampler(Shape(1)))
         return max(1, min(each * self._limits.multiprocessors, most_in_memory))
 
     def _most_in_memory(self, sampler: Any) -> int:
-        """How many images half of the device's free memory holds, with what PyTorch keeps to use again."""
+        """How many images half of the free memory holds, with what PyTorch keeps."""
         device = self._program.device
         if device.type != "cuda":
             return sys.maxsize
@@ -371,7 +345,7 @@ class CudaRuntime(Runtime):
         return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/site_draws.h has encoded."""
+        """The (image, channel, row, column) that error_code() in site_draws.h has encoded."""
         pixel, found = code - 1, []
         for bits in (schema.LANE_BITS, schema.IMAGE_BITS, schema.CHANNEL_BITS):
             pixel, part = divmod(pixel, 1 << bits)

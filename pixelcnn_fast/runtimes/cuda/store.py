@@ -1,4 +1,4 @@
-"""Keeps compiled kernels on disk, and lets one process compile each of them while others wait."""
+"""Keeps compiled kernels on disk, each compiled by one process while others wait."""
 
 from __future__ import annotations
 
@@ -32,10 +32,8 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files.
-
-    Raises RuntimeUnavailable if the variable names the home of a user that there is not.
-    """
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; without a home, among temporary files. Raises
+    RuntimeUnavailable if the variable names a user's home that there is not."""
     if named := os.environ.get("PIXELCNN_FAST_CACHE"):
         try:
             return Path(named).expanduser()
@@ -48,7 +46,7 @@ def cache_folder() -> Path:
 
 
 def why_not_kept(folder: Path) -> str | None:
-    """Why kernels can't be kept in a folder, which may still have to be made; None if they can."""
+    """Why kernels can't be kept in a folder, which need not be there yet; None if they can."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return f"{there} is not a folder"
@@ -57,7 +55,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 @cache
 def _temporary_folder() -> Path:
-    """This user's, with a name that the next process finds; where another user has taken that, one of this process."""
+    """This user's, as the next process finds it, or a new one where another user has taken that."""
     user = getattr(os, "getuid", int)()
     found = Path(tempfile.gettempdir(), f"pixelcnn_fast-{user}")
     with suppress(OSError):
@@ -68,10 +66,7 @@ def _temporary_folder() -> Path:
 
 
 class Store:
-    """A folder of kernels. A file is a line of JSON, which says what the rest of it is, and a cubin.
-
-    sources: the digest of those that kernels must be compiled from.
-    """
+    """Kernels of ``sources``, a digest. A file is a line of JSON on the rest, and a cubin."""
 
     def __init__(self, folder: Path, sources: str) -> None:
         self.folder, self._sources = folder, sources
@@ -80,8 +75,7 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def get(self, name: str, strict: bool = False) -> bytes | None:
-        """A kernel; None if it is not there. What is damaged, or of other sources, is not there either, or if
-        ``strict``, raises RuntimeUnavailable, which names the file."""
+        """A kernel; None if it is not there. Of no use, it is None or, if ``strict``, RuntimeUnavailable."""
         path = self.path(name)
         try:
             if path.exists() and not path.is_file():
@@ -98,17 +92,14 @@ class Store:
         return None
 
     def _why_not(self, line: bytes, name: str, cubin: bytes) -> str | None:
-        """Why a cubin that is said to be what the line tells is not that kernel; None if it is."""
+        """Why a cubin is not the kernel that the line describes; None if it is."""
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             about = json.loads(line)
             if about["sha256"] == hashlib.sha256(cubin).hexdigest():
                 if about["kernel"] != name:
                     return f"is the kernel {about['kernel']} under another name"
-                return (
-                    None
-                    if about["sources"] == self._sources
-                    else "was compiled from other sources than this version's"
-                )
+                is_same = about["sources"] == self._sources
+                return None if is_same else "was compiled from other sources than this version's"
         return "is damaged"
 
     def put(self, name: str, cubin: bytes) -> None:
@@ -148,8 +139,7 @@ class Store:
             return made, None
 
     def _lock(self, name: str, held: ExitStack) -> None:
-        """Gives the lock, until ``held`` is closed, to one process and one of its threads. Others wait until the kernel
-        is there, and can be interrupted."""
+        """Gives the lock, until ``held`` is closed, to one thread of one process. Others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(_opened(self.path(name).with_suffix(".lock")))
         waits = False
@@ -182,7 +172,7 @@ def _say(what: str) -> None:
 
 
 def _in_background(make: Callable[[], T]) -> T:
-    """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
+    """What it returns, or raises; meanwhile this thread hears Ctrl-C."""
     made: Future[T] = Future()
 
     def run() -> None:
@@ -202,7 +192,7 @@ def _in_background(make: Callable[[], T]) -> T:
 
 
 def _let_end(thread: threading.Thread) -> None:
-    """A process that ends while a compiler is at work in it crashes. It waits; at another Ctrl-C it is gone at once."""
+    """Compiling crashes a process that ends: it waits, and at another Ctrl-C is gone at once."""
     if thread.is_alive():
         _say("a CUDA kernel is still being compiled, and is kept for the next time; Ctrl-C gives that up")
     try:

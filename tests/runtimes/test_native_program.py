@@ -12,13 +12,15 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.heads import Categorical, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program import schema
-from pixelcnn_fast.runtimes import pack
+from pixelcnn_fast.runtimes import native_program
 from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
 
 
 def told(sampler: Sampler) -> schema.Program:
-    return pack.described(sampler._engine.compiled_program.program, sampler.head, [], torch.float32)
+    return native_program.native_program(
+        sampler._engine.compiled_program.program, sampler.head, [], torch.float32
+    )
 
 
 def test_the_wavefront_and_the_head_are_handed_over():
@@ -70,11 +72,6 @@ def test_an_unknown_name_is_refused(field, value):
 @needs_native
 def test_a_module_of_another_schema_is_refused(monkeypatch):
     program = Sampler(pixelcnn(kernel=3), (1, 9, 12))._engine.compiled_program.program
-    assert pack.why_not_compiled(program, Categorical(256)) is None, "run make native"
-    fewer = schema.STRUCTS[1:]
-    monkeypatch.setattr(schema, "STRUCTS", fewer)
-    pack._signature.cache_clear()
-    try:
-        assert "make native" in str(pack.why_not_compiled(program, Categorical(256)))
-    finally:
-        pack._signature.cache_clear()
+    assert native_program.why_not_compiled(program, Categorical(256)) is None, "run make native"
+    monkeypatch.setattr(native_program, "SIGNATURE", schema.signature(*schema.STRUCTS[1:], SamplingOptions))
+    assert "make native" in str(native_program.why_not_compiled(program, Categorical(256)))

@@ -1,10 +1,9 @@
-"""Programs and jobs as the compiled runtimes read them, in the structs of program/schema.py."""
+"""Programs and jobs as the compiled runtimes read them: structs of program/schema.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,12 +16,14 @@ from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.runtimes.job import Job
 
+SIGNATURE = schema.signature(*schema.STRUCTS, SamplingOptions)
+
 
 def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
-    """Why the compiled runtimes can't execute this program or draw from this head; None if they can."""
+    """Why the compiled runtimes can't serve this program and head; None if they can."""
     if (module := native()) is None:
         return why_not_native()
-    if module.SIGNATURE != _signature():
+    if module.SIGNATURE != SIGNATURE:
         return (
             "the compiled module was built from another program/schema.py: build it again, with `make native`"
         )
@@ -45,34 +46,31 @@ def _why_in_python_only(program: PhasedProgram, head: Head) -> str | None:
     return None
 
 
-@cache
-def _signature() -> str:
-    return schema.signature(*schema.STRUCTS, SamplingOptions)
-
-
 def sampling_options(options: SamplingOptions) -> SamplingOptions:
-    """The options as C++ can hold them: it reads None as no limit, and has no integers that are larger."""
+    """As C++ can hold them: it has no larger integers."""
     most = torch.iinfo(torch.int32).max
     return options if options.top_k is None else replace(options, top_k=min(options.top_k, most))
 
 
-def described_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
-    """The job as C++ reads it, where ``known`` is uint8. Whoever calls keeps the tensors, which are dense, alive."""
+def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
+    """With ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
     return schema.Job(
+        options=sampling_options(job.options),
         images=job.values.shape[0],
         values=address(job.values),
         known=address(job.known),
         noise=address(job.noise),
         conditions=[*map(address, conditions)],
-        options=sampling_options(job.options),
         parameters=address(job.parameters),
         log_probability=address(job.log_probability),
     )
 
 
-def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> schema.Program:
-    """The program as C++ reads it, in which values are numbered anew, from 0. Arrays are in ``dtype`` on the CPU, and
-    ``borrowed`` keeps them alive."""
+def native_program(
+    program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype
+) -> schema.Program:
+    """Values are numbered anew, from 0. Tensors, on the CPU in ``dtype``, are given by address, as C++ is built without
+    PyTorch; ``borrowed`` keeps them alive."""
     number = {i.out: index for index, i in enumerate(program.instructions)}
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape
@@ -83,10 +81,10 @@ def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype:
         borrowed.append(tensor.detach().to("cpu", dtype).contiguous())
         return borrowed[-1].data_ptr()
 
-    def described_run(run: Run) -> schema.Run:
+    def native_run(run: Run) -> schema.Run:
         return schema.Run(number[run.source], run.dy, run.dx, run.width, array(run.weight))
 
-    def described_step(step: Step) -> schema.Step:
+    def native_step(step: Step) -> schema.Step:
         found = schema.Step(step.kind, step.alpha, scale=array(step.scale), shift=array(step.shift))
         if step.condition is not None:
             return replace(found, operand=operands.index(step.condition))
@@ -94,20 +92,20 @@ def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype:
             return replace(found, operand=number[value.value], dy=value.dy, dx=value.dx)
         return found
 
-    def described_instruction(phased: PhasedInstruction) -> schema.Instruction:
+    def native_instruction(phased: PhasedInstruction) -> schema.Instruction:
         i, scan = phased.instruction, phased.scan
         assert i.native is not None
         return schema.Instruction(
             out=number[i.out],
             channels=i.channels,
             phase=phased.phase,
-            steps=[*map(described_step, i.steps)],
+            steps=[*map(native_step, i.steps)],
             lead=front.leads[i.out] if front else 0,
             after=phased.after,
             scan=scan.number if scan else -1,
             from_the_right=bool(scan and scan.from_the_right),
-            row_runs=[*map(described_run, phased.row_runs)],
-            pixel_runs=[*map(described_run, phased.pixel_runs)],
+            row_runs=[*map(native_run, phased.row_runs)],
+            pixel_runs=[*map(native_run, phased.pixel_runs)],
             kind=i.native,
             **i.native_start(number.__getitem__, array, channels),
         )
@@ -121,7 +119,7 @@ def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype:
         head=schema.Head(head.native, *drawn),
         outputs=[number[output] for output in program.outputs],
         storage=[program.storage[value] for value in number],
-        instructions=[*map(described_instruction, program.instructions)],
+        instructions=[*map(native_instruction, program.instructions)],
         conditions=[schema.ConditionOperand(o.index.shape[-1], o.varies_over_pixels) for o in operands],
         lag=front.lag if front else 0,
     )
