@@ -15,7 +15,6 @@ sm_80. docs/triton.md has the figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -77,16 +76,14 @@ def forward(
     """activation(convolution(x) + condition + residual), in one pass.
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
-    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's; size:
-    (H', W'), if padding below and to the right differs. activation: as for
-    ``masked_conv_block``.
+    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
+    size: (H', W'), if padding below and to the right differs. activation: as for ``masked_conv_block``.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
     2^30 or more.
     """
     kernel = weight.shape[2:]
-    pixels = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-    pixels = pixels if size is None else [*size]
+    pixels = size or [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
     if min(pixels) < 1:
         raise ValueError(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
@@ -114,7 +111,7 @@ def input_gradient(
 
 def _product_over_taps(
     x: Tensor,
-    packed: Packed,
+    packed: tuple[Tensor, Tensor, Tensor],
     shape: tuple[int, ...],
     bias: Tensor | None = None,
     activation: str = "none",
@@ -125,9 +122,9 @@ def _product_over_taps(
 ) -> Tensor:
     """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
 
-    x: [N, I, H, W]; packed: matrices of [I, O] -> ``shape`` [N, O, H', W'], in a memory format, or in x's.
+    x: [N, I, H, W]; packed: as by ``_pack`` -> ``shape`` [N, O, H', W'], in a memory format, or in x's.
     """
-    matrices = packed.matrices
+    matrices, offsets, live = packed
     check_dtype(x, matrices)
     positions = positions_of(shape, x.shape)
     layout = memory_format(x) if result_format is None else result_format
@@ -141,18 +138,16 @@ def _product_over_taps(
         _product_over_taps_kernel[blocks,](
             x,
             matrices,
-            packed.offsets,
-            packed.live,
+            offsets,
+            live,
             bias,
             residual,
             condition,
             out,
             alpha,
             positions,
-            x.shape[2],
-            x.shape[3],
-            shape[2],
-            shape[3],
+            *x.shape[2:],
+            *shape[2:],
             matrices.stride(),
             out.stride(),
             residual.stride() if residual is not None else None,
@@ -170,19 +165,12 @@ def _product_over_taps(
     return out
 
 
-class Packed(NamedTuple):
-    """Matrices of the live taps, which come first, and the offsets (dy, dx) of the pixels that they apply to.
-
-    matrices: [kH * kW, from, to]; offsets: int32 [kH * kW, 2]; live: int32 [1], how many are live.
-    """
-
-    matrices: Tensor
-    offsets: Tensor
-    live: Tensor
-
-
-def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False) -> Packed:
-    """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it."""
+def _pack(
+    weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it
+    -> the matrices of the taps [kH * kW, from, to], live ones first, the offsets (dy, dx) of the pixels that they
+    apply to, int32 [kH * kW, 2], and how many are live, int32 [1]."""
     check_dtype(weight)
     live, mask = live_taps(mask, weight.shape[2:]), mask.expand(weight.shape)
     if transposed:
@@ -205,7 +193,8 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             weight.stride(),
             mask.stride(),
             live.stride(),
-            *as_tuples(dilation, padding),
+            tuple(dilation),  # torch hands an op's pairs over as lists, and Triton 3.6 takes no lists
+            tuple(padding),
             -1 if transposed else 1,
             FROM=from_,
             KERNEL_WIDTH=kernel[1],
@@ -213,17 +202,12 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             TAPS_OR_MORE=triton.next_power_of_2(taps),
             BLOCK=PACKED_AT_ONCE,
         )
-    return Packed(matrices.transpose(1, 2), offsets, count)
+    return matrices.transpose(1, 2), offsets, count
 
 
 def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
     """mask: one that is expanded to a weight [O, C, kH, kW] -> bool [kH, kW], whether it is not 0 for some channels."""
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
-
-
-def as_tuples(*pairs: Pair) -> tuple[Pair, ...]:
-    """Torch hands an op's pairs over as lists, and Triton 3.6 takes no lists."""
-    return tuple((y, x) for y, x in pairs)
 
 
 def positions_of(*shapes: Sequence[int]) -> int:
