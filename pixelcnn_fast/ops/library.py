@@ -272,8 +272,3 @@ def memory_format(x: Tensor) -> torch.memory_format:
             return torch.contiguous_format
         least = strides[axis] * sizes[axis]
     return torch.channels_last
-
-
-def dense(x: Tensor) -> Tensor:
-    """x without gaps in its memory format, copied if need be."""
-    return x.contiguous(memory_format=memory_format(x))

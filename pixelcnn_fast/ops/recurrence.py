@@ -58,7 +58,7 @@ def register(
         if backend == "reference":
             given = _widened(sums, weight, h0, c0)
             found = reference.forward(*given, *own(reverse), keep=keep)
-            return h.copy_(found[0]), gates.copy_(found[1])
+            return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
         h, gates = pooled(h), pooled(gates)
         weight = weight.contiguous()
         h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
