@@ -72,68 +72,37 @@ def forward(
     condition: Tensor | None = None,
     result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """activation(convolution(x) + condition + residual), in one pass.
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
     residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
-    size: (H', W'), if padding below and to the right differs. activation: as for ``masked_conv_block``.
+    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient of a convolution's result,
+    and what comes is that of its input, of this size. activation: as for ``masked_conv_block``.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
     2^30 or more.
     """
     kernel = weight.shape[2:]
-    pixels = size or [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-    if min(pixels) < 1:
+    if size is None:
+        size = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
+    if not transposed and min(size) < 1:
         raise ValueError(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
             f"padded by {tuple(padding)}: pad by more"
         )
-    packed = _pack(weight, mask, dilation, padding)
-    shape = (x.shape[0], weight.shape[0], *pixels)
-    return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition, result_format)
-
-
-def input_gradient(
-    grad: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    input_shape: Sequence[int],
-    dilation: Pair,
-    padding: Pair,
-    result_format: torch.memory_format | None = None,
-) -> Tensor:
-    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in a memory
-    format, or in grad's."""
-    packed = _pack(weight, mask, dilation, padding, transposed=True)
-    return _product_over_taps(grad, packed, tuple(input_shape), result_format=result_format)
-
-
-def _product_over_taps(
-    x: Tensor,
-    packed: tuple[Tensor, Tensor, Tensor],
-    shape: tuple[int, ...],
-    bias: Tensor | None = None,
-    activation: str = "none",
-    alpha: float = 1.0,
-    residual: Tensor | None = None,
-    condition: Tensor | None = None,
-    result_format: torch.memory_format | None = None,
-) -> Tensor:
-    """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
-
-    x: [N, I, H, W]; packed: as by ``_pack`` -> ``shape`` [N, O, H', W'], in a memory format, or in x's.
-    """
-    matrices, offsets, live = packed
+    matrices, offsets, live = _pack(weight, mask, dilation, padding, transposed)
     check_dtype(x, matrices)
+    _, in_channels, out_channels = matrices.shape
+    shape = (x.shape[0], out_channels, *size)
     positions = positions_of(shape, x.shape)
     layout = memory_format(x) if result_format is None else result_format
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     x = x.contiguous(memory_format=torch.channels_last)
     precision = precision_of(x.dtype)
-    _, in_channels, out_channels = matrices.shape
-    size = tile(TILES[precision], x.device, positions, out_channels, in_channels)
-    blocks = triton.cdiv(positions, size.rows) * triton.cdiv(out_channels, size.columns)
+    block = tile(TILES[precision], x.device, positions, out_channels, in_channels)
+    blocks = triton.cdiv(positions, block.rows) * triton.cdiv(out_channels, block.columns)
     with torch.cuda.device_of(x):
         _product_over_taps_kernel[blocks,](
             x,
@@ -157,12 +126,27 @@ def _product_over_taps(
             CHANNELS_LAST=memory_format(out) == torch.channels_last,
             ACTIVATION=activation,
             PRECISION=precision,
-            BLOCK_P=size.rows,
-            BLOCK_O=size.columns,
-            BLOCK_I=size.depth,
-            **size.launch_options(),
+            BLOCK_P=block.rows,
+            BLOCK_O=block.columns,
+            BLOCK_I=block.depth,
+            **block.launch_options(),
         )
     return out
+
+
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_shape: Sequence[int],
+    dilation: Pair,
+    padding: Pair,
+    result_format: torch.memory_format | None = None,
+) -> Tensor:
+    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in a memory
+    format, or in grad's."""
+    how = (mask, dilation, padding)
+    return forward(grad, weight, None, *how, result_format=result_format, size=input_shape[2:], transposed=True)
 
 
 def _pack(
@@ -318,7 +302,7 @@ def _product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``_product_over_taps``."""
+    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``forward``."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     # Programs that read the same positions run side by side.
@@ -368,17 +352,17 @@ def _product_over_taps_kernel(
             part += load_tile(rows, known, o * condition_strides[1], real).to(tl.float32)
         channel = o.to(tl.int64)
         if residual is not None:
-            rows = (
-                residual
-                + image * residual_strides[0]
-                + row * residual_strides[2]
-                + column * residual_strides[3]
-            )
+            rows = residual + _offset(image, row, column, residual_strides)
             addend = load_tile(rows, known, channel * residual_strides[1], real, not CHANNELS_LAST)
             part += addend.to(tl.float32)
         part = activate(part, alpha, ACTIVATION)
-        rows = out + image * out_strides[0] + row * out_strides[2] + column * out_strides[3]
+        rows = out + _offset(image, row, column, out_strides)
         store_tile(rows, known, channel * out_strides[1], real, part, not CHANNELS_LAST)
+
+
+@triton.jit
+def _offset(image, row, column, strides):
+    return image * strides[0] + row * strides[2] + column * strides[3]
 
 
 @triton.jit

@@ -49,8 +49,7 @@ def weight_gradient(
     """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
     check_dtype(grad, x)
     positions = positions_of(grad.shape, x.shape)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
+    grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
     out_channels, in_channels, *kernel = weight_shape
     taps = kernel[0] * kernel[1]
     precision = precision_of(x.dtype)
