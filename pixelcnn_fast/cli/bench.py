@@ -43,12 +43,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     at_once = "images at once (default: 1,16)"
     add("--batch", type=arguments.counts, default=[1, 16], metavar="N,...", help=at_once)
     add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
-    add(
-        "--runtimes",
-        type=lambda text: text.split(","),
-        metavar="NAME,...",
-        help="(default: all that work here)",
-    )
+    every = "(default: all that work here)"
+    add("--runtimes", type=lambda text: text.split(","), metavar="NAME,...", help=every)
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=arguments.count_or_zero, default=64, metavar="N", help=naive)
