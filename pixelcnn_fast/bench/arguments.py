@@ -88,10 +88,6 @@ def counts(text: str) -> list[int]:
     return found
 
 
-def names(text: str) -> list[str]:
-    return text.split(",")
-
-
 def size(text: str) -> tuple[int, int]:
     """28x20 -> height 28, width 20; 28 -> both."""
     found = re.fullmatch(r"([0-9]{1,18})(?:x([0-9]{1,18}))?", text)

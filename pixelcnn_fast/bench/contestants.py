@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,13 +53,6 @@ class Result:
         return self.timed < self.pixels
 
 
-class Drawn(NamedTuple):
-    """images: uint8 [n, C, H, W]; where: bool [H, W], the pixels that the contestant drew itself."""
-
-    images: Tensor
-    where: Tensor
-
-
 class WholeImages:
     """A sampler that draws every pixel.
 
@@ -73,7 +66,8 @@ class WholeImages:
         runtime = name.removesuffix("-bf16")
         self._settings: dict[str, Any] = dict(noise=work.noise, batch_size=work.images, runtime=runtime)
         self._progress = progress
-        self._drawn: list[Drawn] = []
+        # images: uint8 [n, C, H, W]; where: bool [H, W], the pixels that the contestant drew itself
+        self._drawn: list[tuple[Tensor, Tensor]] = []
         self.result = Result(name, work.images, work.pixels, timed=work.pixels)
 
     def draw(self) -> Tensor:
@@ -112,11 +106,11 @@ class WholeImages:
 
     def _remember(self, images: Tensor, where: Tensor) -> None:
         """Keeps rounds that drew the same images as one."""
-        for index, old in enumerate(self._drawn):
-            if torch.equal(old.images, images):
-                self._drawn[index] = Drawn(old.images, old.where | where)
+        for index, (known, drawn) in enumerate(self._drawn):
+            if torch.equal(known, images):
+                self._drawn[index] = known, drawn | where
                 return
-        self._drawn.append(Drawn(images, where))
+        self._drawn.append((images, where))
 
 
 class SomePixels(WholeImages):

@@ -132,9 +132,8 @@ def about(found: dict[str, Any]) -> str:
 def busy(found: dict[str, Any]) -> str:
     """A warning if others were using the machine, else nothing. found: ``machine()``."""
     taken = found["taken_cores"] or 0
-    if taken <= quiet.BUSY:
-        return ""
-    return f"The machine was busy before (other processes took {taken:.1f} cores): don't trust the times."
+    warning = f"The machine was busy before (other processes took {taken:.1f} cores): don't trust the times."
+    return warning if taken > quiet.BUSY else ""
 
 
 def _label(r: Result, extrapolated: str) -> str:

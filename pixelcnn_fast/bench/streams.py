@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 
 def say(*lines: object, end: str = "\n") -> None:
@@ -34,20 +34,13 @@ def watched() -> bool:
 def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:
     if stream is None:  # it was closed before the start
         return
-    text = "".join(f"{line}{end}" for line in lines)
     encoding = stream.encoding or "utf-8"
+    text = "".join(f"{line}{end}" for line in lines).encode(encoding, "backslashreplace")  # odd names of files
     try:
-        stream.write(
-            text.encode(encoding, "backslashreplace").decode(encoding)
-        )  # × in ASCII, odd names of files
+        stream.write(text.decode(encoding))
         stream.flush()  # here, where an error can be caught, and not when Python ends
     except OSError:
-        _discard(stream)
-        raise
-
-
-def _discard(stream: Any) -> None:
-    """Sends what is still in the buffer nowhere, else Python tries to write it again when it ends, and complains."""
-    with suppress(OSError):
-        with open(os.devnull, "wb") as nowhere:
+        # The buffer goes nowhere, or Python would try to write it again when it ends, and complain.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
+        raise

@@ -43,7 +43,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     at_once = "images at once (default: 1,16)"
     add("--batch", type=arguments.counts, default=[1, 16], metavar="N,...", help=at_once)
     add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
-    add("--runtimes", type=arguments.names, metavar="NAME,...", help="(default: all that work here)")
+    every = "(default: all that work here)"
+    add("--runtimes", type=lambda text: text.split(","), metavar="NAME,...", help=every)
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=arguments.count_or_zero, default=64, metavar="N", help=naive)
@@ -73,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     found = report.machine()
     comparisons: list[list[Result]] = []
-    interrupted = False
     try:
         for n in args.batch:
             work = workload(model, n, height, width, args.seed)
@@ -81,10 +81,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if not comparisons:
             raise
-        interrupted = True
     title = f"Sampling {model.input_channels}x{height}x{width} images from the {Path(args.model).stem} model"
     status = finish(comparisons, folder, "sampling", title, found)
-    if interrupted:
+    if len(comparisons) < len(args.batch):
         complain(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished")
         raise KeyboardInterrupt
     return status

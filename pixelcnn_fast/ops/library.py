@@ -59,8 +59,7 @@ def define(
     def call(*args: Any) -> Any:
         if _bare(args):
             return compute(*args)
-        _check_no_tangent(name, args)
-        _check_no_transform(name)
+        _check_no_transform(name, args)
         return overload(*args)
 
     return call
@@ -68,15 +67,9 @@ def define(
 
 def _signature(function: Callable) -> Signature:
     """The function's signature with its types evaluated, and without the arguments that a partial function fixes."""
-    given = function.keywords if isinstance(function, functools.partial) else {}
-    types = typing.get_type_hints(getattr(function, "func", function))
-    known = signature(function)
-    left = [
-        each.replace(annotation=types.get(each.name), kind=each.POSITIONAL_OR_KEYWORD)
-        for each in known.parameters.values()
-        if each.name not in given
-    ]
-    return known.replace(parameters=left, return_annotation=types.get("return"))
+    known, fixed = signature(function, eval_str=True), getattr(function, "keywords", ())
+    left = (each for each in known.parameters.values() if each.name not in fixed)
+    return known.replace(parameters=[each.replace(kind=each.POSITIONAL_OR_KEYWORD) for each in left])
 
 
 def _schema(declared: Signature) -> str:
@@ -101,15 +94,12 @@ def _schema_type(annotation: Any) -> str:
 
 def _by_name(function: Callable, declared: Signature) -> Callable:
     """Called like ``declared`` -> hands on, by name, those of the arguments that the function takes."""
-    names = list(declared.parameters)
-    read = [name for name in _signature(function).parameters if name in names]
-    defaults = {
-        each.name: each.default for each in declared.parameters.values() if each.default is not each.empty
-    }
+    read = [name for name in _signature(function).parameters if name in declared.parameters]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        known = defaults | dict(zip(names, args, strict=False)) | kwargs
-        return function(**{name: known[name] for name in read})
+        given = declared.bind(*args, **kwargs)
+        given.apply_defaults()
+        return function(**{name: given.arguments[name] for name in read})
 
     return call
 
@@ -187,26 +177,21 @@ def _bare(args: tuple) -> bool:
     return True
 
 
-def _check_no_tangent(name: str, args: tuple) -> None:
-    """PyTorch would take the tangents of a result for zero."""
-    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
-        return
-    if have_tangents(args):
-        raise NotImplementedError(
-            f"{NAME}::{name} has no forward-mode derivative (jvp, jacfwd, hessian): take the gradient backwards, or "
-            "use the plain layers of pixelcnn_fast.models.reference"
-        )
-
-
 def have_tangents(args: tuple) -> bool:
     """Within a level of forward-mode derivatives."""
     return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args)
 
 
-def _check_no_transform(name: str) -> None:
-    """PyTorch's own error would ask for a method that only the library could write."""
+def _check_no_transform(name: str, args: tuple) -> None:
+    """PyTorch would take the tangents of a result for zero, and of other transforms its error would ask for a method
+    that only the library could write."""
     if torch.compiler.is_compiling():
         return
+    if forward_ad._current_level >= 0 and have_tangents(args):
+        raise NotImplementedError(
+            f"{NAME}::{name} has no forward-mode derivative (jvp, jacfwd, hessian): take the gradient backwards, or "
+            "use the plain layers of pixelcnn_fast.models.reference"
+        )
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(transform.key() == torch._C._functorch.TransformType.Grad for transform in transforms):
         raise NotImplementedError(
@@ -221,7 +206,11 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: lis
 
     def cast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
-        lowered = [_lowered(x, dtype) if i in casts else x for i, x in enumerate(args)]
+        lowered = list(args)
+        for i in casts:
+            x = args[i]  # by autocast's rule: all floating-point tensors but those in float64
+            if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
+                lowered[i] = x.to(dtype)
         if len({lowered[i].dtype for i in casts if isinstance(lowered[i], Tensor)}) > 1:
             raise ValueError(
                 f"{overload}: under autocast, float64 tensors stay as they are and the others become {dtype}: "
@@ -233,24 +222,13 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: lis
     return cast
 
 
-def _lowered(x: Any, dtype: torch.dtype) -> Any:
-    """Autocast's rule: all floating-point tensors but those in float64 are converted."""
-    eligible = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-    return x.to(dtype) if eligible else x
-
-
 # -- tensors for the compiled module
 
 
-class _Elements(dict[torch.dtype, int]):
-    """The compiled module's numbers for dtypes."""
-
-    def __missing__(self, dtype: torch.dtype) -> int:
-        self[dtype] = int(required().Element.__members__[str(dtype).removeprefix("torch.")])
-        return self[dtype]
-
-
-_ELEMENTS = _Elements()
+@functools.cache
+def _element(dtype: torch.dtype) -> int:
+    """The compiled module's number for a dtype."""
+    return int(required().Element.__members__[str(dtype).removeprefix("torch.")])
 
 
 POOLED = 2**21  # bytes from which a result's memory is kept for later results
@@ -267,7 +245,7 @@ def pooled(empty: Tensor) -> Tensor:
 
 def raw(x: Tensor) -> RawTensor:
     """The tensor as the compiled module takes it."""
-    return x.data_ptr(), _ELEMENTS[x.dtype], *x.shape, *x.stride()
+    return x.data_ptr(), _element(x.dtype), *x.shape, *x.stride()
 
 
 def address(x: Tensor | None) -> int:
@@ -294,8 +272,3 @@ def memory_format(x: Tensor) -> torch.memory_format:
             return torch.contiguous_format
         least = strides[axis] * sizes[axis]
     return torch.channels_last
-
-
-def dense(x: Tensor) -> Tensor:
-    """x without gaps in its memory format, copied if need be."""
-    return x.contiguous(memory_format=memory_format(x))

@@ -14,9 +14,6 @@ from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import address, define, differentiable_once, memory_format, pooled, raw
 from pixelcnn_fast.ops.masked_conv2d.op import weight_gradient
 
-# What cells are computed in, where not in the dtype of h.
-COMPUTED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
-
 
 class StateTap(NamedTuple):
     """Where a tap of the state-to-state weight lies, seen from a pixel, and the pixels for which that is an initial
@@ -27,24 +24,19 @@ class StateTap(NamedTuple):
     initial: tuple[slice, slice]
 
 
-class Lstm(NamedTuple):
-    """What an op computes. reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients
-    of sums, weight, h0 and c0; diagonal: whether a state follows on the one to the left, too, and its rows have a
-    direction; taps: (how many, *direction) -> each."""
+def register(
+    name: str, reference: Any, diagonal: bool, taps: Callable[..., list[StateTap]]
+) -> Callable[..., Tensor]:
+    """Registers an op and that of its gradients -> the function (sums, weight, h0, c0, *direction, backend) -> h.
 
-    name: str
-    reference: Any
-    diagonal: bool
-    taps: Callable[..., list[StateTap]]
-
-
-def register(lstm: Lstm) -> Callable[..., Tensor]:
-    """Registers an op and that of its gradients -> the function (sums, weight, h0, c0, *direction, backend) -> h."""
-    name, reference = lstm.name, lstm.reference
+    reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients of sums, weight, h0 and
+    c0; diagonal: whether a state follows on the one to the left, too, and its rows have a direction; taps: (how many,
+    *direction) -> each.
+    """
 
     def own(reverse: bool) -> tuple[bool, ...]:
         """The argument that only the diagonal one has."""
-        return (reverse,) if lstm.diagonal else ()
+        return (reverse,) if diagonal else ()
 
     def compute(
         sums: Tensor,
@@ -56,22 +48,21 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         backend = choose(backend, sums.device, sums.dtype)
-        if backend == "triton" and sums.numel():
+        if backend == "triton":
             from pixelcnn_fast.ops import triton_recurrence as triton
 
-            return triton.forward(sums, weight, h0, c0, lstm.diagonal, reverse, keep)
+            return triton.forward(sums, weight, h0, c0, diagonal, reverse, keep)
         h, gates = _like_states(sums, weight, keep)
         if not sums.numel():
             return h, gates
         if backend == "reference":
-            dtype = COMPUTED.get(sums.dtype, sums.dtype)
-            given = (_in(dtype, x) for x in (sums, weight, h0, c0))
+            given = _widened(sums, weight, h0, c0)
             found = reference.forward(*given, *own(reverse), keep=keep)
             return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
         h, gates = pooled(h), pooled(gates)
         weight = weight.contiguous()
         h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
-        states = (lstm.diagonal, reverse, weight.shape[2], address(weight), address(h0), address(c0))
+        states = (diagonal, reverse, weight.shape[2], address(weight), address(h0), address(c0))
         kept = raw(gates) if keep else None
         required().recurrence(states, raw(sums), raw(h), kept, torch.get_num_threads())
         return h, gates
@@ -87,37 +78,34 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         backend = choose(backend, grad.device, grad.dtype)
-        taps = lstm.taps(weight.shape[2], *own(reverse))
-        if backend == "triton" and grad.numel():
-            from pixelcnn_fast.ops import triton_recurrence as triton
-
-            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, lstm.diagonal, reverse)
-            of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
-            return of_sums, of_weight, _initial_gradient(of_sums, weight, taps), of_c0
-        results = _like_gradients(weight, gates)
         if not grad.numel():
-            for x in results:
-                x.zero_()
-            return results
+            hidden = weight.new_zeros(weight.shape[1])
+            return torch.zeros_like(gates), weight.new_zeros(weight.shape), hidden, hidden.clone()
         if backend == "reference":
-            dtype = COMPUTED.get(grad.dtype, grad.dtype)
-            given = (_in(dtype, x) for x in (grad, weight, h0, c0, h, gates))
-            found = reference.backward(*given, *own(reverse))
+            found = reference.backward(*_widened(grad, weight, h0, c0, h, gates), *own(reverse))
+            results = _like_gradients(weight, gates)
             for to, x in zip(results, found, strict=True):
                 to.copy_(x)
             return results
-        of_sums, (_, of_h0, of_c0) = pooled(results[0]), results[1:]
-        weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
-        required().recurrence_gradient(
-            (lstm.diagonal, reverse, weight.shape[2], address(weight), 0, address(c0)),
-            raw(grad),
-            raw(gates),
-            raw(of_sums),
-            address(of_h0),
-            address(of_c0),
-            torch.get_num_threads(),
-        )
-        of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
+        offsets = taps(weight.shape[2], *own(reverse))
+        if backend == "triton":
+            from pixelcnn_fast.ops import triton_recurrence as triton
+
+            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, diagonal, reverse)
+            of_h0 = _initial_gradient(of_sums, weight, offsets)
+        else:
+            of_sums, _, of_h0, of_c0 = _like_gradients(weight, gates)
+            of_sums, weight, c0 = pooled(of_sums), weight.contiguous(), c0 if c0 is None else c0.contiguous()
+            required().recurrence_gradient(
+                (diagonal, reverse, weight.shape[2], address(weight), 0, address(c0)),
+                raw(grad),
+                raw(gates),
+                raw(of_sums),
+                address(of_h0),
+                address(of_c0),
+                torch.get_num_threads(),
+            )
+        of_weight = _weight_gradient(of_sums, h, h0, offsets, weight, backend)
         return of_sums, of_weight, of_h0, of_c0
 
     def backward(grad, needed, weight, h0, c0, h, gates, reverse, backend):
@@ -125,7 +113,7 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         return dict(zip(("sums", "weight", "h0", "c0"), found, strict=True))
 
     def of_this(function: Callable) -> Callable:
-        return function if lstm.diagonal else partial(function, reverse=False)
+        return function if diagonal else partial(function, reverse=False)
 
     of_gradients = f"{name}_gradients"
     gradients = define(of_gradients, of_this(compute_gradients), _like_gradients)
@@ -146,6 +134,11 @@ def register(lstm: Lstm) -> Callable[..., Tensor]:
         return forward(sums, weight, h0, c0, *direction, keep, backend)[0]
 
     return call
+
+
+def _widened(*given: Tensor | None) -> list[Tensor | None]:
+    """In the dtype that cells are computed in: float64 for float64, else float32."""
+    return [x if x is None or x.dtype == torch.float64 else x.float() for x in given]
 
 
 def _like_states(sums: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -215,7 +208,3 @@ def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, ta
             )
         if x is not None and x.dtype != sums.dtype and not torch.is_autocast_enabled(sums.device.type):
             raise ValueError(f"{name} is {x.dtype}, sums are {sums.dtype}: convert one")
-
-
-def _in(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(dtype)

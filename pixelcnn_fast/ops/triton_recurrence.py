@@ -62,24 +62,12 @@ def forward(
     gates = torch.empty_like(sums) if keep else None
     positions = height if diagonal else width
     cells = sums.new_empty((n, positions, hidden), dtype=torch.float32)
+    weight = weight.permute(2, 0, 1).contiguous()  # for TF32, sm_90 needs the summed dimension innermost
     if sums.numel():
+        walk, how = (height, width, sums.stride(), h.stride()), dict(DIAGONAL=diagonal, REVERSE=reverse)
+        sizes = _sizes(sums, positions, hidden, taps, hidden)
         with torch.cuda.device_of(sums):
-            _forward_kernel[n,](
-                sums,
-                weight.permute(2, 0, 1).contiguous(),  # for TF32, sm_90 needs the summed dimension innermost
-                h0,
-                c0,
-                h,
-                gates,
-                cells,
-                height,
-                width,
-                sums.stride(),
-                h.stride(),
-                DIAGONAL=diagonal,
-                REVERSE=reverse,
-                **_sizes(sums, positions, hidden, taps, hidden),
-            )
+            _forward_kernel[n,](sums, weight, h0, c0, h, gates, cells, *walk, **how, **sizes)
     kept = sums.new_empty(0) if gates is None else gates.contiguous(memory_format=layout)
     return h.contiguous(memory_format=layout), kept
 
@@ -98,26 +86,15 @@ def backward(
     cells = torch.empty_like(grad, dtype=torch.float32)
     grad_cells = grad.new_zeros((n, positions, hidden), dtype=torch.float32)
     if grad.numel():
-        elements, *_, warps, _ = tile(CELL_TILES, grad.device, n * positions * hidden)
+        walk, how = (height, width, gates.stride(), cells.stride()), dict(DIAGONAL=diagonal, REVERSE=reverse)
+        sizes = _sizes(grad, positions, hidden, weight.shape[2], 4 * hidden)
+        weight, many = weight.permute(2, 1, 0).contiguous(), n * positions * hidden
+        elements, *_, warps, _ = tile(CELL_TILES, grad.device, many)
         with torch.cuda.device_of(grad):
-            walk = (height, width, gates.stride(), cells.stride())
-            how = dict(DIAGONAL=diagonal, REVERSE=reverse)
-            many = n * positions * hidden
             _cells_kernel[triton.cdiv(many, elements),](
                 gates, c0, cells, many, *walk, HIDDEN=hidden, BLOCK=elements, num_warps=warps, **how
             )
-            _backward_kernel[n,](
-                grad,
-                weight.permute(2, 1, 0).contiguous(),
-                c0,
-                gates,
-                cells,
-                grad_cells,
-                grad_sums,
-                *walk,
-                **how,
-                **_sizes(grad, positions, hidden, weight.shape[2], 4 * hidden),
-            )
+            _backward_kernel[n,](grad, weight, c0, gates, cells, grad_cells, grad_sums, *walk, **how, **sizes)
     return grad_sums.contiguous(memory_format=layout), grad_cells.sum((0, 1)).to(grad.dtype)
 
 
@@ -136,15 +113,6 @@ def _sizes(x: Tensor, positions: int, hidden: int, taps: int, depth: int) -> dic
 
 
 @triton.jit
-def _steps(height, width, DIAGONAL: tl.constexpr):
-    """How many steps there are."""
-    if DIAGONAL:
-        return height + width - 1
-    else:
-        return height
-
-
-@triton.jit
 def _active(step, height, width, DIAGONAL: tl.constexpr):
     """The first position that has a pixel at a step, and the one after the last."""
     if DIAGONAL:
@@ -156,50 +124,34 @@ def _active(step, height, width, DIAGONAL: tl.constexpr):
 @triton.jit
 def _pixels(step, p, width, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
     """The row and the column of the pixels at positions p, and their place in the row's walk, from 0."""
-    if DIAGONAL:
-        walked = step - p
-        if REVERSE:
-            return p, width - 1 - walked, walked
-        else:
-            return p, walked, walked
-    else:
-        return p * 0 + step, p, p
+    y, walked = (p, step - p) if DIAGONAL else (p * 0 + step, p)
+    return y, (width - 1 - walked if REVERSE else walked), walked
 
 
 @triton.jit
 def _offset(tap, TAPS: tl.constexpr, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
     """Where a tap's state lies: rows down, columns to the right."""
-    if DIAGONAL:  # tap 0: above; tap 1: the pixel before it in the row
-        if REVERSE:
-            return tap - 1, tap
-        else:
-            return tap - 1, -tap
-    else:
-        return tap * 0 - 1, tap - TAPS // 2
+    before = tap if REVERSE else -tap  # on a diagonal, tap 0 is above, and tap 1 the pixel before it in the row
+    return (tap - 1, before) if DIAGONAL else (tap * 0 - 1, tap - TAPS // 2)
 
 
 @triton.jit
 def _load_gates(pixels, active, c, known, stride, HIDDEN: tl.constexpr):
     """The gates i, f, g and o of channels c, [P, C] each in float32. stride: from channel to channel."""
-    i = load_tile(pixels, active, c * stride, known).to(tl.float32)
-    f = load_tile(pixels, active, (c + HIDDEN) * stride, known).to(tl.float32)
-    g = load_tile(pixels, active, (c + 2 * HIDDEN) * stride, known).to(tl.float32)
-    o = load_tile(pixels, active, (c + 3 * HIDDEN) * stride, known).to(tl.float32)
-    return i, f, g, o
+    at = [(c + gate * HIDDEN) * stride for gate in (0, 1, 2, 3)]
+    return [load_tile(pixels, active, channels, known).to(tl.float32) for channels in at]
 
 
 @triton.jit
-def _store_gates(pixels, active, c, known, stride, i, f, g, o, HIDDEN: tl.constexpr):
-    store_tile(pixels, active, c * stride, known, i)
-    store_tile(pixels, active, (c + HIDDEN) * stride, known, f)
-    store_tile(pixels, active, (c + 2 * HIDDEN) * stride, known, g)
-    store_tile(pixels, active, (c + 3 * HIDDEN) * stride, known, o)
+def _store_gates(pixels, active, c, known, stride, values, HIDDEN: tl.constexpr):
+    for gate in tl.static_range(4):
+        store_tile(pixels, active, (c + gate * HIDDEN) * stride, known, values[gate])
 
 
 @triton.jit
-def _add_product(total, a, rows, k, columns, known, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
-    """total + a @ matrix, for the terms k < DEPTH; the matrix [k, c] lies at ``rows`` [k] + ``columns`` [c]."""
-    return multiply_add(a, load_tile(rows, k < DEPTH, columns, known), total, PRECISION)
+def _add_product(total, a, rows, columns, real, known, PRECISION: tl.constexpr):
+    """total + a @ matrix, whose elements [k, c] lie at ``rows`` [k] + ``columns`` [c]."""
+    return multiply_add(a, load_tile(rows, real, columns, known), total, PRECISION)
 
 
 @triton.jit
@@ -243,7 +195,7 @@ def _forward_kernel(
     K_BLOCKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     image = tl.program_id(0).to(tl.int64)
     positions = height if DIAGONAL else width
-    for step in range(_steps(height, width, DIAGONAL)):
+    for step in range(height + width - 1 if DIAGONAL else height):
         begin, end = _active(step, height, width, DIAGONAL)
         for first in range(begin, end, BLOCK_P):
             p = first + tl.arange(0, BLOCK_P)
@@ -255,10 +207,8 @@ def _forward_kernel(
             for channel in range(0, HIDDEN, BLOCK_C):
                 c = channel + tl.arange(0, BLOCK_C)
                 known = c < HIDDEN
-                total_i = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-                total_f = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-                total_g = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-                total_o = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                zero = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                totals = [zero, zero, zero, zero]  # of i, f, g and o
                 for part in range(TAPS * K_BLOCKS):
                     tap = part // K_BLOCKS
                     k = (part % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -269,29 +219,19 @@ def _forward_kernel(
                         h + pixel + dy * h_strides[2] + dx * h_strides[3], inside, k * h_strides[1], k < HIDDEN
                     )
                     if h0 is not None:
-                        outside = active & (y + dy < 0 if not DIAGONAL else ~inside)
-                        if not DIAGONAL:
-                            outside = outside & in_columns
+                        outside = active & (~inside if DIAGONAL else (y + dy < 0) & in_columns)
                         initial = tl.load(h0 + k, mask=k < HIDDEN, other=0.0)
                         states = tl.where(outside[:, None], initial[None, :], states)
                     rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
                     columns = c.to(tl.int64) * HIDDEN
-                    gate = HIDDEN * HIDDEN
-                    total_i = _add_product(total_i, states, rows, k, columns, known, HIDDEN, PRECISION)
-                    total_f = _add_product(total_f, states, rows + gate, k, columns, known, HIDDEN, PRECISION)
-                    total_g = _add_product(
-                        total_g, states, rows + 2 * gate, k, columns, known, HIDDEN, PRECISION
-                    )
-                    total_o = _add_product(
-                        total_o, states, rows + 3 * gate, k, columns, known, HIDDEN, PRECISION
-                    )
-                sum_i, sum_f, sum_g, sum_o = _load_gates(
-                    sums + sum_pixel, active, c, known, sum_strides[1], HIDDEN
-                )
-                i = tl.sigmoid(total_i + sum_i)
-                f = tl.sigmoid(total_f + sum_f)
-                g = tanh(total_g + sum_g)
-                o = tl.sigmoid(total_o + sum_o)
+                    at = [rows + gate * HIDDEN * HIDDEN for gate in (0, 1, 2, 3)]
+                    totals = [
+                        _add_product(totals[gate], states, at[gate], columns, k < HIDDEN, known, PRECISION)
+                        for gate in (0, 1, 2, 3)
+                    ]
+                inputs = _load_gates(sums + sum_pixel, active, c, known, sum_strides[1], HIDDEN)
+                i, f, g, o = [totals[gate] + inputs[gate] for gate in (0, 1, 2, 3)]
+                i, f, g, o = tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)
                 latest = cells + (image * positions + p) * HIDDEN
                 before = load_tile(latest, active & ~is_first, c, known)
                 before = _or_initial(before, is_first, c0, c, known)
@@ -299,7 +239,7 @@ def _forward_kernel(
                 store_tile(latest, active, c, known, cell)
                 store_tile(h + pixel, active, c * h_strides[1], known, o * tanh(cell))
                 if gates is not None:
-                    _store_gates(gates + sum_pixel, active, c, known, sum_strides[1], i, f, g, o, HIDDEN)
+                    _store_gates(gates + sum_pixel, active, c, known, sum_strides[1], (i, f, g, o), HIDDEN)
         tl.debug_barrier()  # the next step reads what all threads have written
 
 
@@ -327,15 +267,13 @@ def _cells_kernel(
     cell = tl.zeros((BLOCK,), dtype=tl.float32)
     if c0 is not None:
         cell = tl.load(c0 + c).to(tl.float32)
-    for step in range(_steps(height, width, DIAGONAL)):
+    for step in range(height + width - 1 if DIAGONAL else height):
         begin, end = _active(step, height, width, DIAGONAL)
         active = (element < elements) & (p >= begin) & (p < end)
         y, x, _ = _pixels(step, p, width, DIAGONAL, REVERSE)
         at = gates + _pixel(image, y, x, gate_strides) + c * gate_strides[1]
         gate = HIDDEN * gate_strides[1]
-        i = tl.load(at, mask=active, other=0.0).to(tl.float32)
-        f = tl.load(at + gate, mask=active, other=0.0).to(tl.float32)
-        g = tl.load(at + 2 * gate, mask=active, other=0.0).to(tl.float32)
+        i, f, g = [tl.load(at + n * gate, mask=active, other=0.0).to(tl.float32) for n in (0, 1, 2)]
         cell = tl.where(active, f * cell + i * g, cell)
         to = cells + _pixel(image, y, x, cell_strides) + c * cell_strides[1]
         tl.store(to, cell, mask=active)
@@ -368,7 +306,7 @@ def _backward_kernel(
     K_BLOCKS: tl.constexpr = (4 * HIDDEN + BLOCK_K - 1) // BLOCK_K
     image = tl.program_id(0).to(tl.int64)
     positions = height if DIAGONAL else width
-    steps = _steps(height, width, DIAGONAL)
+    steps = height + width - 1 if DIAGONAL else height
     for back in range(steps):
         step = steps - 1 - back
         begin, end = _active(step, height, width, DIAGONAL)
@@ -379,10 +317,8 @@ def _backward_kernel(
             pixel = _pixel(image, y, x, h_strides)
             gate_pixel = _pixel(image, y, x, gate_strides)
             is_first = (walked == 0) if DIAGONAL else (y == 0)
-            if DIAGONAL:
-                before_pixel = pixel + (h_strides[3] if REVERSE else -h_strides[3])
-            else:
-                before_pixel = pixel - h_strides[2]
+            in_row = pixel + (h_strides[3] if REVERSE else -h_strides[3])
+            before_pixel = in_row if DIAGONAL else pixel - h_strides[2]
             for channel in range(0, HIDDEN, BLOCK_C):
                 c = channel + tl.arange(0, BLOCK_C)
                 known = c < HIDDEN
@@ -400,7 +336,7 @@ def _backward_kernel(
                     )
                     rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
                     columns = c.to(tl.int64) * (4 * HIDDEN)
-                    of_h = _add_product(of_h, of_gates, rows, k, columns, known, 4 * HIDDEN, PRECISION)
+                    of_h = _add_product(of_h, of_gates, rows, columns, k < 4 * HIDDEN, known, PRECISION)
                 of_h += load_tile(grad + pixel, active, c * h_strides[1], known).to(tl.float32)
                 i, f, g, o = _load_gates(gates + gate_pixel, active, c, known, gate_strides[1], HIDDEN)
                 t = tanh(load_tile(cells + pixel, active, c * h_strides[1], known))
@@ -409,16 +345,7 @@ def _backward_kernel(
                 later = grad_cells + (image * positions + p) * HIDDEN
                 of_c = load_tile(later, active, c, known) + of_h * o * (1 - t * t)
                 store_tile(later, active, c, known, of_c * f)
-                _store_gates(
-                    grad_sums + gate_pixel,
-                    active,
-                    c,
-                    known,
-                    gate_strides[1],
-                    of_c * g * i * (1 - i),
-                    of_c * before * f * (1 - f),
-                    of_c * i * (1 - g * g),
-                    of_h * t * o * (1 - o),
-                    HIDDEN,
-                )
+                of_i, of_f = of_c * g * i * (1 - i), of_c * before * f * (1 - f)
+                of_sums = (of_i, of_f, of_c * i * (1 - g * g), of_h * t * o * (1 - o))
+                _store_gates(grad_sums + gate_pixel, active, c, known, gate_strides[1], of_sums, HIDDEN)
         tl.debug_barrier()  # the step before reads what all threads have written

@@ -43,9 +43,16 @@ def tile(tiles: Tiles, device: torch.device, rows: int, columns: int = 1, depth:
 
     rows, columns, depth: of the whole problem. Raises RuntimeError below compute capability 8.0.
     """
-    for known in _of_device(tiles, capability(device)):
-        cut = known._replace(
-            rows=_cut(known.rows, rows), columns=_cut(known.columns, columns), depth=_cut(known.depth, depth)
+    wanted = capability(device)
+    known = [entry for entry in tiles if entry <= wanted and (entry == INTERPRETER) == INTERPRETED]
+    if not known:
+        raise RuntimeError(
+            "the Triton kernels need compute capability 8.0 or newer, and this device has "
+            f"{wanted // 10}.{wanted % 10}: name the backend 'reference'"
+        )
+    for size in tiles[max(known)]:
+        cut = size._replace(
+            rows=_cut(size.rows, rows), columns=_cut(size.columns, columns), depth=_cut(size.depth, depth)
         )
         if triton.cdiv(rows, cut.rows) * triton.cdiv(columns, cut.columns) >= multiprocessors(device):
             break
@@ -55,16 +62,6 @@ def tile(tiles: Tiles, device: torch.device, rows: int, columns: int = 1, depth:
 def _cut(size: int, wanted: int) -> int:
     # Tensor cores need at least 16.
     return min(size, max(16, triton.next_power_of_2(wanted)))
-
-
-def _of_device(tiles: Tiles, wanted: int) -> tuple[Tile, ...]:
-    known = [entry for entry in tiles if entry <= wanted and (entry == INTERPRETER) == INTERPRETED]
-    if not known:
-        raise RuntimeError(
-            "the Triton kernels need compute capability 8.0 or newer, and this device has "
-            f"{wanted // 10}.{wanted % 10}: name the backend 'reference'"
-        )
-    return tiles[max(known)]
 
 
 @functools.lru_cache(None)

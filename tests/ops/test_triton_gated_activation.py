@@ -11,10 +11,24 @@ from tests.triton_device import poisoned_memory, triton_device  # noqa: F401
 DEVICE = triton_device()
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
+from pixelcnn_fast.ops.gated_activation import op as gate_op  # noqa: E402
 from pixelcnn_fast.ops.gated_activation.reference import gated_activation as plain  # noqa: E402
 
 SHAPES = [(2, 66, 7, 5), (3, 2, 1, 1), (2, 6, 31, 25)]
+
+
+@pytest.fixture(autouse=True)
+def triton_computes(monkeypatch):
+    """On the CPU, too, in its interpreter."""
+    monkeypatch.setattr(gate_op, "choose", lambda backend, *_: backend)
+
+
+def forward(x, condition):
+    return gate_op._compute(x, condition, "triton")
+
+
+def backward(grad, x, condition):
+    return gate_op._compute_gradient(grad, x, condition, "triton")
 
 
 def with_gradient(function, x, condition, grad):
@@ -45,8 +59,8 @@ def test_forward_and_backward(shape, condition_dims, layout, dtype):
         x = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
     condition = condition_dims and torch.randn(shape[:condition_dims]).to(x)
     grad = torch.randn(shape[0], shape[1] // 2, *shape[2:]).to(x)
-    out = gated_activation.forward(x, condition)
-    grad_x = gated_activation.backward(grad, x, condition)
+    out = forward(x, condition)
+    grad_x = backward(grad, x, condition)
     format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     assert out.is_contiguous(memory_format=format) and grad_x.is_contiguous(memory_format=format)
     exact = with_gradient(plain, x.double(), condition.double() if condition_dims else None, grad.double())
@@ -58,15 +72,15 @@ def test_forward_and_backward(shape, condition_dims, layout, dtype):
 
 def test_saturation_nan_and_no_image():
     x = torch.tensor([-1e4, -0.0, 1e4, torch.nan, 1.0, 1e4, 1e4, 1e4, 1e4, -1e4], device=DEVICE)
-    out = gated_activation.forward(x.view(1, 10, 1, 1), None).flatten()
+    out = forward(x.view(1, 10, 1, 1), None).flatten()
     assert out[:3].tolist() == [-1, 0, 1] and out[3].isnan() and out[4] == 0
-    grad = gated_activation.backward(torch.ones(1, 5, 1, 1, device=DEVICE), x.view(1, 10, 1, 1), None).flatten()
+    grad = backward(torch.ones(1, 5, 1, 1, device=DEVICE), x.view(1, 10, 1, 1), None).flatten()
     assert grad.isnan().nonzero().flatten().tolist() == [3, 8]
     empty = torch.empty(0, 4, 3, 3, device=DEVICE)
-    assert gated_activation.forward(empty, None).shape == (0, 2, 3, 3)
-    assert gated_activation.backward(empty[:, :2], empty, None).shape == empty.shape
+    assert forward(empty, None).shape == (0, 2, 3, 3)
+    assert backward(empty[:, :2], empty, None).shape == empty.shape
 
 
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="float64.*reference"):
-        gated_activation.forward(torch.zeros(1, 2, 3, 3, dtype=torch.float64, device=DEVICE), None)
+        forward(torch.zeros(1, 2, 3, 3, dtype=torch.float64, device=DEVICE), None)

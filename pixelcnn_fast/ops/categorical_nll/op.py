@@ -70,7 +70,7 @@ def _compute_gradient(
         from pixelcnn_fast.ops.categorical_nll import triton
 
         return triton.backward(grad, logits, levels.contiguous(), log_sum_exp, ignored)
-    grad_logits = _like_logits(logits)
+    grad_logits = torch.empty_like(logits)
     if backend == "reference":
         softmax = (logits - log_sum_exp[..., None]).exp()
         index, kept = reference.kept(levels, ignored)
@@ -91,10 +91,6 @@ def _compute_gradient(
     return grad_logits
 
 
-def _like_logits(logits: Tensor) -> Tensor:
-    return torch.empty_like(logits)
-
-
 def _backward(grad, needed, logits, levels, log_sum_exp, backend, ignored):
     return {"logits": _gradient(grad, logits, levels, log_sum_exp, backend, ignored)}
 
@@ -112,4 +108,9 @@ def _backward_of_gradient(along, needed, grad, logits, levels, ignored):
 
 
 _nll = define("categorical_nll", _compute, _like_results, backward=_backward, results=("nll", "log_sum_exp"))
-_gradient = define("categorical_nll_gradient", _compute_gradient, _like_logits, backward=_backward_of_gradient)
+_gradient = define(
+    "categorical_nll_gradient",
+    _compute_gradient,
+    lambda logits: torch.empty_like(logits),
+    backward=_backward_of_gradient,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pixelcnn_fast.ops.diagonal_lstm import reference
-from pixelcnn_fast.ops.recurrence import Lstm, StateTap, check, register
+from pixelcnn_fast.ops.recurrence import StateTap, check, register
 
 
 def diagonal_lstm(
@@ -39,4 +39,4 @@ def _taps(_: int, reverse: bool) -> list[StateTap]:
     return [StateTap(-1, 0, (slice(1), columns)), left]
 
 
-_diagonal_lstm = register(Lstm("diagonal_lstm", reference, diagonal=True, taps=_taps))
+_diagonal_lstm = register("diagonal_lstm", reference, diagonal=True, taps=_taps)

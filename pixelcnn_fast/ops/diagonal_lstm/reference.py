@@ -21,14 +21,7 @@ def diagonal_lstm(
     """sums: input-to-state sums [N, 4h, H, W]; weight: state-to-state [4h, h, 2], tap 0 on the pixel above and tap 1 on
     the one to the left; h0, c0: what row -1 and column -1 hold, [h], or None for zeros; reverse: each row from the
     right, where left reads as right -> h [N, h, H, W]."""
-    if reverse:
-        return diagonal_lstm(sums.flip(3), weight, h0, c0).flip(3)
-    (n, _, height, width), hidden = sums.shape, weight.shape[1]
-    skewed = [h for h, _, _ in _diagonals(sums, weight, h0, c0)]
-    if not skewed:
-        return sums.new_zeros(n, hidden, height, width)
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    return torch.stack(skewed, 3)[:, :, rows, rows + columns]
+    return forward(sums, weight, h0, c0, reverse, keep=False)[0]
 
 
 def forward(
@@ -40,20 +33,16 @@ def forward(
     *,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether those are needed"""
-    if not keep:
-        return diagonal_lstm(sums, weight, h0, c0, reverse), sums.new_empty(0)
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless they are to be kept."""
     if reverse:
-        h, gates = forward(sums.flip(3), weight, h0, c0)
+        h, gates = forward(sums.flip(3), weight, h0, c0, keep=keep)
         return h.flip(3), gates.flip(3)
     height, width = sums.shape[2:]
-    h, gates = sums.new_empty(len(sums), weight.shape[1], height, width), torch.empty_like(sums)
-    for d, (of_diagonal, _, gates_of_diagonal) in enumerate(_diagonals(sums, weight, h0, c0)):
-        y = _rows_on(d, height, width)
-        h[:, :, y, d - y], gates[:, :, y, d - y] = (
-            of_diagonal[:, :, y],
-            torch.cat(gates_of_diagonal, 1)[:, :, y],
-        )
+    skewed = [(h, torch.cat(gates, 1) if keep else h[:0]) for h, _, gates in _diagonals(sums, weight, h0, c0)]
+    if not skewed:
+        return sums.new_zeros(len(sums), weight.shape[1], height, width), torch.empty_like(sums)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    h, gates = (torch.stack(each, 3)[:, :, rows, rows + columns] for each in zip(*skewed, strict=True))
     return h, gates
 
 

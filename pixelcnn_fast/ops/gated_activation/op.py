@@ -8,7 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
-from pixelcnn_fast.ops.library import address, define, dense, memory_format, pooled, raw
+from pixelcnn_fast.ops.library import RawTensor, address, define, memory_format, pooled, raw
 
 
 def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -38,15 +38,13 @@ def _compute(x: Tensor, condition: Tensor | None, backend: str) -> Tensor:
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
         return reference.gated_activation(x, condition).contiguous(memory_format=memory_format(x))
-    x = dense(x)
+    x, condition = _laid_out(x, condition)
     if backend == "triton":
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.forward(x, condition)
-    condition, out = _laid_out_like(x, condition), pooled(_like_result(x))
-    required().gated_activation(
-        raw(x), *_layout(x, condition), address(condition), address(out), torch.get_num_threads()
-    )
+    out = pooled(_like_result(x))
+    required().gated_activation(*_arguments(x, condition), address(out), torch.get_num_threads())
     return out
 
 
@@ -56,15 +54,19 @@ def _like_result(x: Tensor) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _layout(x: Tensor, condition: Tensor | None) -> tuple[bool, bool]:
-    """Whether channels come last, and whether each pixel has a condition of its own."""
-    return memory_format(x) == torch.channels_last, condition is not None and condition.dim() == 4
+def _laid_out(x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both without gaps in memory; a condition of each pixel in the memory format of x."""
+    layout = memory_format(x)
+    if condition is not None:
+        of_condition = layout if condition.dim() == 4 else torch.contiguous_format
+        condition = condition.contiguous(memory_format=of_condition)
+    return x.contiguous(memory_format=layout), condition
 
 
-def _laid_out_like(x: Tensor, condition: Tensor | None) -> Tensor | None:
-    if condition is None or condition.dim() == 2:
-        return None if condition is None else condition.contiguous()
-    return condition.contiguous(memory_format=memory_format(x))
+def _arguments(x: Tensor, condition: Tensor | None) -> tuple[RawTensor, bool, bool, int]:
+    """x, whether channels come last, whether each pixel has a condition of its own, and the condition."""
+    of_pixels = condition is not None and condition.dim() == 4
+    return raw(x), memory_format(x) == torch.channels_last, of_pixels, address(condition)
 
 
 def _compute_gradient(grad: Tensor, x: Tensor, condition: Tensor | None, backend: str) -> Tensor:
@@ -73,26 +75,19 @@ def _compute_gradient(grad: Tensor, x: Tensor, condition: Tensor | None, backend
         t, s = reference.factors(x, condition)
         halves = torch.cat([grad * s * (1 - t * t), grad * t * s * (1 - s)], dim=1)
         return halves.contiguous(memory_format=memory_format(x))
-    x = dense(x)
+    x, condition = _laid_out(x, condition)
     grad = grad.contiguous(memory_format=memory_format(x))
     if backend == "triton":
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.backward(grad, x, condition)
-    condition, grad_x = _laid_out_like(x, condition), pooled(_like_x(x))
-    required().gated_activation_gradient(
-        raw(x),
-        *_layout(x, condition),
-        address(condition),
-        address(grad),
-        address(grad_x),
-        torch.get_num_threads(),
-    )
+    given, grad_x = _arguments(x, condition), pooled(_like_x(x))
+    required().gated_activation_gradient(*given, address(grad), address(grad_x), torch.get_num_threads())
     return grad_x
 
 
 def _like_x(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _backward(grad, needed, x, condition, backend):

@@ -16,18 +16,14 @@ TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16
 
 
 def forward(x: Tensor, condition: Tensor | None) -> Tensor:
-    """x: [N, 2C, H, W]; condition, added to x: [N, 2C], [N, 2C, H, W] or None; any strides
-    -> [N, C, H, W] in x's memory format.
-
-    Raises TypeError for float64 and integers.
-    """
+    """x: [N, 2C, H, W]; condition, added to x: [N, 2C], [N, 2C, H, W] or None; all in memory without gaps, maps in the
+    memory format of x -> [N, C, H, W], likewise. Raises TypeError for float64 and integers."""
     return _launch(x, condition, None)
 
 
 def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
-    """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition: [N, 2C, H, W], in
-    x's memory format and dtype."""
-    return _launch(x, condition, grad.contiguous(memory_format=memory_format(x)))
+    """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition, as x."""
+    return _launch(x, condition, grad)
 
 
 def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
@@ -35,10 +31,6 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
     check_dtype(x)
     layout = memory_format(x)
     channels_last = layout == torch.channels_last
-    x = x.contiguous(memory_format=layout)
-    per_image = condition is not None and condition.dim() == 2
-    if condition is not None:
-        condition = condition.contiguous() if per_image else condition.contiguous(memory_format=layout)
     n, channels, height, width = x.shape
     shape, pixels = (n, channels // 2 if grad is None else channels, height, width), height * width
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -58,7 +50,7 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
             rows,
             size,
             pixels,
-            PER_IMAGE=per_image,
+            PER_IMAGE=condition is not None and condition.dim() == 2,
             CHANNELS_LAST=channels_last,
             BLOCK_ROWS=block_rows,
             BLOCK=block,

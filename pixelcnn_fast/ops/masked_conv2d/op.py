@@ -182,10 +182,10 @@ def _input_gradient(
     if backend == "reference":
         grad_x = reference.input_gradient(grad, weight * mask, size, padding, dilation)
         return grad_x.contiguous(memory_format=layout)
-    empty = _like_input(grad, size, channels_last)
+    grad_x = _like_input(grad, size, channels_last)
     if not grad.numel():
-        return empty.zero_()
-    grad_x = pooled(empty)
+        return grad_x.zero_()
+    grad_x = pooled(grad_x)
     required().masked_conv2d_input_gradient(
         raw(grad), (raw(weight), raw(mask)), (padding, dilation), raw(grad_x), torch.get_num_threads()
     )
@@ -241,13 +241,11 @@ def _like_weight(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward(grad, needed, x, weight, mask, padding, dilation, backend, dense_gradient):
-    found, how = {}, (padding, dilation, backend)
+    found, how = {}, (padding, dilation, backend, dense_gradient)
     if "x" in needed:
-        last = _is_last(x, weight)
-        found["x"] = _backward_input(grad, weight, mask, x.shape, *how, dense_gradient, last)
+        found["x"] = _backward_input(grad, weight, mask, x.shape, *how, _is_last(x, weight))
     if needed & {"weight", "bias"}:
-        gradients = _gradients(grad, x, weight, mask, *how, dense_gradient)
-        found["weight"], found["bias"] = gradients
+        found["weight"], found["bias"] = _gradients(grad, x, weight, mask, *how)
     return found
 
 

@@ -15,7 +15,6 @@ sm_80. docs/triton.md has the figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -73,28 +72,66 @@ def forward(
     condition: Tensor | None = None,
     result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """activation(convolution(x) + condition + residual), in one pass.
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
-    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's; size:
-    (H', W'), if padding below and to the right differs. activation: as for
-    ``masked_conv_block``.
+    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
+    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient of a convolution's result,
+    and what comes is that of its input, of this size. activation: as for ``masked_conv_block``.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
     2^30 or more.
     """
     kernel = weight.shape[2:]
-    pixels = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-    pixels = pixels if size is None else [*size]
-    if min(pixels) < 1:
+    if size is None:
+        size = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
+    if not transposed and min(size) < 1:
         raise ValueError(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
             f"padded by {tuple(padding)}: pad by more"
         )
-    packed = _pack(weight, mask, dilation, padding)
-    shape = (x.shape[0], weight.shape[0], *pixels)
-    return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition, result_format)
+    matrices, offsets, live = _pack(weight, mask, dilation, padding, transposed)
+    check_dtype(x, matrices)
+    _, in_channels, out_channels = matrices.shape
+    shape = (x.shape[0], out_channels, *size)
+    positions = positions_of(shape, x.shape)
+    layout = memory_format(x) if result_format is None else result_format
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    x = x.contiguous(memory_format=torch.channels_last)
+    precision = precision_of(x.dtype)
+    block = tile(TILES[precision], x.device, positions, out_channels, in_channels)
+    blocks = triton.cdiv(positions, block.rows) * triton.cdiv(out_channels, block.columns)
+    with torch.cuda.device_of(x):
+        _product_over_taps_kernel[blocks,](
+            x,
+            matrices,
+            offsets,
+            live,
+            bias,
+            residual,
+            condition,
+            out,
+            alpha,
+            positions,
+            *x.shape[2:],
+            *shape[2:],
+            matrices.stride(),
+            out.stride(),
+            residual.stride() if residual is not None else None,
+            condition.stride() if condition is not None else None,
+            IN_CHANNELS=in_channels,
+            OUT_CHANNELS=out_channels,
+            CHANNELS_LAST=memory_format(out) == torch.channels_last,
+            ACTIVATION=activation,
+            PRECISION=precision,
+            BLOCK_P=block.rows,
+            BLOCK_O=block.columns,
+            BLOCK_I=block.depth,
+            **block.launch_options(),
+        )
+    return out
 
 
 def input_gradient(
@@ -108,81 +145,16 @@ def input_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in a memory
     format, or in grad's."""
-    packed = _pack(weight, mask, dilation, padding, transposed=True)
-    return _product_over_taps(grad, packed, tuple(input_shape), result_format=result_format)
+    how = (mask, dilation, padding)
+    return forward(grad, weight, None, *how, result_format=result_format, size=input_shape[2:], transposed=True)
 
 
-def _product_over_taps(
-    x: Tensor,
-    packed: Packed,
-    shape: tuple[int, ...],
-    bias: Tensor | None = None,
-    activation: str = "none",
-    alpha: float = 1.0,
-    residual: Tensor | None = None,
-    condition: Tensor | None = None,
-    result_format: torch.memory_format | None = None,
-) -> Tensor:
-    """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
-
-    x: [N, I, H, W]; packed: matrices of [I, O] -> ``shape`` [N, O, H', W'], in a memory format, or in x's.
-    """
-    matrices = packed.matrices
-    check_dtype(x, matrices)
-    positions = positions_of(shape, x.shape)
-    layout = memory_format(x) if result_format is None else result_format
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    x = x.contiguous(memory_format=torch.channels_last)
-    precision = precision_of(x.dtype)
-    _, in_channels, out_channels = matrices.shape
-    size = tile(TILES[precision], x.device, positions, out_channels, in_channels)
-    blocks = triton.cdiv(positions, size.rows) * triton.cdiv(out_channels, size.columns)
-    with torch.cuda.device_of(x):
-        _product_over_taps_kernel[blocks,](
-            x,
-            matrices,
-            packed.offsets,
-            packed.live,
-            bias,
-            residual,
-            condition,
-            out,
-            alpha,
-            positions,
-            x.shape[2],
-            x.shape[3],
-            shape[2],
-            shape[3],
-            matrices.stride(),
-            out.stride(),
-            residual.stride() if residual is not None else None,
-            condition.stride() if condition is not None else None,
-            IN_CHANNELS=in_channels,
-            OUT_CHANNELS=out_channels,
-            CHANNELS_LAST=memory_format(out) == torch.channels_last,
-            ACTIVATION=activation,
-            PRECISION=precision,
-            BLOCK_P=size.rows,
-            BLOCK_O=size.columns,
-            BLOCK_I=size.depth,
-            **size.launch_options(),
-        )
-    return out
-
-
-class Packed(NamedTuple):
-    """Matrices of the live taps, which come first, and the offsets (dy, dx) of the pixels that they apply to.
-
-    matrices: [kH * kW, from, to]; offsets: int32 [kH * kW, 2]; live: int32 [1], how many are live.
-    """
-
-    matrices: Tensor
-    offsets: Tensor
-    live: Tensor
-
-
-def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False) -> Packed:
-    """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it."""
+def _pack(
+    weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it
+    -> the matrices of the taps [kH * kW, from, to], live ones first, the offsets (dy, dx) of the pixels that they
+    apply to, int32 [kH * kW, 2], and how many are live, int32 [1]."""
     check_dtype(weight)
     live, mask = live_taps(mask, weight.shape[2:]), mask.expand(weight.shape)
     if transposed:
@@ -205,7 +177,8 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             weight.stride(),
             mask.stride(),
             live.stride(),
-            *as_tuples(dilation, padding),
+            tuple(dilation),  # torch hands an op's pairs over as lists, and Triton 3.6 takes no lists
+            tuple(padding),
             -1 if transposed else 1,
             FROM=from_,
             KERNEL_WIDTH=kernel[1],
@@ -213,17 +186,12 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             TAPS_OR_MORE=triton.next_power_of_2(taps),
             BLOCK=PACKED_AT_ONCE,
         )
-    return Packed(matrices.transpose(1, 2), offsets, count)
+    return matrices.transpose(1, 2), offsets, count
 
 
 def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
     """mask: one that is expanded to a weight [O, C, kH, kW] -> bool [kH, kW], whether it is not 0 for some channels."""
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
-
-
-def as_tuples(*pairs: Pair) -> tuple[Pair, ...]:
-    """Torch hands an op's pairs over as lists, and Triton 3.6 takes no lists."""
-    return tuple((y, x) for y, x in pairs)
 
 
 def positions_of(*shapes: Sequence[int]) -> int:
@@ -334,7 +302,7 @@ def _product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``_product_over_taps``."""
+    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``forward``."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     # Programs that read the same positions run side by side.
@@ -384,17 +352,17 @@ def _product_over_taps_kernel(
             part += load_tile(rows, known, o * condition_strides[1], real).to(tl.float32)
         channel = o.to(tl.int64)
         if residual is not None:
-            rows = (
-                residual
-                + image * residual_strides[0]
-                + row * residual_strides[2]
-                + column * residual_strides[3]
-            )
+            rows = residual + _offset(image, row, column, residual_strides)
             addend = load_tile(rows, known, channel * residual_strides[1], real, not CHANNELS_LAST)
             part += addend.to(tl.float32)
         part = activate(part, alpha, ACTIVATION)
-        rows = out + image * out_strides[0] + row * out_strides[2] + column * out_strides[3]
+        rows = out + _offset(image, row, column, out_strides)
         store_tile(rows, known, channel * out_strides[1], real, part, not CHANNELS_LAST)
+
+
+@triton.jit
+def _offset(image, row, column, strides):
+    return image * strides[0] + row * strides[2] + column * strides[3]
 
 
 @triton.jit

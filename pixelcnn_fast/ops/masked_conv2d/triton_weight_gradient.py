@@ -10,14 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixelcnn_fast.ops.library import Pair
-from pixelcnn_fast.ops.masked_conv2d.triton import (
-    as_tuples,
-    between,
-    live_taps,
-    locate,
-    pixel_number,
-    positions_of,
-)
+from pixelcnn_fast.ops.masked_conv2d.triton import between, live_taps, locate, pixel_number, positions_of
 from pixelcnn_fast.ops.triton_support import (
     check_dtype,
     load_tile,
@@ -56,8 +49,7 @@ def weight_gradient(
     """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
     check_dtype(grad, x)
     positions = positions_of(grad.shape, x.shape)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
+    grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
     out_channels, in_channels, *kernel = weight_shape
     taps = kernel[0] * kernel[1]
     precision = precision_of(x.dtype)
@@ -77,12 +69,12 @@ def weight_gradient(
             partial,
             positions,
             share,
-            x.shape[2],
-            x.shape[3],
+            *x.shape[2:],
             *grad.shape[2:],
             live.stride(),
             partial.stride(),
-            *as_tuples(dilation, padding),
+            tuple(dilation),
+            tuple(padding),
             IN_CHANNELS=in_channels,
             OUT_CHANNELS=out_channels,
             KERNEL_WIDTH=kernel[1],

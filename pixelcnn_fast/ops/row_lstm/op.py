@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pixelcnn_fast.ops.recurrence import Lstm, StateTap, check, register
+from pixelcnn_fast.ops.recurrence import StateTap, check, register
 from pixelcnn_fast.ops.row_lstm import reference
 
 
@@ -36,4 +36,4 @@ def _taps(k: int) -> list[StateTap]:
     return [StateTap(-1, dx, (slice(1), slice(max(0, -dx), min(0, -dx) or None))) for dx in offsets]
 
 
-_row_lstm = register(Lstm("row_lstm", reference, diagonal=False, taps=_taps))
+_row_lstm = register("row_lstm", reference, diagonal=False, taps=_taps)

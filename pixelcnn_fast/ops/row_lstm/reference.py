@@ -16,20 +16,18 @@ State = tuple[Tensor, Tensor, Gates]  # h, c and what the gates were
 def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor | None = None) -> Tensor:
     """sums: input-to-state sums [N, 4h, H, W]; weight: state-to-state [4h, h, k], k odd, whose taps lie on the row
     above; h0, c0: what row -1 holds inside the image's columns, [h], or None for zeros -> h [N, h, H, W]."""
-    rows = [h for h, _, _ in _rows(sums, weight, h0, c0)]
-    return torch.stack(rows, 2) if rows else sums.new_zeros(len(sums), weight.shape[1], *sums.shape[2:])
+    return forward(sums, weight, h0, c0, keep=False)[0]
 
 
 def forward(
     sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether those are needed"""
-    if not keep:
-        return row_lstm(sums, weight, h0, c0), sums.new_empty(0)
-    h, gates = sums.new_empty(len(sums), weight.shape[1], *sums.shape[2:]), torch.empty_like(sums)
-    for y, (of_row, _, gates_of_row) in enumerate(_rows(sums, weight, h0, c0)):
-        h[:, :, y], gates[:, :, y] = of_row, torch.cat(gates_of_row, 1)
-    return h, gates
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless they are to be kept."""
+    rows = [(h, torch.cat(gates, 1) if keep else h[:0]) for h, _, gates in _rows(sums, weight, h0, c0)]
+    if not rows:
+        return sums.new_zeros(len(sums), weight.shape[1], *sums.shape[2:]), torch.empty_like(sums)
+    h, gates = zip(*rows, strict=True)
+    return torch.stack(h, 2), torch.stack(gates, 2)
 
 
 def backward(
