@@ -100,7 +100,11 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 
 
 def common_name(rank: int, size: int, store: dist.Store) -> str:
-    """A new name on which all ranks agree, whatever the store holds from before torchrun restarted them."""
+    """A new name on which all ranks agree, whatever the store holds from before torchrun restarted them.
+
+    Each rank says hello with a name that it makes up. Rank 0 answers every hello with its own name, until all ranks
+    have heard that name in answer to their own hello.
+    """
     own = uuid.uuid4().hex
     if rank == 0:
 

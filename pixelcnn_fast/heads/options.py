@@ -24,7 +24,8 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level.
+    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level,
+    and others below the smallest normal float32 are refused.
 
     top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels, as
     many as it takes to reach this probability; with top_k as well, the levels that top_k keeps count as probability 1.
