@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler
-from tests.system.networks import ABOVE, LEFT, Masked
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
 SHAPE = (1, 5, 6)
+ZEROS = torch.zeros(1, *SHAPE, dtype=torch.uint8)
 STALE = "the model has changed since this sampler was built, or refreshed"
-
 
 # How often it was refreshed before; from the second time on, guards that follow from others are not looked at.
 BEFORE = pytest.mark.parametrize("before", [0, 2], ids=["first refresh", "third refresh"])
@@ -49,6 +50,22 @@ class NoCopies:
 
     def __deepcopy__(self, memo: dict) -> NoCopies:
         raise TypeError("there is only one")
+
+
+class Around(nn.Module):
+    """A network and what ``use(module, output)`` makes of its output; tensors that are held are buffers."""
+
+    levels = 256
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor], **held: Any) -> None:
+        super().__init__()
+        self.net, self.use = pixelcnn(), use
+        for name, x in held.items():
+            is_buffer = isinstance(x, Tensor) and not isinstance(x, nn.Parameter)
+            self.register_buffer(name, x) if is_buffer else setattr(self, name, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, self.net(x))
 
 
 class InPlace(nn.Module):

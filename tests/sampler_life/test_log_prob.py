@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pixelcnn_fast import Sampler, likelihood
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, InPlace, Network, silence, take
+from tests.sampler_life.common import SHAPE, Around, InPlace, Network, silence, take
 from tests.system.networks import pixelcnn
 
 
@@ -68,21 +68,15 @@ def test_log_prob_writes_into_no_weight_and_goes_through_checkpoints() -> None:
 def test_tensors_that_share_memory_do_so_in_log_prob(runtime: Any) -> None:
     """A forward writes into one of them."""
 
-    class Sharing(nn.Module):
-        levels = 256
+    def written(model: Any, h: Tensor) -> Tensor:
+        model.one.fill_(3)
+        return h * model.two
 
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = pixelcnn()
-            self.register_buffer("one", torch.ones(4))
-            self.register_buffer("two", self.get_buffer("one")[1:2])
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.get_buffer("one").fill_(3)
-            return self.net(x) * self.get_buffer("two")
-
-    model, images = Sharing(), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    one = torch.ones(4)
+    model, images = (
+        Around(written, one=one, two=one[1:2]),
+        torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8),
+    )
     sampler = Sampler(model, SHAPE, runtime=runtime)
     expected = -likelihood.nll(copy.deepcopy(model), images)
     torch.testing.assert_close(sampler.log_prob(images), expected)

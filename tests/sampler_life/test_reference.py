@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NotCausal
+from tests.sampler_life import asserting
 from tests.sampler_life.common import SHAPE, STALE, Network, noise, silence
 
 REFERENCE: Any = dict(runtime="reference")
@@ -91,8 +92,7 @@ def test_a_model_that_begins_to_leak_is_refused(name: str, value: float) -> None
     dict([*model.named_parameters(), *model.named_buffers()])[name].data.fill_(value)
     with pytest.raises(NotCausal):
         sampler.refresh()
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    asserting.stale(sampler, before)
 
 
 class Own(nn.Conv2d):
@@ -182,6 +182,5 @@ def test_parametrizations_may_be_removed_meanwhile() -> None:
     with silence():
         sampler.refresh()
     parametrize.remove_parametrizations(model.mid, "weight")
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    asserting.stale(sampler, before)
     assert torch.equal(copy.deepcopy(sampler).sample(3, noise=noise()), before)
