@@ -201,7 +201,6 @@ def assert_alike(fast: nn.Module, plain: nn.Module, *given: Tensor | None) -> No
     ],
 )
 def test_what_a_layer_does_later_is_still_right(name: str, mode: Any, plain_random_numbers: None) -> None:
-    torch.manual_seed(0)
     plain = (all_of_them() if name == "all" else one_of_them(name)).double()
     dtype = torch.float32 if name == "casts" else torch.float64
     x, wider = (torch.randn(2, 2, 8, width).to(dtype) for width in (7, 9))
@@ -822,7 +821,6 @@ def test_random_networks(seed: int) -> None:
 
 
 def test_without_a_compiler_own_layers_are_swapped_by_type(monkeypatch) -> None:
-    torch.manual_seed(0)
     model = enlivened(reference.PixelCNN(1, 8, 2, None, 5)).double()
     gated = reference.GatedPixelCNN(3, 6, [1, 2], channel_order="thirds", levels=8).double()
     module = importlib.import_module("pixelcnn_fast.accelerate")

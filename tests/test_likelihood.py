@@ -215,7 +215,6 @@ def test_every_head_gives_the_same_likelihood(name):
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_binary_images(probabilities):
-    torch.manual_seed(0)
     last = nn.Sigmoid() if probabilities else nn.Identity()
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), last).double()
     images = torch.randint(0, 2, (3, 1, 4, 6)).double()
@@ -228,7 +227,6 @@ def test_binary_images(probabilities):
 
 
 def test_whatever_the_model_takes():
-    torch.manual_seed(0)
     model = GatedPixelCNN(1, 4, [1], n_classes=3, condition_channels=2, levels=LEVELS)
     images, labels = torch.randint(0, LEVELS, (3, 1, 4, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
     condition = torch.randn(3, 2, 4, 6)

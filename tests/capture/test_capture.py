@@ -24,7 +24,8 @@ from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import condition_operands
 from tests.needs import needs_native
-from tests.system.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
+from tests.system.agreement import assert_runtimes_agree
+from tests.system.networks import ABOVE, HERE, LEFT, Masked, Written, pixelcnn, two_stacks
 from tests.tolerances import assert_identical_up_to_rounding, assert_right
 
 
@@ -176,11 +177,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_what_is_followed(name):
-    net = Net(BODIES[name]).double()
-    sampler, u = Sampler(net, (1, 5, 6)), torch.rand(3, 1, 5, 6, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, runtime="reference")
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+    assert_runtimes_agree(Sampler(Net(BODIES[name]).double(), (1, 5, 6)))
 
 
 MASKED = torch.arange(8)[:, None, None] % 2 == 0
@@ -196,16 +193,9 @@ WITH_MASKED_LEVELS = {
 @pytest.mark.parametrize("runtime", ["eager", pytest.param("cpu", marks=needs_native)])
 @pytest.mark.parametrize("name", WITH_MASKED_LEVELS)
 def test_logits_beside_masked_ones_are_as_exact_as_the_model(name, runtime):
-    class Masks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
-
-        def forward(self, images):
-            return WITH_MASKED_LEVELS[name](self.conv(images.to(self.conv.weight.dtype)))
-
-    model, images = Masks(), torch.randint(0, 8, (3, 1, 5, 6), generator=torch.Generator().manual_seed(0))
+    conv = Masked(1, 8, [*ABOVE, *LEFT])
+    model = Written(lambda net, x: WITH_MASKED_LEVELS[name](net.conv(x.to(net.conv.weight.dtype))), conv=conv)
+    images = torch.randint(0, 8, (3, 1, 5, 6))
     found = Sampler(model, (1, 5, 6), levels=8).logits(images, runtime=runtime)
     plain, exact = (m(images).detach().movedim(1, -1)[:, None] for m in (model, deepcopy(model).double()))
     assert_right(found, plain, exact)
@@ -298,42 +288,26 @@ def test_what_is_refused_says_what_and_where(name):
     [(lambda x: x * 2, 200), (lambda x: -x, 3), (lambda x: x.to(torch.int8), 200), (lambda x: x.bool(), 3)],
 )
 def test_small_integers_wrap_around_as_in_the_model(arithmetic, levels):
-    class Wraps(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = Masked(1, levels, [*ABOVE, *LEFT])
-
-        def forward(self, images):
-            return self.conv(arithmetic(images).double() / 16)
-
-    sampler, u = Sampler(Wraps().double(), (1, 2, 3), levels=levels), torch.rand(9, 1, 2, 3).double()
-    assert torch.equal(sampler.sample(9, noise=u), sampler.sample(9, noise=u, runtime="reference"))
+    conv = Masked(1, levels, [*ABOVE, *LEFT])
+    model = Written(lambda net, x: net.conv(arithmetic(x).double() / 16), conv=conv)
+    assert_runtimes_agree(Sampler(model.double(), (1, 2, 3), levels=levels), 9)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_wide_integers_of_several_pixels_are_followed(dtype):
     """They don't wrap around, as smaller ones may, so they are added up like real numbers."""
 
-    class Sums(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.levels = nn.Conv2d(1, 8, 1), 8
+    def summed(net, images):
+        rows = [F.pad(images, (0, 0, n, 0))[:, :, :-n].to(dtype) for n in (1, 2)]
+        return net.conv((3 * rows[0] + rows[1]).to(net.conv.weight.dtype) / 8)
 
-        def forward(self, images):
-            rows = [F.pad(images, (0, 0, n, 0))[:, :, :-n].to(dtype) for n in (1, 2)]
-            return self.conv((3 * rows[0] + rows[1]).to(self.conv.weight.dtype) / 8)
-
-    sampler, u = Sampler(Sums().double(), (1, 4, 3), runtime="eager"), torch.rand(9, 1, 4, 3).double()
-    assert torch.equal(sampler.sample(9, noise=u), sampler.sample(9, noise=u, runtime="reference"))
+    model = Written(summed, conv=nn.Conv2d(1, 8, 1), levels=8).double()
+    assert_runtimes_agree(Sampler(model, (1, 4, 3), runtime="eager"), 9, runtimes=["eager"])
 
 
 def test_a_refusal_names_the_module():
-    class Pool(nn.Module):
-        def forward(self, h):
-            return F.avg_pool2d(h, 3, 1, 1)
-
     net = Net(lambda net, h, x: net.pool(h))
-    net.pool = Pool()
+    net.pool = nn.AvgPool2d(3, 1, 1)
     with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
         Sampler(net, (1, 5, 6))
 
@@ -357,17 +331,11 @@ def test_a_refusal_names_no_module_whose_forward_has_raised():
 def test_levels_first_in_the_channels_are_followed():
     """[N, L * C, H, W] with the level as the slower index, brought into [N, C, H, W, L]."""
 
-    class LevelsFirst(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = MaskedConv2d(2, 512, 3, "A")
+    def levels_first(net, x):
+        n, c, height, width = x.shape
+        return 4 * net.conv(x.double() / 255).view(n, 256, c, height, width).permute(0, 2, 3, 4, 1)
 
-        def forward(self, x):
-            n, c, height, width = x.shape
-            return 4 * self.conv(x.double() / 255).view(n, 256, c, height, width).permute(0, 2, 3, 4, 1)
-
-    sampler, u = Sampler(LevelsFirst().double(), (2, 4, 4)), torch.rand(3, 2, 4, 4, dtype=torch.float64)
-    assert torch.equal(sampler.sample(3, noise=u), sampler.sample(3, noise=u, runtime="reference"))
+    assert_runtimes_agree(Sampler(Written(levels_first, conv=MaskedConv2d(2, 512, 3, "A")).double(), (2, 4, 4)))
 
 
 @pytest.mark.parametrize(
@@ -388,8 +356,7 @@ def test_a_leak_in_a_later_layer_is_refused():
     net.middle.mask[0, 0, 1, 2] = 1
     with pytest.raises(NotCausal, match=r"middle: kernel tap \(\+0, \+1\)"):
         Sampler(net, (1, 5, 6))
-    with torch.no_grad():
-        net.middle.weight[0, 0, 1, 2] = 0  # a live mask over a weight of zero leaks nothing
+    net.middle.weight.data[0, 0, 1, 2] = 0  # a live mask over a weight of zero leaks nothing
     Sampler(net, (1, 5, 6))
 
 

@@ -18,6 +18,7 @@ from pixelcnn_fast.check.conditioning import MOST_AT_ONCE
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import RUNTIMES
+from tests.system.agreement import assert_runtimes_agree
 from tests.system.networks import pixelcnn
 
 LEVELS, CLASSES, SHAPE = 4, 10, (1, 4, 5)
@@ -55,14 +56,6 @@ class OfImage(Net):
 class OfBoth(Net):
     def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
         return self.features(x) + self.body(self.embedding(y), y, condition)[:, :, None, None]
-
-
-def assert_runs_as_reference(model: nn.Module, n: int = 3, **given: Tensor) -> None:
-    shape = given["condition"].shape[1:] if "condition" in given else None
-    sampler = Sampler(model, SHAPE, image_form="unit", condition_shape=shape)
-    u = torch.rand(n, *SHAPE, dtype=torch.float64)
-    naive = sampler.sample(n, noise=u, runtime="reference", **given)
-    assert torch.equal(sampler.sample(n, noise=u, **given), naive)
 
 
 def masked(e: Tensor, y: Tensor) -> Tensor:
@@ -174,7 +167,8 @@ def test_the_image_may_decide_beside_labels_if_it_falls_alike(
             logits = super().forward(x, y)
             return 2 * logits if decides(x, y) else logits
 
-    assert_runs_as_reference(Deciding(lambda e, y: e, CLASSES), CLASSES, labels=torch.arange(CLASSES))
+    sampler = Sampler(Deciding(lambda e, y: e, CLASSES), SHAPE, image_form="unit")
+    assert_runtimes_agree(sampler, CLASSES, labels=torch.arange(CLASSES))
 
 
 MANY = 1000  # labels, more than are tried one by one
@@ -472,7 +466,8 @@ def test_what_a_model_is_given_stays_as_it_is() -> None:
 
     condition = torch.randn(3, LEVELS, dtype=torch.float64)
     before = condition.clone()
-    assert_runs_as_reference(Writes(lambda x: x), condition=condition)
+    sampler = Sampler(Writes(lambda x: x), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+    assert_runtimes_agree(sampler, condition=condition)
     assert torch.equal(condition, before)
 
 
@@ -525,7 +520,7 @@ class Summing(Net):
 
 @pytest.mark.parametrize("kind", [Lazy, Inferring, Summing])
 def test_more_styles(kind: type[Net]) -> None:
-    assert_runs_as_reference(kind(lambda x: x))
+    assert_runtimes_agree(Sampler(kind(lambda x: x), SHAPE, image_form="unit"))
 
 
 class Conditioned(Net):
@@ -582,7 +577,8 @@ def test_attention_over_a_condition() -> None:
             return self.features(x) + found.mean(1)[:, :, None, None]
 
     condition = torch.randn(3, 5, LEVELS, dtype=torch.float64)
-    assert_runs_as_reference(Attending(lambda x: x), condition=condition)
+    sampler = Sampler(Attending(lambda x: x), SHAPE, image_form="unit", condition_shape=(5, LEVELS))
+    assert_runtimes_agree(sampler, condition=condition)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -87,8 +87,7 @@ def test_nan_while_the_next_batch_is_at_work(device: str | None) -> None:
     sampler, noise = Sampler(model, shape), noise_for(shape, N)
     labels = torch.zeros(N, dtype=torch.long)
     expected = sampler.sample(N, labels, noise=noise, runtime=RUNTIME)
-    with torch.no_grad():
-        model.embedding.weight[1] = torch.nan
+    model.embedding.weight.data[1] = torch.nan
     labels[2 * BATCH + 1] = 1
     with pytest.raises(NonFiniteLogits, match=f"image {2 * BATCH + 1}, channel 0, row 0, column 0") as failed:
         sampler.refresh().sample(N, labels, noise=noise, runtime=RUNTIME, batch_size=BATCH, device=device)

@@ -38,7 +38,6 @@ def options(data: tuple, tmp_path: Path) -> list[str]:
 
 
 def test_the_critic_recognises_samples_and_wrong_labels_and_ignores_unseen_rows(data: tuple) -> None:
-    torch.manual_seed(0)
     images, labels = data
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
     critic = refine_mnist.Critic(images.shape[1:], 3)

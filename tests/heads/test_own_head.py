@@ -229,8 +229,7 @@ def test_a_leak_is_found() -> None:
     """One draw gives both channels, so neither may be seen at its own pixel."""
     check_causal(Net(), SHAPE, head=Pair(), image_form="levels")
     net = Net()
-    with torch.no_grad():
-        net.first.mask[0, 1, 1, 1] = 1
+    net.first.mask.data[0, 1, 1, 1] = 1
     with pytest.raises(ValueError, match="first: .*own pixel"):
         Sampler(net, SHAPE, head=Pair(), image_form="levels")
 

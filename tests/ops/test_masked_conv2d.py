@@ -377,7 +377,6 @@ def assert_equal_derivatives(found: Tensor, expected: Tensor, *inputs: Tensor) -
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1, 3, 3), (5, 1, 3, 3), (5, 4, 3, 3)])
 @pytest.mark.parametrize("dense", [False, True])
 def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], dense: bool) -> None:
-    torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
@@ -443,7 +442,6 @@ def test_dense_gradients_of_windows(name: str) -> None:
 
 
 def test_many_gradients_at_once() -> None:
-    torch.manual_seed(0)
     x, weight = torch.randn(1, 2, 3, 3, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
     mask = raster_mask(3, 3, "B").double()
     found = torch.autograd.functional.jacobian(

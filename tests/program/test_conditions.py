@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import Unsupported
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.system.networks import ABOVE, HERE, LEFT, Masked
 
 LEVELS, CLASSES, SHAPE = 5, 4, (1, 4, 5)
@@ -119,15 +120,11 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_every_label_gives_the_naive_images(name):
     sampler = Sampler(Net(BODIES[name]).double(), SHAPE, levels=LEVELS, image_form="unit")
-    u = torch.rand(1, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(
-        5, -1, -1, -1
-    )
-    labels = torch.tensor([0, 3, 1, 2, 2])
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
+    u, labels = noise(1, SHAPE).expand(5, -1, -1, -1), torch.tensor([0, 3, 1, 2, 2])
+    naive = assert_runtimes_agree(
+        sampler, 5, u=u, labels=labels, batch_sizes=(2, 5)
+    )  # recorded calls run again
     assert len(naive.unique(dim=0)) > 2
-    for runtime in ("eager", "auto"):
-        for size in (2, 5):  # the recorded calls run again for each group of two
-            assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime, batch_size=size), naive)
 
 
 REFUSED = {

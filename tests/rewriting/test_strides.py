@@ -130,7 +130,6 @@ def _check(compiled: Any, model: nn.Module, x: Tensor) -> None:
 )
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_strides_are_those_of_pytorch(program: Callable[..., Any], cases: Any, inference: bool) -> None:
-    torch.manual_seed(0)
     backend = Backend()
     for size, (hidden, outputs) in cases:
         model = Network(size[1], hidden, outputs, program).train(not inference)

@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from pixelcnn_fast.models import PixelCNN
+from tests.system import networks
+from tests.system.networks import ABOVE, LEFT, Masked, Written
 
-SHAPE = (1, 5, 6)
+SHAPE = (1, 3, 4)
 ZEROS = torch.zeros(1, *SHAPE, dtype=torch.uint8)
 STALE = "the model has changed since this sampler was built, or refreshed"
+
+
+def pixelcnn(classes: int | None = None, seed: int = 0) -> PixelCNN:
+    """A small one, as most of these tests build several samplers."""
+    return networks.pixelcnn(blocks=0, classes=classes, seed=seed)
+
 
 # How often it was refreshed before; from the second time on, guards that follow from others are not looked at.
 BEFORE = pytest.mark.parametrize("before", [0, 2], ids=["first refresh", "third refresh"])
@@ -52,20 +60,16 @@ class NoCopies:
         raise TypeError("there is only one")
 
 
-class Around(nn.Module):
-    """A network and what ``use(module, output)`` makes of its output; tensors that are held are buffers."""
+class Around(Written):
+    """A network and what ``use(module, output)`` makes of its output."""
 
     levels = 256
 
     def __init__(self, use: Callable[[Any, Tensor], Tensor], **held: Any) -> None:
-        super().__init__()
-        self.net, self.use = pixelcnn(), use
-        for name, x in held.items():
-            is_buffer = isinstance(x, Tensor) and not isinstance(x, nn.Parameter)
-            self.register_buffer(name, x) if is_buffer else setattr(self, name, x)
+        super().__init__(use, net=pixelcnn(), **held)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.use(self, self.net(x))
+        return self.forward_of(self, self.net(x))
 
 
 class InPlace(nn.Module):

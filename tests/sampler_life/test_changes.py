@@ -17,8 +17,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.refresh import snapshot
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, STALE, Around, noise, silence
-from tests.system.networks import pixelcnn
+from tests.sampler_life.common import SHAPE, STALE, Around, noise, pixelcnn, silence
 
 
 def fused(kind: Callable[..., torch.optim.Optimizer]) -> Callable[[nn.Module], None]:
@@ -110,7 +109,7 @@ def test_a_sampler_whose_model_has_changed_says_so_once(name: str) -> None:
     assert torch.equal(now, Sampler(model, SHAPE).sample(3, noise=noise()))
     one_bias(model)
     with pytest.warns(UserWarning, match=STALE) as told:
-        sampler.complete(before, torch.ones(5, 6, dtype=torch.bool))
+        sampler.complete(before, torch.ones(SHAPE[1:], dtype=torch.bool))
     assert told[0].filename == __file__
 
 

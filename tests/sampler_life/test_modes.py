@@ -15,8 +15,8 @@ from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.tensors import are_equal
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, Around, NoCopies, noise, silence
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.sampler_life.common import SHAPE, Around, NoCopies, noise, pixelcnn, silence
+from tests.system.networks import ABOVE, LEFT, Masked
 
 IMAGES = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

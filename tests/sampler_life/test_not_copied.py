@@ -16,8 +16,8 @@ from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, silence, take
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, pixelcnn, silence, take
+from tests.system.networks import ABOVE, LEFT, Masked
 from tests.tiers import few
 
 

@@ -17,9 +17,9 @@ from pixelcnn_fast.errors import CaptureMismatch, NotCausal
 from pixelcnn_fast.runtimes.job import Job
 from tests.refresh.test_weights import trained_on, weights_of
 from tests.sampler_life import asserting
-from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
+from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, pixelcnn, refreshed, silence, take
 from tests.system.foreign import NETWORKS
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.system.networks import ABOVE, LEFT, Masked
 from tests.tiers import few
 
 

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from tests.sampler_life.common import BEFORE, noise, refreshed, silence
+from tests.sampler_life.common import BEFORE, SHAPE, noise, refreshed, silence
 
-SHAPE = (1, 5, 6)
 Weight = Callable[["Network"], Tensor]
 Change = Callable[["Network"], object]
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, accelerate, accelerated
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, Around, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life.common import SHAPE, Around, noise, pixelcnn, silence, take
 
 
 class Guided(nn.Module):

@@ -18,8 +18,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.user_model import contents
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, STALE, ZEROS, Around, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life.common import SHAPE, STALE, ZEROS, Around, noise, pixelcnn, silence, take
 from tests.tiers import few
 
 

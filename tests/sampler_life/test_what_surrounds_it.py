@@ -26,8 +26,7 @@ from pixelcnn_fast.user_model.contents import MOST, Contents, _numbered
 from pixelcnn_fast.user_model.tensors import duplicate
 from tests.refresh.test_weights import trained_on
 from tests.sampler_life import asserting
-from tests.sampler_life.common import SHAPE, ZEROS, Around, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life.common import SHAPE, ZEROS, Around, noise, pixelcnn, silence, take
 
 
 class Trainer:
@@ -282,7 +281,7 @@ def test_a_queue_that_is_filled_meanwhile() -> None:
 def test_a_copy_that_knows_nothing_of_the_memo_still_gives_gradients() -> None:
     class Own(Around):
         def __deepcopy__(self, memo: dict) -> Own:
-            other = Own(self.use)
+            other = Own(self.forward_of)
             other.load_state_dict(self.state_dict())
             return other
 
