@@ -119,9 +119,7 @@ def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("images", [1, 10])  # several rows in flight, and one
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_stops_a_batch_stops_it_soon(
-    runtime: RuntimeName, images: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stops_a_batch_stops_it_soon(runtime, images, monkeypatch):
     """What has not begun is not drawn, on one thread, as others may be rows ahead."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
@@ -144,9 +142,7 @@ def test_what_stops_a_batch_stops_it_soon(
     ("runtime", "n", "least"),
     [("cpu", 300, 9), ("eager", 300, 4), ("reference", 20, 5), ("reference", 3, 3), ("reference", 2, 2)],
 )
-def test_a_default_batch_is_small_enough_that_some_are_finished(
-    runtime: RuntimeName, n: int, least: int
-) -> None:
+def test_a_default_batch_is_small_enough_that_some_are_finished(runtime, n, least):
     sampler = Sampler(pixelcnn(), (1, 28, 28))
     parts = sampler._engine.batches(n, sampler.runtime(runtime), None)
     assert len(parts) >= least

@@ -131,14 +131,19 @@ def test_labels_for_a_model_without_them_are_refused():
         Sampler(pixelcnn(), (1, 4, 4)).sample(1, torch.tensor([0]))
 
 
-def test_the_model_is_left_as_it_was():
-    model = pixelcnn().train()
+@pytest.mark.parametrize(
+    ("built_for", "dtype"),
+    [("auto", torch.float32), ("reference", torch.float32), ("reference", torch.float64)],
+)
+def test_the_model_is_left_as_it_was(built_for, dtype):
+    model = pixelcnn().to(dtype).train()
     model.tail.eval()
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Sampler(model, (1, 4, 4)).sample(2, runtime="reference")
+    Sampler(model, (1, 4, 4), runtime=built_for).sample(2, runtime="reference")
     assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    after = model.state_dict()
+    assert all(torch.equal(x, after[name]) and x.dtype == after[name].dtype for name, x in before.items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -158,9 +158,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
-def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
-    rounds: int, work: Workload, monkeypatch
-) -> None:
+def test_some_pixels_of_each_round_tell_how_long_an_image_takes(rounds, work, monkeypatch):
     """A pixel takes half a second, and passing over what is given 4 s."""
     drawn = []
 
@@ -178,9 +176,7 @@ def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
 
 
 @pytest.mark.parametrize(("pixels", "timed"), [(1, 3), (10**12, 20)])
-def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(
-    pixels: int, timed: int, work: Workload, monkeypatch
-) -> None:
+def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(pixels, timed, work, monkeypatch):
     monkeypatch.setattr(SomePixels, "_draw", lambda self, where: (1.0 + int(where.sum()), torch.zeros(0)))
     naive = SomePixels(Sampler(work.model, work.shape), work, torch.zeros(0), pixels, rounds=3)
     for index in range(3):
@@ -378,9 +374,7 @@ def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monke
         (["--model", "mnist", "--size", "4x5"], (1, 4, 5), 0),
     ],
 )
-def test_what_bench_draws_by_default(
-    options: list[str], shape: tuple[int, int, int], seed: int, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_bench_draws_by_default(options, shape, seed, tmp_path, monkeypatch):
     """An interrupt in the first comparison leaves no file."""
     found: list[Workload] = []
 

@@ -95,9 +95,7 @@ def drawn(
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
-def test_it_is_the_image_of_the_cpu(
-    sampler: Sampler, noise: torch.Tensor, tmp_path: Path, cluster: int
-) -> None:
+def test_it_is_the_image_of_the_cpu(sampler, noise, tmp_path, cluster):
     levels, logits = drawn(sampler, noise, tmp_path, cluster=cluster)
     assert torch.equal(levels, sampler.sample(1, noise=noise, runtime="cpu").int())
     assert levels.unique().numel() > 6

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,6 @@ from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import RUNTIMES
 from tests.system.agreement import assert_runtimes_agree
-from tests.system.networks import pixelcnn
 
 LEVELS, CLASSES, SHAPE = 4, 10, (1, 4, 5)
 
@@ -159,9 +156,7 @@ def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor], runtime: R
 @pytest.mark.parametrize(
     "decides", [lambda x, y: x.min() >= 0, lambda x, y: (x.amax((1, 2, 3)) + y).max() < 1e9]
 )
-def test_the_image_may_decide_beside_labels_if_it_falls_alike(
-    decides: Callable[[Tensor, Tensor], Tensor],
-) -> None:
+def test_the_image_may_decide_beside_labels_if_it_falls_alike(decides):
     class Deciding(OfLabels):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             logits = super().forward(x, y)
@@ -579,13 +574,3 @@ def test_attention_over_a_condition() -> None:
     condition = torch.randn(3, 5, LEVELS, dtype=torch.float64)
     sampler = Sampler(Attending(lambda x: x), SHAPE, image_form="unit", condition_shape=(5, LEVELS))
     assert_runtimes_agree(sampler, condition=condition)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_sampler_is_copied_without_harm(copied: Callable[[Sampler], Sampler]) -> None:
-    sampler, u = Sampler(pixelcnn(classes=3), (1, 4, 4)), torch.rand(2, 1, 4, 4, dtype=torch.float64)
-    labels = torch.tensor([2, 0])
-    expected = sampler.sample(2, labels, noise=u)
-    another = copied(sampler)
-    for runtime in ("reference", "eager", "auto"):
-        assert torch.equal(another.sample(2, labels, noise=u, runtime=runtime), expected)

@@ -243,9 +243,7 @@ def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
     "name",
     ["masked", "float32, masked", "bfloat16, masked", "float16", "only float16", "only bfloat16, masked"],
 )
-def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(name, monkeypatch):
     """A weight that is off by one part in 10^5 is less than rounding in half precision."""
 
     def wrong(program: Program) -> Program:

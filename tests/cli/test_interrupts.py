@@ -28,9 +28,7 @@ def test_one_interrupt_waits_until_all_is_saved_and_two_do_not(capsys: pytest.Ca
     assert interrupts.received == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(capsys):
     interrupts = Interrupts()
     for _ in range(2):  # the second command knows nothing of the first
         with interrupts.handled():

@@ -130,9 +130,7 @@ def last_blocks_only() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["an image a block", "many images a block", "an image a cluster"])
-def test_the_last_images_of_a_large_batch(
-    kind: str, engine: CudaRuntime, few: Job, last_blocks_only: None
-) -> None:
+def test_the_last_images_of_a_large_batch(kind, engine, few, last_blocks_only):
     shapes = {"many images a block": engine.shape(IMAGES), "an image a cluster": Shape(1, 4)}
     shape = shapes.get(kind, Shape(1))
     assert shape.images > 1 or kind not in shapes or shape.cluster > 1

@@ -64,9 +64,7 @@ def test_python_draws_there_too(runtime: test_gpu.RuntimeName) -> None:
 
 @pytest.mark.parametrize("runtime", ["cuda", "eager"])
 @pytest.mark.parametrize("batch_size", [N, BATCH])
-def test_a_generator_there_draws_the_noise_of_all_images(
-    runtime: test_gpu.RuntimeName, batch_size: int
-) -> None:
+def test_a_generator_there_draws_the_noise_of_all_images(runtime, batch_size):
     sampler, (model, shape) = sampler_of("7x5"), network("7x5")
     noise = torch.rand(
         N, *shape, dtype=torch.float64, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(3)

@@ -62,9 +62,7 @@ def test_a_strip_is_credited_with_its_own_gain_and_part_of_later_ones() -> None:
 
 
 @thorough
-def test_samples_become_more_real_and_the_average_is_saved(
-    data: tuple, options: list[str], tmp_path: Path
-) -> None:
+def test_samples_become_more_real_and_the_average_is_saved(data, options, tmp_path):
     images, labels = data
     history = refine_mnist.main([*options, "--rounds", "6", "--average", "0.9"])
     assert len(history) == 6
@@ -82,9 +80,7 @@ def test_samples_become_more_real_and_the_average_is_saved(
 
 
 @thorough
-def test_what_the_critic_praises_becomes_more_likely(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_critic_praises_becomes_more_likely(options, tmp_path, monkeypatch):
     def brightness(sign: int) -> float:
         """Mean level of samples after refining for a critic that praises light (+1) or dark (-1) images."""
 
@@ -110,9 +106,7 @@ def test_the_seed_decides(options: list[str]) -> None:
 
 
 @thorough
-def test_ctrl_c_keeps_the_last_round(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_the_last_round(options, tmp_path, monkeypatch):
     monkeypatch.setattr(refine_mnist, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
     assert len(refine_mnist.main(options)) == 1
     checkpoint.load(tmp_path / "refined.safetensors")

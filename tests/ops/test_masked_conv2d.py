@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from pixelcnn_fast import ops
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
-from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import EACH_ISA, instruction_set, needs_native
 from tests.tolerances import assert_right
 
@@ -170,16 +169,7 @@ def test_bf16_is_summed_exactly_and_rounded_once(isa: str, layout: str) -> None:
     threads=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_any_geometry_and_any_mask(
-    n: int,
-    channels: tuple[int, int],
-    kernel: tuple[int, int],
-    size: tuple[int, int],
-    dilation: tuple[int, int],
-    padding: Padding,
-    threads: int,
-    seed: int,
-) -> None:
+def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding, threads, seed):
     mask = (
         torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4
     ).double()

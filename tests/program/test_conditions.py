@@ -133,6 +133,18 @@ REFUSED = {
         lambda net, h, y: (h.__setitem__(y, 0), h)[1],
         r"index_\w+: one of its arguments depends on the condition",
     ),
+    "a branch": (
+        lambda net, h, y: added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1),
+        "model: an if on what depends on the labels: it falls otherwise for label 3",
+    ),
+    "read by Python": (
+        lambda net, h, y: added(h, torch.stack([net.embedding.weight[i] for i in y.tolist()])),
+        r"tolist\(\) in model of a tensor that depends on the labels",
+    ),
+    "those of other images": (
+        lambda net, h, y: added(h, net.embedding(y) - net.embedding(y).mean(0)),
+        "depends on the other images of the batch",
+    ),
     "one for the whole batch": (
         lambda net, h, y: h + net.embedding(y).mean(0)[:, None, None],
         "conditions of several images",
@@ -147,36 +159,9 @@ def test_what_is_refused(name):
         Sampler(Net(body).double(), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def test_a_branch_on_the_label_is_refused():
-    def body(net, h, y):
-        return added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1)
-
-    with pytest.raises(
-        Unsupported, match="model: an if on what depends on the labels: it falls otherwise for label 3"
-    ):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
 def test_a_branch_that_falls_alike_for_all_labels_is_followed():
     def body(net, h, y):
         assert 0 <= y.min() and y.max() < CLASSES
         return added(h, net.embedding(y))
 
     Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
-def test_labels_that_python_reads_are_refused():
-    def body(net, h, y):
-        return added(h, torch.stack([net.embedding.weight[i] for i in y.tolist()]))
-
-    with pytest.raises(Unsupported, match=r"tolist\(\) in model of a tensor that depends on the labels"):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
-def test_what_depends_on_the_labels_of_other_images_is_refused():
-    def body(net, h, y):
-        e = net.embedding(y)
-        return added(h, e - e.mean(0))
-
-    with pytest.raises(Unsupported, match="depends on the other images of the batch"):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")

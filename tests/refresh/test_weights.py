@@ -127,9 +127,7 @@ def written_over(net: Reading) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_weights_that_python_has_read_must_stay(
-    read: Callable[[Reading], float | Tensor], dtype: torch.dtype
-) -> None:
+def test_weights_that_python_has_read_must_stay(read, dtype):
     model = Reading(read).to(dtype)
     first = compile_model(WrappedModel(model, (1, 4, 5), levels=5))
     same = copy.deepcopy(model)

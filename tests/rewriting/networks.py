@@ -63,6 +63,11 @@ class Programmed(nn.Module):
         return self.conv.weight
 
 
+def in_order(*steps: Any) -> Any:
+    """What the last of these steps gives, as arguments are computed in order."""
+    return steps[-1]
+
+
 def images(width: int = 6) -> Tensor:
     return torch.randn(2, 4, 6, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -167,9 +167,7 @@ def test_sizes_that_vary(program: Callable[..., Any], inference: bool) -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("last", [False, True])
 @thorough
-def test_models_that_are_channels_last(
-    program: Callable[..., Any], channels: int, last: bool, inference: bool
-) -> None:
+def test_models_that_are_channels_last(program, channels, last, inference):
     """A weight of one channel is both; its product with a mask becomes contiguous, and its fake tensor does not."""
     backend = Backend()
     model = Network(channels, 4, 3, program).to(memory_format=torch.channels_last).train(not inference)

@@ -84,9 +84,7 @@ def step(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", [Merging, Fusing])
 @pytest.mark.parametrize("modes", [(a, b) for a in (True, False) for b in (True, False)])
-def test_weights_of_eval_mode_are_drawn_from_in_any_mode(
-    kind: type[nn.Module], modes: tuple[bool, bool]
-) -> None:
+def test_weights_of_eval_mode_are_drawn_from_in_any_mode(kind, modes):
     """Of the building, and of refreshing."""
     model = kind().train(modes[0])
     sampler = Sampler(model, SHAPE)

@@ -617,9 +617,7 @@ def wrapped_twice(model: Normed) -> Normed:
     "change", [shared, sharing(nn.Module.buffers), sharing(nn.Module.parameters), wrapped_twice]
 )
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
-def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(
-    change: Callable[[Normed], Normed], runtime: Any
-) -> None:
+def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(change, runtime):
     model = change(Normed()).train()
     with pytest.warns(UserWarning, match="can't be copied"):
         Sampler(model, SHAPE, levels=LEVELS, image_form="unit", runtime=runtime).sample(1)

@@ -109,9 +109,7 @@ def test_what_compiles_ends_with_a_process_that_is_killed(tmp_path: Path) -> Non
     raise AssertionError("it is there still")
 
 
-def test_the_first_that_works_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
-) -> None:
+def test_the_first_that_works_is_taken(tmp_path, monkeypatch, compiler):
     broken = tmp_path / "libnvrtc.so.13"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(compilers, "compilers", lambda: [Nvrtc(broken), compiler])
