@@ -4,8 +4,6 @@ for whose quiet nobody waits. Each test draws its random numbers from the same s
 Threads of OpenMP wait for each other in loops, which on shared cores takes many times as long as the work.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """``accelerate`` changes how fast a model is, and nothing else about it, whatever the model is and becomes."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import importlib

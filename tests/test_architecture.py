@@ -1,7 +1,5 @@
 """Imports run downwards, in the order that docs/architecture.md shows, and there is no cycle."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter

@@ -1,7 +1,5 @@
 """The package as a user installs it: sdist, wheel, a clean environment, and how a build fails."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

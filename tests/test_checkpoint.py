@@ -1,7 +1,5 @@
 """Checkpoints come back exactly, and every broken file is refused with its cause."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

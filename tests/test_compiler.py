@@ -1,7 +1,5 @@
 """From a model to a compiled one: what is refused on the way, and that the check against the model can fail."""
 
-from __future__ import annotations
-
 import gc
 from dataclasses import replace
 from types import SimpleNamespace

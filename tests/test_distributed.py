@@ -1,7 +1,5 @@
 """Jobs: the images do not depend on the processes, nothing is drawn twice, and what fails says why."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import io

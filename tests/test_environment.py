@@ -1,7 +1,5 @@
 """The environment report, and the reasons it gives where the compiled module is missing."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess

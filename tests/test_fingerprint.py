@@ -1,7 +1,5 @@
 """A fingerprint tells things apart, and nothing else."""
 
-from __future__ import annotations
-
 import copy
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Whatever ends a run of sampling carries what was finished."""
 
-from __future__ import annotations
-
 import copy
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Grids hold every image in its place; charts refuse what a logarithmic axis can't show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the user calls: arguments, defaults, refusals."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import pydoc

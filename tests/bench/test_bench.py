@@ -1,7 +1,5 @@
 """The benchmark reports no speed-up over wrong images, and says what it timed."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

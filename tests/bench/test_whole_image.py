@@ -1,8 +1,6 @@
 """A small image, drawn by the kernels' machine code. What the emulation takes for granted of the device is in it,
 such as that copies are waited for, and how products lay out their operands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

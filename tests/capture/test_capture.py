@@ -1,7 +1,5 @@
 """What capture follows, and what it refuses with the module and the call."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Labels and conditions that decide something, or count for other images: refused, however Python reads them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

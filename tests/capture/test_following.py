@@ -1,7 +1,5 @@
 """Calls that move features and pixels around, and the rest of what capture follows: same images in every runtime."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """What a model takes besides images: which labels, what kind of condition, and whether it matters at all."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Small causal styles of public code, small images, and models that only seem causal: right, or refused clearly."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,6 @@
 """The check can fail: every mutant of a captured program that moves a probability is found, for models of any dtype,
 and also where a level is masked with -1e9."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Leaks that changed sub-pixels show, what the refusal names, and which channels are drawn together."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """A bad call ends at once, with status 2, one line that names the option or the cause, and nothing written."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

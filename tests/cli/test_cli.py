@@ -1,7 +1,5 @@
 """The command line as a user meets it: files, exit statuses, one-line errors, Ctrl-C."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

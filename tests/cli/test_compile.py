@@ -1,7 +1,5 @@
 """`compile`: kernels ahead of time, by a compiler that is pretended."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What Ctrl-C and SIGTERM do while a command runs, and while it saves."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """``sample --shards``, alone and as torchrun starts it."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

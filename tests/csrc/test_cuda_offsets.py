@@ -4,8 +4,6 @@ Such a batch would take terabytes. Here its memory is reserved, and there are on
 the kernels run on the host, and only the blocks at the end of the launch do, which have the last images.
 """
 
-from __future__ import annotations
-
 import mmap
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The CUDA kernels, run on the host: every number of tiles and number format against the model and the CPU runtime."""
 
-from __future__ import annotations
-
 import copy
 import faulthandler
 import itertools

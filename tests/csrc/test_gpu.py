@@ -4,8 +4,6 @@
 it after the image so far. So a level that rounding has moved to its neighbour is no error, nor is what follows from it.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import replace

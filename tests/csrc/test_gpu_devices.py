@@ -1,8 +1,6 @@
 """Results, noise and generators on a GPU: the images are those that come by way of the host. ``make gpu-check`` runs
 this file."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

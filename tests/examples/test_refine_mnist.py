@@ -1,7 +1,5 @@
 """The refining example: its critic, which strip gets credit for what, and that refining makes samples better."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The training example learns, writes a loadable checkpoint, and refuses a wrong data file."""
 
-from __future__ import annotations
-
 import math
 import struct
 from pathlib import Path

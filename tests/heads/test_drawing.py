@@ -1,7 +1,5 @@
 """Temperature, top-k and top-p: against a draw written out level by level, and the same in every runtime."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import MISSING, asdict, fields

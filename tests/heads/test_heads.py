@@ -1,7 +1,5 @@
 """How outputs are read: every layout, what is inferred, and what is refused with the alternatives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

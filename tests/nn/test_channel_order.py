@@ -1,7 +1,5 @@
 """Groups of channels, and masks made of them: no colour leaks, none is starved, whatever the widths."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

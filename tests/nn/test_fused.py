@@ -1,7 +1,5 @@
 """Runs of modules that are computed in one pass: which ones are, and which stay as they are."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

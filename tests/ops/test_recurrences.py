@@ -1,7 +1,5 @@
 """The recurrences of PixelRNN, against a loop over single pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The Triton gated activation against plain torch and float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

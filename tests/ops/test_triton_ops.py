@@ -1,7 +1,5 @@
 """The operators on Triton, as users call them, against plain torch and float64, with their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

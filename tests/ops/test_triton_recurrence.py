@@ -1,7 +1,5 @@
 """The Triton recurrences against plain torch and float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

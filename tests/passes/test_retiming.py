@@ -1,7 +1,5 @@
 """Layers that read ahead and are shifted back: the same program, in which nothing reads ahead."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Values that are read in halves, even where that splits an embedded level or the logits of one image channel."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """A wavefront computes everything before it is read, and starts rows as early as that allows."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Labels fed to a network in the ways people do it: other labels give other images, and the right ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Recurrences of a program: which instructions they are, in which order they walk, and what their values see."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

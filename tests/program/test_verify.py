@@ -1,7 +1,5 @@
 """Programs that break a rule are refused, and the error names the rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

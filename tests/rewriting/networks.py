@@ -1,7 +1,5 @@
 """What tests of rewriting share: networks that do what they are given, and how they are compared with compiled ones."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """What the backend compiles computes what it did, in training and in inference, also after its weights have moved."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Maps between the library's ops are channels-last, whatever comes first, and the caller's are contiguous."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,8 +1,6 @@
 """What a caller sees of a rewritten model besides values: shared memory, gradients of what is returned and how they are
 laid out, values written between forward and backward, arguments that overlap later on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Programs that a rewrite could get wrong: modes that change on the way, writes, memory that is shared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What rewritten graphs compute has PyTorch's strides, by which ``flatten`` shares memory or copies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

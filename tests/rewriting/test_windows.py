@@ -1,7 +1,5 @@
 """Convolutions of maps that are padded, cropped or shifted."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """All runtimes against the naive one: identical images in float64, logits as exact as plain torch in float32."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What tests assert of a sampler whose model may have changed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

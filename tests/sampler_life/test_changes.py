@@ -1,7 +1,5 @@
 """A sampler whose model has changed says so."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import warnings

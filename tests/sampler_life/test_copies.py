@@ -1,7 +1,5 @@
 """Copies of samplers, pickles, and what is printed."""
 
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import pickle

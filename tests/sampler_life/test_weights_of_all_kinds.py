@@ -1,7 +1,5 @@
 """A refreshed sampler is bit by bit a new one, however the model makes its weights, and whatever they become."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable

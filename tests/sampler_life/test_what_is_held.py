@@ -1,7 +1,5 @@
 """What a model holds without registering it, and what it reads without holding it."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 

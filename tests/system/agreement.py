@@ -1,7 +1,5 @@
 """The oracle of the runtimes: from the same noise, all of them draw the images that the model draws pixel by pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 ``check(seed)`` builds the network of a seed and raises AssertionError, naming the seed, where runtimes disagree.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 import sys

@@ -1,7 +1,5 @@
 """Networks the tests sample from: random but lively (no flat logits, batch norm that does something)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Gated PixelCNNs and ordered colours: same noise, same images in every runtime, and the right phases."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

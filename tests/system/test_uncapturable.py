@@ -1,7 +1,5 @@
 """``Sampler(…, runtime='reference')``: networks that can't be captured are sampled by their own forwards."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The judge of images: right ones pass in every precision, and each kind of wrong one is found."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from gpu.draws import judged

@@ -1,7 +1,5 @@
 """The smoke test, with emulated kernels in place of a GPU's: right ones pass, and the first wrong sub-pixel is told."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

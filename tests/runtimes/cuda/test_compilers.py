@@ -1,7 +1,5 @@
 """What compiles kernels: found where it may be, asked for what it knows, and quoted where it fails."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
