@@ -383,7 +383,9 @@ def test_what_bench_draws_by_default(options, shape, seed, tmp_path, monkeypatch
     monkeypatch.setattr("pixelcnn_fast.cli.bench.compare", interrupted)
     assert main(["bench", *options, "--out", str(tmp_path)]) == 130
     (work,) = found
-    assert torch.equal(work.noise, workload(work.model, 1, *shape[1:], seed).noise) and work.shape == shape
+    assert (
+        torch.equal(work.noise, workload(work.model, 1, shape[1], shape[2], seed).noise) and work.shape == shape
+    )
     assert not list(tmp_path.iterdir())
 
 

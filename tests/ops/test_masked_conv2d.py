@@ -173,7 +173,7 @@ def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding,
     mask = (
         torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4
     ).double()
-    inputs = problem(n, *channels, kernel, *size, seed, mask)
+    inputs = problem(n, channels[0], channels[1], kernel, size[0], size[1], seed, mask)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

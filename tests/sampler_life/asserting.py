@@ -45,5 +45,5 @@ def scores_as_model(sampler: Sampler, model: nn.Module, images: Tensor) -> None:
     torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
 
 
-def computes_as_new(sampler: Sampler, model: nn.Module, **tolerances: float) -> None:
+def computes_as_new(sampler: Sampler, model: nn.Module, **tolerances: Any) -> None:
     torch.testing.assert_close(sampler.logits(ZEROS), Sampler(model, SHAPE).logits(ZEROS), **tolerances)

@@ -64,6 +64,7 @@ class Around(Written):
     """A network and what ``use(module, output)`` makes of its output."""
 
     levels = 256
+    net: PixelCNN
 
     def __init__(self, use: Callable[[Any, Tensor], Tensor], **held: Any) -> None:
         super().__init__(use, net=pixelcnn(), **held)
