@@ -14,6 +14,7 @@ from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
 from tests.leaks import HIDDEN
 from tests.system.agreement import assert_runtimes_agree
 from tests.system.networks import Written
+from tests.tiers import few
 
 LEVELS, CHANNELS = 5, 6
 
@@ -168,7 +169,7 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float64, torch.float32], 1))
 @pytest.mark.parametrize("name", STYLES)
 def test_styles_give_the_naive_images(name: str, dtype: torch.dtype) -> None:
     sampler = Sampler(Net(STYLES[name]).to(dtype), (1, 8, 7), levels=LEVELS, image_form="unit")

@@ -16,6 +16,7 @@ from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.tiers import few
 
 
 def weights_of(program: Compiled) -> list[Tensor]:
@@ -52,7 +53,7 @@ def named(model: nn.Module) -> dict[str, Tensor]:
     return {name: x.double() if x.is_floating_point() else x for name, x in Contents(model).tensors.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float64, torch.float32], 1))
 @pytest.mark.parametrize("name", ["in-place masks", "weight norm", "cropped shifts", "channels last", "thirds"])
 def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
     network = NETWORKS[name]

@@ -73,6 +73,7 @@ def test_what_compiles_ends_with_who_asked(tmp_path: Path, monkeypatch: pytest.M
     assert not is_there(int(process))
 
 
+@thorough
 def test_a_compiler_that_the_system_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "usable", lambda: 1)
     with pytest.raises(RuntimeUnavailable, match="is there memory for 1 of them"):
