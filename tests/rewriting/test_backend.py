@@ -104,7 +104,7 @@ def gate(x: Tensor) -> Tensor:
     return gated(*x.chunk(2, 1))
 
 
-def halves(features: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+def halves(features: Tensor, condition: Tensor) -> Any:
     return *features.chunk(2, 1), *condition.chunk(2, 1)
 
 
