@@ -24,20 +24,13 @@ from pixelcnn_fast.accelerate import Accelerated
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
-from pixelcnn_fast.rewriting import profitability
 from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
+from tests.rewriting.conftest import rewritten_however_small  # noqa: F401  # a fixture
 from tests.rewriting.networks import Model, moved
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
 from tests.tiers import few, thorough, tiered
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    torch._dynamo.reset()
-    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)
 
 
 # -- layers that equal a masked convolution at one moment, and not later
