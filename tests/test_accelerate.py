@@ -32,7 +32,6 @@ from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
 from tests.tiers import few, thorough, tiered
 
-
 # -- layers that equal a masked convolution at one moment, and not later
 
 
