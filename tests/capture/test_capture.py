@@ -26,6 +26,8 @@ from tests.system.agreement import assert_runtimes_agree
 from tests.system.networks import ABOVE, HERE, LEFT, Masked, Written, pixelcnn, two_stacks
 from tests.tolerances import assert_identical_up_to_rounding, assert_right
 
+SHAPE = (1, 3, 4)
+
 
 class Net(nn.Module):
     """conv_in -> body(h) -> conv_out; tests choose its body and taps, wrong ones too."""
@@ -122,7 +124,7 @@ BODIES = {
         + torch.maximum(h.permute(0, 2, 3, 1), PER_CHANNEL.flatten()).permute(0, 3, 1, 2)
     ),
     "clamped between tensors": lambda net, h, x: h.clamp(-net.middle(h).abs(), torch.tensor(0.1).to(h)).clip(
-        max=torch.linspace(-0.1, 0.1, 30).view(5, 6).to(h)
+        max=torch.linspace(-0.1, 0.1, 12).view(SHAPE[1:]).to(h)
     ),
     "a constant clamped": lambda net, h, x: PER_CHANNEL.expand_as(h).clamp(max=h),
     "clamped where zeros were moved in": lambda net, h, x: (
@@ -162,7 +164,7 @@ BODIES = {
     "slopes between bounds": lambda net, h, x: F.rrelu(h, 0.2, 0.6),
     "a branch": lambda net, h, x: net.middle(h) if x.mean() < 10 and x.shape[1] == 1 else h,
     "unread work": lambda net, h, x: (x.sum(), h.mean(), h.flatten(), h)[3],
-    "filled by column": lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3),
+    "filled by column": lambda net, h, x: h.masked_fill(torch.arange(4) > 1, 0.3),
     "changed through another name": lambda net, h, x: (h.detach().clamp_(max=0.0), h)[1],
     "no-ops": lambda net, h, x: F.dropout(h.contiguous().clone(), training=net.training).to(h.dtype),
     "a constant that is NaN in part": lambda net, h, x: (
@@ -175,7 +177,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_what_is_followed(name):
-    assert_runtimes_agree(Sampler(Net(BODIES[name]).double(), (1, 5, 6)))
+    assert_runtimes_agree(Sampler(Net(BODIES[name]).double(), SHAPE))
 
 
 MASKED = torch.arange(8)[:, None, None] % 2 == 0
@@ -193,8 +195,8 @@ WITH_MASKED_LEVELS = {
 def test_logits_beside_masked_ones_are_as_exact_as_the_model(name, runtime):
     conv = Masked(1, 8, [*ABOVE, *LEFT])
     model = Written(lambda net, x: WITH_MASKED_LEVELS[name](net.conv(x.to(net.conv.weight.dtype))), conv=conv)
-    images = torch.randint(0, 8, (3, 1, 5, 6))
-    found = Sampler(model, (1, 5, 6), levels=8).logits(images, runtime=runtime)
+    images = torch.randint(0, 8, (3, *SHAPE))
+    found = Sampler(model, SHAPE, levels=8).logits(images, runtime=runtime)
     plain, exact = (m(images).detach().movedim(1, -1)[:, None] for m in (model, deepcopy(model).double()))
     assert_right(found, plain, exact)
 
@@ -208,7 +210,7 @@ REFUSED = {
     "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
     "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
     "a stride": (
-        lambda net, h, x: F.conv2d(F.pad(h, (0, 6, 0, 5)), net.middle.weight, stride=2, padding=1),
+        lambda net, h, x: F.conv2d(F.pad(h, (0, 4, 0, 3)), net.middle.weight, stride=2, padding=1),
         "stride",
     ),
     "weights from the image": (
@@ -278,7 +280,7 @@ REFUSED = {
 def test_what_is_refused_says_what_and_where(name):
     body, message = REFUSED[name]
     with pytest.raises(Unsupported, match=message):
-        Sampler(Net(body).double(), (1, 5, 6))
+        Sampler(Net(body).double(), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_a_refusal_names_the_module():
     net = Net(lambda net, h, x: net.pool(h))
     net.pool = nn.AvgPool2d(3, 1, 1)
     with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
-        Sampler(net, (1, 5, 6))
+        Sampler(net, SHAPE)
 
 
 def test_a_refusal_names_no_module_whose_forward_has_raised():
@@ -323,7 +325,7 @@ def test_a_refusal_names_no_module_whose_forward_has_raised():
     net = Net(body)
     net.optional = Optional()
     with pytest.raises(Unsupported, match=r"model: model: avg_pool2d"):
-        Sampler(net, (1, 5, 6))
+        Sampler(net, SHAPE)
 
 
 def test_levels_first_in_the_channels_are_followed():
@@ -346,21 +348,21 @@ def test_levels_first_in_the_channels_are_followed():
 )
 def test_leaking_masks_are_refused_naming_layer_and_tap(taps, message):
     with pytest.raises(NotCausal, match=message):
-        Sampler(Net(taps=taps), (1, 5, 6))
+        Sampler(Net(taps=taps), SHAPE)
 
 
 def test_a_leak_in_a_later_layer_is_refused():
     net = Net(lambda net, h, x: net.middle(h))
     net.middle.mask[0, 0, 1, 2] = 1
     with pytest.raises(NotCausal, match=r"middle: kernel tap \(\+0, \+1\)"):
-        Sampler(net, (1, 5, 6))
+        Sampler(net, SHAPE)
     net.middle.weight.data[0, 0, 1, 2] = 0  # a live mask over a weight of zero leaks nothing
-    Sampler(net, (1, 5, 6))
+    Sampler(net, SHAPE)
 
 
 def test_a_skip_around_the_first_mask_is_refused():
     with pytest.raises(NotCausal, match="own"):
-        Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
+        Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), SHAPE)
 
 
 # In what PyTorch leaves out where it is 1, too.
@@ -380,7 +382,7 @@ def test_a_model_that_computes_something_else_the_next_time_is_an_error(name):
         return COUNTING[name](h, len(calls))
 
     with pytest.raises(Unsupported, match=rf"{name}.*was given [\d.]+ and [\d.]+.*from call to call"):
-        Sampler(Net(body), (1, 5, 6))
+        Sampler(Net(body), SHAPE)
 
 
 @pytest.mark.parametrize("is_longer", [lambda calls: calls % 2, lambda calls: calls % 2 == 0])
@@ -393,13 +395,13 @@ def test_a_model_that_goes_on_in_some_calls_alone_is_an_error(is_longer):
             return -logits if is_longer(next(calls)) else logits
 
     with pytest.raises(Unsupported, match="only one of them called aten::neg"):
-        Sampler(Longer(), (1, 5, 6))
+        Sampler(Longer(), SHAPE)
 
 
 def test_a_model_whose_constants_are_drawn_by_others_is_an_error():
     drawn = np.random.default_rng(0)
     with pytest.raises(Unsupported, match="random numbers, or constants that were made outside of PyTorch"):
-        Sampler(Net(lambda net, h, x: h * torch.from_numpy(drawn.random((6, 1, 1)))).double(), (1, 5, 6))
+        Sampler(Net(lambda net, h, x: h * torch.from_numpy(drawn.random((6, 1, 1)))).double(), SHAPE)
 
 
 def test_a_model_that_calls_another_module_the_next_time_is_an_error():
@@ -412,13 +414,13 @@ def test_a_model_that_calls_another_module_the_next_time_is_an_error():
     net = Net(body)
     net.other = deepcopy(net.middle)
     with pytest.raises(Unsupported, match="mul.* was called in (middle and in other|other and in middle)"):
-        Sampler(net, (1, 5, 6))
+        Sampler(net, SHAPE)
 
 
 def test_numpy_on_features_is_refused():
     net = Net(lambda net, h, x: (h, h.detach().numpy().__imul__(2))[0])
     with pytest.raises(CaptureMismatch, match=r"model: numpy\(\) reads a number off the image"):
-        Sampler(net, (1, 5, 6))
+        Sampler(net, SHAPE)
 
 
 def test_a_model_that_compiles_a_part_of_itself_is_told_what_to_do() -> None:
