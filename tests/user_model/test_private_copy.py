@@ -633,7 +633,7 @@ def test_what_code_keeps_outside_of_the_module_stays_in_its_dtype(dtype: torch.d
     class Keeping(Normed):
         def forward(self, x: Tensor) -> Tensor:
             if str(x.dtype) not in KEPT and "ones" not in KEPT:
-                KEPT["ones"] = torch.ones(6).to(x)
+                KEPT["ones"] = torch.ones(SHAPE[-1]).to(x)
             return super().forward(x) + self.last.get_parameter("bias")[:, None, None] * KEPT["ones"].to(x)
 
     KEPT.clear()
