@@ -1,6 +1,7 @@
 """All runtimes against the naive one: identical images in float64, logits as exact as plain torch in float32."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
 from tests.needs import EACH_ISA, RUNTIMES, instruction_set, needs_native, on_each_isa
-from tests.system.agreement import assert_runtimes_agree
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.system.networks import (
     ABOVE,
     LEFT,
@@ -46,48 +47,46 @@ def case(name: str):
     return model, shape, labels
 
 
-def noise(n: int, shape, seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+@cache
+def built(name: str) -> tuple[Sampler, Any, Tensor | None]:
+    """-> a case's sampler, its model, and labels: no test changes them"""
+    model, shape, labels = case(name)
+    return Sampler(model, shape), model, labels
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_naive(name, runtime):
-    model, shape, labels = case(name)
-    sampler, u = Sampler(model, shape), noise(5, shape)
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
-    assert naive.dtype == torch.uint8 and naive.shape == (5, *shape)
+    sampler, _, labels = built(name)
+    naive = assert_runtimes_agree(sampler, 5, runtimes=[runtime], labels=labels)
+    assert naive.dtype == torch.uint8 and naive.shape == (5, *sampler.shape)
     assert naive.numel() < 50 or naive.unique().numel() > 10  # the check is not about constant images
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
 def test_temperature(runtime, temperature):
-    model, shape, labels = case("labels")
-    sampler, u = Sampler(model, shape), noise(5, shape)
-    naive = sampler.sample(5, labels, noise=u, runtime="reference", temperature=temperature)
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime, temperature=temperature), naive)
+    sampler, _, labels = built("labels")
+    u = noise(5, sampler.shape)
+    naive = assert_runtimes_agree(sampler, 5, runtimes=[runtime], u=u, labels=labels, temperature=temperature)
     assert not torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
 def test_teacher_forced_logits_are_the_models_forward(name, runtime):
-    model, shape, labels = case(name)
-    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    sampler, model, labels = built(name)
+    images = torch.randint(0, 256, (5, *sampler.shape), dtype=torch.uint8)
     expected = model(images) if labels is None else model(images, labels)
-    assert_identical_up_to_rounding(Sampler(model, shape).logits(images, labels, runtime), expected.detach())
+    assert_identical_up_to_rounding(sampler.logits(images, labels, runtime), expected.detach())
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("classes", [None, 4])
 def test_a_network_that_uses_every_phase(runtime, classes):
     model = two_stacks(n_classes=classes).double()
-    sampler, u = Sampler(model, (2, 6, 7)), noise(5, (2, 6, 7))
-    labels = torch.tensor([0, 3, 1, 2, 2]) if classes else None
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
+    sampler, labels = Sampler(model, (2, 6, 7)), torch.tensor([0, 3, 1, 2, 2]) if classes else None
+    assert_runtimes_agree(sampler, 5, runtimes=[runtime], labels=labels)
     listing = str(sampler.program)
     assert (
         "row phase: a whole row" in listing
@@ -210,20 +209,18 @@ def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]
 )
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("hidden", [40, 64])
-def test_the_batch_split_changes_no_bit(hidden, dtype, precision, batch_size):
+def test_the_batch_split_changes_no_bit(hidden, dtype, precision):
     model = pixelcnn(channels=3, hidden=hidden, blocks=1).to(dtype)
     sampler, u = Sampler(model, (3, 5, 4), precision=precision), noise(13, (3, 5, 4))
-    assert torch.equal(
-        sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13)
-    )
+    drawn = sampler.sample(13, noise=u, batch_size=13)
     images = torch.randint(0, 256, (7, 3, 5, 4))
     whole = sampler.logits(images)
-    for start in range(0, 7, batch_size):
-        assert torch.equal(
-            sampler.logits(images[start : start + batch_size]), whole[start : start + batch_size]
-        )
+    for size in (1, 2, 3, 4, 7):
+        assert torch.equal(sampler.sample(13, noise=u, batch_size=size), drawn), size
+        for start in range(0, 7, size):
+            part = slice(start, start + size)
+            assert torch.equal(sampler.logits(images[part]), whole[part]), size
 
 
 @needs_native
@@ -244,8 +241,8 @@ def test_the_number_of_threads_changes_no_bit(precision):
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_complete_keeps_the_known_and_samples_the_rest(runtime):
-    model, shape, labels = case("labels")
-    sampler, u = Sampler(model, shape), noise(5, shape)
+    sampler, _, labels = built("labels")
+    shape, u = sampler.shape, noise(5, sampler.shape)
     images = sampler.sample(5, labels, noise=u)
     known = torch.rand(5, *shape) < 0.5
     known[:, :, 0] = True
