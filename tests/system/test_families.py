@@ -1,5 +1,7 @@
 """Gated PixelCNNs and ordered colours: same noise, same images in every runtime, and the right phases."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder
 from pixelcnn_fast.program.phased import Phase
 from tests.needs import needs_native
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.system.networks import enlivened
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -87,16 +90,20 @@ CASES = {
 }
 
 
+@cache
+def sampler_of(name: str) -> Sampler:
+    return Sampler(*CASES[name])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_naive(name):
     model, shape = CASES[name]
     labels = torch.tensor([0, 3, 1]) if model.n_classes else None
-    sampler, u = Sampler(model, shape), torch.rand(3, *shape, dtype=torch.float64)
-    naive = sampler.sample(3, labels, noise=u, runtime="reference")
+    sampler, u = sampler_of(name), noise(3, shape)
+    naive = assert_runtimes_agree(sampler, 3, u=u, labels=labels)
     images = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
     expected = (model(images) if labels is None else model(images, labels)).detach()
     for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(3, labels, noise=u, runtime=runtime), naive)
         assert_identical_up_to_rounding(sampler.logits(images, labels, runtime), expected)
     known = torch.rand(3, *shape) < 0.5
     kept = sampler.complete(naive, known, labels, noise=u)
@@ -110,7 +117,7 @@ def test_same_noise_same_images_as_naive(name):
 )
 def test_waves_and_single_rows_give_the_same_bits(name):
     model, shape = CASES[name]
-    sampler, images = Sampler(model, shape), torch.randint(0, 256, (15, *shape))
+    sampler, images = sampler_of(name), torch.randint(0, 256, (15, *shape))
     labels = torch.arange(15) % 4 if model.n_classes else None
     whole = sampler.logits(images, labels)
     for n in (1, 2, 5):
@@ -119,7 +126,7 @@ def test_waves_and_single_rows_give_the_same_bits(name):
 
 
 def test_a_vertical_stack_is_all_row_phase():
-    program = Sampler(CASES["gated"][0], CASES["gated"][1])._engine.compiled_program.program
+    program = sampler_of("gated")._engine.compiled_program.program
     vertical = [i for i in program.instructions if i.name.endswith((".vertical", ".link"))]
     assert vertical and all(i.phase is Phase.ROW for i in vertical)
 
@@ -127,8 +134,8 @@ def test_a_vertical_stack_is_all_row_phase():
 def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
     """The features of each colour are separate, so that those that see one more colour are computed after its draw, and
     only once."""
-    model, shape = CASES["thirds"]
-    program = Sampler(model, shape)._engine.compiled_program.program
+    model, _ = CASES["thirds"]
+    program = sampler_of("thirds")._engine.compiled_program.program
     assert len(program.outputs) == 3
     live = sum(int(m.mask.sum()) for m in model.modules() if isinstance(m, MaskedConv2d))
     listed = sum(
@@ -163,12 +170,10 @@ def test_conditions_that_are_given(name):
     labels = torch.tensor([0, 3, 1]) if "labels" in name or "vector" in name else None
     sampler = Sampler(model, (channels, 3, 4), condition_shape=given_shape)
     condition, u = torch.randn(3, *shape), torch.rand(3, channels, 3, 4, dtype=torch.float64)
-    naive = sampler.sample(3, labels, condition=condition, noise=u, runtime="reference")
+    naive = assert_runtimes_agree(sampler, 3, batch_sizes=(2,), u=u, labels=labels, condition=condition)
     assert not torch.equal(naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference"))
     known = torch.eye(3, 4).bool()
     for runtime in ("eager", "auto"):
-        images = sampler.sample(3, labels, noise=u, batch_size=2, runtime=runtime, condition=condition)
-        assert torch.equal(images, naive)
         kept = sampler.complete(naive, known, labels, noise=u, runtime=runtime, condition=condition)
         assert torch.equal(kept, naive)
         logits = sampler.logits(naive, labels, runtime, condition)
@@ -203,7 +208,7 @@ def test_images_that_share_threads_have_their_own_arguments() -> None:
 
 def test_an_unexpected_condition_is_refused():
     with pytest.raises(ValueError, match="condition_shape="):
-        Sampler(CASES["gated"][0], CASES["gated"][1]).sample(1, condition=torch.zeros(1, 1, 7, 6))
+        sampler_of("gated").sample(1, condition=torch.zeros(1, 1, 7, 6))
 
 
 def test_a_leak_between_colours_is_refused():
