@@ -1,5 +1,7 @@
 """Arguments that are written once are shown, and refused, as if each function spelled them out."""
 
+from __future__ import annotations
+
 import inspect
 import pydoc
 from typing import get_type_hints
