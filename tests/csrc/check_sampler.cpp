@@ -168,13 +168,13 @@ void check_ends(const pcf::cpu::Sampler& sampler, int threads) {
   for (int32_t level : sample<T>(sampler, 14, 0, sampler.schedule(14, threads), &known).levels)
     require(level == 3, "known levels are kept");
 
-  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr, nullptr}};
+  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr, nullptr}, {}};
   sampler.run(job, sampler.schedule(0, threads), [](int) {});
   constexpr int kImages = 3;
   std::vector<int32_t> levels(kImages * kSubPixels);
   const std::vector<double> noise(kImages * kSubPixels, 0.5);
   std::vector<T> condition(kImages * 33), map(kImages * kMap);
-  job = {kImages, levels.data(), nullptr, noise.data(), {condition.data(), map.data()}};
+  job = {kImages, levels.data(), nullptr, noise.data(), {condition.data(), map.data()}, {}};
   for (const auto& schedule : sampler.schedules(kImages, threads)) {
     bool stopped = false, refused = false;
     try {
