@@ -1,8 +1,7 @@
 """Turns a model into a program: records its forward on two examples, and lowers the calls.
 
-A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
-embeddings; and feature maps, which depend on the image. Calls on constants are run once, calls on conditions are kept
-to be run for each batch, and calls on feature maps become instructions.
+Calls on constants, such as weights, are run once; calls on conditions, such as labels and their embeddings, are kept to
+be run for each batch; and calls on feature maps, which depend on the image, become instructions.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ Example = tuple[Tensor, Conditioning]  # images, as the model takes them, and wh
 
 
 class Captured(NamedTuple):
-    """A captured model. parameters: its own on the first example, [n, D, H, W, P]; head: with its layout; recording:
-    of the first example; outside: tensors that the forward reads and that copies of the model share."""
+    """A captured model. parameters: its own on the first example, [n, D, H, W, P]; head: with its layout; recording: of
+    the first example; outside: tensors that the forward reads and copies of the model share."""
 
     program: Program
     conditions: ConditionProgram
@@ -62,13 +61,12 @@ def capture(
     in float64 where the device has that.
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
-    only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
-    real numbers; classes: how many labels there are, if it is known; output: which part of what the model returns is
-    read.
-    Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
-    for an output that the head can't read.
+    only if Python reads numbers off the image; levels: what the model is given for each level, or None for real
+    numbers; classes: the number of labels, if known; output: which part of the result is read. Raises Unsupported,
+    naming the module and the call, for a call that has no place in a program, and UnknownLayout for an output that the
+    head can't read.
     """
-    # What a forward keeps is to be made in each recording, so each runs a model that has never run.
+    # Each recording runs a model that has never run, since a forward may keep what it makes.
     untouched = duplicate(model) if can_be_copied else model
 
     def another(example: Example) -> Forward:

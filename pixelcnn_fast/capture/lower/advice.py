@@ -1,4 +1,4 @@
-"""Says what to do in place of a call that has no place in a program, for messages and for docs/supported_calls.md."""
+"""Says what to do in place of a call that is refused, for messages and for docs/supported_calls.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pixelcnn_fast.program.calls import Call, plain_name
 
 
 class Refused(NamedTuple):
-    """Calls as users write them, separated by spaces; why they are refused; and what to do instead, in Markdown."""
+    """Calls as users write them, separated by spaces; why they are refused; what to do instead, in Markdown."""
 
     calls: str
     why: str

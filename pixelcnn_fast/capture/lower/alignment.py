@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
 
 def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
-    """The dimensions of N, H and W (-1 where none varies), and those of channels. Raises Unsupported if they mix."""
+    """The dimensions of N, H and W (-1 where none varies), and of channels. Raises Unsupported if they mix."""
     elements = space.decode(addresses)
     is_value = space.is_of(elements.source, Value)
     has_image = is_value | space.is_of(elements.source, OfCondition)
@@ -99,8 +99,8 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
-    """Splits addresses of values, [N, C, h, w], into segments, of which a channel may have none or several. Raises
-    Unsupported where pixels are not just shifted, with zeros moved in."""
+    """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or several. Raises Unsupported
+    where pixels are not just shifted, with zeros moved in."""
     source = space.source_of(addresses)
     return [
         segment

@@ -69,7 +69,6 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
 
 
 def _number(b: Builder, x: Map | float) -> float | None:
-    """The number that x is, if it is a single constant that never changes."""
     if not isinstance(x, Map):
         return x
     found = [b.space.sources[source] for source in x.sources]
@@ -79,7 +78,7 @@ def _number(b: Builder, x: Map | float) -> float | None:
 
 
 def _with_number(kind: str, scale: float, number: float) -> Step | Affine:
-    """The step that combines x, in a sum multiplied by ``scale``, with a number."""
+    """The step that combines x with a number, which is multiplied by ``scale`` in a sum."""
     if kind in ("add", "multiply"):
         return (scale, number) if kind == "add" else (number, 0.0)
     return Step("at_least" if kind == "maximum" else "at_most", number)
@@ -90,7 +89,7 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 
 
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
-    """Combines x and y, which have one shape, element by element."""
+    """Combines x and y, of one shape, element by element."""
     pairs = _pairs(b, x, y)
     if pairs is None:
         pairs = _pairs(b, copied(b, x), copied(b, y, like=x))

@@ -24,7 +24,7 @@ Key = tuple[int, ...]
 
 class Builder:
     """The instructions so far; instruction k defines value k. where: the module that made the present call; levels:
-    what the model is given for each level, or None if it takes real numbers."""
+    what the model is given for each level, or None for real numbers."""
 
     def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
         self.space, self.operands = space, operands
@@ -52,7 +52,6 @@ class Builder:
         return self._sources[-1]
 
     def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
-        """Adds a copy of what defines a source, which is part of a final softmax if that is."""
         source = self._added(copy, frame)
         if of in self.final_softmaxes:
             self.final_softmaxes[source] = self.final_softmaxes[of]
@@ -105,8 +104,8 @@ class Builder:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
 
     def shifted_state(self, x: Map, beside: int) -> Read | None:
-        """Where a step can read x, if that is a recurrence's whole state, shifted; else None. Other shifts are left
-        to convolutions, which those that read them can take over."""
+        """Where a step can read x, if that is a recurrence's whole state, shifted; else None. Other shifts are left to
+        convolutions, which their readers can take over."""
         shape = (self.space.channels(beside), *self.space.grid)
         if not self.states or x.source is not None or x.shape[1:] != shape:
             return None
@@ -138,7 +137,6 @@ class Builder:
         return self._without_zeros(result) if kind == "multiply" else result
 
     def _without_zeros(self, x: Map) -> Map:
-        """x without the channels that were multiplied by zero, as by a mask."""
         addresses = x.addresses
         for s in x.sources:
             (step,) = self.instruction(s).steps
@@ -149,7 +147,6 @@ class Builder:
         return x if addresses is x.addresses else self.map(addresses)
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
-        """Raises Unsupported if a condition meets features of another image."""
         mine, given = (
             self.space.decode(self.space.only(of.addresses, kinds))
             for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
@@ -282,13 +279,12 @@ class Builder:
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
     def _is_whole_for(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
-        """Whether the segment holds all that a frame reads of its source, at (dy, dx), inside the grid."""
         first = segment.dy + dy, segment.dx + dx
         rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
         return bool(segment.pixels[rows, columns].all())
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """A segment of which the taps read what PyTorch reads: zeros inside the grid are multiplied in."""
+        """Multiplies zeros inside the grid in, so that the taps read what PyTorch reads."""
         if all(self._is_whole_for(segment, frame, *tap) for tap in taps):
             return segment
         mask = segment.pixels.to(self.device, self.dtype)[..., None]
@@ -298,7 +294,8 @@ class Builder:
 
 
 def _made(found: dict[Key, int], key: Key, make: Callable[..., int | list[Key]]) -> int:
-    """found[key], which ``make`` adds once those that it misses are found: recursion might be a thousand deep."""
+    """found[key], which ``make`` adds once those that it misses are found; not recursive, as it may be a thousand
+    deep."""
     pending = [key]
     while pending:
         key = pending[-1]

@@ -17,8 +17,7 @@ OPERANDS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, of values of the image's size: a window of a larger one becomes a value, against which x, laid
-    out as [N, C, H, W], is not shifted."""
+    """The same map, [N, C, H, W], of values of the image's size: windows of larger ones become values."""
     others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
     if not others:
         return x
@@ -51,8 +50,7 @@ def materialised(b: Builder, x: Map) -> Map:
 
 
 def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
-    """The same map as one value, with its shifts, zeros, operands and repeated channels. A smaller one is put where
-    it is least shifted, or where the map is that it is to be ``like``."""
+    """The same map as one value. A smaller one is put where it is least shifted, or where ``like`` is."""
     x = windowed(b, x)
     if x.source is not None:
         return x
@@ -74,7 +72,6 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:
-    """The row and the column of the image at which a smaller map [N, C, h, w] is least shifted."""
     values = b.space.only(x, Value)
     place = [0, 0]
     if bool(values.any()):

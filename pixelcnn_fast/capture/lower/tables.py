@@ -1,4 +1,4 @@
-"""Makes tables of functions of one level of the image, for which there is no step."""
+"""Makes tables of functions of one level of the image that have no step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_COLUMNS = 4096  # of a table
 
 
 def _from_levels(b: Builder, out: int) -> list[Instruction]:
-    """The instructions that make each channel of a value a function of one level, if it is one."""
+    """The instructions by which each channel of a value is a function of one level, if it is one."""
     found: list[Instruction] = []
     while b.levels is not None:  # no recursion: a thousand steps may follow one another
         i = b.instructions[out]
@@ -80,10 +80,10 @@ def tabulated(
 ) -> Map:
     """A function of one level at a time, and of constants, for which there is no step.
 
-    maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
-    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
-    [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
-    differ from pixel to pixel; is_same: whether the function is the same for all elements, but for its constants.
+    maps: what depends on that level, or is a constant, broadcast; constants: addresses that broadcast to them.
+    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or [L, n, width],
+    whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions differ from
+    pixel to pixel; is_same: whether the function differs between elements in its constants only.
     """
     if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
         return whole
@@ -131,7 +131,7 @@ def tabulated(
 def _of_whole_tables(
     b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
 ) -> Map | None:
-    """As ``tabulated``, for one function of all elements: it is applied to the tables that there are."""
+    """As ``tabulated``, for one function of all elements: it is applied to existing tables."""
     (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
     if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
         return None

@@ -1,5 +1,4 @@
-"""Records what a model does, below Python: every ATen call, the storages that it reads and writes, and what Python
-reads off tensors."""
+"""Records every ATen call of a model, the storages it reads and writes, and what Python reads off tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves,
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
 
-# What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
+# What reads a tensor's elements past PyTorch: no number that comes of it can be followed.
 PAST_TORCH = {
     getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
 }
@@ -71,8 +70,8 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places;
-    before: a copy, if a call has written into it."""
+    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places; before:
+    a copy, if a call has written into it."""
 
     held: Tensor
     parameters: tuple[tuple[str, View], ...] = ()
@@ -89,9 +88,9 @@ class Leaf:
 
 @dataclass
 class Recording:
-    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it
-    returned, and the same as parameters; constants_read: the views that Python read of what depends on neither, each
-    with the number of calls before."""
+    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it returned,
+    and the same as parameters; constants_read: the views that Python read of what depends on neither, each with the
+    number of calls before."""
 
     n: int
     calls: list[Call] = field(default_factory=list)
@@ -112,7 +111,7 @@ class Recording:
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """The leaves that the needed calls read, and Python, if asked for; not what the model was given."""
+        """The leaves that the needed calls read, and with by_python Python; not what the model was given."""
         calls, views = [*self.needed], list[View]()
         if by_python:
             views += [view for _, view in self.constants_read]
@@ -170,7 +169,7 @@ class Recorder(TorchDispatchMode):
         return view
 
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
-        """The view that a tensor is. depends: what a call's result depends on; else, a new tensor is a leaf."""
+        """The view that a tensor is. depends: what a call's result depends on; else a new tensor is a leaf."""
         storage = tensor.untyped_storage()
         if (slot := self._slots.get(storage._cdata)) is not None:
             return View.of(tensor, slot)
@@ -197,7 +196,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Says no: to keep its compiler off the method below, PyTorch would take a second to import it."""
+        """Says no: otherwise PyTorch would import its compiler, which takes a second."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -294,7 +293,7 @@ def _memory(x: Tensor) -> tuple[int, int]:
 
 
 class Reads(TorchFunctionMode):
-    """A mode that notices which call from Python reads a number off a tensor."""
+    """Notices which call from Python reads a number off a tensor."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

@@ -2,8 +2,7 @@
 
 Every element of every source has an address; address 0 stands for a zero. A source is a value of the program, or an
 operand: a constant, or what depends on the condition alone. Each storage has a parallel array of addresses, and a
-view's addresses are the same strided view of that array; so whatever moves or overwrites elements is followed exactly,
-however it is written.
+view's addresses are the same strided view of it, so whatever moves or overwrites elements is followed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Value(NamedTuple):
 
 class Constant(NamedTuple):
     """What depends on neither image nor condition, [R]. of_weights: whether it depends on weights, which may change;
-    is_exact: whether it was not rounded to the model's dtype, as a product."""
+    is_exact: whether it is a product that was not rounded to the model's dtype."""
 
     elements: Tensor
     of_weights: bool = False
@@ -100,7 +99,7 @@ class AddressSpace:
 
     def decode(self, addresses: Tensor) -> Elements:
         first, last = self._range(addresses)
-        if first == last >= 0:  # the usual case, which takes a third of the time
+        if first == last >= 0:  # the usual case, in a third of the time
             source, known = torch.full_like(addresses, first), torch.tensor(first)
         else:
             source = self.source_of(addresses)
@@ -137,7 +136,6 @@ class AddressSpace:
         return [self.sources[s] for s in found], index
 
     def _range(self, addresses: Tensor) -> tuple[int, int]:
-        """The numbers of the first and the last source among the addresses, -1 for a zero."""
         if not addresses.numel():
             return -1, -1
         least, largest = addresses.aminmax()

@@ -19,9 +19,9 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What weights have decided, after ``at`` calls; if others decide it otherwise, another program is needed. read:
-    the view that decided it, or the call that read it as a number; is_for_more: whether only truth values that become
-    true count."""
+    """What weights have decided after ``at`` calls; if others decide it otherwise, another program is needed. read: the
+    view that decided it, or the call that read it as a number; is_for_more: whether only truth values that become true
+    count."""
 
     read: View | Call
     value: Any
@@ -37,7 +37,7 @@ class Guard:
         return {view.slot for view in self.views}
 
     def holds(self, memory: Memory) -> bool:
-        """Whether it would be decided alike. memory: what the calls before have made."""
+        """Whether it is decided alike. memory: what the calls before have made."""
         if isinstance(self.read, View):
             found = memory.tensor(self.read)
             return torch.equal(found & self.value if self.is_for_more else self.value, found)

@@ -20,8 +20,7 @@ from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 
 class LoweringContext:
-    """What a lowering may use: the builder, and what the storages hold when the call is made. as_is: the calls that
-    were made, or put into tables, in the dtype that they were recorded in."""
+    """What a lowering may use. as_is: the calls made, or put into tables, in the dtype that they were recorded in."""
 
     def __init__(
         self,
