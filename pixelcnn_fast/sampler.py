@@ -239,7 +239,8 @@ class Sampler(Apart):
         level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
         images at once and on its device; with one seed, images depend on n and on the device, but never on the batch
         size. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own [n, D * uniforms, H, W], on any
-        device; same noise, same image. log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, at temperature 1 and with all levels.
+        device; same noise, same image. log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, at
+        temperature 1 and with all levels.
         device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.

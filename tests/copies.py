@@ -1,7 +1,5 @@
 """What is copied between devices, also between ones that are not there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Changes of the images through which a model sees all of them behind the dispatcher's back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

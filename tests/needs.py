@@ -1,7 +1,5 @@
 """What a test needs and a machine may lack: there the test is skipped and says why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

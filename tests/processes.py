@@ -1,7 +1,5 @@
 """The processes of a job, as torchrun starts them but in less time, and the trouble that they may meet."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """``accelerate`` changes how fast a model is, and nothing else about it, whatever the model is and becomes."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import importlib
@@ -26,21 +24,13 @@ from pixelcnn_fast.accelerate import Accelerated
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
-from pixelcnn_fast.rewriting import profitability
 from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
+from tests.rewriting.conftest import rewritten_however_small  # noqa: F401  # a fixture
 from tests.rewriting.networks import Model, moved
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
 from tests.tiers import few, thorough, tiered
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    torch._dynamo.reset()
-    monkeypatch.setattr(profitability, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(profitability, "FEWEST_ELEMENTS", 0)
-
 
 # -- layers that equal a masked convolution at one moment, and not later
 
@@ -201,7 +191,6 @@ def assert_alike(fast: nn.Module, plain: nn.Module, *given: Tensor | None) -> No
     ],
 )
 def test_what_a_layer_does_later_is_still_right(name: str, mode: Any, plain_random_numbers: None) -> None:
-    torch.manual_seed(0)
     plain = (all_of_them() if name == "all" else one_of_them(name)).double()
     dtype = torch.float32 if name == "casts" else torch.float64
     x, wider = (torch.randn(2, 2, 8, width).to(dtype) for width in (7, 9))
@@ -822,7 +811,6 @@ def test_random_networks(seed: int) -> None:
 
 
 def test_without_a_compiler_own_layers_are_swapped_by_type(monkeypatch) -> None:
-    torch.manual_seed(0)
     model = enlivened(reference.PixelCNN(1, 8, 2, None, 5)).double()
     gated = reference.GatedPixelCNN(3, 6, [1, 2], channel_order="thirds", levels=8).double()
     module = importlib.import_module("pixelcnn_fast.accelerate")

@@ -1,7 +1,5 @@
 """Imports run downwards, in the order that docs/architecture.md shows, and there is no cycle."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -13,17 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other. A folder's part is what is not in a part of its own.
 TIERS = [
     {
-        "program.steps",
-        "errors",
-        "files",
-        "native",
-        "image_forms",
-        "signatures",
-        "noise",
-        "fingerprint",
-        "progress",
-        "telling",
-        "cores",
+        *"program.steps errors files native image_forms signatures noise fingerprint progress telling cores".split()
     },
     {"ops", "pictures"},
     {"nn", "rewriting"},

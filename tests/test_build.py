@@ -1,7 +1,5 @@
 """The package as a user installs it: sdist, wheel, a clean environment, and how a build fails."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -210,9 +208,7 @@ def test_the_compiler_s_name_may_have_arguments(script: dict[str, Any], monkeypa
     assert script["cxx_compiler"]() == [sys.executable, "-O", "a b"]
 
 
-def test_build_tools_come_from_their_package_or_else_from_path(
-    script: dict[str, Any], tmp_path: Path, monkeypatch
-) -> None:
+def test_build_tools_come_from_their_package_or_else_from_path(script, tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("package", "path")]
     for folder in folders:
         folder.mkdir()

@@ -1,7 +1,5 @@
 """Checkpoints come back exactly, and every broken file is refused with its cause."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
@@ -148,9 +146,7 @@ def test_a_refused_save_keeps_the_old_file(model: PixelCNN, saved: Path) -> None
     assert saved.read_bytes() == before
 
 
-def test_an_interrupted_save_keeps_the_old_file(
-    model: PixelCNN, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_keeps_the_old_file(model, saved, monkeypatch):
     def interrupted(file: int) -> None:
         raise KeyboardInterrupt
 
@@ -263,9 +259,7 @@ def test_tensors_of_another_size(saved: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["input_channels", "hidden_channels", "n_layers", "levels", "kernel_size"])
 @pytest.mark.parametrize("value", [10**6 + 1, 10**30])
-def test_a_config_of_a_huge_model_is_refused_before_it_is_built(
-    tmp_path: Path, setting: str, value: int
-) -> None:
+def test_a_config_of_a_huge_model_is_refused_before_it_is_built(tmp_path, setting, value):
     path = tmp_path / "model.safetensors"
     checkpoint.save(PixelRNN("row_lstm", 1, 2, 1, levels=2), path)
     config: dict[str, Any] = {setting: value}
@@ -295,9 +289,7 @@ def test_dilations_are_positive_integers(dilation: float, tmp_path: Path) -> Non
         ("PixelRNN", dict(n_layers=5000), torch.zeros(5000, 0), "n_layers is 5000: .* not as large or as many"),
     ],
 )
-def test_layers_are_counted_by_tensors_and_not_by_sizes(
-    model: str, config: dict, tensors: torch.Tensor, message: str, tmp_path: Path
-) -> None:
+def test_layers_are_counted_by_tensors_and_not_by_sizes(model, config, tensors, message, tmp_path):
     metadata = dict(model=model, config=json.dumps(dict(input_channels=1, **config)))
     save_file({"x": tensors}, tmp_path / "model.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=message):
@@ -305,9 +297,7 @@ def test_layers_are_counted_by_tensors_and_not_by_sizes(
 
 
 @pytest.mark.parametrize("layers, levels", [(1, 300), (20, 2)])
-def test_a_setting_may_be_as_large_as_the_largest_size_or_as_the_tensors_are_many(
-    tmp_path: Path, layers: int, levels: int
-) -> None:
+def test_a_setting_may_be_as_large_as_the_largest_size_or_as_the_tensors_are_many(tmp_path, layers, levels):
     model = PixelRNN("row_lstm", 1, 1, layers, levels=levels)
     checkpoint.save(model, tmp_path / "model.safetensors")
     assert checkpoint.load(tmp_path / "model.safetensors").config == model.config

@@ -1,7 +1,5 @@
 """From a model to a compiled one: what is refused on the way, and that the check against the model can fail."""
 
-from __future__ import annotations
-
 import gc
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,11 +13,7 @@ from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.capture import capture
 from pixelcnn_fast.check.against_model import check_program, expectations
 from pixelcnn_fast.check.tolerance import check_error, check_finite, rounding_unit
-from pixelcnn_fast.compiler import (
-    capture_model,
-    compile_model,
-    gc_paused,
-)
+from pixelcnn_fast.compiler import capture_model, compile_model, gc_paused
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
@@ -28,7 +22,7 @@ from pixelcnn_fast.program.instructions import Convolution
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import RUNTIMES
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
-from tests.system.networks import pixelcnn
+from tests.system.networks import Written, pixelcnn
 from tests.triton_device import float32_precision
 
 SHAPE = (1, 5, 4)
@@ -48,15 +42,9 @@ def test_a_model_becomes_a_phased_program_with_its_head_resolved():
 
 
 def test_a_closing_softmax_is_left_out_and_reported():
-    class Normalised(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = MaskedConv2d(1, 7, 3, "A")
-
-        def forward(self, images):
-            return self.conv(images.float()).log_softmax(1)
-
-    assert compile_model(WrappedModel(Normalised(), SHAPE, levels=7)).normalised
+    conv = MaskedConv2d(1, 7, 3, "A")
+    model = Written(lambda net, x: net.conv(x.float()).log_softmax(1), conv=conv)
+    assert compile_model(WrappedModel(model, SHAPE, levels=7)).normalised
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", 8), ("fp16", 11), ("same", 24)])
@@ -94,19 +82,13 @@ def test_what_the_check_sees():
 
 
 def test_a_branch_that_only_the_checked_image_takes_is_found():
-    class Branching(torch.nn.Module):
-        calls = 0
+    def branching(net, x):
+        net.calls += 1
+        return net.conv(x.float()) * net.calls
 
-        def __init__(self):
-            super().__init__()
-            self.conv = MaskedConv2d(1, 7, 3, "A")
-
-        def forward(self, images):
-            self.calls += 1
-            return self.conv(images.float()) * self.calls
-
+    model = Written(branching, conv=MaskedConv2d(1, 7, 3, "A"), calls=0)
     with pytest.raises(CaptureMismatch, match="what an earlier call left behind"):
-        compile_model(WrappedModel(Branching(), SHAPE, levels=7))
+        compile_model(WrappedModel(model, SHAPE, levels=7))
 
 
 class Odd(torch.nn.Module):

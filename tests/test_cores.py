@@ -1,7 +1,5 @@
 """Where other processes have the cores, PyTorch's threads would wait for each other: then there is one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import count
 

@@ -1,7 +1,5 @@
 """Jobs: the images do not depend on the processes, nothing is drawn twice, and what fails says why."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import io
@@ -298,9 +296,7 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("writer", "stays"), [("here", False), ("another user's", True), ("elsewhere", True)])
-def test_what_a_killed_process_was_writing_goes(
-    writer: str, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_process_was_writing_goes(writer, stays, tmp_path, monkeypatch):
     """At once if it ran here; if it ran elsewhere it may be at work. And it is no shard of another job."""
     killed = subprocess.Popen(["true"])
     killed.wait()
@@ -473,9 +469,7 @@ def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
-    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_jobs_that_begin_at_once_one_has_the_folder(has_links, tmp_path, monkeypatch):
     link = os.link
 
     def too_late(unfinished: Path, path: Path) -> None:

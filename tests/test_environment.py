@@ -1,7 +1,5 @@
 """The environment report, and the reasons it gives where the compiled module is missing."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess
@@ -137,9 +135,7 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
         ("0", None, "eager: the cpu runtime needs the compiled module"),  # without which kernels are of no use
     ],
 )
-def test_the_report_names_each_gpu_and_what_serves_it(
-    is_built: str, why: str | None, serves: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_names_each_gpu_and_what_serves_it(is_built, why, serves, monkeypatch):
     """Two, which need not be there."""
     monkeypatch.setenv("PIXELCNN_FAST_NATIVE", is_built)
     names = ("name", "major", "minor", "total_memory", "multi_processor_count")

@@ -1,7 +1,5 @@
 """Where a GPU turns out to be of no use, 'auto' takes another runtime and says why, once; one that is named is kept."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """A file is replaced as a whole, or stays as it was."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket
@@ -101,9 +99,7 @@ def test_what_can_t_be_replaced_is_known_before_the_work(tmp_path: Path, monkeyp
         (OSError("no number"), None),
     ],
 )
-def test_an_error_names_the_file_unless_it_names_another(
-    error: OSError, named: str | None, tmp_path: Path
-) -> None:
+def test_an_error_names_the_file_unless_it_names_another(error, named, tmp_path):
     with pytest.raises(type(error)) as raised, replacing(tmp_path / "images"):
         raise error
     assert (raised.value.filename and Path(raised.value.filename).name) == named

@@ -1,7 +1,5 @@
 """A fingerprint tells things apart, and nothing else."""
 
-from __future__ import annotations
-
 import copy
 import os
 import subprocess
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
@@ -21,7 +19,7 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.image_forms import ImageForm
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.processes import sampler
-from tests.system.networks import ABOVE, Masked, pixelcnn
+from tests.system.networks import ABOVE, Masked, Written, pixelcnn
 from tests.tiers import thorough
 
 
@@ -88,20 +86,9 @@ def test_what_a_head_holds_is_told_apart_by_what_it_is() -> None:
 SCALE = torch.ones(4, 1, 1)
 
 
-class Global(nn.Module):
-    levels = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = pixelcnn()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) * SCALE
-
-
 @pytest.mark.filterwarnings("ignore:the model's forward reads what the model does not hold")
 def test_a_global_tensor_counts_as_it_is_drawn_from() -> None:
-    model = Global()
+    model = Written(lambda net, x: net.net(x) * SCALE, net=pixelcnn(), levels=256)
     built = Sampler(model, (1, 4, 4))
     before = built.fingerprint()
     SCALE.mul_(3)

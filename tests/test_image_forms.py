@@ -1,7 +1,5 @@
 """Levels become what a model takes as an image, and come back."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +12,7 @@ from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from pixelcnn_fast.models.pixel_rnn import KINDS
-from tests.system.networks import pixelcnn
+from tests.system.networks import Written, pixelcnn
 
 
 class Uniform(nn.Module):
@@ -137,23 +135,17 @@ def test_a_batch_norm_that_was_frozen_stays_so_and_another_thread_may_train():
     assert seen == [modes, modes] and [module.training for module in model.modules()] == modes
 
 
-class Converting(nn.Module):
+def converting(model: nn.Module, form: Callable[[Tensor], Tensor]) -> Written:
     """A model whose images are converted before it sees them."""
-
-    def __init__(self, model: nn.Module, form: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.form = model, form
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.form(images))
+    return Written(lambda net, x: net.model(form(x)), model=model)
 
 
 def test_images_of_one_channel_may_leave_its_axis_out():
     model, images = pixelcnn(), torch.randint(0, 256, (3, 1, 4, 5), dtype=torch.uint8)
-    codes = Converting(model, lambda x: x[:, None])
+    codes = converting(model, lambda x: x[:, None])
     assert torch.equal(nll(codes, images[:, 0]), nll(model, images))
     with pytest.raises(ValueError, match=r"\[3, 1, 1, 4, 5\], expected \[N, C, H, W\]"):
-        nll(Converting(model, lambda x: x[:, 0]), images[:, None])
+        nll(converting(model, lambda x: x[:, 0]), images[:, None])
 
 
 @pytest.mark.parametrize("levels", [257, 300, 511, 1024])
@@ -215,7 +207,6 @@ def test_every_head_gives_the_same_likelihood(name):
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_binary_images(probabilities):
-    torch.manual_seed(0)
     last = nn.Sigmoid() if probabilities else nn.Identity()
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), last).double()
     images = torch.randint(0, 2, (3, 1, 4, 6)).double()
@@ -228,7 +219,6 @@ def test_binary_images(probabilities):
 
 
 def test_whatever_the_model_takes():
-    torch.manual_seed(0)
     model = GatedPixelCNN(1, 4, [1], n_classes=3, condition_channels=2, levels=LEVELS)
     images, labels = torch.randint(0, LEVELS, (3, 1, 4, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
     condition = torch.randn(3, 2, 4, 6)
@@ -318,7 +308,7 @@ def test_images_that_are_no_tensor_are_refused() -> None:
 @pytest.mark.parametrize("given", [(), (None,), (None, None)])
 def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
     """As loaders of models with and without labels have it."""
-    model, images = Converting(pixelcnn(), lambda x: x), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
+    model, images = converting(pixelcnn(), lambda x: x), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
     assert torch.equal(nll(model, images, *given), nll(model, images))
 
 

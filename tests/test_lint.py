@@ -1,7 +1,5 @@
 """What the linters can't see: their own settings."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The noise of an image depends on the seed and its number, and never changes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What a bare ``import pixelcnn_fast`` gives, and what it leaves alone."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import re

@@ -1,7 +1,5 @@
 """Grids hold every image in its place; charts refuse what a logarithmic axis can't show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,7 @@ def test_grid_is_no_wider_than_its_images() -> None:
 
 
 @pytest.mark.parametrize(("size", "width"), [((4, 9), 9 * 6), ((9, 4), 4 * 6), ((3, 70), 70)])
-def test_small_images_are_enlarged_by_their_longer_side(
-    size: tuple[int, int], width: int, tmp_path: Path
-) -> None:
+def test_small_images_are_enlarged_by_their_longer_side(size, width, tmp_path):
     save_grid(torch.zeros(1, 1, *size, dtype=torch.uint8), 1, tmp_path / "grid.png")
     assert imread(tmp_path / "grid.png").shape[1] == width
 

@@ -1,7 +1,5 @@
 """What the user calls: arguments, defaults, refusals."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import pydoc
@@ -23,10 +21,12 @@ from pixelcnn_fast.call import CallSettings, SamplingArguments, _checked_noise, 
 from pixelcnn_fast.engine import LARGEST_BATCH
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from tests.copies import pretended_devices
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
+from tests.system.agreement import assert_runtimes_agree
+from tests.system.networks import ABOVE, LEFT, Masked, Written, pixelcnn, two_stacks
 from tests.tiers import thorough
 
 
@@ -129,14 +129,19 @@ def test_labels_for_a_model_without_them_are_refused():
         Sampler(pixelcnn(), (1, 4, 4)).sample(1, torch.tensor([0]))
 
 
-def test_the_model_is_left_as_it_was():
-    model = pixelcnn().train()
+@pytest.mark.parametrize(
+    ("built_for", "dtype"),
+    [("auto", torch.float32), ("reference", torch.float32), ("reference", torch.float64)],
+)
+def test_the_model_is_left_as_it_was(built_for, dtype):
+    model = pixelcnn().to(dtype).train()
     model.tail.eval()
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Sampler(model, (1, 4, 4)).sample(2, runtime="reference")
+    Sampler(model, (1, 4, 4), runtime=built_for).sample(2, runtime="reference")
     assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    after = model.state_dict()
+    assert all(torch.equal(x, after[name]) and x.dtype == after[name].dtype for name, x in before.items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -145,20 +150,14 @@ def test_models_that_take_floating_point_images(form):
     inner = two_stacks(n_classes=None).double()
     factor, shift = {"unit": (255, 0), "centred": (127.5, 127.5), "levels": (1, 0)}[form]
 
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            assert x.dtype == torch.float64
-            return self.inner(x * factor + shift)
+    def forward(net, x):
+        assert x.dtype == torch.float64
+        return net.inner(x * factor + shift)
 
     u = torch.rand(3, 2, 5, 4, dtype=torch.float64)
-    sampler = Sampler(Wrapped(), (2, 5, 4), image_form=form)
+    sampler = Sampler(Written(forward, inner=inner), (2, 5, 4), image_form=form)
     expected = Sampler(inner, (2, 5, 4)).sample(3, noise=u, runtime="reference")
-    for runtime in ("reference", "eager", "auto"):
-        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), expected)
+    assert torch.equal(assert_runtimes_agree(sampler, u=u), expected)
 
 
 class Prior(torch.nn.Module):
@@ -177,18 +176,12 @@ class Prior(torch.nn.Module):
 
 @pytest.mark.parametrize("form", ["int64", "codes", "levels", "uint8"])
 def test_models_that_take_codes(form):
-    torch.manual_seed(0)
     levels = 200 if form == "uint8" else 512
     sampler = Sampler(Prior(levels).double(), (1, 4, 5), levels=levels, image_form=form)
-    u = torch.rand(3, 1, 4, 5, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, runtime="reference")
-    assert naive.max() > 100
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+    assert assert_runtimes_agree(sampler).max() > 100
 
 
 def test_codes_come_in_the_form_in_which_they_are_taken():
-    torch.manual_seed(0)
     sampler = Sampler(Prior(512), (1, 4, 5), levels=512, image_form="codes")
     codes, log_p = sampler.sample(3, noise=torch.rand(3, 1, 4, 5, dtype=torch.float64), log_probability=True)
     assert codes.dtype == torch.int64 and codes.shape == (3, 4, 5)
@@ -246,16 +239,12 @@ def test_a_model_that_takes_no_uint8_is_told_what_to_say():
 
 
 def test_the_library_s_own_errors_are_not_the_model_s():
-    class Refuses(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+    def refuses(net, x):
+        raise Unsupported("conv: this is the library's own")
 
-        def forward(self, x):
-            raise Unsupported("conv: this is the library's own")
-
+    model = Written(refuses, conv=Masked(1, 8, [*ABOVE, *LEFT]))
     with pytest.raises(Unsupported, match="^conv: this is the library's own; runtime="):
-        Sampler(Refuses(), (1, 4, 5), levels=8)
+        Sampler(model, (1, 4, 5), levels=8)
 
 
 def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
@@ -280,21 +269,13 @@ def test_auto_says_why_a_gpu_is_not_used_well(monkeypatch):
 
 
 def test_more_than_256_levels():
-    class Codes(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            from pixelcnn_fast.nn import MaskedConv2d
+    def logits(net, x):
+        n, _, height, width = x.shape
+        return net.conv(x / 300).view(n, 1, 300, height, width).permute(0, 1, 3, 4, 2) * 3
 
-            self.conv = MaskedConv2d(1, 300, 3, "A")
-
-        def forward(self, x):
-            n, _, height, width = x.shape
-            return self.conv(x / 300).view(n, 1, 300, height, width).permute(0, 1, 3, 4, 2) * 3
-
-    sampler, u = (
-        Sampler(Codes().double(), (1, 5, 5), levels=300, image_form="levels"),
-        torch.rand(4, 1, 5, 5).double(),
-    )
+    model = Written(logits, conv=MaskedConv2d(1, 300, 3, "A")).double()
+    sampler = Sampler(model, (1, 5, 5), levels=300, image_form="levels")
+    u = torch.rand(4, 1, 5, 5, dtype=torch.float64)
     images = sampler.sample(4, noise=u)
     assert images.dtype == torch.int32 and images.max() > 255
     assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference"))
@@ -340,8 +321,7 @@ def test_logits_that_are_not_finite_name_their_image_among_all(runtime):
 
 def test_a_model_that_is_not_finite_is_refused_at_once():
     model = pixelcnn()
-    with torch.no_grad():
-        next(model.parameters())[0] = float("nan")
+    next(model.parameters()).data[0] = float("nan")
     with pytest.raises(NonFiniteLogits):
         Sampler(model, (1, 5, 5))
 

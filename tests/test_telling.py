@@ -1,7 +1,5 @@
 """A warning is at the line of the user's that has led to it."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 from typing import Any
 

@@ -4,8 +4,6 @@ A test is thorough if it is slow, needs nvcc or another build of the package, or
 instruction sets or networks what another has shown with a few. Nothing is left out of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """The one rule for closeness: an error against float64 of at most twice that of plain torch in the same dtype."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Where a test module's Triton kernels run: on the GPU, or else in Triton's interpreter, on CPU tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

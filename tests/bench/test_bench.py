@@ -1,7 +1,5 @@
 """The benchmark reports no speed-up over wrong images, and says what it timed."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -158,9 +156,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
-def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
-    rounds: int, work: Workload, monkeypatch
-) -> None:
+def test_some_pixels_of_each_round_tell_how_long_an_image_takes(rounds, work, monkeypatch):
     """A pixel takes half a second, and passing over what is given 4 s."""
     drawn = []
 
@@ -178,9 +174,7 @@ def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
 
 
 @pytest.mark.parametrize(("pixels", "timed"), [(1, 3), (10**12, 20)])
-def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(
-    pixels: int, timed: int, work: Workload, monkeypatch
-) -> None:
+def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(pixels, timed, work, monkeypatch):
     monkeypatch.setattr(SomePixels, "_draw", lambda self, where: (1.0 + int(where.sum()), torch.zeros(0)))
     naive = SomePixels(Sampler(work.model, work.shape), work, torch.zeros(0), pixels, rounds=3)
     for index in range(3):
@@ -379,9 +373,7 @@ def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monke
         (["--model", "mnist", "--size", "4x5"], (1, 4, 5), 0),
     ],
 )
-def test_what_bench_draws_by_default(
-    options: list[str], shape: tuple[int, int, int], seed: int, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_bench_draws_by_default(options, shape, seed, tmp_path, monkeypatch):
     """An interrupt in the first comparison leaves no file."""
     found: list[Workload] = []
 
@@ -392,7 +384,9 @@ def test_what_bench_draws_by_default(
     monkeypatch.setattr("pixelcnn_fast.cli.bench.compare", interrupted)
     assert main(["bench", *options, "--out", str(tmp_path)]) == 130
     (work,) = found
-    assert torch.equal(work.noise, workload(work.model, 1, *shape[1:], seed).noise) and work.shape == shape
+    assert (
+        torch.equal(work.noise, workload(work.model, 1, shape[1], shape[2], seed).noise) and work.shape == shape
+    )
     assert not list(tmp_path.iterdir())
 
 

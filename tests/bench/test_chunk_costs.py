@@ -1,7 +1,5 @@
 """Whether rows above should be summed for several columns at once: by figures of the program as it was planned."""
 
-from __future__ import annotations
-
 import pytest
 from chunk_costs import Rows, milliseconds
 from column_steps import PRIOR, SMALL, ColumnSteps

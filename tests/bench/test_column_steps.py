@@ -1,7 +1,5 @@
 """Column steps of the CUDA sampler take no more than was recorded, and batches what follows from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The budget's table, and its judgement of predictions."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

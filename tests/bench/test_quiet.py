@@ -1,7 +1,5 @@
 """Whether other processes take the cores, and waiting until they don't."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

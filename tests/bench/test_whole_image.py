@@ -1,8 +1,6 @@
 """A small image, drawn by the kernels' machine code. What the emulation takes for granted of the device is in it,
 such as that copies are waited for, and how products lay out their operands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +93,7 @@ def drawn(
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
-def test_it_is_the_image_of_the_cpu(
-    sampler: Sampler, noise: torch.Tensor, tmp_path: Path, cluster: int
-) -> None:
+def test_it_is_the_image_of_the_cpu(sampler, noise, tmp_path, cluster):
     levels, logits = drawn(sampler, noise, tmp_path, cluster=cluster)
     assert torch.equal(levels, sampler.sample(1, noise=noise, runtime="cpu").int())
     assert levels.unique().numel() > 6

@@ -1,7 +1,5 @@
 """``make gpu-check`` rehearsed: its own commands, answered by a stub in place of Python, compute-sanitizer and ncu."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -1,7 +1,5 @@
 """The scripts' imports have no circle, as the package's have none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.test_architecture import cycle, imports

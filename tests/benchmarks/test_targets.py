@@ -1,7 +1,5 @@
 """The tables of targets: verdicts, checks, and what is left of a table of which some cases fail."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from argparse import Namespace

@@ -1,9 +1,5 @@
 """Labels and conditions that decide something, or count for other images: refused, however Python reads them."""
 
-from __future__ import annotations
-
-import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +14,7 @@ from pixelcnn_fast.check.conditioning import MOST_AT_ONCE
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import RUNTIMES
-from tests.system.networks import pixelcnn
+from tests.system.agreement import assert_runtimes_agree
 
 LEVELS, CLASSES, SHAPE = 4, 10, (1, 4, 5)
 
@@ -158,21 +154,25 @@ def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor], runtime: R
 @pytest.mark.parametrize(
     "decides", [lambda x, y: x.min() >= 0, lambda x, y: (x.amax((1, 2, 3)) + y).max() < 1e9]
 )
-def test_the_image_may_decide_beside_labels_if_it_falls_alike(
-    decides: Callable[[Tensor, Tensor], Tensor],
-) -> None:
+def test_the_image_may_decide_beside_labels_if_it_falls_alike(decides):
     class Deciding(OfLabels):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             logits = super().forward(x, y)
             return 2 * logits if decides(x, y) else logits
 
     sampler = Sampler(Deciding(lambda e, y: e, CLASSES), SHAPE, image_form="unit")
-    labels, u = torch.arange(CLASSES), torch.rand(CLASSES, *SHAPE, dtype=torch.float64)
-    naive = sampler.sample(CLASSES, labels, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(CLASSES, labels, noise=u), naive)
+    assert_runtimes_agree(sampler, CLASSES, labels=torch.arange(CLASSES))
 
 
 MANY = 1000  # labels, more than are tried one by one
+
+
+def of_many(body: Callable[[Tensor, Tensor], Tensor], n_classes: int | None = MANY) -> OfLabels:
+    model = OfLabels(body, n_classes)
+    model.embedding = nn.Embedding(MANY, LEVELS).double()
+    return model
+
+
 OF_MANY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a branch": lambda e, y: e * 5 if (y == 778).any() else e,
     "item()": lambda e, y: e * 5 if y[0].item() == 778 else e,
@@ -184,13 +184,8 @@ OF_MANY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", OF_MANY)
 def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes: int | None) -> None:
     """What the model does with them is compared when they are given."""
-
-    class OfMany(OfLabels):
-        def __init__(self) -> None:
-            super().__init__(OF_MANY[name], n_classes)
-            self.embedding = nn.Embedding(MANY, LEVELS).double()
-
-    sampler, labels = Sampler(OfMany(), SHAPE, image_form="unit", conditional=True), torch.full((8,), 777)
+    model, labels = of_many(OF_MANY[name], n_classes), torch.full((8,), 777)
+    sampler = Sampler(model, SHAPE, image_form="unit", conditional=True)
     u = torch.rand(8, *SHAPE, dtype=torch.float64)
     naive = sampler.sample(8, labels, noise=u, runtime="reference")
     assert torch.equal(sampler.sample(8, labels, noise=u), naive)
@@ -208,20 +203,17 @@ def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes:
 
 def test_labels_that_are_tried_are_spread_over_all() -> None:
     """Of a thousand, 777 is among them."""
-    model = OfLabels(lambda e, y: e * 5 if (y == 777).any() else e, MANY)
-    model.embedding = nn.Embedding(MANY, LEVELS).double()
+    model = of_many(lambda e, y: e * 5 if (y == 777).any() else e)
     with pytest.raises(Unsupported, match="it falls otherwise for label 777"):
         Sampler(model, SHAPE, image_form="unit")
 
 
 @pytest.mark.parametrize("name", OF_MANY)
 def test_labels_must_not_decide_after_a_refresh_either(name: str) -> None:
-    model = OfLabels(OF_MANY[name], MANY)
-    model.embedding = nn.Embedding(MANY, LEVELS).double()
+    model = of_many(OF_MANY[name])
     sampler = Sampler(model, SHAPE, image_form="unit", conditional=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
     sampler.refresh()
     assert sampler.sample(2, torch.tensor([777, 0])).shape == (2, *SHAPE)
     with pytest.raises(Unsupported, match="it falls otherwise for these labels|than when it was captured"):
@@ -231,8 +223,7 @@ def test_labels_must_not_decide_after_a_refresh_either(name: str) -> None:
 def test_a_branch_on_a_vector_of_the_labels_falls_by_the_weights_after_a_refresh() -> None:
     model = OfLabels(lambda e, y: e * 5 if bool((e > 100).any()) else e, CLASSES)
     sampler = Sampler(model, SHAPE, image_form="unit")
-    with torch.no_grad():
-        model.embedding.weight[7] = 200
+    model.embedding.weight.data[7] = 200
     sampler.refresh()
     assert sampler.sample(2, torch.tensor([6, 8])).shape == (2, *SHAPE)
     with pytest.raises(Unsupported, match="it falls otherwise for these labels"):
@@ -253,13 +244,7 @@ AMONG_OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = 
 @pytest.mark.parametrize("name", AMONG_OTHERS)
 def test_labels_must_not_decide_wherever_they_are_in_a_batch(name: str) -> None:
     body, found = AMONG_OTHERS[name]
-
-    class OfMany(OfLabels):
-        def __init__(self) -> None:
-            super().__init__(body, MANY)
-            self.embedding = nn.Embedding(MANY, LEVELS).double()
-
-    sampler, labels = Sampler(OfMany(), SHAPE, image_form="unit"), torch.tensor(found)
+    sampler, labels = Sampler(of_many(body), SHAPE, image_form="unit"), torch.tensor(found)
     for size in (1, 4):
         if name != "two of them" or size > 1:
             with pytest.raises(Unsupported, match="labels"):
@@ -310,12 +295,11 @@ def test_conditions_that_were_not_tried_must_not_decide_either(name: str) -> Non
 
 
 def test_conditions_must_not_decide_beside_labels_that_were_tried() -> None:
-    class Both(Net):
-        def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
-            scale = 5 if min(y.max().item(), CLASSES) + condition.max().item() > 1e6 else 1
-            return self.features(x) + (scale * self.embedding(y) + condition.tanh())[:, :, None, None]
+    def body(e: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+        scale = 5 if min(y.max().item(), CLASSES) + condition.max().item() > 1e6 else 1
+        return scale * e + condition.tanh()
 
-    sampler = Sampler(Both(lambda x: x, CLASSES), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+    sampler = Sampler(OfBoth(body, CLASSES), SHAPE, image_form="unit", condition_shape=(LEVELS,))
     labels, condition = torch.tensor([1, 2]), torch.ones(2, LEVELS)
     assert sampler.sample(2, labels, condition=condition).shape == (2, *SHAPE)
     with pytest.raises(Unsupported, match="Python took item"):
@@ -338,49 +322,38 @@ def test_what_conditions_must_not_do(name: str) -> None:
         Sampler(OfCondition(CONDITIONS[name]), SHAPE, image_form="unit", condition_shape=(LEVELS,))
 
 
-def test_a_text_that_is_cut_to_its_length_is_refused() -> None:
-    class Text(Net):
-        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-            length = int((condition != 0).sum(1).max())
-            return self.features(x) + self.embedding(condition[:, :length]).mean(1)[:, :, None, None]
-
-    with pytest.raises(Unsupported, match=r"Python took int\(\)"):
-        Sampler(Text(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+def cut_to_its_length(e: Tensor, condition: Tensor) -> Tensor:
+    return e[:, : int((condition != 0).sum(1).max())].mean(1)
 
 
-@pytest.mark.parametrize("code", [0, 5])
-def test_a_code_of_a_condition_must_not_decide(code: int) -> None:
-    """Wherever in the condition it is: the first codes, and the last ones, are tried as zeros."""
-
-    class Coded(Net):
-        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-            number = condition[:, code].max().item()
-            return self.features(x) + self.embedding(condition).mean(1)[:, :, None, None] * (1 + number)
-
-    with pytest.raises(Unsupported, match=r"Python took item\(\)"):
-        Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+def of_a_code(at: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda e, condition: e.mean(1) * (1 + condition[:, at].max().item())
 
 
-def test_zeros_at_the_end_of_a_condition_must_not_decide() -> None:
-    class Padded(Net):
-        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-            is_padded = (condition.any() & (condition[:, 4:] == 0).all()).item()
-            return self.features(x) + self.embedding(condition).mean(1)[:, :, None, None] * (1 + is_padded)
-
-    with pytest.raises(Unsupported, match=r"Python took item\(\)"):
-        Sampler(Padded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+def padded(e: Tensor, condition: Tensor) -> Tensor:
+    return e.mean(1) * (1 + (condition.any() & (condition[:, 4:] == 0).all()).item())
 
 
-def test_codes_of_a_condition_must_not_count_for_other_images() -> None:
-    """Also if it is alike for those that the model was recorded on, in whatever order they are."""
+# Wherever a code is: the first ones, and the last ones, are tried as zeros.
+CODES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "a text that is cut to its length": (cut_to_its_length, r"Python took int\(\)"),
+    "the first code": (of_a_code(0), r"Python took item\(\)"),
+    "the last code": (of_a_code(5), r"Python took item\(\)"),
+    "zeros at the end": (padded, r"Python took item\(\)"),
+    "those of other images": (lambda e, _: e.mean(1) - e.mean((0, 1)), "other images of the batch"),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_what_codes_of_a_condition_must_not_decide(name: str) -> None:
+    body, message = CODES[name]
 
     class Coded(Net):
         def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-            e = self.embedding(condition).mean(1)
-            return self.features(x) + (e - e.mean(0))[:, :, None, None]
+            return self.features(x) + body(self.embedding(condition), condition)[:, :, None, None]
 
-    with pytest.raises(Unsupported, match="other images of the batch"):
-        Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+    with pytest.raises(Unsupported, match=message):
+        Sampler(Coded(body), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
 
 
 IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -467,16 +440,14 @@ def test_a_mismatch_names_what_python_read() -> None:
 
 
 def test_a_condition_of_another_image_is_refused() -> None:
-    def body(h: Tensor, e: Tensor) -> Tensor:
-        both = torch.cat([h, e[:, :, None, None].expand_as(h)], 1)
-        return h + both[:, LEVELS:].flip(0)
-
     class Flipped(Net):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return body(self.features(x), self.embedding(y))
+            h = self.features(x)
+            both = torch.cat([h, self.embedding(y)[:, :, None, None].expand_as(h)], 1)
+            return h + both[:, LEVELS:].flip(0)
 
     with pytest.raises(Unsupported, match="condition of one image is combined with another image"):
-        Sampler(Flipped(body, CLASSES), SHAPE, image_form="unit")
+        Sampler(Flipped(lambda x: x, CLASSES), SHAPE, image_form="unit")
 
 
 def test_what_a_model_is_given_stays_as_it_is() -> None:
@@ -486,11 +457,10 @@ def test_what_a_model_is_given_stays_as_it_is() -> None:
             condition.mul_(0.5)
             return self.features(x) + condition[:, :, None, None]
 
-    sampler = Sampler(Writes(lambda x: x), SHAPE, image_form="unit", condition_shape=(LEVELS,))
-    condition, u = torch.randn(3, LEVELS, dtype=torch.float64), torch.rand(3, *SHAPE, dtype=torch.float64)
+    condition = torch.randn(3, LEVELS, dtype=torch.float64)
     before = condition.clone()
-    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
-    assert torch.equal(sampler.sample(3, noise=u, condition=condition), naive)
+    sampler = Sampler(Writes(lambda x: x), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+    assert_runtimes_agree(sampler, condition=condition)
     assert torch.equal(condition, before)
 
 
@@ -543,10 +513,7 @@ class Summing(Net):
 
 @pytest.mark.parametrize("kind", [Lazy, Inferring, Summing])
 def test_more_styles(kind: type[Net]) -> None:
-    sampler = Sampler(kind(lambda x: x), SHAPE, image_form="unit")
-    u = torch.rand(3, *SHAPE, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(3, noise=u), naive)
+    assert_runtimes_agree(Sampler(kind(lambda x: x), SHAPE, image_form="unit"))
 
 
 class Conditioned(Net):
@@ -602,17 +569,6 @@ def test_attention_over_a_condition() -> None:
             found, _ = self.attention(condition, condition, condition, need_weights=False)
             return self.features(x) + found.mean(1)[:, :, None, None]
 
+    condition = torch.randn(3, 5, LEVELS, dtype=torch.float64)
     sampler = Sampler(Attending(lambda x: x), SHAPE, image_form="unit", condition_shape=(5, LEVELS))
-    condition, u = torch.randn(3, 5, LEVELS, dtype=torch.float64), torch.rand(3, *SHAPE, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
-    assert torch.equal(sampler.sample(3, noise=u, condition=condition), naive)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_sampler_is_copied_without_harm(copied: Callable[[Sampler], Sampler]) -> None:
-    sampler, u = Sampler(pixelcnn(classes=3), (1, 4, 4)), torch.rand(2, 1, 4, 4, dtype=torch.float64)
-    labels = torch.tensor([2, 0])
-    expected = sampler.sample(2, labels, noise=u)
-    another = copied(sampler)
-    for runtime in ("reference", "eager", "auto"):
-        assert torch.equal(another.sample(2, labels, noise=u, runtime=runtime), expected)
+    assert_runtimes_agree(sampler, condition=condition)

@@ -1,7 +1,5 @@
 """What a model takes besides images: which labels, what kind of condition, and whether it matters at all."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, UnknownLayout, Un
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.labels import Labels, first_refused
 from tests.needs import RUNTIMES
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.system.networks import ABOVE, LEFT, Masked
 
 LEVELS, SHAPE = 5, (1, 4, 5)
@@ -52,17 +51,6 @@ def everywhere(vector: Tensor) -> Tensor:
 
 def sampler(net: nn.Module, **arguments: Any) -> Sampler:
     return Sampler(net, SHAPE, levels=LEVELS, image_form="unit", **arguments)
-
-
-def noise(n: int) -> Tensor:
-    return torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def assert_all_runtimes_agree(built: Sampler, n: int = 5, **given: Any) -> Tensor:
-    naive = built.sample(n, noise=noise(n), runtime="reference", **given)
-    for runtime in ("eager", "auto"):
-        assert torch.equal(built.sample(n, noise=noise(n), runtime=runtime, **given), naive)
-    return naive
 
 
 # -- which labels a model takes
@@ -105,14 +93,16 @@ def test_any_number_of_classes_is_found(classes):
             net.n_classes = 1
         built = sampler(net)
     highest = torch.tensor([classes - 1])
-    assert torch.equal(*(built.sample(1, highest, noise=noise(1), runtime=r) for r in ("reference", "auto")))
+    assert torch.equal(
+        *(built.sample(1, highest, noise=noise(1, SHAPE), runtime=r) for r in ("reference", "auto"))
+    )
     with pytest.raises(ValueError, match=rf"expected 0\.\.\.{classes - 1}$"):
         built.sample(1, highest + 1)
 
 
 def test_a_model_that_takes_any_label_is_given_any():
     built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
-    assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 10, 77, 123456]))
+    assert_runtimes_agree(built, 5, labels=torch.tensor([0, 9, 10, 77, 123456]))
     with pytest.raises(ValueError, match=r"labels span -1\.\.\.0, expected 0 or more"):
         built.sample(2, torch.tensor([0, -1]))
 
@@ -215,7 +205,7 @@ class ByPosition(Net):
 
 def test_labels_may_be_taken_by_position_alone():
     built = sampler(ByPosition(TEN["an embedding"]))
-    assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 1, 2, 3]))
+    assert_runtimes_agree(built, 5, labels=torch.tensor([0, 9, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("kind", [Conditioned, OtherName, WithDefaults])
@@ -223,8 +213,8 @@ def test_one_further_argument_is_the_condition_if_it_has_a_shape(kind):
     built = sampler(kind(lambda net, c: net.map(c)), condition_shape=(2, 4, 5))
     assert not built._engine.model.conditional
     condition = torch.randn(5, 2, 4, 5, generator=torch.Generator().manual_seed(0))
-    images = assert_all_runtimes_agree(built, condition=condition)
-    assert not torch.equal(images, assert_all_runtimes_agree(built, condition=-condition))
+    images = assert_runtimes_agree(built, 5, condition=condition)
+    assert not torch.equal(images, assert_runtimes_agree(built, 5, condition=-condition))
 
 
 @pytest.mark.parametrize("kind", [Both, BothByPosition])
@@ -233,7 +223,7 @@ def test_of_two_the_first_is_for_labels(kind):
         kind(lambda net, y, c: everywhere(net.embedding(y)) + net.map(c)), condition_shape=(2, 4, 5)
     )
     labels, condition = torch.tensor([0, 9, 1, 2, 3]), torch.randn(5, 2, 4, 5)
-    assert_all_runtimes_agree(built, labels=labels, condition=condition)
+    assert_runtimes_agree(built, 5, labels=labels, condition=condition)
     with pytest.raises(ValueError, match=r"expected 0\.\.\.9"):
         built.sample(5, labels + 1, condition=condition)
 
@@ -307,9 +297,9 @@ def test_a_condition_that_does_not_fit_is_refused(condition, found, runtime):
 def test_one_hot_conditions_may_be_of_any_type():
     built = sampler(Conditioned(lambda net, c: everywhere(net.linear(c))), condition_shape=(10,))
     one_hot = F.one_hot(torch.tensor([0, 3, 9, 9, 1]), 10)
-    images = assert_all_runtimes_agree(built, condition=one_hot)
+    images = assert_runtimes_agree(built, 5, condition=one_hot)
     for dtype in (torch.bool, torch.uint8, torch.float32):
-        assert torch.equal(assert_all_runtimes_agree(built, condition=one_hot.to(dtype)), images)
+        assert torch.equal(assert_runtimes_agree(built, 5, condition=one_hot.to(dtype)), images)
 
 
 def upsampled(net: Net, codes: Tensor) -> Tensor:
@@ -324,8 +314,8 @@ def test_a_condition_of_integers(arguments):
     assert built._engine.model.condition_dtype == arguments.get("condition_dtype", torch.long)
     assert built._engine.model.codes is not None and built._engine.model.codes.classes == 5
     codes = torch.randint(5, (5, 4, 5), generator=torch.Generator().manual_seed(0))
-    assert_all_runtimes_agree(built, condition=codes)
-    assert_all_runtimes_agree(built, condition=codes.to(torch.uint8))
+    assert_runtimes_agree(built, 5, condition=codes)
+    assert_runtimes_agree(built, 5, condition=codes.to(torch.uint8))
     with pytest.raises(
         ValueError, match=r"the condition is torch.float32 \[5, 4, 5\], expected integers \[5, 4, 5\]"
     ):
@@ -348,7 +338,7 @@ def test_a_condition_of_small_integers(dtype):
     built = sampler(
         Conditioned(lambda net, c: upsampled(net, c.long() % 5)), condition_shape=(4, 5), condition_dtype=dtype
     )
-    assert_all_runtimes_agree(built, condition=torch.randint(2, (5, 4, 5)))
+    assert_runtimes_agree(built, 5, condition=torch.randint(2, (5, 4, 5)))
 
 
 def test_integers_of_a_condition_that_are_numbers_may_be_negative():
@@ -358,7 +348,7 @@ def test_integers_of_a_condition_that_are_numbers_may_be_negative():
         condition_dtype=torch.long,
     )
     condition = torch.randint(-20, 20, (5, 10), generator=torch.Generator().manual_seed(0))
-    assert_all_runtimes_agree(built, condition=condition)
+    assert_runtimes_agree(built, 5, condition=condition)
 
 
 def test_an_odd_condition_dtype_is_refused():
@@ -381,7 +371,7 @@ def test_a_condition_may_have_to_be_positive(kind, output):
     net = kind(lambda net, c: everywhere(net.linear(c.sqrt())))
     built = sampler(net, condition_shape=(10,), output=output)
     assert built._engine.model.condition_dtype == torch.float64
-    assert_all_runtimes_agree(built, condition=torch.rand(5, 10, generator=torch.Generator().manual_seed(0)))
+    assert_runtimes_agree(built, 5, condition=torch.rand(5, 10, generator=torch.Generator().manual_seed(0)))
 
 
 def test_what_raises_for_any_condition_is_reported_for_a_real_one():
@@ -468,7 +458,7 @@ def test_what_computes_with_a_condition_may_be_any_network(name: str) -> None:
     shape = ENCODERS[name][2]
     built = sampler(Encoded(), condition_shape=shape)
     condition = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
-    images = assert_all_runtimes_agree(built, condition=condition)
+    images = assert_runtimes_agree(built, 5, condition=condition)
     logits, others = (built.logits(images, condition=c) for c in (condition, condition.flip(0)))
     assert (logits[0] - others[0]).abs().max() > 0.01
 
@@ -477,7 +467,7 @@ def test_integers_of_a_condition_may_have_ranges_of_their_own():
     body = lambda net, c: everywhere(net.codes(c[:, 0]) + net.embedding(c[:, 1]))  # noqa: E731
     built = sampler(Conditioned(body), condition_shape=(2,))
     condition = torch.tensor([[0, 9], [4, 0], [1, 5], [2, 8], [3, 3]])
-    assert_all_runtimes_agree(built, condition=condition)
+    assert_runtimes_agree(built, 5, condition=condition)
     with pytest.raises(ValueError, match="the integers of the condition span"):
         built.sample(5, condition=condition.flip(1))
 
@@ -529,5 +519,5 @@ def test_features_are_written_beside_a_condition() -> None:
 
     built = sampler(Written(lambda *_: None), condition_shape=(2, 4, 5))
     condition = torch.randn(5, 2, 4, 5, dtype=torch.float64)
-    drawn = assert_all_runtimes_agree(built, condition=condition)
-    assert not torch.equal(drawn, assert_all_runtimes_agree(built, condition=-condition))
+    drawn = assert_runtimes_agree(built, 5, condition=condition)
+    assert not torch.equal(drawn, assert_runtimes_agree(built, 5, condition=-condition))

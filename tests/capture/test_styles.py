@@ -1,7 +1,5 @@
 """Small causal styles of public code, small images, and models that only seem causal: right, or refused clearly."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +12,9 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, check_causal, heads, receptive_field
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
 from tests.leaks import HIDDEN
+from tests.system.agreement import assert_runtimes_agree
+from tests.system.networks import Written
+from tests.tiers import few
 
 LEVELS, CHANNELS = 5, 6
 
@@ -40,6 +41,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 4 * self.last(torch.relu(self.body(self, x)))
+
+
+def rows_above(net: Net, x: Tensor) -> Tensor:
+    return net.above(x)[:, :, :-1]
 
 
 class Conditioned(Net):
@@ -164,15 +169,11 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float64, torch.float32], 1))
 @pytest.mark.parametrize("name", STYLES)
 def test_styles_give_the_naive_images(name: str, dtype: torch.dtype) -> None:
     sampler = Sampler(Net(STYLES[name]).to(dtype), (1, 8, 7), levels=LEVELS, image_form="unit")
-    u = torch.rand(4, 1, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    naive = sampler.sample(4, noise=u, runtime="reference")
-    assert naive.unique().numel() >= 4
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+    assert assert_runtimes_agree(sampler, 4).unique().numel() >= 4
 
 
 CONDITIONS: dict[str, tuple[Callable[..., Tensor], dict]] = {
@@ -199,29 +200,18 @@ CONDITIONS: dict[str, tuple[Callable[..., Tensor], dict]] = {
 def test_conditions_give_the_naive_images(name: str) -> None:
     body, arguments = CONDITIONS[name]
     sampler = Sampler(Conditioned(body).double(), (1, 8, 7), levels=LEVELS, image_form="unit", **arguments)
-    u = torch.rand(3, 1, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shape = (3, *arguments["condition_shape"])
     condition = torch.randint(LEVELS, shape) if name == "codes" else torch.randn(shape, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
-    for size in (1, 3):
-        for runtime in ("eager", "auto"):
-            drawn = sampler.sample(3, noise=u, condition=condition, runtime=runtime, batch_size=size)
-            assert torch.equal(drawn, naive)
+    assert_runtimes_agree(sampler, batch_sizes=(1, 3), condition=condition)
 
 
 def test_probabilities_that_are_changed_after_the_sigmoid() -> None:
-    class Half(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = Net(lambda net, x: net.above(x)[:, :, :-1])
-            self.keep = torch.ones(8, 7, dtype=torch.float64)
-            self.keep[0, 0] = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sigmoid(self.net(x)[:, :1]) * self.keep + 0.5 * (1 - self.keep)
-
-    sampler = Sampler(Half().double(), (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit")
+    keep = torch.ones(8, 7, dtype=torch.float64)
+    keep[0, 0] = 0
+    net = Written(
+        lambda net, x: torch.sigmoid(net.net(x)[:, :1]) * keep + 0.5 * (1 - keep), net=Net(rows_above)
+    )
+    sampler = Sampler(net.double(), (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit")
     u = torch.rand(4, 1, 8, 7, dtype=torch.float64)
     naive = sampler.sample(4, noise=u, runtime="reference")
     assert torch.equal(sampler.sample(4, noise=u), naive) and torch.equal(
@@ -250,11 +240,7 @@ def test_small_images(body: Callable[[Net, Tensor], Tensor], size: tuple[int, in
         with pytest.raises(Unsupported, match="does not depend on the image"):
             Sampler(model, (1, *size), levels=LEVELS, image_form="unit")
         return
-    sampler = Sampler(model, (1, *size), levels=LEVELS, image_form="unit")
-    u = torch.rand(4, 1, *size, dtype=torch.float64)
-    naive = sampler.sample(4, noise=u, runtime="reference")
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+    assert_runtimes_agree(Sampler(model, (1, *size), levels=LEVELS, image_form="unit"), 4)
 
 
 # -- models that see the whole image through a Python number
@@ -281,16 +267,9 @@ def test_a_plain_branch_on_the_range_is_followed_and_shown() -> None:
 
 @pytest.mark.parametrize("eps", [1e-3, 0.2])
 def test_a_logit_keeps_its_eps(eps: float) -> None:
-    class Kept(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = Net(lambda net, x: 20 * net.above(x)[:, :, :-1])
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.logit(torch.sigmoid(self.net(x)[:, :1]), eps=eps)
-
-    sampler = Sampler(Kept().double(), (1, 8, 7), head=heads.Bernoulli(), image_form="unit")
+    net = Net(lambda net, x: 20 * rows_above(net, x))
+    model = Written(lambda kept, x: torch.logit(torch.sigmoid(kept.net(x)[:, :1]), eps=eps), net=net)
+    sampler = Sampler(model.double(), (1, 8, 7), head=heads.Bernoulli(), image_form="unit")
     images = torch.randint(2, (20, 1, 8, 7))
     expected = sampler.logits(images, runtime="reference")
     assert expected.abs().max() < math.log(1 / eps)
@@ -312,19 +291,12 @@ def test_a_logit_of_probabilities_that_are_constants_in_part(p: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_probabilities_may_be_zero_and_one(dtype: torch.dtype) -> None:
-    class Certain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = Net(lambda net, x: net.above(x)[:, :, :-1])
+    def certain_in_part(certain: Any, x: Tensor) -> Tensor:
+        p, column = torch.sigmoid(certain.net(x)[:, :1]), torch.arange(7)
+        return torch.where(column == 3, 1.0, torch.where(column == 5, 0.0, p)).to(p)
 
-        def forward(self, x: Tensor) -> Tensor:
-            p, column = torch.sigmoid(self.net(x)[:, :1]), torch.arange(7)
-            return torch.where(column == 3, 1.0, torch.where(column == 5, 0.0, p)).to(p)
-
-    sampler = Sampler(
-        Certain().to(dtype), (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit"
-    )
+    model = Written(certain_in_part, net=Net(rows_above)).to(dtype)
+    sampler = Sampler(model, (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit")
     for runtime in ("reference", "eager", "auto"):
         images = sampler.sample(50, runtime=runtime)
         assert images[..., 3].all() and not images[..., 5].any()
@@ -334,27 +306,19 @@ def test_probabilities_may_be_zero_and_one(dtype: torch.dtype) -> None:
 def test_colours_may_be_ordered_by_a_mask_on_the_features(is_buffer: bool) -> None:
     """What is multiplied by zero is not seen."""
 
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.above, self.here = nn.Conv2d(3, CHANNELS, (2, 3)), nn.Conv2d(3, CHANNELS, 1)
-            self.last = nn.Conv2d(CHANNELS, LEVELS, 1)
-            for c in range(3):
-                mask = (torch.arange(3) < c).double().view(3, 1, 1)
-                self.register_buffer(f"mask{c}", mask) if is_buffer else setattr(self, f"mask{c}", mask)
+    def coloured(net: Any, x: Tensor) -> Tensor:
+        above = net.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+        return torch.stack(
+            [net.last(torch.tanh(above + net.here(x * getattr(net, name)))) for name in masks], 1
+        )
 
-        def forward(self, x: Tensor) -> Tensor:
-            above = self.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
-            masks = [getattr(self, f"mask{c}") for c in range(3)]
-            return torch.stack([self.last(torch.tanh(above + self.here(x * mask))) for mask in masks], 1)
-
+    masks = {f"mask{c}": (torch.arange(3) < c).double().view(3, 1, 1) for c in range(3)}
+    layers = dict(above=nn.Conv2d(3, CHANNELS, (2, 3)), here=nn.Conv2d(3, CHANNELS, 1))
+    model = Written(coloured, last=nn.Conv2d(CHANNELS, LEVELS, 1), **layers, **(masks if is_buffer else {}))
+    if not is_buffer:
+        vars(model).update(masks)
     head = heads.Categorical(LEVELS, "N,C,L,H,W")
-    sampler = Sampler(Masked().double(), (3, 5, 6), head=head, image_form="unit")
-    u = torch.rand(4, 3, 5, 6, dtype=torch.float64)
-    naive = sampler.sample(4, noise=u, runtime="reference")
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+    assert_runtimes_agree(Sampler(model.double(), (3, 5, 6), head=head, image_form="unit"), 4)
 
 
 ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {

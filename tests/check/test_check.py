@@ -1,8 +1,6 @@
 """The check can fail: every mutant of a captured program that moves a probability is found, for models of any dtype,
 and also where a level is masked with -1e9."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import models
-from pixelcnn_fast.check.against_model import check_program, expectations
+from pixelcnn_fast.check.against_model import Expected, check_program, expectations
 from pixelcnn_fast.compiler import capture_model, compile_model
 from pixelcnn_fast.errors import CaptureMismatch
 from pixelcnn_fast.passes import pipeline
@@ -166,6 +164,14 @@ def mutants_of_labels(conditions: ConditionProgram) -> Iterator[tuple[str, Condi
 # -- the tests
 
 
+def checked(model: WrappedModel) -> tuple[Program, ConditionProgram, Expected]:
+    """-> its program, which passes, what is computed of its conditions, and what both are compared with"""
+    found = capture_model(model)
+    program, expected = simplified(found.program), expectations(model, found.replay)
+    check_program(program, found.conditions, model, expected)
+    return program, found.conditions, expected
+
+
 def probabilities(program: Program, conditions: ConditionProgram, model: WrappedModel) -> Tensor:
     """On 200 random images."""
     values, given = model.example(seed=99, n=IMAGES)
@@ -185,10 +191,7 @@ QUICK = (
 @pytest.mark.parametrize("name", tiered(VARIANTS, lambda name: name in QUICK))
 def test_every_mutant_that_moves_a_probability_is_found(name: str) -> None:
     model = VARIANTS[name].model()
-    found = capture_model(model)
-    program, conditions = simplified(found.program), found.conditions
-    expected = expectations(model, found.replay)
-    check_program(program, conditions, model, expected)
+    program, conditions, expected = checked(model)
     before, moved, missed = probabilities(program, conditions, model), 0, []
     mutated = list(mutants(program))
     tried = [(what, mutant, conditions) for what, mutant in mutated[:: max(1, len(mutated) // MOST)]]
@@ -207,10 +210,7 @@ def test_every_mutant_that_moves_a_probability_is_found(name: str) -> None:
 def test_a_mutant_is_found_where_a_level_is_all_but_certain() -> None:
     """At temperature 1, what it changes is less than any rounding."""
     model = Variant("functional", mask=60.0).model()
-    found = capture_model(model)
-    program, conditions = simplified(found.program), found.conditions
-    expected = expectations(model, found.replay)
-    check_program(program, conditions, model, expected)
+    program, conditions, expected = checked(model)
     *before, last = program.instructions
     assert isinstance(last, Convolution) and last.bias is not None
     mutant = replace(
@@ -226,11 +226,8 @@ def test_a_mutant_is_found_where_a_level_is_all_but_certain() -> None:
 def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
     """Also where images are so large that few of them are compared."""
     model = WrappedModel(models.PixelCNN(1, 8, 1, n_classes=10).double(), shape)
-    found = capture_model(model)
-    program, conditions = simplified(found.program), found.conditions
-    expected = expectations(model, found.replay)
+    program, conditions, expected = checked(model)
     (slot,) = (slot for slot, leaf in conditions._leaves.items() if leaf.shape[0] == 10)
-    check_program(program, conditions, model, expected)
     for label in range(10):
         table = conditions._leaves[slot].clone()
         table[label] += 0.01
@@ -243,9 +240,7 @@ def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
     "name",
     ["masked", "float32, masked", "bfloat16, masked", "float16", "only float16", "only bfloat16, masked"],
 )
-def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(name, monkeypatch):
     """A weight that is off by one part in 10^5 is less than rounding in half precision."""
 
     def wrong(program: Program) -> Program:

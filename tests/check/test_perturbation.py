@@ -1,10 +1,8 @@
 """Leaks that changed sub-pixels show, what the refusal names, and which channels are drawn together."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.heads.test_own_head import Net, Pair
 from tests.sampler_life.common import silence
-from tests.system.networks import pixelcnn
+from tests.system.networks import Written, pixelcnn
 from tests.system.uncapturable import LEVELS, NETWORKS, ORDERED, Attention, Strided, network
 
 LARGE = (1, 12, 14)  # so that not every pixel is tested
@@ -61,7 +59,6 @@ def test_causal_networks_pass_and_ordered_channels_are_told_from_others(name: st
 
 @pytest.mark.parametrize("channel_order", [None, "thirds"])
 def test_large_images_pass(channel_order) -> None:
-    torch.manual_seed(0)
     assert 11 * 13 > FEW
     model = GatedPixelCNN(3, 14, [1, 2], levels=LEVELS, channel_order=channel_order)
     assert draws(model, (3, 11, 13)) == (1 if channel_order is None else 3)
@@ -223,19 +220,13 @@ def test_a_leak_that_only_some_images_show_is_found(first: str, last: str) -> No
 
 
 def test_a_leak_that_only_dark_images_show_is_found() -> None:
-    class Dark(nn.Module):
+    def dark(net: Any, images: Tensor) -> Tensor:
         """It sees the last row of images without a bright pixel."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = pixelcnn()
-
-        def forward(self, images: Tensor) -> Tensor:
-            is_dark = (images < 64).flatten(1).all(1) & (images[:, :, -1] > 0).flatten(1).any(1)
-            return self.inner(images) * (1 + is_dark.view(-1, 1, 1, 1, 1))
+        is_dark = (images < 64).flatten(1).all(1) & (images[:, :, -1] > 0).flatten(1).any(1)
+        return net.inner(images) * (1 + is_dark.view(-1, 1, 1, 1, 1))
 
     with pytest.raises(NotCausal):
-        draws(Dark(), (1, 3, 4))
+        draws(Written(dark, inner=pixelcnn()), (1, 3, 4))
 
 
 class SeesItselfFor(nn.Module):
@@ -429,13 +420,3 @@ def test_an_output_that_fits_no_head_is_refused() -> None:
         UnknownLayout, match=r"makes \[2, 4, 1, 5, 5\] of the model's output.*\[2, 1, 4, 5, 'parameters'\]"
     ):
         Sampler(Net(), (2, 4, 5), head=Wrong(), image_form="levels", runtime="reference")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_model_is_left_as_it_was(dtype: torch.dtype) -> None:
-    model = pixelcnn().to(dtype).train()
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    Sampler(model, (1, 3, 4), runtime="reference").sample(2)
-    assert all(module.training for module in model.modules())
-    after = model.state_dict()
-    assert all(torch.equal(before[name], x) and before[name].dtype == x.dtype for name, x in after.items())

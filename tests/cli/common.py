@@ -1,7 +1,5 @@
 """How the tests of the command line call it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pixelcnn_fast.__main__ import main

@@ -1,7 +1,5 @@
 """The command line as a user meets it: files, exit statuses, one-line errors, Ctrl-C."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -59,9 +57,7 @@ def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("label", [None, 1])
-def test_images_of_no_class_or_of_one_fill_a_square(
-    label: int | None, plain: Path, conditional: Path, tmp_path: Path
-) -> None:
+def test_images_of_no_class_or_of_one_fill_a_square(label, plain, conditional, tmp_path):
     model, labels = (plain, []) if label is None else (conditional, ["--label", label])
     assert sample(model, tmp_path, *labels, "-n", 5, "--temperature", 0) == 0
     with np.load(tmp_path / "a.npz") as saved:
@@ -120,9 +116,7 @@ def interrupted_after(batches: int, by: int, monkeypatch: pytest.MonkeyPatch) ->
 
 @needs_signals
 @pytest.mark.parametrize(("by", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_what_is_finished(
-    by: int, status: int, plain: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_a_signal_saves_what_is_finished(by, status, plain, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(by)
     interrupted_after(2, by, monkeypatch)
     assert sample(plain, tmp_path, "-n", 9, "--batch", 2, "--runtime", "eager") == status
@@ -208,9 +202,7 @@ def test_a_second_ctrl_c_leaves_whole_files(plain: Path, tmp_path: Path, monkeyp
 @needs_signals
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("images", ["all", "some, after another signal"])
-def test_a_signal_while_images_are_saved_waits(
-    images: str, by: int, plain: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_a_signal_while_images_are_saved_waits(images, by, plain, tmp_path, monkeypatch, capsys):
     def stopped(*_: object, **__: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -232,9 +224,7 @@ def test_a_signal_while_images_are_saved_waits(
     assert has_both(tmp_path)
 
 
-def test_too_little_memory_to_compress_does_not_cost_the_picture(
-    plain: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_too_little_memory_to_compress_does_not_cost_the_picture(plain, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -243,9 +233,7 @@ def test_too_little_memory_to_compress_does_not_cost_the_picture(
     assert (tmp_path / "a.png").exists() and not (tmp_path / "a.npz").exists()
 
 
-def test_what_ended_the_run_counts_more_than_a_file_that_can_t_be_written(
-    plain: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_what_ended_the_run_counts_more_than_a_file_that_can_t_be_written(plain, tmp_path, monkeypatch, capsys):
     ended(monkeypatch, Stopped())
     monkeypatch.setattr(np, "savez_compressed", lambda *_, **__: 1 / 0)
     assert sample(plain, tmp_path) == 130

@@ -1,7 +1,5 @@
 """`compile`: kernels ahead of time, by a compiler that is pretended."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -39,9 +37,7 @@ def test_what_it_writes_is_used(compiler: Pretended, tmp_path: Path, monkeypatch
     assert kernels.cubin(Instance("bf16", 3), (8, 6)).startswith(b"80 ")
 
 
-def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(
-    compiler: Pretended, tmp_path: Path, monkeypatch
-) -> None:
+def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(compiler, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.setattr("torch.cuda.get_device_capability", [(8, 6), (10, 0), (8, 6)].__getitem__)
@@ -57,9 +53,7 @@ def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(
     assert {file: file.read_bytes() for file in folder.iterdir()} == found
 
 
-def test_a_compiler_that_does_not_work_says_why(
-    compiler: Pretended, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_a_compiler_that_does_not_work_says_why(compiler, tmp_path, monkeypatch, capsys):
     def broken(self: Pretended) -> list[int]:
         raise RuntimeUnavailable("it is broken")
 
@@ -77,9 +71,7 @@ def test_a_compiler_that_does_not_work_says_why(
         ("/opt/nvcc", [], r"there is no NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc"),
     ],
 )
-def test_a_compiler_that_is_not_there_is_named(
-    cudacxx: str, arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_a_compiler_that_is_not_there_is_named(cudacxx, arguments, message, tmp_path, monkeypatch, capsys):
     for name in ("compiler", "nvcc", "nvrtc"):
         monkeypatch.setattr(compilers, name, lambda: None)
     monkeypatch.setenv("CUDACXX", cudacxx)
@@ -96,9 +88,7 @@ def test_a_compiler_that_is_not_there_is_named(
         ([], "--arch is needed, as this machine has no GPU"),
     ],
 )
-def test_what_can_t_be_compiled(
-    compiler: Pretended, arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_what_can_t_be_compiled(compiler, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     try:
         status = main(["compile", *arguments, "--out", str(tmp_path / "kernels")])

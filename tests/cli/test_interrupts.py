@@ -1,7 +1,5 @@
 """What Ctrl-C and SIGTERM do while a command runs, and while it saves."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from contextlib import nullcontext
@@ -28,9 +26,7 @@ def test_one_interrupt_waits_until_all_is_saved_and_two_do_not(capsys: pytest.Ca
     assert interrupts.received == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(capsys):
     interrupts = Interrupts()
     for _ in range(2):  # the second command knows nothing of the first
         with interrupts.handled():

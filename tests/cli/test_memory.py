@@ -1,7 +1,5 @@
 """What takes more memory than there is is refused, where the system says how much there is."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """``sample --shards``, alone and as torchrun starts it."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -86,9 +84,7 @@ def test_images_of_one_class_are_seen_in_a_square_but_no_more_than_some_rows(
     assert height * (3 * across - 1) == width * (3 * down - 1)  # each of two pixels, and one between them
 
 
-def test_runtime_and_batch_are_those_that_were_asked_for(
-    conditional: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_runtime_and_batch_are_those_that_were_asked_for(conditional, tmp_path, monkeypatch, capsys):
     whole, images = EagerRuntime.run, []
 
     def counted(self: EagerRuntime, job: Job) -> None:
@@ -112,9 +108,7 @@ def test_images_of_two_channels_have_no_preview(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_process_alone_speaks(
-    rank: int, conditional: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_the_first_process_alone_speaks(rank, conditional, tmp_path, monkeypatch, capsys):
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("4 of 9 images are finished")
 

@@ -1,7 +1,5 @@
 """Small networks for the CUDA kernels on the host: every phase, and what the planner takes in a way of its own."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

@@ -1,7 +1,5 @@
 """The CUDA kernels on the host, built from tests/csrc/emulation, for a runtime that plans as on a GPU."""
 
-from __future__ import annotations
-
 import fcntl
 import importlib.util
 import shutil

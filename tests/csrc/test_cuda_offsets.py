@@ -4,8 +4,6 @@ Such a batch would take terabytes. Here its memory is reserved, and there are on
 the kernels run on the host, and only the blocks at the end of the launch do, which have the last images.
 """
 
-from __future__ import annotations
-
 import mmap
 import shutil
 from collections.abc import Iterator
@@ -130,9 +128,7 @@ def last_blocks_only() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["an image a block", "many images a block", "an image a cluster"])
-def test_the_last_images_of_a_large_batch(
-    kind: str, engine: CudaRuntime, few: Job, last_blocks_only: None
-) -> None:
+def test_the_last_images_of_a_large_batch(kind, engine, few, last_blocks_only):
     shapes = {"many images a block": engine.shape(IMAGES), "an image a cluster": Shape(1, 4)}
     shape = shapes.get(kind, Shape(1))
     assert shape.images > 1 or kind not in shapes or shape.cluster > 1

@@ -1,7 +1,5 @@
 """Random networks on the CUDA kernels, run on the host: distributions as exact as the model's, whatever the batch."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """The CUDA kernels, run on the host: every number of tiles and number format against the model and the CPU runtime."""
 
-from __future__ import annotations
-
 import copy
 import faulthandler
 import itertools
@@ -104,6 +102,12 @@ def run(
     return levels, logits
 
 
+def set_up(name: str, n: int = IMAGES) -> tuple[Sampler, Tensor, Tensor]:
+    """-> the sampler of a case, noise of n images, and labels"""
+    model, shape = CASES[name]()
+    return Sampler(model, shape), *inputs(shape, n)[1:]
+
+
 def images_with(blocks: str, most: int = IMAGES) -> int:
     return 2 if blocks in CLUSTERS else most
 
@@ -126,9 +130,8 @@ EVERY_CASE = [
 
 @pytest.mark.parametrize(("name", "blocks"), EVERY_CASE)
 def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
-    model, shape = CASES[name]()
-    sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, n := images_with(blocks))
+    n = images_with(blocks)
+    sampler, u, labels = set_up(name, n)
     engine = runtime(sampler, blocks)
     assert engine.facts(n)["cluster"] == CLUSTERS.get(blocks, 1)
     got, _ = run(engine, sampler, u, labels=labels)
@@ -179,9 +182,7 @@ def test_activations_are_as_exact_as_plain_torch(name, precision):
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @thorough
 def test_the_batch_split_changes_no_bit(blocks):
-    model, shape = CASES["labels"]()
-    sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, 18)
+    sampler, u, labels = set_up("labels", 18)
     engine = runtime(sampler, blocks)
     whole = run(engine, sampler, u, labels=labels)
     for part in (slice(0, 1), slice(3, 11), slice(1, 18)):
@@ -194,9 +195,7 @@ def test_the_batch_split_changes_no_bit(blocks):
 @thorough
 def test_clusters_change_no_bit(name, precision):
     """Nor do clusters of several images, of which the last has fewer."""
-    model, shape = CASES[name]()
-    sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, 5)
+    sampler, u, labels = set_up(name, 5)
     apart = runtime(sampler, "as many as it holds", precision)
     levels, logits = run(apart, sampler, u, labels=labels)
     for blocks, size in CLUSTERS.items():
@@ -409,10 +408,8 @@ def test_draws_of_few_and_of_many_levels(levels):
 
 def test_rounding_never_draws_a_level_without_probability():
     """Where the sums up to a level round to less than their total, the last one that has any is drawn."""
-    torch.manual_seed(0)
     model = OfLabel().float()
-    with torch.no_grad():
-        model.logits.weight.mul_(3)[:, 198:] = -1e4
+    model.logits.weight.data.mul_(3)[:, 198:] = -1e4
     sampler = Sampler(model, (1, 1, 2), conditional=True, image_form="levels")
     u = torch.full((200, 1, 1, 2), math.nextafter(1, 0), dtype=torch.float64)
     levels, _ = run(runtime(sampler, "as many as it holds"), sampler, u, labels=torch.arange(200))
@@ -448,9 +445,7 @@ def least_shared(sampler: Sampler, blocks: str) -> CudaRuntime:
 )
 def test_little_shared_memory_changes_no_image(name):
     """Layers are summed in several pieces, and colours drawn one after the other, where there is no room for more."""
-    model, shape = CASES[name]()
-    sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, 3)
+    sampler, u, labels = set_up(name, 3)
     engines = [least_shared(sampler, "one image a block"), runtime(sampler, "one image a block")]
     facts = [engine.facts(3) for engine in engines]
     assert facts[0]["records"] > facts[1]["records"]
@@ -548,8 +543,7 @@ def test_the_colour_whose_logits_are_not_finite_is_named(order, precision):
     """Of a draw of all colours, one by one or some at once, or of one draw for each."""
     model = enlivened(GatedPixelCNN(3, 6, (1,), channel_order=order))
     sampler = Sampler(model, (3, 1, 1))
-    with torch.no_grad():
-        model.get_parameter("conv_out.bias").view(3, -1)[1, 7] = torch.inf
+    model.get_parameter("conv_out.bias").view(3, -1).data[1, 7] = torch.inf
     sampler.refresh()  # building a sampler would refuse it
     _, u, _ = inputs((3, 1, 1), 2)
     with pytest.raises(NonFiniteLogits) as found:
@@ -569,8 +563,7 @@ def test_noise_that_there_is_not_counts_as_logits_that_are_not_finite():
 @pytest.mark.parametrize("precision", ["same", "bf16"])
 def test_relu_keeps_nan(precision):
     sampler = Sampler(model := pixelcnn(hidden=5), (1, 1, 2))
-    with torch.no_grad():
-        model.get_parameter("conv_in.bias")[3] = torch.nan
+    model.get_parameter("conv_in.bias").data[3] = torch.nan
     sampler.refresh()  # building a sampler would refuse it
     with pytest.raises(NonFiniteLogits):
         run(runtime(sampler, precision=precision), sampler, torch.rand(1, 1, 1, 2, dtype=torch.float64))
@@ -716,8 +709,7 @@ def test_few_plans_are_kept():
 @pytest.mark.parametrize("at_once, clusters", [(0, [1, 1, 1]), (1, [4, 4, 1]), (2, [4, 4, 4])])
 def test_images_have_clusters_if_so_many_run_at_once(monkeypatch, at_once, clusters):
     """A cluster has four images at most."""
-    model, shape = CASES["7x5"]()
-    engine = runtime(Sampler(model, shape), "clusters")
+    engine = runtime(Sampler(*CASES["7x5"]()), "clusters")
     monkeypatch.setattr(EmulatedKernel, "clusters_at_once", lambda kernel, how: at_once)
     assert [engine.shape(images).cluster for images in (1, 4, 5)] == clusters
 
@@ -725,9 +717,7 @@ def test_images_have_clusters_if_so_many_run_at_once(monkeypatch, at_once, clust
 @pytest.mark.parametrize("blocks", ["some", "clusters"])
 @thorough
 def test_who_waits_in_vain_gives_up(blocks: str) -> None:
-    model, shape = CASES["two stacks"]()
-    sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, images_with(blocks))
+    sampler, u, labels = set_up("two stacks", images_with(blocks))
     engine = runtime(sampler, blocks, "same")
     emulated().forget()
     run(engine, sampler, u, labels=labels)
@@ -746,8 +736,7 @@ def test_who_waits_in_vain_gives_up(blocks: str) -> None:
     "images, cluster, why", [(0, 1, "one image"), (1, 3, "2, 4 or 8"), (500, 1, "fewer sites")]
 )
 def test_shapes_that_there_can_t_be_are_refused(images: int, cluster: int, why: str) -> None:
-    model, shape = CASES["two stacks"]()
-    engine = runtime(Sampler(model, shape))
+    engine = runtime(Sampler(*CASES["two stacks"]()))
     with pytest.raises(ValueError, match=why):
         engine.sampler(Shape(images, cluster))
 

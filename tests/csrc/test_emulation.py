@@ -1,7 +1,5 @@
 """The host's emulation of CUDA itself, by programs that exit 1 where it does not do what it should."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

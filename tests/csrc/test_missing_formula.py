@@ -1,7 +1,5 @@
 """A kind of step without a formula: nothing compiles, for the CPU or for CUDA, and the package does not import."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

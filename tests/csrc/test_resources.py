@@ -1,7 +1,5 @@
 """docs/cuda_resources.md says what is compiled of the kernels, and what a plan takes; none does what is slow."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cuda_resources as resources

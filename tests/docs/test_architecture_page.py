@@ -1,7 +1,5 @@
 """docs/architecture.md agrees with the code: the order of imports, the passes, and what its drawings say."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import product

@@ -1,7 +1,5 @@
 """CONTRIBUTING.md sends people to files that exist, and what its lists ask for is there."""
 
-from __future__ import annotations
-
 import inspect
 import re
 

@@ -1,7 +1,5 @@
 """What is generated in docs/ is what the code gives today, and the generator leaves prose alone."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

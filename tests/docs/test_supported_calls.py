@@ -1,7 +1,5 @@
 """docs/supported_calls.md agrees with capture: what it lists is sampled, or refused with advice; nothing is missing."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The refining example: its critic, which strip gets credit for what, and that refining makes samples better."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +36,6 @@ def options(data: tuple, tmp_path: Path) -> list[str]:
 
 
 def test_the_critic_recognises_samples_and_wrong_labels_and_ignores_unseen_rows(data: tuple) -> None:
-    torch.manual_seed(0)
     images, labels = data
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
     critic = refine_mnist.Critic(images.shape[1:], 3)
@@ -63,9 +60,7 @@ def test_a_strip_is_credited_with_its_own_gain_and_part_of_later_ones() -> None:
 
 
 @thorough
-def test_samples_become_more_real_and_the_average_is_saved(
-    data: tuple, options: list[str], tmp_path: Path
-) -> None:
+def test_samples_become_more_real_and_the_average_is_saved(data, options, tmp_path):
     images, labels = data
     history = refine_mnist.main([*options, "--rounds", "6", "--average", "0.9"])
     assert len(history) == 6
@@ -83,9 +78,7 @@ def test_samples_become_more_real_and_the_average_is_saved(
 
 
 @thorough
-def test_what_the_critic_praises_becomes_more_likely(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_critic_praises_becomes_more_likely(options, tmp_path, monkeypatch):
     def brightness(sign: int) -> float:
         """Mean level of samples after refining for a critic that praises light (+1) or dark (-1) images."""
 
@@ -111,9 +104,7 @@ def test_the_seed_decides(options: list[str]) -> None:
 
 
 @thorough
-def test_ctrl_c_keeps_the_last_round(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_the_last_round(options, tmp_path, monkeypatch):
     monkeypatch.setattr(refine_mnist, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
     assert len(refine_mnist.main(options)) == 1
     checkpoint.load(tmp_path / "refined.safetensors")

@@ -1,7 +1,5 @@
 """The training example learns, writes a loadable checkpoint, and refuses a wrong data file."""
 
-from __future__ import annotations
-
 import math
 import struct
 from pathlib import Path
@@ -18,10 +16,11 @@ from tests.examples import interrupted_at_its_second_call
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Black images with a white column whose position is the label's."""
+    """Black images with a white column whose position is the label's, which are in data.npz, too."""
     labels = np.arange(70, dtype=np.uint8) % 3
     images = np.zeros((70, 7, 5), np.uint8)
     images[np.arange(70), :, labels + 1] = 255
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
     return dict(images=images, labels=labels)
 
 
@@ -32,7 +31,6 @@ def options(folder: Path, **more: object) -> list[str]:
 
 
 def test_learns_and_writes_the_best_epoch(data: dict, tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", **data)
     history = train_mnist.main(options(tmp_path))
     assert len(history) == 4
     assert min(history) < 0.7 * history[0]
@@ -45,10 +43,7 @@ def test_learns_and_writes_the_best_epoch(data: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["row_lstm", "diagonal_bilstm"])
-def test_a_pixel_rnn_learns_binarised_digits(
-    data: dict, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture
-) -> None:
-    np.savez(tmp_path / "data.npz", **data)
+def test_a_pixel_rnn_learns_binarised_digits(data, tmp_path, kind, capsys):
     history = train_mnist.main(options(tmp_path, model=kind, layers=1, hidden=6))
     assert min(history) < 0.8 * history[0]
     model = checkpoint.load(tmp_path / "model.safetensors")
@@ -89,14 +84,12 @@ def test_reads_mnist_through_torchvision(data: dict, tmp_path: Path) -> None:
 
 
 def test_the_seed_decides(data: dict, tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", **data)
     runs = [train_mnist.main(options(tmp_path, epochs=1, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
     assert runs[0] != pytest.approx(runs[2], rel=1e-5)
 
 
 def test_resume_goes_on_from_the_weights(data: dict, tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", **data)
     history = train_mnist.main(options(tmp_path, out=tmp_path / "first.safetensors"))
     resumed = train_mnist.main(options(tmp_path, epochs=1, lr=1e-4, resume=tmp_path / "first.safetensors"))
     assert resumed[0] < 1.1 * min(history) < 0.5 * history[0]
@@ -115,10 +108,7 @@ def test_the_average_follows_slowly() -> None:
     assert average.num_batches_tracked == 7 and (model.weight == 2).all()
 
 
-def test_the_best_epoch_need_not_be_the_last(
-    data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.savez(tmp_path / "data.npz", **data)
+def test_the_best_epoch_need_not_be_the_last(data, tmp_path, monkeypatch):
     bits = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(train_mnist, "bits_per_dim", lambda *_: next(bits))
     assert train_mnist.main(options(tmp_path, epochs=3)) == [3, 1, 2]
@@ -133,14 +123,12 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_minutes_stop_it(data: dict, tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", **data)
     history = train_mnist.main(options(tmp_path, epochs=100_000, minutes=0.01))
     assert 1 <= len(history) < 1000
     checkpoint.load(tmp_path / "model.safetensors")
 
 
 def test_ctrl_c_keeps_the_best_epoch(data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez(tmp_path / "data.npz", **data)
     monkeypatch.setattr(train_mnist, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
     history = train_mnist.main(options(tmp_path))
     assert len(history) == 1
@@ -160,9 +148,7 @@ def test_ctrl_c_keeps_the_best_epoch(data: dict, tmp_path: Path, monkeypatch: py
         (dict(images=np.array([None] * 70)), "allow_pickle"),
     ],
 )
-def test_wrong_arrays(
-    data: dict, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
-) -> None:
+def test_wrong_arrays(data, tmp_path, capsys, change, message):
     arrays = {name: array for name, array in (data | change).items() if array is not None}
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(SystemExit):
@@ -177,6 +163,7 @@ def test_wrong_files_and_options(data: dict, tmp_path: Path, capsys: pytest.Capt
             train_mnist.main(options(tmp_path, **more))
         return capsys.readouterr().err
 
+    (tmp_path / "data.npz").unlink()
     assert "no such file" in error()
     (tmp_path / "data.npz").write_bytes(b"")
     assert "numpy.savez" in error()

@@ -1,7 +1,5 @@
 """How outputs are read: every layout, what is inferred, and what is refused with the alternatives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -15,6 +13,8 @@ from pixelcnn_fast.heads import LAYOUTS, Bernoulli, Categorical
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
+from tests.system.agreement import assert_runtimes_agree, noise
+from tests.system.networks import Written
 
 RUNTIMES: list[RuntimeName] = ["eager", "cpu"] if native() else ["eager"]
 LEVELS = 7
@@ -52,16 +52,8 @@ def sampler_of(output=lambda x: x, channels: int = 2, **how) -> Sampler:
     return Sampler(Net(channels, output).double(), (channels, 4, 5), **(how or {"levels": LEVELS}))
 
 
-def noise(n: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
 def assert_all_runtimes_agree(sampler: Sampler, n: int = 4) -> torch.Tensor:
-    u = noise(n, sampler.shape)
-    naive = sampler.sample(n, noise=u, runtime="reference")
-    for runtime in RUNTIMES:
-        assert torch.equal(sampler.sample(n, noise=u, runtime=runtime), naive), runtime
-    return naive
+    return assert_runtimes_agree(sampler, n, runtimes=RUNTIMES)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -357,17 +349,10 @@ def test_a_probability_of_0_has_a_logit_in_any_dtype(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("closing", [lambda x: x.softmax(1), lambda x: x.log_softmax(1).exp()])
 def test_probabilities_of_a_model_in_any_dtype(dtype, closing):
-    class Closed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv, self.last = MaskedConv2d(1, 6, 3, "A"), nn.Conv2d(6, 4, 1)
-
-        def forward(self, x):
-            return closing(4 * self.last(torch.tanh(self.conv(x.to(self.last.weight)))))
-
+    layers = dict(conv=MaskedConv2d(1, 6, 3, "A"), last=nn.Conv2d(6, 4, 1))
+    model = Written(lambda net, x: closing(4 * net.last(torch.tanh(net.conv(x.to(net.last.weight))))), **layers)
     head = heads.Categorical(4, probabilities=True)
-    sampler = Sampler(Closed().to(dtype), (1, 5, 6), head=head, image_form="levels")
+    sampler = Sampler(model.to(dtype), (1, 5, 6), head=head, image_form="levels")
     images = torch.randint(4, (20, 1, 5, 6))
     found, expected = (sampler.logits(images, runtime=r).double().softmax(-1) for r in ("eager", "reference"))
     assert (found - expected).abs().sum(-1).max() < 16 * torch.finfo(dtype).eps

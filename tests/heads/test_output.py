@@ -1,7 +1,5 @@
 """Models that return more than their logits: which part is read, and what is said where that is not clear."""
 
-from __future__ import annotations
-
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from functools import cache

@@ -155,9 +155,7 @@ def test_its_distance_is_that_of_log_densities() -> None:
 
 
 @pytest.mark.parametrize(("log_density", "expected"), [(0.5, 0.1), (-1, 0.1), (4, 0.025), (-4, 0.025)])
-def test_its_distance_is_the_greatest_and_relative_to_large_log_densities(
-    log_density: float, expected: float
-) -> None:
+def test_its_distance_is_the_greatest_and_relative_to_large_log_densities(log_density, expected):
     """Here, one example and one of its two values tell the distributions apart."""
     calls = iter(range(99))
 
@@ -229,8 +227,7 @@ def test_a_leak_is_found() -> None:
     """One draw gives both channels, so neither may be seen at its own pixel."""
     check_causal(Net(), SHAPE, head=Pair(), image_form="levels")
     net = Net()
-    with torch.no_grad():
-        net.first.mask[0, 1, 1, 1] = 1
+    net.first.mask.data[0, 1, 1, 1] = 1
     with pytest.raises(ValueError, match="first: .*own pixel"):
         Sampler(net, SHAPE, head=Pair(), image_form="levels")
 
@@ -303,9 +300,7 @@ def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_otherwise()
     ],
 )
 @needs_native
-def test_a_head_that_the_compiled_runtimes_would_misread_is_left_to_eager(
-    native: str, value_dtype: torch.dtype, why: str
-) -> None:
+def test_a_head_that_the_compiled_runtimes_would_misread_is_left_to_eager(native, value_dtype, why):
     class Other(Categorical):
         pass
 

@@ -1,7 +1,5 @@
 """Groups of channels, and masks made of them: no colour leaks, none is starved, whatever the widths."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -47,7 +45,6 @@ def test_masks_at_the_centre_follow_the_groups_and_elsewhere_all_colours_are_see
 
 def test_a_residual_block_that_widens_keeps_the_order():
     """Even where neither width is a multiple of 3."""
-    torch.manual_seed(0)
     groups = channel_groups(4, 3, "thirds"), channel_groups(8, 3, "thirds")
     block = ResidualBlock(4, 8, groups).double().eval()
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)

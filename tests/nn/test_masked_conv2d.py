@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -28,7 +26,6 @@ def test_rectangular_kernels_and_dilation():
 
 @pytest.mark.parametrize("mask_type", ["A", "B"])
 def test_equals_the_reference_and_a_strided_input(mask_type):
-    torch.manual_seed(0)
     fast, plain = (
         MaskedConv2d(33, 5, 3, mask_type).double(),
         reference.MaskedConv2d(33, 5, 3, mask_type).double(),
@@ -42,7 +39,6 @@ def test_equals_the_reference_and_a_strided_input(mask_type):
 
 
 def test_reading_never_changes_the_weights_and_gradients_reach_only_live_ones():
-    torch.manual_seed(0)
     conv = MaskedConv2d(2, 3, 3, "A")
     before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
     assert conv.weight[conv.mask == 0].abs().min() > 0  # dead weights exist
@@ -55,11 +51,9 @@ def test_reading_never_changes_the_weights_and_gradients_reach_only_live_ones():
 
 
 def test_dead_weights_do_not_matter():
-    torch.manual_seed(0)
     conv, x = MaskedConv2d(2, 3, 5, "B"), torch.randn(2, 2, 6, 6)
     expected = conv(x)
-    with torch.no_grad():
-        conv.weight[conv.mask == 0] = 1e6
+    conv.weight.data[conv.mask == 0] = 1e6
     assert torch.equal(conv(x), expected)
 
 

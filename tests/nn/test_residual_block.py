@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from tests.tolerances import assert_identical_up_to_rounding
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("widths", [(6, 6), (6, 9), (9, 6)])
 def test_equals_the_reference(widths: tuple[int, int], training: bool, order: ChannelOrder | None) -> None:
-    torch.manual_seed(0)
     groups = None
     if order is not None:
         groups = channel_groups(widths[0], 3, order), channel_groups(widths[1], 3, order)
@@ -30,7 +27,6 @@ def test_equals_the_reference(widths: tuple[int, int], training: bool, order: Ch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_gives_the_same_dtype_with_and_without_gradients(dtype: torch.dtype) -> None:
     """A residual in float32 makes the sum float32, as in plain PyTorch."""
-    torch.manual_seed(0)
     block, x = ResidualBlock(4, 4).eval(), torch.randn(2, 4, 6, 5, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         with_gradients = block(x)

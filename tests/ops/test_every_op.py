@@ -1,7 +1,5 @@
 """What holds for every op: its registration with PyTorch, and its derivatives, against finite differences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Memory of large results, which is kept and handed out again."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The recurrences of PixelRNN, against a loop over single pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -112,9 +110,7 @@ BACKENDS = [*on_each_isa("compiled"), ("reference", "")]
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("backend", "isa"), BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_equals_a_loop_over_pixels(
-    name: str, backend: str, isa: str, dtype: torch.dtype, learned: bool
-) -> None:
+def test_equals_a_loop_over_pixels(name, backend, isa, dtype, learned):
     """All results together, relative to their size, since the error of a few numbers is luck."""
     function, taps, definition = CASES[name]
     parts: list[list[Tensor]] = [[], [], []]

@@ -4,8 +4,6 @@ The real functions are called on tensors without memory, and each launch compile
 Only the kernels that a large batch runs are compiled; PIXELCNN_FAST_EVERY_KERNEL=1 compiles all, which takes minutes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

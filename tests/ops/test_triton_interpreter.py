@@ -1,7 +1,5 @@
 """Runs the Triton tests in Triton's interpreter, which needs no GPU."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The Triton convolutions against plain torch and float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -86,7 +84,6 @@ def test_weights_are_read_at_each_call(write):
 @pytest.mark.parametrize("dtype", few(DTYPES, 1), ids=str)
 @pytest.mark.parametrize("name", tiered(CASES, lambda name: name != "mask A 7x7"))
 def test_forward_and_both_gradients(name, dtype):
-    torch.manual_seed(0)
     shape, out_channels, kernel, taps, dilation, padding = CASES[name]
     layout = {torch.float32: "channels last", torch.bfloat16: "contiguous", torch.float16: "view"}[dtype]
     x = strided(random(*shape, dtype=dtype), layout)
@@ -137,7 +134,6 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_epilogue(activation):
-    torch.manual_seed(0)
     dtype = DTYPES[list(ACTIVATIONS).index(activation) % 3]
     x = strided(random(2, 5, 7, 5, dtype=dtype), "channels last" if activation == "relu" else "contiguous")
     mask = mask_of(MASK_B_3x3, (3, 3), dtype=dtype)

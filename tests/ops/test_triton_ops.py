@@ -1,7 +1,5 @@
 """The operators on Triton, as users call them, against plain torch and float64, with their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -120,7 +118,7 @@ def test_nll_whose_gradient_is_one_number_for_all_images() -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize("reverse", [None, False, True])
+@pytest.mark.parametrize("reverse", few([None, False, True], 1))
 def test_recurrences(reverse: bool | None, dtype: torch.dtype) -> None:
     """Weights and states may have gaps."""
     taps = 3 if reverse is None else 2

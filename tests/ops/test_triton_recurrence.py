@@ -1,7 +1,5 @@
 """The Triton recurrences against plain torch and float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
@@ -73,14 +71,7 @@ def by_reference(name: str, given: list[Tensor | None], grad: Tensor) -> Results
     ids=str,
 )
 @pytest.mark.parametrize("name", tiered(CASES, lambda name: name in ("rows", "diagonals from the right")))
-def test_forward_and_backward(
-    name: str,
-    size: tuple[int, int],
-    hidden: int,
-    dtype: torch.dtype,
-    learned: bool,
-    layout: torch.memory_format,
-) -> None:
+def test_forward_and_backward(name, size, hidden, dtype, learned, layout):
     rounded = [x if x is None else x.to(dtype) for x in inputs(hidden, CASES[name][0], 2, size, learned)]
     grad = torch.randn(2, hidden, *size).to(dtype)
 

@@ -1,7 +1,5 @@
 """Which tiles the Triton kernels take on a GPU, which need not be there, and how they multiply."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Two convolutions in a row become one where that is cheaper and means the same."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

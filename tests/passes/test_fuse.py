@@ -1,7 +1,5 @@
 """Steps join what they read, batch norms and sums join its weights, and the program means what it did."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

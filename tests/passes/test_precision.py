@@ -1,7 +1,5 @@
 """A program in another dtype: every constant, and nothing else."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

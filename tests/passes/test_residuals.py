@@ -1,7 +1,5 @@
 """Convolutions read what a residual sum is made of, where that is allowed and worth it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Recorded calls: what they need, how they run for batches of other sizes, and what is computed only once."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

@@ -1,7 +1,5 @@
 """Receptive fields read off the weights, against the ones that autograd sees: nothing leaks, nothing is starved."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

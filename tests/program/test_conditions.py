@@ -1,7 +1,5 @@
 """Labels fed to a network in the ways people do it: other labels give other images, and the right ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +7,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import Unsupported
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.system.networks import ABOVE, HERE, LEFT, Masked
 
 LEVELS, CLASSES, SHAPE = 5, 4, (1, 4, 5)
@@ -119,15 +118,11 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_every_label_gives_the_naive_images(name):
     sampler = Sampler(Net(BODIES[name]).double(), SHAPE, levels=LEVELS, image_form="unit")
-    u = torch.rand(1, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(
-        5, -1, -1, -1
-    )
-    labels = torch.tensor([0, 3, 1, 2, 2])
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
+    u, labels = noise(1, SHAPE).expand(5, -1, -1, -1), torch.tensor([0, 3, 1, 2, 2])
+    naive = assert_runtimes_agree(
+        sampler, 5, u=u, labels=labels, batch_sizes=(2, 5)
+    )  # recorded calls run again
     assert len(naive.unique(dim=0)) > 2
-    for runtime in ("eager", "auto"):
-        for size in (2, 5):  # the recorded calls run again for each group of two
-            assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime, batch_size=size), naive)
 
 
 REFUSED = {
@@ -135,6 +130,18 @@ REFUSED = {
     "assigned by label": (
         lambda net, h, y: (h.__setitem__(y, 0), h)[1],
         r"index_\w+: one of its arguments depends on the condition",
+    ),
+    "a branch": (
+        lambda net, h, y: added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1),
+        "model: an if on what depends on the labels: it falls otherwise for label 3",
+    ),
+    "read by Python": (
+        lambda net, h, y: added(h, torch.stack([net.embedding.weight[i] for i in y.tolist()])),
+        r"tolist\(\) in model of a tensor that depends on the labels",
+    ),
+    "those of other images": (
+        lambda net, h, y: added(h, net.embedding(y) - net.embedding(y).mean(0)),
+        "depends on the other images of the batch",
     ),
     "one for the whole batch": (
         lambda net, h, y: h + net.embedding(y).mean(0)[:, None, None],
@@ -150,36 +157,9 @@ def test_what_is_refused(name):
         Sampler(Net(body).double(), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def test_a_branch_on_the_label_is_refused():
-    def body(net, h, y):
-        return added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1)
-
-    with pytest.raises(
-        Unsupported, match="model: an if on what depends on the labels: it falls otherwise for label 3"
-    ):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
 def test_a_branch_that_falls_alike_for_all_labels_is_followed():
     def body(net, h, y):
         assert 0 <= y.min() and y.max() < CLASSES
         return added(h, net.embedding(y))
 
     Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
-def test_labels_that_python_reads_are_refused():
-    def body(net, h, y):
-        return added(h, torch.stack([net.embedding.weight[i] for i in y.tolist()]))
-
-    with pytest.raises(Unsupported, match=r"tolist\(\) in model of a tensor that depends on the labels"):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
-
-
-def test_what_depends_on_the_labels_of_other_images_is_refused():
-    def body(net, h, y):
-        e = net.embedding(y)
-        return added(h, e - e.mean(0))
-
-    with pytest.raises(Unsupported, match="depends on the other images of the batch"):
-        Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")

@@ -1,7 +1,5 @@
 """What a program costs, as its listing says it."""
 
-from __future__ import annotations
-
 import torch
 
 from pixelcnn_fast.passes.pipeline import phased

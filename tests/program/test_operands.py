@@ -1,7 +1,5 @@
 """Operands that lie at another pixel: what a program means, what it sees, and that passes keep both."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Recurrences of a program: which instructions they are, in which order they walk, and what their values see."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +21,7 @@ from pixelcnn_fast.program.recurrence import components, recurrent
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.needs import RUNTIMES
+from tests.system.agreement import assert_runtimes_agree, noise
 from tests.tiers import few
 
 C, LEVELS, SHAPE = 4, 3, (1, 5, 6)
@@ -87,12 +86,10 @@ def program_of(net: nn.Module) -> Program:
 @pytest.mark.parametrize("name", few(LAYERS, 7))
 def test_all_runtimes_give_the_naive_images(name: str) -> None:
     sampler = Sampler(Net(LAYERS[name]()), SHAPE, image_form="unit")
-    u = torch.rand(6, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    naive = sampler.sample(6, noise=u, runtime="reference")
+    u = noise(6, SHAPE)
+    naive = assert_runtimes_agree(sampler, 6, u=u, batch_sizes=(1, 4, 6))
     assert len(naive.unique()) == LEVELS
     for runtime in ("eager", "auto"):
-        for size in (1, 4, 6):
-            assert torch.equal(sampler.sample(6, noise=u, runtime=runtime, batch_size=size), naive)
         known = torch.rand(SHAPE[1:], generator=torch.Generator().manual_seed(1)) < 0.5
         assert torch.equal(sampler.complete(naive, known, noise=u, runtime=runtime), naive)
         _, found = sampler.sample(6, noise=u, runtime=runtime, top_k=2, log_probability=True)
@@ -106,10 +103,7 @@ def test_states_may_be_the_logits() -> None:
             return self.layer(self.first(F.pad(x, (3, 0, 1, 0)))[..., :-1])
 
     sampler = Sampler(States(RowLSTM(C, LEVELS)), SHAPE, image_form="unit")
-    u = torch.rand(3, *SHAPE, dtype=torch.float64)
-    naive = sampler.sample(3, noise=u, runtime="reference")
-    for runtime in ("eager", "auto"):
-        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+    assert_runtimes_agree(sampler)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -1,7 +1,5 @@
 """Products of truth values, of which those that are all true, or an identity, are taken in another way."""
 
-from __future__ import annotations
-
 from itertools import product as pairs
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every kind of step on every runtime, against its formula in PyTorch. A new kind is tested without a change here."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,6 @@
 """Programs that break a rule are refused, and the error names the rule."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,91 +33,47 @@ def program(*instructions: Instruction) -> Program:
 
 VALID = program(LEVELS, CONV, GATE, LOGITS)
 INDEX = torch.zeros(4, 5, 3, dtype=torch.long)
+
+
+def changing(**changes: dict[str, Any]) -> Program:
+    """The valid one, with other fields of instructions, by their names."""
+    return program(*(replace(i, **changes.get(i.name, {})) for i in VALID.instructions))
+
+
+def stepping(kind: Any, **operands: Any) -> Program:
+    """Its gate has this step."""
+    return changing(gate=dict(steps=(Step(kind, **operands),)))
+
+
 BROKEN = {
     "used before it is defined": (program(LEVELS, GATE, CONV, LOGITS), "defined before it is read"),
-    "a value that is not there": (
-        program(LEVELS, CONV, replace(GATE, base=Read(9, 0, -1), steps=()), LOGITS),
-        "%9 is defined",
-    ),
-    "defined twice": (program(LEVELS, CONV, replace(GATE, out=1), LOGITS), "defined once"),
+    "a value that is not there": (changing(gate=dict(base=Read(9, 0, -1), steps=())), "%9 is defined"),
+    "defined twice": (changing(gate=dict(out=1)), "defined once"),
     "no such output": (replace(VALID, outputs=(7,)), "output %7 is not defined"),
     "too few outputs": (replace(VALID, parameters=4), "3 channels in all, expected 4"),
     "a read output": (replace(VALID, outputs=(2,)), "nobody reads the outputs"),
-    "a tap's rows": (
-        program(LEVELS, replace(CONV, taps=(Tap(0, 0, -1, weight(2, 4)),)), GATE, LOGITS),
-        r"\[1, 4\]",
-    ),
-    "a bias": (program(LEVELS, replace(CONV, bias=weight(3)), GATE, LOGITS), r"not \[3\]"),
-    "a dtype": (
-        program(LEVELS, replace(CONV, bias=weight(4, dtype=torch.float32)), GATE, LOGITS),
-        "not torch.float32",
-    ),
-    "a device": (
-        program(LEVELS, replace(CONV, bias=weight(4).to("meta")), GATE, LOGITS),
-        "not torch.float64 on meta",
-    ),
-    "an operand's channels": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("add", value=Read(0)),)), LOGITS),
-        "as many channels",
-    ),
-    "a pick that falls": (
-        program(LEVELS, CONV, replace(GATE, pick=torch.tensor([1, 0, 2, 3])), LOGITS),
-        "rise",
-    ),
-    "a base's channels": (
-        program(LEVELS, CONV, replace(GATE, channels=3, steps=()), LOGITS),
-        "its base's channels",
-    ),
-    "an image channel": (
-        program(replace(LEVELS, pick=torch.tensor([1])), CONV, GATE, LOGITS),
-        "rise and exist",
-    ),
-    "an image channel below 0": (
-        program(replace(LEVELS, pick=torch.tensor([-1])), CONV, GATE, LOGITS),
-        "rise and exist",
-    ),
-    "a scale alone": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4)),)), LOGITS),
-        "its kind declares",
-    ),
-    "a scale": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4), shift=weight(3)),)), LOGITS),
-        r"not \[3\]",
-    ),
-    "an unknown step": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("log_softmax"),)), LOGITS),
-        "declares, not",
-    ),
-    "a missing operand": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("add"),)), LOGITS),
-        "its kind declares",
-    ),
-    "an operand too many": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=Read(1)),)), LOGITS),
-        "its kind declares",
-    ),
-    "no channels": (program(replace(LEVELS, channels=0), CONV, GATE, LOGITS), "a value has channels"),
+    "a tap's rows": (changing(conv=dict(taps=(Tap(0, 0, -1, weight(2, 4)),))), r"\[1, 4\]"),
+    "a bias": (changing(conv=dict(bias=weight(3))), r"not \[3\]"),
+    "a dtype": (changing(conv=dict(bias=weight(4, dtype=torch.float32))), "not torch.float32"),
+    "a device": (changing(conv=dict(bias=weight(4).to("meta"))), "not torch.float64 on meta"),
+    "an operand's channels": (stepping("add", value=Read(0)), "as many channels"),
+    "a pick that falls": (changing(gate=dict(pick=torch.tensor([1, 0, 2, 3]))), "rise"),
+    "a base's channels": (changing(gate=dict(channels=3, steps=())), "its base's channels"),
+    "an image channel": (changing(input=dict(pick=torch.tensor([1]))), "rise and exist"),
+    "an image channel below 0": (changing(input=dict(pick=torch.tensor([-1]))), "rise and exist"),
+    "a scale alone": (stepping("affine", scale=weight(4)), "its kind declares"),
+    "a scale": (stepping("affine", scale=weight(4), shift=weight(3)), r"not \[3\]"),
+    "an unknown step": (stepping("log_softmax"), "declares, not"),
+    "a missing operand": (stepping("add"), "its kind declares"),
+    "an operand too many": (stepping("relu", value=Read(1)), "its kind declares"),
+    "no channels": (changing(input=dict(channels=0)), "a value has channels"),
     "no output": (replace(VALID, outputs=()), "there is at least one"),
     "an output twice": (replace(VALID, outputs=(3, 3), parameters=6), "each is another value"),
-    "a table of one row": (
-        program(replace(LEVELS, table=weight(9)), CONV, GATE, LOGITS),
-        "a row for each level",
-    ),
-    "a table's width": (
-        program(replace(LEVELS, table=weight(9, 2)), CONV, GATE, LOGITS),
-        "as many as the table is wide",
-    ),
-    "a table's dtype": (
-        program(replace(LEVELS, table=weight(9, 1, dtype=torch.float32)), CONV, GATE, LOGITS),
-        "not torch.float32",
-    ),
+    "a table of one row": (changing(input=dict(table=weight(9))), "a row for each level"),
+    "a table's width": (changing(input=dict(table=weight(9, 2))), "as many as the table is wide"),
+    "a table's dtype": (changing(input=dict(table=weight(9, 1, dtype=torch.float32))), "not torch.float32"),
     "a condition's frame": (
-        program(
-            LEVELS,
-            CONV,
-            replace(GATE, steps=(Step("add_condition", condition=ConditionOperand(0, INDEX, True)),)),
-            LOGITS,
-        ),
+        stepping("add_condition", condition=ConditionOperand(0, INDEX, True)),
         r"\[4, 5, 4\]",
     ),
 }
@@ -130,6 +85,12 @@ def test_a_broken_program_is_refused_by_its_rule(name: str) -> None:
     broken, rule = BROKEN[name]
     with pytest.raises(InvalidProgram, match=rule):
         verify(broken)
+
+
+def assert_refused(valid: PhasedProgram, breaks: Callable[[PhasedProgram], PhasedProgram], rule: str) -> None:
+    verify(valid)
+    with pytest.raises(InvalidProgram, match=rule):
+        verify(breaks(valid))
 
 
 def phased() -> PhasedProgram:
@@ -228,10 +189,7 @@ BROKEN_PHASES = {
 
 @pytest.mark.parametrize("name", BROKEN_PHASES)
 def test_a_broken_phased_program_is_refused_by_its_rule(name: str) -> None:
-    verify(phased())
-    breaks, rule = BROKEN_PHASES[name]
-    with pytest.raises(InvalidProgram, match=rule):
-        verify(breaks(phased()))
+    assert_refused(phased(), *BROKEN_PHASES[name])
 
 
 def from_the_right(dy: int) -> list[Instruction]:
@@ -281,11 +239,8 @@ BROKEN_SCANS = {
 
 @pytest.mark.parametrize("name", BROKEN_SCANS)
 def test_a_broken_scan_is_refused_by_its_rule(name: str) -> None:
-    verify(scanning())
     assert [i.scan for i in scanning().instructions if i.scan] == [Scan(0, True)] * 2 + [Scan(1, False)] * 2
-    breaks, rule = BROKEN_SCANS[name]
-    with pytest.raises(InvalidProgram, match=rule):
-        verify(breaks(scanning()))
+    assert_refused(scanning(), *BROKEN_SCANS[name])
 
 
 def scanning_before() -> PhasedProgram:
@@ -310,13 +265,10 @@ BROKEN_SCANS_BEFORE = {
 
 @pytest.mark.parametrize("name", BROKEN_SCANS_BEFORE)
 def test_a_broken_scan_before_its_row_is_refused_by_its_rule(name: str) -> None:
-    verify(scanning_before())
     scan = [i for i in scanning_before().instructions if i.scan]
     assert [i.out for i in scan] == [4, 5] and all(i.phase is Phase.ROW for i in scan)
     assert scanning_before().wavefront is None
-    breaks, rule = BROKEN_SCANS_BEFORE[name]
-    with pytest.raises(InvalidProgram, match=rule):
-        verify(breaks(scanning_before()))
+    assert_refused(scanning_before(), *BROKEN_SCANS_BEFORE[name])
 
 
 def test_an_output_that_needs_its_row_finished_is_refused() -> None:

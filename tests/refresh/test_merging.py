@@ -1,7 +1,5 @@
 """Merged calls give what the recorded ones give, bit by bit, and are fewer."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable

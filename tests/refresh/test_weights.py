@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from pixelcnn_fast.refresh.reevaluation import Reevaluation
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.system.foreign import NETWORKS
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.system.networks import ABOVE, LEFT, Masked, Written, pixelcnn
+from tests.tiers import few
 
 
 def weights_of(program: Compiled) -> list[Tensor]:
@@ -52,7 +54,7 @@ def named(model: nn.Module) -> dict[str, Tensor]:
     return {name: x.double() if x.is_floating_point() else x for name, x in Contents(model).tensors.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float64, torch.float32], 1))
 @pytest.mark.parametrize("name", ["in-place masks", "weight norm", "cropped shifts", "channels last", "thirds"])
 def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
     network = NETWORKS[name]
@@ -89,23 +91,17 @@ def test_a_weight_that_is_zero_no_longer_is_found() -> None:
     assert again(first, named(model)) is None
 
 
-class Reading(nn.Module):
+def reading(read: Callable[[Any], float | Tensor]) -> Written:
     """Python reads something off its weights."""
-
-    gain: Tensor
-
-    def __init__(self, read: Callable[[Reading], float | Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv_in, self.conv_out = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
-        self.register_buffer("gain", torch.tensor(3))
-        self.read = read
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(torch.relu(self.read(self) * self.conv_in(x.to(self.conv_in.weight.dtype))))
+    layers = dict(conv_in=Masked(1, 6, [*ABOVE, *LEFT]), conv_out=nn.Conv2d(6, 5, 1))
+    return Written(
+        lambda net, x: net.conv_out(torch.relu(read(net) * net.conv_in(x.to(net.conv_in.weight.dtype)))),
+        gain=torch.tensor(3),
+        **layers,
+    )
 
 
-def written_over(net: Reading) -> Tensor:
+def written_over(net: Any) -> Tensor:
     """Numbers chosen by a mask, part of which is written anew before it is used."""
     bias = net.conv_in.get_parameter("bias").detach()
     mask = bias > bias[0]
@@ -127,10 +123,8 @@ def written_over(net: Reading) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_weights_that_python_has_read_must_stay(
-    read: Callable[[Reading], float | Tensor], dtype: torch.dtype
-) -> None:
-    model = Reading(read).to(dtype)
+def test_weights_that_python_has_read_must_stay(read, dtype):
+    model: Any = reading(read).to(dtype)
     first = compile_model(WrappedModel(model, (1, 4, 5), levels=5))
     same = copy.deepcopy(model)
     with torch.no_grad():
@@ -170,22 +164,14 @@ def test_weights_may_be_laid_out_in_any_way(laid_out: Callable[[nn.Module], dict
 
 
 def test_parameters_may_share_a_storage() -> None:
-    class Sharing(nn.Module):
-        a: Tensor
-        b: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv_in, self.conv_out = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
-            both = torch.rand(12)
-            self.register_buffer("a", both[:6].view(6, 1, 1))
-            self.register_buffer("b", both[6:].view(6, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv_out(torch.relu(self.a * self.conv_in(x.to(self.a)) + self.b))
-
-    model = Sharing()
+    both = torch.rand(12)
+    model: Any = Written(
+        lambda net, x: net.conv_out(torch.relu(net.a * net.conv_in(x.to(net.a)) + net.b)),
+        conv_in=Masked(1, 6, [*ABOVE, *LEFT]),
+        conv_out=nn.Conv2d(6, 5, 1),
+        a=both[:6].view(6, 1, 1),
+        b=both[6:].view(6, 1, 1),
+    )
     other = copy.deepcopy(model)
     other.a.mul_(2)
     other.b.mul_(3)

@@ -1,7 +1,5 @@
 """Networks of tests are rewritten however small they are, and nothing that one has compiled is left to the next."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

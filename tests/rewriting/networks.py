@@ -1,7 +1,5 @@
 """What tests of rewriting share: networks that do what they are given, and how they are compared with compiled ones."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -61,6 +59,11 @@ class Programmed(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self.conv.weight
+
+
+def in_order(*steps: Any) -> Any:
+    """What the last of these steps gives, as arguments are computed in order."""
+    return steps[-1]
 
 
 def images(width: int = 6) -> Tensor:

@@ -1,7 +1,5 @@
 """What the backend compiles computes what it did, in training and in inference, also after its weights have moved."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +18,15 @@ from pixelcnn_fast.rewriting import pipeline
 from pixelcnn_fast.rewriting.backend import Backend
 from pixelcnn_fast.rewriting.captured_graph import CapturedGraph
 from tests.needs import needs_native
-from tests.rewriting.networks import Programmed, check, compiled_copy, images, outputs_and_gradients, times
+from tests.rewriting.networks import (
+    Programmed,
+    check,
+    compiled_copy,
+    images,
+    in_order,
+    outputs_and_gradients,
+    times,
+)
 from tests.tiers import few, thorough
 
 CONVOLUTION, GATE = "masked_conv2d", "gated_activation"
@@ -32,60 +38,10 @@ class MaskedInPlace(Masked):
         return self.conv(x)
 
 
-def written_before(m: Any, x: Tensor) -> Tensor:
-    product = m.weight * m.mask
-    m.weight.detach().add_(0.1)
-    return m.convolved(x, product)
-
-
 def product_written(m: Any, x: Tensor) -> Tensor:
     product = m.weight.detach() * m.mask
     product[:, :, 2] = 1
     return m.convolved(x, product)
-
-
-def gate_written(m: Any, x: Tensor) -> Tensor:
-    features = m.convolved(x, m.weight).clone()
-    t = torch.tanh(features[:, :2])
-    features.detach().mul_(2)
-    return t * torch.sigmoid(features[:, 2:])
-
-
-def written_after(m: Any, x: Tensor) -> Tensor:
-    y = m.convolved(x, m.weight * m.mask)
-    m.weight.data.add_(0.1)
-    return y
-
-
-def gate_written_after(m: Any, x: Tensor) -> Tensor:
-    features = m.convolved(x, m.weight).clone()
-    gated = torch.tanh(features[:, :2]) * torch.sigmoid(features[:, 2:])
-    features.detach().mul_(2)
-    return gated
-
-
-def gate_with_relu(m: Any, x: Tensor) -> Tensor:
-    features = m.convolved(x, m.weight).clone()
-    t = torch.tanh(features[:, :2])
-    F.relu(features.detach(), True)
-    return t * torch.sigmoid(features[:, 2:])
-
-
-def rows(m: Any, x: Tensor) -> Tensor:
-    a, b = m.convolved(x, m.weight).chunk(2, 2)
-    return torch.tanh(a) * torch.sigmoid(b)
-
-
-def exchanged(m: Any, x: Tensor) -> Tensor:
-    a, b = m.convolved(x, m.weight).chunk(2, 1)
-    return torch.tanh(b) * torch.sigmoid(a)
-
-
-def checkpointed(m: Any, x: Tensor) -> Tensor:
-    def body(x: Tensor) -> Tensor:
-        return F.relu(m.convolved(x, m.weight * m.mask))
-
-    return checkpoint(body, x, use_reentrant=False)
 
 
 def without_gradients(m: Any, x: Tensor) -> Tensor:
@@ -105,10 +61,6 @@ def of_data(m: Any, x: Tensor) -> Tensor:
     return m.conv(x)
 
 
-def of_data_twice(m: Any, x: Tensor) -> Tensor:
-    return of_data(m, torch.tanh(of_data(m, x)))
-
-
 def new_data(m: Any, x: Tensor) -> Tensor:
     m.weight.data = m.weight.data * m.mask
     return m.conv(x)
@@ -120,27 +72,10 @@ def copied(m: Any, x: Tensor) -> Tensor:
     return m.conv(x)
 
 
-def filled(m: Any, x: Tensor) -> Tensor:
-    m.weight.data.masked_fill_(m.mask == 0, 0)
-    return m.conv(x)
-
-
-def masked_then_written(m: Any, x: Tensor) -> Tensor:
-    m.weight.data.mul_(m.mask)
-    m.weight.data.add_(0.1)
-    return m.conv(x)
-
-
 def masked_then_written_in_part(m: Any, x: Tensor) -> Tensor:
     m.weight.data.mul_(m.mask)
     m.weight.data[:, :, 2] = 0.1
     return m.conv(x)
-
-
-def mask_written(m: Any, x: Tensor) -> Tensor:
-    y = of_data(m, x)
-    m.mask.neg_()
-    return y
 
 
 def in_place_of_a_copy(m: Any, x: Tensor) -> Tensor:
@@ -161,48 +96,21 @@ def mask_that_learns(m: Any, x: Tensor) -> Tensor:
     return m.convolved(x, m.weight * m.learned)
 
 
-def gate(x: Tensor) -> Tensor:
-    a, b = x.chunk(2, 1)
+def gated(a: Tensor, b: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
-def condition_written(m: Any, x: Tensor) -> Tensor:
-    condition = m.condition * 1
-    y = gate(m.conv(x) + condition)
-    condition.detach().mul_(2)
-    return y
+def gate(x: Tensor) -> Tensor:
+    return gated(*x.chunk(2, 1))
 
 
-def sum_read_twice(m: Any, x: Tensor) -> Tensor:
-    total = m.conv(x) + m.condition
-    return gate(total) + total[:, :2]
-
-
-def halves_with_conditions(m: Any, x: Tensor) -> Tensor:
-    (a, b), (ca, cb) = m.conv(x).chunk(2, 1), m.condition.chunk(2, 1)
-    return torch.tanh(a + ca) * torch.sigmoid(cb + b)
-
-
-def halves_with_conditions_of_all(m: Any, x: Tensor) -> Tensor:
-    (a, b), (ca, cb) = m.conv(x).chunk(2, 1), m.condition_of_all.chunk(2, 1)
-    return torch.tanh(a + ca) * torch.sigmoid(cb + b)
+def halves(features: Tensor, condition: Tensor) -> Any:
+    return *features.chunk(2, 1), *condition.chunk(2, 1)
 
 
 def halves_with_maps(m: Any, x: Tensor) -> Tensor:
     y, z = m.conv(x), m.convolved(x, m.weight * m.mask)
     return torch.sigmoid(y[:, 2:] + z[:, 2:]) * torch.tanh(y[:, :2] + z[:, :2])
-
-
-def halves_with_exchanged_conditions(m: Any, x: Tensor) -> Tensor:
-    (a, b), (ca, cb) = m.conv(x).chunk(2, 1), m.condition.chunk(2, 1)
-    return torch.tanh(a + cb) * torch.sigmoid(b + ca)
-
-
-def halves_with_conditions_written(m: Any, x: Tensor) -> Tensor:
-    y, c = m.conv(x), m.condition * 1
-    a = y[:, :2] + c[:, :2]
-    c.detach().mul_(2)
-    return torch.tanh(a) * torch.sigmoid(y[:, 2:] + c[:, 2:])
 
 
 def product_without_gradients(m: Any, x: Tensor) -> Tensor:
@@ -237,18 +145,6 @@ def gate_without_gradients(m: Any, x: Tensor) -> Tensor:
     return y * x.mean()
 
 
-def low_rank(m: Any, x: Tensor) -> Tensor:
-    return m.convolved(x, (m.weight + (m.left @ m.right)[:, :, None, None]) * m.mask)
-
-
-def masked_where(m: Any, x: Tensor) -> Tensor:
-    return m.convolved(x, m.mask * m.weight * m.gains)
-
-
-def where_a_tensor_of_zero(m: Any, x: Tensor) -> Tensor:
-    return m.convolved(x, torch.where(m.mask > 0, m.weight, torch.tensor(0.0, dtype=torch.float64)))
-
-
 Program = Callable[[Any, Tensor], Any]
 # what a network does, by what of it is rewritten
 CONVOLUTIONS: dict[str, Program] = {
@@ -256,7 +152,7 @@ CONVOLUTIONS: dict[str, Program] = {
     "other order": lambda m, x: m.convolved(x, m.mask * m.weight),
     "gain of the result": lambda m, x: m.scalar * m.convolved(x, m.weight * m.mask),
     "gain of the weight": lambda m, x: m.convolved(x, m.gains * m.weight * m.mask),
-    "gain of the product": masked_where,
+    "gain of the product": lambda m, x: m.convolved(x, m.mask * m.weight * m.gains),
     "scale of the product": lambda m, x: m.convolved(x, m.weight * m.mask * 0.3 / 7),
     "two masks": lambda m, x: m.convolved(x, m.weight * m.mask * m.ones),
     "where": lambda m, x: m.convolved(x, torch.where(m.mask > 0, m.weight, 0.0)),
@@ -267,23 +163,31 @@ CONVOLUTIONS: dict[str, Program] = {
     "without gradients": without_gradients,
     "times equal": times_equal,
     "data": of_data,
-    "data, twice in a graph": of_data_twice,
+    "data, twice in a graph": lambda m, x: of_data(m, torch.tanh(of_data(m, x))),
     "new data": new_data,
     "copied": copied,
-    "filled": filled,
+    "filled": lambda m, x: in_order(m.weight.data.masked_fill_(m.mask == 0, 0), m.conv(x)),
     "in place of a copy": in_place_of_a_copy,
     "one mask for two": one_mask_for_two,
-    "low rank": low_rank,
+    "low rank": lambda m, x: m.convolved(x, (m.weight + (m.left @ m.right)[:, :, None, None]) * m.mask),
     "computed mask": lambda m, x: m.convolved(x, m.weight * (m.mask > 0).to(m.weight)),
     "weight used twice": lambda m, x: m.convolved(x, p := m.weight * m.mask) + p.sum(),
     "dropout": lambda m, x: F.dropout(m.convolved(x, m.weight * m.mask), 0.5, m.training),
     "another function in training": lambda m, x: m.convolved(x, m.weight * m.mask) * (1.1 if m.training else 1),
     "norm": lambda m, x: F.relu(m.norm(m.convolved(x, m.weight * m.mask))),
-    "weight written before": written_before,
-    "weight written after": written_after,
-    "checkpoint": checkpointed,
+    "weight written before": lambda m, x: in_order(
+        product := m.weight * m.mask, m.weight.detach().add_(0.1), m.convolved(x, product)
+    ),
+    "weight written after": lambda m, x: in_order(
+        y := m.convolved(x, m.weight * m.mask), m.weight.data.add_(0.1), y
+    ),
+    "checkpoint": lambda m, x: checkpoint(
+        lambda x: F.relu(m.convolved(x, m.weight * m.mask)), x, use_reentrant=False
+    ),
     "product without gradients": product_without_gradients,
-    "where a tensor of zero": where_a_tensor_of_zero,
+    "where a tensor of zero": lambda m, x: m.convolved(
+        x, torch.where(m.mask > 0, m.weight, torch.tensor(0.0, dtype=torch.float64))
+    ),
 }
 GATES: dict[str, Program] = {
     "gate partly without gradients": tanh_without_gradients,
@@ -301,34 +205,64 @@ GATES: dict[str, Program] = {
     "gate with a condition per image": lambda m, x: gate(x.mean((2, 3), keepdim=True) + m.conv(x)),
     "gate with a condition for all": lambda m, x: gate(m.conv(x) + m.condition_of_all),
     "gate with a condition for each": lambda m, x: gate(m.conv(x) + m.condition),
-    "gate of halves with conditions": halves_with_conditions,
+    "gate of halves with conditions": lambda m, x: (
+        lambda a, b, ca, cb: torch.tanh(a + ca) * torch.sigmoid(cb + b)
+    )(*halves(m.conv(x), m.condition)),
     "gate with a condition per pixel": lambda m, x: gate(m.conv(x) + m.condition_of_pixels),
-    "gate with a condition that is written": condition_written,
-    "gate of a sum that is read twice": sum_read_twice,
+    "gate with a condition that is written": lambda m, x: in_order(
+        c := m.condition * 1, y := gate(m.conv(x) + c), c.detach().mul_(2), y
+    ),
+    "gate of a sum that is read twice": lambda m, x: in_order(
+        total := m.conv(x) + m.condition, gate(total) + total[:, :2]
+    ),
 }
 UNTOUCHED: dict[str, Program] = {
     "where ones": lambda m, x: m.convolved(x, torch.where(m.mask > 0, m.weight, 1.0)),
-    "masked, then written": masked_then_written,
+    "masked, then written": lambda m, x: in_order(
+        m.weight.data.mul_(m.mask), m.weight.data.add_(0.1), m.conv(x)
+    ),
     "masked, then written in part": masked_then_written_in_part,
-    "mask written": mask_written,
+    "mask written": lambda m, x: in_order(y := of_data(m, x), m.mask.neg_(), y),
     "mask that learns": mask_that_learns,
     "learned mask": lambda m, x: m.convolved(x, m.weight * torch.sigmoid(m.soft)),
     "learned mask that has zeros": lambda m, x: m.convolved(x, m.weight * m.learned),
     "dropped weights": lambda m, x: m.convolved(x, m.weight * F.dropout(m.mask, 0.5, m.training)),
-    "gate written after": gate_written_after,
+    "gate written after": lambda m, x: in_order(
+        f := m.convolved(x, m.weight).clone(), y := gated(f[:, :2], f[:, 2:]), f.detach().mul_(2), y
+    ),
     "product written": product_written,
     "no mask": lambda m, x: m.convolved(x, m.weight * 2),
     "mask of ones": lambda m, x: m.convolved(x, m.weight * m.ones),
-    "gate of halves with exchanged conditions": halves_with_exchanged_conditions,
-    "gate of halves with conditions for all": halves_with_conditions_of_all,
-    "gate of halves with conditions that are written": halves_with_conditions_written,
+    "gate of halves with exchanged conditions": lambda m, x: (lambda a, b, ca, cb: gated(a + cb, b + ca))(
+        *halves(m.conv(x), m.condition)
+    ),
+    "gate of halves with conditions for all": lambda m, x: (lambda a, b, ca, cb: gated(a + ca, cb + b))(
+        *halves(m.conv(x), m.condition_of_all)
+    ),
+    "gate of halves with conditions that are written": lambda m, x: in_order(
+        y := m.conv(x),
+        c := m.condition * 1,
+        a := y[:, :2] + c[:, :2],
+        c.detach().mul_(2),
+        gated(a, y[:, 2:] + c[:, 2:]),
+    ),
     "gate of thirds": lambda m, x: (lambda f: torch.tanh(f[:, :1]) * f[:, 1:].sigmoid())(
         m.convolved(x, m.weight)
     ),
-    "gate of rows": rows,
-    "gate of exchanged halves": exchanged,
-    "gate written": gate_written,
-    "gate written by relu": gate_with_relu,
+    "gate of rows": lambda m, x: gated(*m.convolved(x, m.weight).chunk(2, 2)),
+    "gate of exchanged halves": lambda m, x: gated(*m.convolved(x, m.weight).chunk(2, 1)[::-1]),
+    "gate written": lambda m, x: in_order(
+        f := m.convolved(x, m.weight).clone(),
+        t := torch.tanh(f[:, :2]),
+        f.detach().mul_(2),
+        t * torch.sigmoid(f[:, 2:]),
+    ),
+    "gate written by relu": lambda m, x: in_order(
+        f := m.convolved(x, m.weight).clone(),
+        t := torch.tanh(f[:, :2]),
+        F.relu(f.detach(), True),
+        t * torch.sigmoid(f[:, 2:]),
+    ),
 }
 CONVOLUTION_AND_GATE: dict[str, Program] = {"gate of halves with maps": halves_with_maps}
 # how many convolutions and gates of each are rewritten
@@ -358,18 +292,10 @@ def test_a_network_computes_what_it_did(name: str) -> None:
     assert ("with what is added" in str(backend.report)) == (name in INSIDE)
 
 
-def in_place_with_ones(m: Any, x: Tensor) -> Tensor:
-    return m.convolved(x, m.weight.clone().masked_fill_(m.mask == 0, 1.0))
-
-
-def gated(a: Tensor, b: Tensor) -> Tensor:
-    return torch.tanh(a) * torch.sigmoid(b)
-
-
 # what is no masked convolution or no gate of halves, though it looks like one; f is a map [2, 4, 6, 5]
 LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "filled with ones": lambda m, f: m.convolved(f, m.weight.masked_fill(m.mask == 0, 1.0)),
-    "filled with ones in place": in_place_with_ones,
+    "filled with ones in place": lambda m, f: m.convolved(f, m.weight.clone().masked_fill_(m.mask == 0, 1.0)),
     "a tensor of one where the mask is zero": lambda m, f: m.convolved(
         f, torch.where(m.mask > 0, m.weight, torch.tensor(1.0, dtype=torch.float64))
     ),
@@ -451,9 +377,7 @@ def test_a_call_that_a_module_of_pytorch_makes_is_named_by_the_module() -> None:
 
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 @pytest.mark.parametrize("live", [False, True])
-def test_weights_that_are_masked_in_place_have_the_gradients_of_plain_pytorch_or_live_ones(
-    mode: Any, live: bool
-) -> None:
+def test_weights_that_are_masked_in_place_have_the_gradients_of_plain_pytorch_or_live_ones(mode, live):
     model = Programmed(of_data).double()
     fast, backend = compiled_copy(model, mode, live_gradients=live)
     for each in (fast, model):
@@ -566,9 +490,7 @@ ASKING: list[Callable[[nn.Module], Any]] = [
 
 
 @pytest.mark.parametrize("asked", ASKING, ids=["accelerate", "by name"])
-def test_inductor_is_given_what_was_rewritten(
-    asked: Callable[[nn.Module], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inductor_is_given_what_was_rewritten(asked, monkeypatch):
     """Here it is replaced by one that needs no compiler."""
     given: list[str] = []
 

@@ -1,7 +1,5 @@
 """What is computed with a convolution in inference, and what isn't."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Maps between the library's ops are channels-last, whatever comes first, and the caller's are contiguous."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +48,6 @@ class Looking(Backend):
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> None:
-    torch.manual_seed(0)
     model, images = PixelCNN(colours, 8, 2).train(not inference), torch.rand(2, colours, 6, 5)
     backend = Looking()
     with torch.set_grad_enabled(not inference):
@@ -66,7 +63,6 @@ def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> N
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_logits_of_a_dilated_convolution_are_contiguous(inference: bool) -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(Masked(3), nn.ReLU(), Masked(4), nn.ReLU(), nn.Conv2d(4, 9, 3, padding=2, dilation=2))
     x, backend = torch.randn(2, 3, 6, 5), Looking()
     with torch.set_grad_enabled(not inference):

@@ -1,7 +1,5 @@
 """Cross-entropies within what is compiled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """What is too small to gain anything is left, and said to be."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from public_networks import MaskedChild, Tutorial

@@ -1,8 +1,6 @@
 """What a caller sees of a rewritten model besides values: shared memory, gradients of what is returned and how they are
 laid out, values written between forward and backward, arguments that overlap later on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from pixelcnn_fast.rewriting.backend import Backend
-from tests.rewriting.networks import SHAPE, Programmed, compiled_copy, images
+from tests.rewriting.networks import SHAPE, Programmed, compiled_copy, images, in_order
 
 
 def pair(program: Callable[..., Any]) -> tuple[Programmed, Programmed, Backend]:
@@ -24,69 +22,49 @@ def pair(program: Callable[..., Any]) -> tuple[Programmed, Programmed, Backend]:
 # -- shared memory
 
 
-def crop_twice(m: Any, x: Tensor) -> Any:
-    crop = m.a(x * 1)[:, :, 1:, 1:]
-    return crop.contiguous(), crop.contiguous()
-
-
-def crop_flattened(m: Any, x: Tensor) -> Any:
-    crop = m.a(x * 1)[:, :, 1:, 1:]
-    return crop.flatten(1), crop.reshape(2, -1)
-
-
-def crop_by_image(m: Any, x: Tensor) -> Any:
-    first, second = m.a(x * 1)[:, :, 1:].unbind(0)
-    return first.contiguous(), first.contiguous(), second.contiguous()
+def some_map(m: Any, x: Tensor) -> Tensor:
+    return m.b(torch.tanh(m.a(x)))
 
 
 def flattened_without_gradients(m: Any, x: Tensor) -> Any:
-    h = m.b(torch.tanh(m.a(x)))
+    h = some_map(m, x)
     with torch.no_grad():
         flat = h.flatten(1)
     return h, flat
 
 
 def flattened_under_autocast(m: Any, x: Tensor) -> Any:
-    h = m.b(torch.tanh(m.a(x)))
+    h = some_map(m, x)
     with torch.autocast("cpu"):
         flat = h.flatten(1)
     return h, flat
 
 
-def written_and_flattened(m: Any, x: Tensor) -> Any:
-    h = m.b(torch.tanh(m.a(x)))
-    h.relu_()
-    return h, h.flatten(1)
-
-
-def written_and_returned(m: Any, x: Tensor) -> Any:
-    h = m.b(torch.tanh(m.a(x)))
-    return h, F.relu(h, inplace=True)
-
-
-def written_and_sliced(m: Any, x: Tensor) -> Any:
-    h = m.b(torch.tanh(m.a(x)))
-    y = h.mul_(2)
-    return h.chunk(2, 1)[0], y[:, 1:]
-
-
-SHARING = [
-    crop_twice,
-    crop_flattened,
-    crop_by_image,
-    flattened_without_gradients,
-    flattened_under_autocast,
-    written_and_flattened,
-    written_and_returned,
-    written_and_sliced,
-]
+SHARING: dict[str, Callable[..., Any]] = {
+    "a crop twice": lambda m, x: in_order(
+        crop := m.a(x * 1)[:, :, 1:, 1:], (crop.contiguous(), crop.contiguous())
+    ),
+    "a crop, flattened": lambda m, x: in_order(
+        crop := m.a(x * 1)[:, :, 1:, 1:], (crop.flatten(1), crop.reshape(2, -1))
+    ),
+    "a crop by image": lambda m, x: in_order(
+        images := m.a(x * 1)[:, :, 1:].unbind(0), [images[at].contiguous() for at in (0, 0, 1)]
+    ),
+    "flattened without gradients": flattened_without_gradients,
+    "flattened under autocast": flattened_under_autocast,
+    "written and flattened": lambda m, x: in_order(h := some_map(m, x), h.relu_(), (h, h.flatten(1))),
+    "written and returned": lambda m, x: in_order(h := some_map(m, x), (h, F.relu(h, inplace=True))),
+    "written and sliced": lambda m, x: in_order(
+        h := some_map(m, x), y := h.mul_(2), (h.chunk(2, 1)[0], y[:, 1:])
+    ),
+}
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("program", SHARING, ids=lambda program: program.__name__)
-def test_results_share_memory_as_pytorch_s_do(program: Callable[..., Any], gradients: bool) -> None:
+@pytest.mark.parametrize("name", SHARING)
+def test_results_share_memory_as_pytorch_s_do(name: str, gradients: bool) -> None:
     shared = []
-    for model in pair(program)[:2]:
+    for model in pair(SHARING[name])[:2]:
         with torch.set_grad_enabled(gradients):
             first, second, *_ = model(images())
         before = second.detach().clone()
@@ -126,18 +104,6 @@ def test_strides_of_crops_may_be_relied_on(part: Callable[[Tensor], Tensor]) -> 
 # -- arguments that overlap with others in a later call
 
 
-def block_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
-    z = m.a(x) + x
-    other.add_(1)
-    return F.relu(z)
-
-
-def mask_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
-    weight = m.a.weight * m.mask
-    other.zero_()
-    return F.conv2d(x, weight, m.a.bias, padding=1)
-
-
 def masked_in_place_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
     with torch.no_grad():
         m.a.weight.mul_(m.mask)
@@ -145,43 +111,41 @@ def masked_in_place_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
     return F.conv2d(x, m.a.weight, padding=1)
 
 
-def gate_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
-    t = torch.tanh(x[:, :2])
-    other.add_(1)
-    return t * torch.sigmoid(x[:, 2:])
-
-
-def window_and_argument(m: Any, x: Tensor, other: Tensor) -> Any:
-    padded = F.pad(x, (1, 1, 2, 0))
-    other.add_(1)
-    return m.a(padded, 0)
-
-
-def window_and_buffer(m: Any, x: Tensor) -> Any:
-    padded = F.pad(x, (1, 1, 2, 0))
-    m.map.mul_(2)
-    return m.a(padded, 0)
-
-
-OVERLAPPING: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor]] = {
-    block_and_argument: lambda m, x: x[:],
-    mask_and_argument: lambda m, x: m.mask[:],
-    masked_in_place_and_argument: lambda m, x: m.a.weight.data[:],
-    gate_and_argument: lambda m, x: x[:],
-    window_and_argument: lambda m, x: x[:],
-    window_and_buffer: lambda m, x: m.map[:],
+# a program, and which of what it has its second argument overlaps with, in the second call
+OVERLAPPING: dict[str, tuple[Callable[..., Any], Callable[[Any, Tensor], Tensor]]] = {
+    "a block": (lambda m, x, other: in_order(z := m.a(x) + x, other.add_(1), F.relu(z)), lambda m, x: x[:]),
+    "a mask": (
+        lambda m, x, other: in_order(
+            weight := m.a.weight * m.mask, other.zero_(), F.conv2d(x, weight, m.a.bias, padding=1)
+        ),
+        lambda m, x: m.mask[:],
+    ),
+    "a weight that is masked in place": (masked_in_place_and_argument, lambda m, x: m.a.weight.data[:]),
+    "a gate": (
+        lambda m, x, other: in_order(t := torch.tanh(x[:, :2]), other.add_(1), t * torch.sigmoid(x[:, 2:])),
+        lambda m, x: x[:],
+    ),
+    "a window": (
+        lambda m, x, other: in_order(padded := F.pad(x, (1, 1, 2, 0)), other.add_(1), m.a(padded, 0)),
+        lambda m, x: x[:],
+    ),
+    "a window, with a buffer": (
+        lambda m, x: in_order(padded := F.pad(x, (1, 1, 2, 0)), m.map.mul_(2), m.a(padded, 0)),
+        lambda m, x: m.map[:],
+    ),
 }
 
 
-@pytest.mark.parametrize("program", OVERLAPPING, ids=lambda program: program.__name__)
-def test_arguments_may_overlap_with_anything_later_on(program: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_arguments_may_overlap_with_anything_later_on(name: str) -> None:
+    program, of = OVERLAPPING[name]
     plain, fast, _ = pair(program)
     found = []
     with torch.no_grad():
         for model in (plain, fast):
             x = images()
-            other = OVERLAPPING[program](model, x)
-            if program is window_and_buffer:
+            other = of(model, x)
+            if "buffer" in name:
                 model(images())
                 found.append(model(other))
             else:
@@ -221,9 +185,7 @@ JOINING: list[Callable[[Any, Tensor], Tensor]] = [
 
 
 @pytest.mark.parametrize("program", JOINING)
-def test_gradients_of_what_joins_maps_are_laid_out_as_pytorch_lays_them_out(
-    program: Callable[[Any, Tensor], Tensor],
-) -> None:
+def test_gradients_of_what_joins_maps_are_laid_out_as_pytorch_lays_them_out(program):
     plain, fast, backend = pair(program)
 
     def seen(model: Programmed) -> list[Tensor]:
@@ -238,38 +200,27 @@ def test_gradients_of_what_joins_maps_are_laid_out_as_pytorch_lays_them_out(
     assert found and backend.report.rewritten
 
 
-def gate_and_its_half(m: Any, x: Tensor) -> Any:
-    a, b = m.wide(x).chunk(2, 1)
-    t = torch.tanh(a)
-    return t * torch.sigmoid(b), t
-
-
-def gate_written_inside(m: Any, x: Tensor) -> Any:
-    a, b = m.wide(x).chunk(2, 1)
-    t = torch.tanh(a)
-    y = t * torch.sigmoid(b)
-    t.data.add_(1)
-    return y, torch.zeros(1)
-
-
-def padded_and_returned(m: Any, x: Tensor) -> Any:
-    padded = F.pad(x * 1, (1, 1, 2, 0))
-    return m.a(padded, 0), padded
-
-
-def crop_and_its_copy(m: Any, x: Tensor) -> Any:
-    crop = m.a(x * 1)[:, :, 1:, 1:]
-    return crop * crop, crop.contiguous()
-
-
-KEPT = [gate_and_its_half, gate_written_inside, padded_and_returned, crop_and_its_copy]
+KEPT: dict[str, Callable[..., Any]] = {
+    "a gate and its half": lambda m, x: in_order(
+        ab := m.wide(x).chunk(2, 1), t := torch.tanh(ab[0]), (t * torch.sigmoid(ab[1]), t)
+    ),
+    "a gate that is written inside": lambda m, x: in_order(
+        ab := m.wide(x).chunk(2, 1),
+        t := torch.tanh(ab[0]),
+        y := t * torch.sigmoid(ab[1]),
+        t.data.add_(1),
+        (y, torch.zeros(1)),
+    ),
+    "a padded map": lambda m, x: in_order(padded := F.pad(x * 1, (1, 1, 2, 0)), (m.a(padded, 0), padded)),
+    "a crop and its copy": lambda m, x: in_order(
+        crop := m.a(x * 1)[:, :, 1:, 1:], (crop * crop, crop.contiguous())
+    ),
+}
 
 
 @pytest.mark.parametrize("through_data", [True, False])
-@pytest.mark.parametrize("program", KEPT, ids=lambda program: program.__name__)
-def test_what_is_returned_may_be_written_before_the_backward(
-    program: Callable[..., Any], through_data: bool
-) -> None:
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_returned_may_be_written_before_the_backward(name, through_data):
     def gradients(model: Programmed) -> Any:
         y, other = model(images())
         with torch.no_grad():
@@ -280,7 +231,7 @@ def test_what_is_returned_may_be_written_before_the_backward(
             return str(error)[:60]
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    expected, found = (gradients(model) for model in pair(program)[:2])
+    expected, found = (gradients(model) for model in pair(KEPT[name])[:2])
     if isinstance(expected, str) or isinstance(found, str):
         assert found == expected
     else:

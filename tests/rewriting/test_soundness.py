@@ -1,7 +1,5 @@
 """Programs that a rewrite could get wrong: modes that change on the way, writes, memory that is shared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast.rewriting.backend import Backend
 from pixelcnn_fast.rewriting.regions import Regions
-from tests.rewriting.networks import Programmed, compiled_copy, images
+from tests.rewriting.networks import Programmed, compiled_copy, images, in_order
 from tests.tiers import few
 
 
@@ -44,14 +42,6 @@ def source_written(m: Any, x: Tensor) -> Tensor:
         return m.c(a + b)
 
 
-def logits_written(m: Any, x: Tensor) -> Tensor:
-    h = m.a(x)
-    flat = h.permute(0, 2, 3, 1).reshape(-1, 4)
-    target = torch.zeros(flat.shape[0], dtype=torch.long)
-    h.detach().mul_(2)
-    return F.cross_entropy(flat, target)
-
-
 def new_data_in_a_checkpoint(m: Any, x: Tensor) -> Tensor:
     def body(v: Tensor) -> Tensor:
         m.a.weight.data = m.a.weight.data * m.a.mask
@@ -64,12 +54,6 @@ def zeros_written(m: Any, x: Tensor) -> Tensor:
     zeros = torch.zeros_like(m.a.weight)
     zeros[:, :, 2] = 0.3
     return F.conv2d(x, torch.where(m.a.mask.bool(), m.a.weight, zeros), padding=1)
-
-
-def zero_filled(m: Any, x: Tensor) -> Tensor:
-    zero = torch.zeros((), dtype=x.dtype)
-    zero.fill_(3.0)
-    return F.conv2d(x, m.a.weight.masked_fill(m.a.mask == 0, zero), padding=1)
 
 
 def product_into_a_buffer(m: Any, x: Tensor) -> Tensor:
@@ -108,14 +92,6 @@ def normalised_weight_by_name(m: Any, x: Tensor) -> Tensor:
         weight = m.a.weight * m.a.mask
         F.embedding(torch.tensor([1, 2]), weight=m.a.mask.view(16, 9), max_norm=0.1)
         return F.conv2d(x, weight, padding=1)
-
-
-def view_of_a_crop(m: Any, x: Tensor) -> Tensor:
-    return m.a(F.pad(x * 1, (1, 0)))[..., :-1].transpose(1, 2)
-
-
-def strided_crop(m: Any, x: Tensor) -> Tensor:
-    return m.a(x)[:, :, 1:].as_strided((2, 4, 3), (144, 36, 6), 0) * 2
 
 
 def array_written(m: Any, x: Tensor) -> Tensor:
@@ -164,13 +140,6 @@ def statistics_written(m: Any, x: Tensor) -> Tensor:
         return F.conv2d(x, weight, padding=1)
 
 
-def input_written(m: Any, x: Tensor) -> Tensor:
-    x = 1 * x
-    y = m.a(x)
-    x.data.mul_(2)
-    return m.b(y) + m.c(x)
-
-
 def product_written_and_divided(m: Any, x: Tensor) -> Tensor:
     weight = m.a.weight * m.a.mask
     weight[:, 0] = 1.0
@@ -181,18 +150,6 @@ def product_written_and_multiplied(m: Any, x: Tensor) -> Tensor:
     weight = (m.a.weight * m.a.mask) * 1
     weight[:, :, 2, 2] = 0.3
     return F.conv2d(x, weight * torch.ones_like(m.a.mask), padding=1)
-
-
-def product_widened_and_written(m: Any, x: Tensor) -> Tensor:
-    weight = (m.a.weight * m.a.mask).to(torch.float32)
-    weight.add_(1)
-    return F.conv2d(x, weight.to(x.dtype), padding=1)
-
-
-def product_negated_and_written(m: Any, x: Tensor) -> Tensor:
-    weight = -(m.a.weight * m.a.mask)
-    weight.detach()[:, :, 2, 2] = 0.5
-    return F.conv2d(x, weight.clone(), padding=1)
 
 
 def product_written_and_copied(m: Any, x: Tensor) -> Tensor:
@@ -232,19 +189,6 @@ def padded_map_written(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(padded, m.a.weight * m.a.mask)
 
 
-def padded_map_written_through_a_view(m: Any, x: Tensor) -> Tensor:
-    padded = F.pad(1 * x, (1, 1, 1, 1))
-    padded[:, :, 0].fill_(1)
-    return F.conv2d(padded, m.a.weight * m.a.mask)
-
-
-def padded_map_activated(m: Any, x: Tensor) -> Tensor:
-    padded = F.pad(x - 1, (1, 1, 2, 0))
-    padded.add_(0.5)
-    F.relu_(padded)
-    return F.conv2d(padded[:, :, :8], m.a.weight * m.a.mask)
-
-
 def data_written_after(m: Any, x: Tensor) -> Tensor:
     m.a.weight.data = m.a.weight.data * m.a.mask
     m.a.weight.data += 1
@@ -280,32 +224,6 @@ def data_transposed(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, m.a.weight, padding=1)
 
 
-def crop_copied_and_written(m: Any, x: Tensor) -> Tensor:
-    crop = m.a(x)[:, :, 1:-1, 1:-1]
-    copied = crop.contiguous()
-    copied.add_(1)
-    return torch.cat([crop * 2, copied * 1], 1)
-
-
-def crop_flattened_and_written(m: Any, x: Tensor) -> Tensor:
-    crop = m.a(x)[:, :, 1:-1, 1:-1]
-    crop.detach().flatten(2).fill_(0)
-    return crop * 2
-
-
-def crop_padded_and_written(m: Any, x: Tensor) -> Tensor:
-    crop = m.a(x)[:, :, 1:-1, 1:-1]
-    padded = F.pad(crop, (1, 1, 1, 1))
-    crop.add_(1)
-    return m.b(padded)
-
-
-def written_by_a_special_method(m: Any, x: Tensor) -> Tensor:
-    weight = m.a.weight * m.a.mask
-    weight.__iadd__(1)
-    return F.conv2d(x, weight, padding=1)
-
-
 def written_by_any_true_value(m: Any, x: Tensor) -> Tensor:
     x = 1 * x
     with torch.no_grad():
@@ -322,15 +240,17 @@ def written_by_any_true_value_in_its_place(m: Any, x: Tensor) -> Tensor:
         return torch.relu(y)
 
 
+def masked_weight(m) -> Tensor:
+    return m.a.weight * m.a.mask
+
+
+def inner(m, x: Tensor) -> Tensor:
+    return m.a(x)[:, :, 1:-1, 1:-1]
+
+
 @torch.compiler.allow_in_graph
 def adds_one(x: Tensor) -> Tensor:
     return x.add_(1)
-
-
-def written_by_a_function_in_the_graph(m: Any, x: Tensor) -> Tensor:
-    weight = m.a.weight * m.a.mask
-    adds_one(weight)
-    return F.conv2d(x, weight, padding=1)
 
 
 def outside_inference_mode(m: Any, x: Tensor) -> Tensor:
@@ -347,7 +267,57 @@ def norm_outside(m: Any, x: Tensor) -> Tensor:
 PROGRAMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     name: program
     for name, program in globals().items()
-    if callable(program) and getattr(program, "__annotations__", {}).get("m") == "Any"
+    if callable(program) and getattr(program, "__annotations__", {}).get("m") in (Any, "Any")
+} | {
+    "logits_written": lambda m, x: in_order(
+        h := m.a(x),
+        flat := h.permute(0, 2, 3, 1).reshape(-1, 4),
+        target := torch.zeros(flat.shape[0], dtype=torch.long),
+        h.detach().mul_(2),
+        F.cross_entropy(flat, target),
+    ),
+    "zero_filled": lambda m, x: in_order(
+        zero := torch.zeros((), dtype=x.dtype),
+        zero.fill_(3.0),
+        F.conv2d(x, m.a.weight.masked_fill(m.a.mask == 0, zero), padding=1),
+    ),
+    "view_of_a_crop": lambda m, x: m.a(F.pad(x * 1, (1, 0)))[..., :-1].transpose(1, 2),
+    "strided_crop": lambda m, x: m.a(x)[:, :, 1:].as_strided((2, 4, 3), (144, 36, 6), 0) * 2,
+    "input_written": lambda m, x: in_order(z := 1 * x, y := m.a(z), z.data.mul_(2), m.b(y) + m.c(z)),
+    "product_widened_and_written": lambda m, x: in_order(
+        weight := masked_weight(m).to(torch.float32),
+        weight.add_(1),
+        F.conv2d(x, weight.to(x.dtype), padding=1),
+    ),
+    "product_negated_and_written": lambda m, x: in_order(
+        weight := -masked_weight(m),
+        weight.detach()[:, :, 2, 2].fill_(0.5),
+        F.conv2d(x, weight.clone(), padding=1),
+    ),
+    "padded_map_written_through_a_view": lambda m, x: in_order(
+        padded := F.pad(1 * x, (1, 1, 1, 1)), padded[:, :, 0].fill_(1), F.conv2d(padded, masked_weight(m))
+    ),
+    "padded_map_activated": lambda m, x: in_order(
+        padded := F.pad(x - 1, (1, 1, 2, 0)),
+        padded.add_(0.5),
+        F.relu_(padded),
+        F.conv2d(padded[:, :, :8], masked_weight(m)),
+    ),
+    "crop_copied_and_written": lambda m, x: in_order(
+        crop := inner(m, x), copied := crop.contiguous(), copied.add_(1), torch.cat([crop * 2, copied * 1], 1)
+    ),
+    "crop_flattened_and_written": lambda m, x: in_order(
+        crop := inner(m, x), crop.detach().flatten(2).fill_(0), crop * 2
+    ),
+    "crop_padded_and_written": lambda m, x: in_order(
+        crop := inner(m, x), padded := F.pad(crop, (1, 1, 1, 1)), crop.add_(1), m.b(padded)
+    ),
+    "written_by_a_special_method": lambda m, x: in_order(
+        weight := masked_weight(m), weight.__iadd__(1), F.conv2d(x, weight, padding=1)
+    ),
+    "written_by_a_function_in_the_graph": lambda m, x: in_order(
+        weight := masked_weight(m), adds_one(weight), F.conv2d(x, weight, padding=1)
+    ),
 }
 
 

@@ -1,7 +1,5 @@
 """What rewritten graphs compute has PyTorch's strides, by which ``flatten`` shares memory or copies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,7 +128,6 @@ def _check(compiled: Any, model: nn.Module, x: Tensor) -> None:
 )
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_strides_are_those_of_pytorch(program: Callable[..., Any], cases: Any, inference: bool) -> None:
-    torch.manual_seed(0)
     backend = Backend()
     for size, (hidden, outputs) in cases:
         model = Network(size[1], hidden, outputs, program).train(not inference)
@@ -168,9 +165,7 @@ def test_sizes_that_vary(program: Callable[..., Any], inference: bool) -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("last", [False, True])
 @thorough
-def test_models_that_are_channels_last(
-    program: Callable[..., Any], channels: int, last: bool, inference: bool
-) -> None:
+def test_models_that_are_channels_last(program, channels, last, inference):
     """A weight of one channel is both; its product with a mask becomes contiguous, and its fake tensor does not."""
     backend = Backend()
     model = Network(channels, 4, 3, program).to(memory_format=torch.channels_last).train(not inference)

@@ -1,7 +1,5 @@
 """Graphs that are rewritten, with Triton's kernels behind their ops."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Callable

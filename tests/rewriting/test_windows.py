@@ -1,7 +1,5 @@
 """Convolutions of maps that are padded, cropped or shifted."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -102,7 +100,6 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
 @pytest.mark.parametrize("last", few([False, True], 1), ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_windows(name: str, last: bool) -> None:
-    torch.manual_seed(0)
     forward, kernel, how, windows = LAYERS[name]
     plain = Layer(forward, kernel, **how)
     exact, fast, backend = copy.deepcopy(plain).double(), copy.deepcopy(plain), Backend()

@@ -1,7 +1,5 @@
 """Masks and norms of weights that PyTorch's own tools apply: parametrizations, weight norms, spectral norm."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where other processes keep the cores busy, threads of the CPU sampler leave in the middle of a run: same images."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What happens at one pixel, where values may be known: ``Job.settle``."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

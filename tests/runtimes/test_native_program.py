@@ -1,7 +1,5 @@
 """What the compiled runtimes are told of a program; that they then do it, other tests see by the images."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from types import SimpleNamespace
 

@@ -1,8 +1,8 @@
 """All runtimes against the naive one: identical images in float64, logits as exact as plain torch in float32."""
 
-from __future__ import annotations
-
 import copy
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,17 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
 from tests.needs import EACH_ISA, RUNTIMES, instruction_set, needs_native, on_each_isa
-from tests.system.networks import ABOVE, LEFT, ChannelByChannel, Masked, enlivened, pixelcnn, two_stacks
+from tests.system.agreement import assert_runtimes_agree, noise
+from tests.system.networks import (
+    ABOVE,
+    LEFT,
+    ChannelByChannel,
+    Masked,
+    Written,
+    enlivened,
+    pixelcnn,
+    two_stacks,
+)
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
 # (model, shape, has labels)
@@ -37,48 +47,46 @@ def case(name: str):
     return model, shape, labels
 
 
-def noise(n: int, shape, seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+@cache
+def built(name: str) -> tuple[Sampler, Any, Tensor | None]:
+    """-> a case's sampler, its model, and labels: no test changes them"""
+    model, shape, labels = case(name)
+    return Sampler(model, shape), model, labels
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_naive(name, runtime):
-    model, shape, labels = case(name)
-    sampler, u = Sampler(model, shape), noise(5, shape)
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
-    assert naive.dtype == torch.uint8 and naive.shape == (5, *shape)
+    sampler, _, labels = built(name)
+    naive = assert_runtimes_agree(sampler, 5, runtimes=[runtime], labels=labels)
+    assert naive.dtype == torch.uint8 and naive.shape == (5, *sampler.shape)
     assert naive.numel() < 50 or naive.unique().numel() > 10  # the check is not about constant images
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
 def test_temperature(runtime, temperature):
-    model, shape, labels = case("labels")
-    sampler, u = Sampler(model, shape), noise(5, shape)
-    naive = sampler.sample(5, labels, noise=u, runtime="reference", temperature=temperature)
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime, temperature=temperature), naive)
+    sampler, _, labels = built("labels")
+    u = noise(5, sampler.shape)
+    naive = assert_runtimes_agree(sampler, 5, runtimes=[runtime], u=u, labels=labels, temperature=temperature)
     assert not torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
 def test_teacher_forced_logits_are_the_models_forward(name, runtime):
-    model, shape, labels = case(name)
-    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    sampler, model, labels = built(name)
+    images = torch.randint(0, 256, (5, *sampler.shape), dtype=torch.uint8)
     expected = model(images) if labels is None else model(images, labels)
-    assert_identical_up_to_rounding(Sampler(model, shape).logits(images, labels, runtime), expected.detach())
+    assert_identical_up_to_rounding(sampler.logits(images, labels, runtime), expected.detach())
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("classes", [None, 4])
 def test_a_network_that_uses_every_phase(runtime, classes):
     model = two_stacks(n_classes=classes).double()
-    sampler, u = Sampler(model, (2, 6, 7)), noise(5, (2, 6, 7))
-    labels = torch.tensor([0, 3, 1, 2, 2]) if classes else None
-    naive = sampler.sample(5, labels, noise=u, runtime="reference")
-    assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
+    sampler, labels = Sampler(model, (2, 6, 7)), torch.tensor([0, 3, 1, 2, 2]) if classes else None
+    assert_runtimes_agree(sampler, 5, runtimes=[runtime], labels=labels)
     listing = str(sampler.program)
     assert (
         "row phase: a whole row" in listing
@@ -201,20 +209,18 @@ def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]
 )
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("hidden", [40, 64])
-def test_the_batch_split_changes_no_bit(hidden, dtype, precision, batch_size):
+def test_the_batch_split_changes_no_bit(hidden, dtype, precision):
     model = pixelcnn(channels=3, hidden=hidden, blocks=1).to(dtype)
     sampler, u = Sampler(model, (3, 5, 4), precision=precision), noise(13, (3, 5, 4))
-    assert torch.equal(
-        sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13)
-    )
+    drawn = sampler.sample(13, noise=u, batch_size=13)
     images = torch.randint(0, 256, (7, 3, 5, 4))
     whole = sampler.logits(images)
-    for start in range(0, 7, batch_size):
-        assert torch.equal(
-            sampler.logits(images[start : start + batch_size]), whole[start : start + batch_size]
-        )
+    for size in (1, 2, 3, 4, 7):
+        assert torch.equal(sampler.sample(13, noise=u, batch_size=size), drawn), size
+        for start in range(0, 7, size):
+            part = slice(start, start + size)
+            assert torch.equal(sampler.logits(images[part]), whole[part]), size
 
 
 @needs_native
@@ -235,8 +241,8 @@ def test_the_number_of_threads_changes_no_bit(precision):
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_complete_keeps_the_known_and_samples_the_rest(runtime):
-    model, shape, labels = case("labels")
-    sampler, u = Sampler(model, shape), noise(5, shape)
+    sampler, _, labels = built("labels")
+    shape, u = sampler.shape, noise(5, sampler.shape)
     images = sampler.sample(5, labels, noise=u)
     known = torch.rand(5, *shape) < 0.5
     known[:, :, 0] = True
@@ -259,29 +265,20 @@ def test_unknown_pixels_are_not_looked_at(runtime):
     assert torch.equal(sampler.complete(garbage, nothing, noise=u, runtime=runtime), sampler.sample(2, noise=u))
 
 
-class InWholeBlocks(nn.Module):
-    """So many channels that products end with a sum and relu, where that is all: here it is less half of the sum, or
-    something follows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = Masked(1, 64, [*ABOVE, *LEFT])
-        self.less, self.more = Masked(64, 64, [(0, 0)]), Masked(64, 64, [(0, 0)])
-        self.last = nn.Conv2d(64, 9, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        h = (self.less(h) - 0.5 * h).relu()
-        return 9 * self.last((self.more(h) + h).relu().tanh())
+def in_whole_blocks(net: Any, x: Tensor) -> Tensor:
+    """Products end with a sum and relu where that is all: here it is less half of the sum, or something follows."""
+    h = net.first(x)
+    h = (net.less(h) - 0.5 * h).relu()
+    return 9 * net.last((net.more(h) + h).relu().tanh())
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_products_end_with_nothing_but_a_sum_and_relu(runtime):
-    torch.manual_seed(0)
-    sampler = Sampler(InWholeBlocks().double(), (1, 3, 4), levels=9, image_form="unit")
-    u = torch.rand(3, 1, 3, 4, dtype=torch.float64)
-    found, expected = (sampler.sample(3, noise=u, runtime=by) for by in (runtime, "reference"))
-    assert torch.equal(found, expected)
+    first, last = Masked(1, 64, [*ABOVE, *LEFT]), torch.nn.Conv2d(64, 9, 1)
+    less, more = (Masked(64, 64, [(0, 0)]) for _ in range(2))
+    model = Written(in_whole_blocks, first=first, less=less, more=more, last=last).double()
+    sampler = Sampler(model, (1, 3, 4), levels=9, image_form="unit")
+    assert_runtimes_agree(sampler, runtimes=[runtime])
 
 
 @pytest.mark.parametrize(("levels", "level"), [(256, 7), (11, 10), (3, 1)])
@@ -291,8 +288,7 @@ def test_logits_that_are_not_finite(runtime, levels, level):
     model = enlivened(GatedPixelCNN(1, 8, (1,), levels=levels))
     sampler = Sampler(model, (1, 4, 4))
     for bad in (float("nan"), float("inf"), -float("inf")):
-        with torch.no_grad():
-            model.get_parameter("conv_out.bias")[level] = bad
+        model.get_parameter("conv_out.bias").data[level] = bad
         sampler.refresh()  # building a sampler would refuse them
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
             sampler.sample(2, runtime=runtime)
@@ -303,7 +299,6 @@ def test_logits_that_are_not_finite(runtime, levels, level):
 def test_the_first_of_two_is_named(runtime, column):
     """The first in raster order. With several rows in flight, that of the second row is met first, or with it, or long
     before."""
-    torch.manual_seed(0)
     model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
     sampler, condition = Sampler(model, (1, 3, 9)), torch.zeros(1, 1, 3, 9)
     condition[0, 0, 0, column] = condition[0, 0, 1, 0] = torch.nan
@@ -315,7 +310,6 @@ def test_the_first_of_two_is_named(runtime, column):
 def test_the_image_whose_pixel_is_drawn_first_is_named(runtime):
     """Though others have one without finite logits, too: in a row below, and further to the right. Threads have images
     of their own."""
-    torch.manual_seed(0)
     model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
     sampler, condition = Sampler(model, (1, 3, 5)), torch.zeros(6, 1, 3, 5)
     condition[1, 0, 1, 0] = condition[4, 0, 0, 3] = condition[0, 0, 0, 4] = torch.nan
@@ -326,7 +320,6 @@ def test_the_image_whose_pixel_is_drawn_first_is_named(runtime):
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_the_channel_that_is_drawn_first_is_named(runtime):
     """Though an image before it has none in a channel that is drawn later."""
-    torch.manual_seed(0)
     condition = torch.zeros(3, 2, 2, 3)
     model, shape = ChannelByChannel(), (2, 2, 3)
     sampler = Sampler(model, shape, condition_shape=shape, image_form="unit", head=Categorical(4))

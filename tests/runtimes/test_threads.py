@@ -1,7 +1,5 @@
 """The compiled runtime uses the threads of torch's OpenMP; where that has none to give, it starts its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

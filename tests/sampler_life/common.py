@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler
-from tests.system.networks import ABOVE, LEFT, Masked
+from pixelcnn_fast.models import PixelCNN
+from tests.system import networks
+from tests.system.networks import ABOVE, LEFT, Masked, Written
 
-SHAPE = (1, 5, 6)
+SHAPE = (1, 3, 4)
+ZEROS = torch.zeros(1, *SHAPE, dtype=torch.uint8)
 STALE = "the model has changed since this sampler was built, or refreshed"
+
+
+def pixelcnn(classes: int | None = None, seed: int = 0) -> PixelCNN:
+    """A small one, as most of these tests build several samplers."""
+    return networks.pixelcnn(blocks=0, classes=classes, seed=seed)
 
 
 # How often it was refreshed before; from the second time on, guards that follow from others are not looked at.
@@ -49,6 +58,19 @@ class NoCopies:
 
     def __deepcopy__(self, memo: dict) -> NoCopies:
         raise TypeError("there is only one")
+
+
+class Around(Written):
+    """A network and what ``use(module, output)`` makes of its output."""
+
+    levels = 256
+    net: PixelCNN
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor], **held: Any) -> None:
+        super().__init__(use, net=pixelcnn(), **held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_of(self, self.net(x))
 
 
 class InPlace(nn.Module):

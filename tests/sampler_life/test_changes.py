@@ -1,7 +1,5 @@
 """A sampler whose model has changed says so."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import warnings
@@ -16,8 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.refresh import snapshot
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, STALE, noise, silence
-from tests.system.networks import pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, STALE, Around, noise, pixelcnn, silence
 
 
 def fused(kind: Callable[..., torch.optim.Optimizer]) -> Callable[[nn.Module], None]:
@@ -109,7 +107,7 @@ def test_a_sampler_whose_model_has_changed_says_so_once(name: str) -> None:
     assert torch.equal(now, Sampler(model, SHAPE).sample(3, noise=noise()))
     one_bias(model)
     with pytest.warns(UserWarning, match=STALE) as told:
-        sampler.complete(before, torch.ones(5, 6, dtype=torch.bool))
+        sampler.complete(before, torch.ones(SHAPE[1:], dtype=torch.bool))
     assert told[0].filename == __file__
 
 
@@ -131,23 +129,11 @@ def test_what_changes_no_weight_is_not_told(change: Callable[[nn.Module], None])
         sampler.sample(1)
         sampler.sample(1)
     one_bias(model)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
-class With(nn.Module):
-    """A model that has another buffer."""
-
-    levels = 256
-
-    def __init__(self, buffer: Tensor) -> None:
-        super().__init__()
-        self.model = pixelcnn()
-        self.register_buffer("buffer", buffer)
-        self.register_buffer("step", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) + 0 * (self.get_buffer("buffer") != 0).sum()
+def with_buffer(buffer: Tensor) -> Any:
+    return Around(lambda model, h: h + 0 * (model.buffer != 0).sum(), buffer=buffer, step=torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -161,23 +147,21 @@ class With(nn.Module):
     ids=["complex", "conjugate", "large integers", "bools"],
 )
 def test_buffers_of_every_kind(buffer: Tensor) -> None:
-    model = With(buffer)
+    model = with_buffer(buffer)
     sampler = Sampler(model, SHAPE, runtime="reference" if buffer.is_conj() else "auto")
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
     changed = model.get_buffer("buffer").data
     if changed.is_complex():
         changed.imag.add_(1)
     else:
         changed.copy_(changed.logical_not() if changed.dtype == torch.bool else changed + 1)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_the_forward_does_not_read_does_not_matter(runtime: Any) -> None:
     """Such as a counter, or another head."""
-    model = With(torch.zeros(1))
+    model = with_buffer(torch.zeros(1))
     sampler = Sampler(model, SHAPE, runtime=runtime)
     before = sampler.fingerprint()
     model.get_buffer("step").add_(1)
@@ -188,9 +172,8 @@ def test_what_the_forward_does_not_read_does_not_matter(runtime: Any) -> None:
 
 @pytest.mark.parametrize("size", [(0,), (5, 0)])
 def test_a_buffer_without_elements(size: tuple[int, ...]) -> None:
-    sampler = Sampler(With(torch.empty(size, dtype=torch.float64)), SHAPE)
-    with silence():
-        sampler.sample(1)
+    sampler = Sampler(with_buffer(torch.empty(size, dtype=torch.float64)), SHAPE)
+    asserting.quiet(sampler)
 
 
 class WithGaps(nn.Module):
@@ -214,12 +197,10 @@ class WithGaps(nn.Module):
 def test_tensors_with_gaps(name: str) -> None:
     model = WithGaps()
     sampler = Sampler(model, SHAPE)
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
     changed = model.get_parameter(name) if "." in name else model.get_buffer(name)
     changed.data.select(0, 0).mul_(2)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_memory_that_was_freed_is_not_read() -> None:
@@ -228,8 +209,7 @@ def test_memory_that_was_freed_is_not_read() -> None:
     sampler = Sampler(model, SHAPE)
     expected = sampler.sample(3, noise=noise())
     model.get_parameter("conv_out.weight").untyped_storage().resize_(0)
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+    asserting.stale(sampler, expected)
 
 
 def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +227,8 @@ def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest
 
     moved(model)
     monkeypatch.setattr(snapshot, "are_equal", compared_then_written)
-    with silence():
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.quiet(sampler)
+    asserting.stale(sampler)
 
 
 def memory_of(model: nn.Module) -> StorageWeakRef:
@@ -266,8 +244,7 @@ def test_a_model_that_is_gone_leaves_no_memory_behind() -> None:
     del model
     gc.collect()
     assert memory.expired()
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
 
 
 @pytest.mark.parametrize("change", [moved, swapped])

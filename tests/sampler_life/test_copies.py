@@ -1,7 +1,5 @@
 """Copies of samplers, pickles, and what is printed."""
 
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import pickle
@@ -15,8 +13,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, models
 from pixelcnn_fast.nn import MaskedConv2d
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life.common import SHAPE, noise, pixelcnn, silence, take
 from tests.tiers import thorough
 
 
@@ -31,7 +28,7 @@ class Hooked(models.PixelCNN):
     """It holds a function that can't be pickled."""
 
     def __init__(self) -> None:
-        super().__init__(1, 8, 1, n_classes=3)
+        super().__init__(1, 8, 0, n_classes=3)
         self.scale = lambda x: x * 2
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -40,7 +37,7 @@ class Hooked(models.PixelCNN):
 
 def through(copied: Callable[[Sampler], Sampler]) -> tuple[Sampler, Sampler, nn.Module]:
     torch.manual_seed(0)
-    model = models.PixelCNN(1, 8, 1, n_classes=3).eval()
+    model = models.PixelCNN(1, 8, 0, n_classes=3).eval()
     sampler = Sampler(model, SHAPE)
     return sampler, copied(sampler), model
 
@@ -81,7 +78,7 @@ def test_a_copy_draws_the_same_and_stands_alone(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_reads_the_same_part_of_the_output(way: str) -> None:
-    sampler = Sampler(Pair(1, 8, 1).eval(), SHAPE, output=1)
+    sampler = Sampler(Pair(1, 8, 0).eval(), SHAPE, output=1)
     other, images = WAYS[way](sampler), torch.zeros(3, *SHAPE, dtype=torch.uint8)
     assert torch.equal(other.log_prob(images), sampler.log_prob(images))
     assert torch.equal(*(each.sample(3, noise=noise(), runtime="reference") for each in (sampler, other)))
@@ -140,7 +137,7 @@ class Drawn(torch.utils.data.Dataset):
 
 @thorough
 def test_the_workers_of_a_data_loader_draw() -> None:
-    sampler = Sampler(models.PixelCNN(1, 8, 1, n_classes=3).eval(), SHAPE)
+    sampler = Sampler(models.PixelCNN(1, 8, 0, n_classes=3).eval(), SHAPE)
     data = Drawn(sampler)
     loader = torch.utils.data.DataLoader(
         data, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
@@ -150,23 +147,19 @@ def test_the_workers_of_a_data_loader_draw() -> None:
 
 
 def test_what_is_printed() -> None:
-    sampler = Sampler(models.PixelCNN(1, 8, 1, n_classes=3).eval(), SHAPE, precision="bf16")
-    assert repr(sampler).startswith("<Sampler of PixelCNN: images 1x5x6, Categorical(levels=256, layout=")
+    sampler = Sampler(models.PixelCNN(1, 8, 0, n_classes=3).eval(), SHAPE, precision="bf16")
+    assert repr(sampler).startswith("<Sampler of PixelCNN: images 1x3x4, Categorical(levels=256, layout=")
     assert "labels 0...2, runtime 'cpu', precision 'bf16'" in repr(sampler) and "MB of weights>" in repr(
         sampler
     )
     assert "runtime 'reference'>" in repr(Sampler(pixelcnn(), SHAPE, runtime="reference"))
     conditioned = Sampler(models.GatedPixelCNN(1, 4, [1], condition_channels=2, levels=4).eval(), SHAPE)
-    assert ", condition [2, 5, 6], runtime" in repr(conditioned)
+    assert ", condition [2, 3, 4], runtime" in repr(conditioned)
 
-    class AnyLabel(nn.Module):
+    class AnyLabel(MaskedConv2d):
         levels = 4
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = MaskedConv2d(1, 4, 3, "A")
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # another kind of model
+            return super().forward(x.float()) + labels.view(-1, 1, 1, 1)
 
-        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-            return self.conv(x.float()) + labels.view(-1, 1, 1, 1)
-
-    assert ", labels, runtime" in repr(Sampler(AnyLabel(), SHAPE))
+    assert ", labels, runtime" in repr(Sampler(AnyLabel(1, 4, 3, "A"), SHAPE))

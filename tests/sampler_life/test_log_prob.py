@@ -14,8 +14,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pixelcnn_fast import Sampler, likelihood
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, InPlace, Network, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, Around, InPlace, Network, pixelcnn, silence, take
+from tests.system.networks import Written
 
 
 def test_log_prob_is_the_live_model_s_with_its_gradients() -> None:
@@ -68,21 +69,15 @@ def test_log_prob_writes_into_no_weight_and_goes_through_checkpoints() -> None:
 def test_tensors_that_share_memory_do_so_in_log_prob(runtime: Any) -> None:
     """A forward writes into one of them."""
 
-    class Sharing(nn.Module):
-        levels = 256
+    def written(model: Any, h: Tensor) -> Tensor:
+        model.one.fill_(3)
+        return h * model.two
 
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = pixelcnn()
-            self.register_buffer("one", torch.ones(4))
-            self.register_buffer("two", self.get_buffer("one")[1:2])
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.get_buffer("one").fill_(3)
-            return self.net(x) * self.get_buffer("two")
-
-    model, images = Sharing(), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    one = torch.ones(4)
+    model, images = (
+        Around(written, one=one, two=one[1:2]),
+        torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8),
+    )
     sampler = Sampler(model, SHAPE, runtime=runtime)
     expected = -likelihood.nll(copy.deepcopy(model), images)
     torch.testing.assert_close(sampler.log_prob(images), expected)
@@ -138,7 +133,6 @@ class Swapping(nn.Conv2d):
 @pytest.mark.parametrize("kind", [Frozen, Swapping])
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_eval_does_with_parameters_alone(kind: Callable[[], nn.Module], runtime: Any) -> None:
-    torch.manual_seed(0)
     model = Network(nn.Sequential(kind(), kind())).train()
     sampler = Sampler(model, SHAPE, runtime=runtime)
     images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
@@ -185,62 +179,35 @@ def test_a_part_that_copies_itself_gets_gradients(is_script: bool) -> None:
 
 
 def test_a_table_of_another_dtype_keeps_it() -> None:
-    class Table(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            table = torch.rand(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-            self.register_buffer("table", table)
-
-        def forward(self, h: Tensor) -> Tensor:
-            return torch.einsum("nchw,cd->ndhw", h.double(), self.get_buffer("table")).to(h)
-
-    model, images = Network(Table()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
-    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+    table = torch.rand(6, 6, dtype=torch.float64)
+    mid = Written(lambda net, h: torch.einsum("nchw,cd->ndhw", h.double(), net.table).to(h), table=table)
+    model, images = Network(mid), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    asserting.scores_as_model(Sampler(model, SHAPE), model, images)
 
 
 def test_a_network_of_another_dtype_that_is_held_keeps_it() -> None:
-    class Contents(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.held = [nn.Conv2d(6, 6, 1).double()]
-
-        def forward(self, h: Tensor) -> Tensor:
-            return self.held[0](h.double()).to(h)
-
-    model, images = Network(Contents()), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
-    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+    mid = Written(lambda net, h: net.held[0](h.double()).to(h), held=[nn.Conv2d(6, 6, 1).double()])
+    model, images = Network(mid), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    asserting.scores_as_model(Sampler(model, SHAPE), model, images)
 
 
 def test_a_network_without_values_that_is_held_to_be_called_with_others() -> None:
-    class Stateless(nn.Module):
-        levels = 5
+    def stateless(module: Any, x: Tensor) -> Tensor:
+        own = {**dict(module.net.named_parameters()), **dict(module.net.named_buffers())}
+        return torch.func.functional_call(module.shell[0], own, (x,))
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Network(nn.Identity())
-            self.shell = [copy.deepcopy(self.net).to("meta")]
-
-        def forward(self, x: Tensor) -> Tensor:
-            own = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-            return torch.func.functional_call(self.shell[0], own, (x,))
-
-    model, images = Stateless(), torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
-    torch.testing.assert_close(Sampler(model, SHAPE).log_prob(images), -likelihood.nll(model, images))
+    net = Network(nn.Identity())
+    model = Written(stateless, levels=5, net=net, shell=[copy.deepcopy(net).to("meta")])
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    asserting.scores_as_model(Sampler(model, SHAPE), model, images)
 
 
 def test_a_held_network_that_is_moved_to_meta_has_no_likelihood() -> None:
-    class Holding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.held = [nn.Conv2d(6, 6, 1)]
-
-        def forward(self, h: Tensor) -> Tensor:
-            return self.held[0](h)
-
-    model = Network(holding := Holding())
+    held = [nn.Conv2d(6, 6, 1)]
+    model = Network(Written(lambda net, h: net.held[0](h), held=held))
     sampler, images = Sampler(model, SHAPE), torch.zeros(1, *SHAPE, dtype=torch.uint8)
     sampler.log_prob(images)
-    holding.held[0].to("meta")
+    held[0].to("meta")
     with pytest.raises(ValueError, match="a part of the model is on the device meta"):
         sampler.log_prob(images)
 

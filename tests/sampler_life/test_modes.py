@@ -14,8 +14,9 @@ from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.tensors import are_equal
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, NoCopies, noise, silence
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, Around, NoCopies, noise, pixelcnn, silence
+from tests.system.networks import ABOVE, LEFT, Masked
 
 IMAGES = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -83,9 +84,7 @@ def step(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", [Merging, Fusing])
 @pytest.mark.parametrize("modes", [(a, b) for a in (True, False) for b in (True, False)])
-def test_weights_of_eval_mode_are_drawn_from_in_any_mode(
-    kind: type[nn.Module], modes: tuple[bool, bool]
-) -> None:
+def test_weights_of_eval_mode_are_drawn_from_in_any_mode(kind, modes):
     """Of the building, and of refreshing."""
     model = kind().train(modes[0])
     sampler = Sampler(model, SHAPE)
@@ -231,20 +230,11 @@ def test_an_adapter_alone_is_trained(runtime: Any) -> None:
 
 
 def test_that_eval_returns_another_model_is_told() -> None:
-    class Deploying(nn.Module):
-        levels = 256
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = pixelcnn()
-
+    class Deploying(Around):
         def eval(self) -> Any:
             return pixelcnn(seed=1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-    model = Deploying()
+    model = Deploying(lambda model, h: h)
     with pytest.warns(UserWarning, match=r"eval\(\) of Deploying returns another module, a PixelCNN"):
         images = Sampler(model, SHAPE).sample(3, noise=noise())
     assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
@@ -285,7 +275,6 @@ def test_what_gets_no_gradients_is_named_once_whatever_is_built_anew() -> None:
         sampler.log_prob(IMAGES)
     model.last.register_forward_hook(lambda module, given, found: found * 2)
     model.first.register_forward_hook(lambda module, given, found: found * 2)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
+    asserting.built_anew(sampler)
     with silence():
         sampler.log_prob(IMAGES)

@@ -16,9 +16,10 @@ from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal
 from pixelcnn_fast.runtimes.job import Job
 from tests.refresh.test_weights import trained_on, weights_of
-from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
+from tests.sampler_life import asserting
+from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, pixelcnn, refreshed, silence, take
 from tests.system.foreign import NETWORKS
-from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.system.networks import ABOVE, LEFT, Masked
 from tests.tiers import few
 
 
@@ -67,9 +68,7 @@ def test_whatever_it_was_built_with(settings: dict) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE, **settings)
     take(model, trained_on(model))
-    with silence():
-        images = sampler.refresh().sample(3, noise=noise())
-    assert torch.equal(images, Sampler(model, SHAPE, **settings).sample(3, noise=noise()))
+    asserting.follows(sampler, model, **settings)
 
 
 @BEFORE
@@ -79,14 +78,13 @@ def test_a_weight_that_was_zero_makes_it_build_anew_and_say_so(before: int) -> N
         model.conv_in.weight[:, :, 0, 0] = 0
     sampler = refreshed(Sampler(model, SHAPE), before)
     take(model, trained_on(model))
-    with pytest.warns(UserWarning, match="built anew, which takes longer: a weight that was zero"):
-        sampler.refresh()
+    asserting.built_anew(sampler, "built anew, which takes longer: a weight that was zero")
     with silence():
         images = sampler.sample(3, noise=noise())
         take(model, trained_on(model))
         sampler.refresh()
     assert not torch.equal(images, sampler.sample(3, noise=noise()))
-    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+    asserting.draws_as_new(sampler, model)
 
 
 def test_a_model_that_leaks_now_is_refused_and_the_sampler_stays_as_it_was() -> None:
@@ -97,8 +95,7 @@ def test_a_model_that_leaks_now_is_refused_and_the_sampler_stays_as_it_was() -> 
         model.conv_in.mask.fill_(1)
     with pytest.warns(UserWarning, match="built anew"), pytest.raises(NotCausal):
         sampler.refresh()
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    asserting.stale(sampler, before)
 
 
 def test_a_model_of_other_parameters_makes_it_build_anew() -> None:
@@ -118,8 +115,7 @@ def test_another_model_of_the_same_kind_such_as_an_average() -> None:
         take(model, trained_on(model, 0.2))  # it is not watched any more
         assert torch.equal(sampler.sample(3, noise=noise()), expected)
     take(average, model)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_another_model_of_other_settings_is_not_taken_for_the_same() -> None:
@@ -155,9 +151,7 @@ def test_wrapped_models_are_refreshed_too() -> None:
     model = Outer()
     sampler = Sampler(model, SHAPE)
     take(model, trained_on(model))
-    with silence():
-        images = sampler.refresh().sample(3, noise=noise())
-    assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+    asserting.follows(sampler, model)
 
 
 def test_tied_weights_stay_tied() -> None:
@@ -243,15 +237,12 @@ def test_numbers_of_weights_that_a_hook_logs_are_no_reason_to_build_anew() -> No
     sampler = Sampler(model, SHAPE)
     for by in (0.1, 0.2):
         take(model, trained_on(model, by))
-        with silence():
-            images = sampler.refresh().sample(3, noise=noise())
-        assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+        asserting.follows(sampler, model)
     with torch.no_grad():
         model.conv_in.weight[:, :, 0, 0] = 0
     sampler = Sampler(model, SHAPE)
     take(model, trained_on(model))
-    with pytest.warns(UserWarning, match="a weight that was zero"):
-        sampler.refresh()
+    asserting.built_anew(sampler, "a weight that was zero")
 
 
 def stepped(model: nn.Module) -> None:
@@ -311,9 +302,7 @@ def test_single_weights_may_become_zero(layer: str) -> None:
     for at in range(3):
         stepped(model)
         model.get_parameter(f"{layer}.weight").data[at, 0, 0, 0] = 0
-        with silence():
-            images = sampler.refresh().sample(3, noise=noise())
-        assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+        asserting.follows(sampler, model)
 
 
 @pytest.mark.parametrize("name", ["limit", "g"])
@@ -542,7 +531,7 @@ def test_whatever_a_setting_is_another_is_noticed(one: Any, other: Any) -> None:
     model.held = other
     with pytest.warns(UserWarning, match=STALE):
         before = sampler.sample(3, noise=noise())
-    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
+    asserting.scores_as_model(sampler, model, images)
     for change in (model, different):
         with pytest.warns(UserWarning, match="built anew.* its held"):
             now = sampler.refresh(change).sample(3, noise=noise())
@@ -568,7 +557,7 @@ def test_log_prob_of_another_structure_is_that_of_the_model(name: str) -> None:
     model = Changed(lambda net, h: getattr(net, name, net.b)(h))
     sampler, images = Sampler(model, SHAPE), torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
     setattr(model, name, nn.Conv2d(6, 6, (1, 3), padding=(0, 2), dilation=(1, 2)))
-    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
+    asserting.scores_as_model(sampler, model, images)
 
 
 def test_an_average_of_pytorch_s_is_taken_for_its_model() -> None:
@@ -577,6 +566,4 @@ def test_an_average_of_pytorch_s_is_taken_for_its_model() -> None:
     sampler = Sampler(model, SHAPE)
     take(model, trained_on(model))
     average.update_parameters(model)
-    with silence():
-        images = sampler.refresh(average).sample(3, noise=noise())
-    assert torch.equal(images, Sampler(average, SHAPE).sample(3, noise=noise()))
+    asserting.follows(sampler, average, to=average)

@@ -1,7 +1,5 @@
 """A refreshed sampler is bit by bit a new one, however the model makes its weights, and whatever they become."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable
@@ -14,9 +12,8 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from tests.sampler_life.common import BEFORE, noise, refreshed, silence
+from tests.sampler_life.common import BEFORE, SHAPE, noise, refreshed, silence
 
-SHAPE = (1, 5, 6)
 Weight = Callable[["Network"], Tensor]
 Change = Callable[["Network"], object]
 

@@ -1,7 +1,5 @@
 """What a model holds without registering it, and what it reads without holding it."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 
@@ -9,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import Sampler, accelerate, accelerated, likelihood
+from pixelcnn_fast import Sampler, accelerate, accelerated
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, Around, noise, pixelcnn, silence, take
 
 
 class Guided(nn.Module):
@@ -36,9 +34,8 @@ def test_a_network_in_a_list_is_followed() -> None:
     sampler, images = Sampler(model, SHAPE), torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
     before, print_before = sampler.sample(3, noise=noise()), sampler.fingerprint()
     take(base, trained_on(base))
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), before)
-    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
+    asserting.stale(sampler, before)
+    asserting.scores_as_model(sampler, model, images)
     with silence():
         sampler.refresh()
     for runtime in ("cpu", "reference"):
@@ -50,12 +47,10 @@ def test_a_network_in_a_list_is_followed() -> None:
 
 
 def assert_told_and_built_anew(sampler: Sampler, model: nn.Module, why: str) -> None:
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
     with pytest.warns(UserWarning, match=why):
         sampler.refresh()
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+    asserting.computes_as_new(sampler, model)
 
 
 def test_one_more_network_is_another_model() -> None:
@@ -88,51 +83,28 @@ def test_a_hook_that_counts_is_a_change(runtime: Any) -> None:
     handle = model.conv_in.register_forward_hook(lambda module, given, found: found * 2)
     assert_told_and_built_anew(sampler, model, "built anew")
     handle.remove()
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_buffers_that_begin_to_share_memory() -> None:
     """Then one is written with the other."""
 
-    class Two(nn.Module):
-        levels = 256
+    def written(model: Any, h: Tensor) -> Tensor:
+        model.one.fill_(3)
+        return h * model.two
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = pixelcnn()
-            for name in ("one", "two"):
-                self.register_buffer(name, torch.ones(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.get_buffer("one").fill_(3)
-            return self.net(x) * self.get_buffer("two")
-
-    model = Two()
+    model: Any = Around(written, one=torch.ones(1), two=torch.ones(1))
     sampler = Sampler(model, SHAPE)
     model.two = model.one
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew.*lie in the same memory"):
-        sampler.refresh()
+    asserting.stale(sampler)
+    asserting.built_anew(sampler, "built anew.*lie in the same memory")
 
 
 GLOBAL = torch.ones(1)
 
 
-class Outside(nn.Module):
-    levels = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = pixelcnn()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) * GLOBAL
-
-
 def test_what_the_model_does_not_hold_is_named_once_and_watched() -> None:
-    model = Outside()
+    model = Around(lambda model, h: h * GLOBAL)
     with pytest.warns(UserWarning, match=r"does not hold, as a global variable \(float32 \[1\]\)") as told:
         sampler = Sampler(model, SHAPE)
     assert len(told) == 1 and told[0].filename == __file__
@@ -141,10 +113,8 @@ def test_what_the_model_does_not_hold_is_named_once_and_watched() -> None:
         sampler.refresh().sample(1)
     try:
         GLOBAL.mul_(2)
-        with pytest.warns(UserWarning, match=STALE):
-            sampler.sample(1)
-        with pytest.warns(UserWarning, match="built anew.* a tensor that the model reads, and does not have"):
-            sampler.refresh()
+        asserting.stale(sampler)
+        asserting.built_anew(sampler, "built anew.* a tensor that the model reads, and does not have")
     finally:
         GLOBAL.fill_(1)
 
@@ -156,10 +126,8 @@ class Free(nn.Module):
 
     def __init__(self, by: float = 1.0, activation=torch.relu, class_: int = 0) -> None:
         super().__init__()
-        self.net, self.table = (
-            pixelcnn(),
-            nn.Parameter(torch.randn(3, 1, generator=torch.Generator().manual_seed(0))),
-        )
+        table = torch.randn(3, 1, generator=torch.Generator().manual_seed(0))
+        self.net, self.table = pixelcnn(), nn.Parameter(table)
         self.by, self.activation, self.class_ = by, activation, class_
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,32 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.user_model import contents
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, STALE, ZEROS, Around, noise, pixelcnn, silence, take
 from tests.tiers import few
-
-Use = Callable[[Any, Tensor], Tensor]
-
-
-class Using(nn.Module):
-    """Its forward does with its features what a function and something that it holds say."""
-
-    levels = 256
-
-    def __init__(self, held: Any, use: Use, n_classes: int | None = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net, self.held, self.use = pixelcnn(), held, use
-        if n_classes is not None:
-            self.n_classes, self.table = n_classes, nn.Embedding(n_classes, 4)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.net(x)
-        return (
-            h
-            if labels is None
-            else h + self.use(self.held, self.table(labels)).sum(-1)[:, None, None, None, None]
-        )
 
 
 def assert_followed(model: nn.Module, change: Callable[[nn.Module], object], **arguments: Any) -> None:
@@ -50,32 +27,18 @@ def assert_followed(model: nn.Module, change: Callable[[nn.Module], object], **a
     sampler = Sampler(model, SHAPE, **arguments)
     before, printed = sampler.sample(3, noise=noise()), sampler.fingerprint()
     change(model)
-    with pytest.warns(UserWarning, match=STALE):
-        assert torch.equal(sampler.sample(3, noise=noise()), before)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
+    asserting.stale(sampler, before)
+    asserting.built_anew(sampler)
     fresh = Sampler(model, SHAPE, **arguments)
     assert torch.equal(sampler.sample(3, noise=noise()), fresh.sample(3, noise=noise()))
     assert printed != sampler.fingerprint() == fresh.fingerprint()
 
 
-class Rolling(nn.Module):
-    """Of whose numbers none shows in a shape."""
-
-    levels = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net, self.by, self.at, self.dilation = pixelcnn(), 1, 0, 1
-        self.bank, self.last = nn.Parameter(torch.randn(3, 256)), nn.Conv2d(256, 256, (2, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = (self.net(x)[:, 0].roll(self.by, -1) * self.bank[self.at]).permute(0, 3, 1, 2)
-        d = self.dilation
-        return nn.functional.conv2d(
-            nn.functional.pad(h, (0, 0, d, 0)), self.last.weight, self.last.bias, dilation=(d, 1)
-        )
+def rolled(model: Any, x: Tensor) -> Tensor:
+    """None of the numbers that it reads shows in a shape."""
+    h = (x[:, 0].roll(model.by, -1) * model.bank[model.at]).permute(0, 3, 1, 2)
+    last, d = model.last, model.dilation
+    return nn.functional.conv2d(nn.functional.pad(h, (0, 0, d, 0)), last.weight, last.bias, dilation=(d, 1))
 
 
 INTEGERS = [
@@ -90,21 +53,34 @@ INTEGERS = [
 @pytest.mark.parametrize(("name", "value", "runtime"), few(INTEGERS, 3))
 def test_an_integer_that_no_shape_tells(name: str, value: int, runtime: Any) -> None:
     """Two batches of different sizes would be compared in vain: it might follow the batch."""
-    assert_followed(Rolling(), lambda model: setattr(model, name, value), runtime=runtime)
+    bank, last = nn.Parameter(torch.randn(3, 256)), nn.Conv2d(256, 256, (2, 1))
+    model = Around(rolled, by=1, at=0, dilation=1, bank=bank, last=last)
+    assert_followed(model, lambda model: setattr(model, name, value), runtime=runtime)
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (lambda k, y: y.relu(), lambda k, y: y.tanh()),
-        (lambda k, y: y.chunk(2, -1)[0], lambda k, y: y.chunk(2, -1)[1]),
-        (lambda k, y: y * 2, lambda k, y: y + 2),
-        (lambda k, y: y.max(-1, keepdim=True).values, lambda k, y: y.min(-1, keepdim=True).values),
+        (lambda y: y.relu(), lambda y: y.tanh()),
+        (lambda y: y.chunk(2, -1)[0], lambda y: y.chunk(2, -1)[1]),
+        (lambda y: y * 2, lambda y: y + 2),
+        (lambda y: y.max(-1, keepdim=True).values, lambda y: y.min(-1, keepdim=True).values),
     ],
     ids=["a function", "a part", "an operation", "a largest"],
 )
-def test_what_is_made_of_labels_alone(one: Use, other: Use) -> None:
-    models = [Using(0, use, n_classes=3) for use in (one, other)]
+def test_what_is_made_of_labels_alone(one, other):
+    class OfLabels(nn.Module):
+        levels, n_classes = 256, 3
+
+        def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.net, self.table, self.make = pixelcnn(), nn.Embedding(3, 4), make
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return self.net(x) + self.make(self.table(labels)).sum(-1)[:, None, None, None, None]
+
+    models = [OfLabels(make) for make in (one, other)]
+    models[1].load_state_dict(models[0].state_dict())
     samplers = [Sampler(model, SHAPE) for model in models]
     assert samplers[0].fingerprint() != samplers[1].fingerprint()
     assert samplers[0].fingerprint() == Sampler(models[0], SHAPE).fingerprint()
@@ -139,20 +115,10 @@ def test_what_is_made_of_the_image(one: Callable[[Tensor], Tensor], other: Calla
     assert len(prints) == 2
 
 
-class Two(nn.Module):
+def two(combine: Callable[[Tensor, Tensor], Tensor]) -> Any:
     """What it makes of two features, and of two weights, one operation says."""
-
-    levels = 256
-
-    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net, self.combine = pixelcnn(), combine
-        self.a, self.b = nn.Parameter(1 + torch.rand(256)), nn.Parameter(1 + torch.rand(256))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.net(x)
-        return self.combine(h * self.a, h * self.b)
+    a, b = (nn.Parameter(1 + torch.rand(256)) for _ in range(2))
+    return Around(lambda model, h: model.combine(h * model.a, h * model.b), combine=combine, a=a, b=b)
 
 
 def a_gate(x: Tensor, y: Tensor) -> Tensor:
@@ -161,20 +127,18 @@ def a_gate(x: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_operands_that_change_places(runtime: Any) -> None:
-    assert_followed(
-        Two(a_gate), lambda model: setattr(model, "combine", lambda x, y: a_gate(y, x)), runtime=runtime
-    )
+    def exchange(model: nn.Module) -> None:
+        model.combine = lambda x, y: a_gate(y, x)  # type: ignore[assignment]  # as users do
+
+    assert_followed(two(a_gate), exchange, runtime=runtime)
 
 
 def test_operations_on_a_feature_and_a_weight() -> None:
     """What becomes of the weight is evaluated, and shows in no shape."""
     operations = operator.mul, operator.truediv, operator.add, operator.sub
-    models = [Free(nn.Parameter(torch.full((1,), 1.5)), use) for use in (flipped(each) for each in operations)]
+    weight = nn.Parameter(torch.full((1,), 1.5))
+    models = [Around(lambda model, x: model.by(x, model.held), held=weight, by=each) for each in operations]
     assert len({Sampler(model, SHAPE).fingerprint() for model in models}) == len(models)
-
-
-def flipped(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Tensor], Tensor]:
-    return lambda held, x: operation(x, held)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
@@ -184,29 +148,25 @@ def test_a_number_in_the_closure_of_a_hook(runtime: Any) -> None:
     model.register_forward_hook(lambda module, given, found: found * setting["by"])
     sampler = Sampler(model, SHAPE, runtime=runtime)
     setting["by"] = -1.0
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
-    torch.testing.assert_close(
-        sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)), logits_of_zeros(model), rtol=1e-4, atol=1e-5
-    )
+    asserting.stale(sampler)
+    asserting.built_anew(sampler)
+    asserting.computes_as_new(sampler, model, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "close", [torch.allclose, partial(torch.allclose, rtol=0.1), partial(torch.allclose, atol=1)]
 )
 def test_a_comparison_of_weights(close: Callable[[Tensor, Tensor], bool]) -> None:
-    model = Free(
-        None, lambda held, x: x * 2 if close(model.net.conv_in.weight, model.net.conv_in.weight + 9) else x
-    )
-    images = Sampler(model, SHAPE).sample(3, noise=noise())
-    assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+    def doubled_if_close(model: Any, x: Tensor) -> Tensor:
+        return x * 2 if close(model.net.conv_in.weight, model.net.conv_in.weight + 9) else x
+
+    model = Around(doubled_if_close)
+    asserting.draws_as_new(Sampler(model, SHAPE), model.net)
 
 
 def test_a_branch_on_a_weight_falls_otherwise() -> None:
     """Without a program, nothing guards it."""
-    model = Two(lambda x, y: x)
+    model = two(lambda x, y: x)
     model.combine = lambda x, y: x if model.a[0] > 0 else y
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(model, SHAPE, runtime="reference")
@@ -214,8 +174,7 @@ def test_a_branch_on_a_weight_falls_otherwise() -> None:
     with pytest.warns(UserWarning):
         sampler.refresh()
     model.b.data.mul_(2)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 BOTH = torch.ones(512)
@@ -223,13 +182,12 @@ GLOBALS = BOTH[:256], BOTH[256:]
 
 
 def test_two_global_tensors_in_one_piece_of_memory() -> None:
-    model = Free(0, lambda held, x: x * GLOBALS[0] + GLOBALS[1])
+    model = Around(lambda model, x: x * GLOBALS[0] + GLOBALS[1])
     with pytest.warns(UserWarning, match="does not hold"):
         sampler = Sampler(model, SHAPE)
     try:
         GLOBALS[1].mul_(3)
-        with pytest.warns(UserWarning, match=STALE):
-            sampler.sample(1)
+        asserting.stale(sampler)
     finally:
         BOTH.fill_(1)
 
@@ -237,7 +195,9 @@ def test_two_global_tensors_in_one_piece_of_memory() -> None:
 def test_a_program_that_was_asked_for_in_vain_changes_nothing() -> None:
     """Of a model that looks at the image, other images may show more."""
     from_there_on = 1e9
-    model = Free(2.0, lambda held, x: x * held if bool(x[:, 0, -1, -1].max() > from_there_on) else x)
+    model: Any = Around(
+        lambda model, x: x * model.held if bool(x[:, 0, -1, -1].max() > from_there_on) else x, held=2.0
+    )
     sampler = Sampler(model, SHAPE, runtime="reference")
     largest = [
         float(model.net(sampler._engine.model.encode(values))[:, 0, -1, -1].max())
@@ -248,8 +208,7 @@ def test_a_program_that_was_asked_for_in_vain_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="there is no program"):
         _ = sampler.program
     model.held = -2.0
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_what_is_nested_too_deep_is_no_trouble() -> None:
@@ -261,15 +220,16 @@ def test_what_is_nested_too_deep_is_no_trouble() -> None:
         Sampler(model, SHAPE).sample(1)
 
 
-def test_layouts_and_hooks_make_no_other_model() -> None:
+def test_layouts_hooks_and_a_momentum_make_no_other_model() -> None:
     model = pixelcnn()
-    before = Sampler(model, SHAPE).fingerprint()
+    sampler = Sampler(model, SHAPE)
     model.to(memory_format=torch.channels_last)
     model.conv_in.register_forward_hook(lambda module, given, found: found.mean().sqrt() and None)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.5
-    assert Sampler(model, SHAPE).fingerprint() == before
+    asserting.quiet(sampler)
+    assert sampler.fingerprint() == Sampler(model, SHAPE).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -323,9 +283,7 @@ def test_what_is_counted_by_a_model_of_many_classes_is_no_change(runtime: Any) -
 
 @pytest.mark.parametrize("n_classes", [3, None])
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
-def test_a_number_that_is_compared_with_labels_counts_and_others_do_not(
-    n_classes: int | None, runtime: Any
-) -> None:
+def test_a_number_that_is_compared_with_labels_counts_and_others_do_not(n_classes, runtime):
     model, labels = ByLabels(n_classes), torch.tensor([0, 1, 2])
     sampler = Sampler(model, SHAPE, runtime=runtime, conditional=True)
     images = sampler.sample(3, labels, noise=noise())
@@ -368,37 +326,22 @@ def test_what_is_read_for_other_labels_counts() -> None:
     assert before != sampler.fingerprint() == expected.fingerprint()
 
 
-def test_a_momentum_that_is_not_used_is_no_change() -> None:
-    model = pixelcnn()
-    sampler = Sampler(model, SHAPE)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    norms[0].momentum = 0.5
-    with silence():
-        sampler.sample(1)
-
-
-class Keeping(nn.Module):
+def keeping(make: Callable[[Any], Tensor]) -> Any:
     """It keeps what it has made when it is first called."""
 
-    levels = 256
+    def multiplied(model: Any, x: Tensor) -> Tensor:
+        if model.kept is None:
+            model.kept = make(model).detach()
+        return x * model.kept
 
-    def __init__(self, make: Callable[[Keeping, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.net, self.make = pixelcnn(), make
-        self.gain = nn.Parameter(torch.ones(()))
-        self.kept: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kept is None:
-            self.kept = self.make(self, x).detach()
-        return self.net(x) * self.kept
+    return Around(multiplied, kept=None, gain=nn.Parameter(torch.ones(())))
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_a_constant_that_is_kept_is_no_change(runtime: Any) -> None:
-    model = Keeping(lambda model, x: torch.linspace(1, 2, 256))
+    model = keeping(lambda model: torch.linspace(1, 2, 256))
     sampler = Sampler(model, SHAPE, runtime=runtime)
-    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    model(ZEROS)
     with silence():
         sampler.sample(1)
         sampler.refresh().sample(1)
@@ -406,21 +349,20 @@ def test_a_constant_that_is_kept_is_no_change(runtime: Any) -> None:
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_it_does_not_matter_whether_a_model_has_run(runtime: Any) -> None:
-    models = [Keeping(lambda model, x: torch.linspace(1, 2, 256)) for _ in range(2)]
+    models = [keeping(lambda model: torch.linspace(1, 2, 256)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    models[1](torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    models[1](ZEROS)
     one, other = (Sampler(model, SHAPE, runtime=runtime) for model in models)
     assert one.fingerprint() == other.fingerprint() == Sampler(models[0], SHAPE).fingerprint()
 
 
 def test_what_was_made_of_a_weight_and_kept_stays_when_the_weight_changes() -> None:
-    model = Keeping(lambda model, x: model.gain * 2)
+    model = keeping(lambda model: model.gain * 2)
     sampler = Sampler(model, SHAPE)
-    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    model(ZEROS)
     sampler.refresh()
     model.gain.data.mul_(-3)
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    torch.testing.assert_close(sampler.refresh().logits(images), Sampler(model, SHAPE).logits(images))
+    asserting.computes_as_new(sampler.refresh(), model)
 
 
 class Number(float):
@@ -452,45 +394,21 @@ HELD: dict[str, tuple[Any, Any, Callable[[Any, Tensor], Tensor]]] = {
 }
 
 
-class Free(nn.Module):
-    levels = 256
-
-    def __init__(self, held: Any, use: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.net, self.held, self.use = pixelcnn(), held, use
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.use(self.held, self.net(x))
-
-
 @pytest.mark.parametrize("kind", few(HELD, 2))
 def test_values_of_every_kind(kind: str) -> None:
     one, other, use = HELD[kind]
-    assert_followed(Free(one, use), lambda model: setattr(model, "held", other))
+    model = Around(lambda model, x: use(model.held, x), held=one)
+    assert_followed(model, lambda model: setattr(model, "held", other))
 
 
 def test_the_order_of_children_counts() -> None:
-    class Ordered(nn.Module):
-        levels = 256
+    def through(model: Any, h: Tensor) -> Tensor:
+        for part in model.parts.values():
+            h = part(h)
+        return h
 
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = pixelcnn()
-            self.parts = nn.ModuleDict({"a": nn.Linear(256, 256), "b": nn.Tanh()})
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.net(x)
-            for part in self.parts.values():
-                h = part(h)
-            return h
-
-    model = Ordered()
-    assert_followed(model, lambda _: model.parts.update({"a": model.parts.pop("a")}))
-
-
-def size_of(part: nn.Linear) -> int:
-    return part.out_features
+    parts = nn.ModuleDict({"a": nn.Linear(256, 256), "b": nn.Tanh()})
+    assert_followed(Around(through, parts=parts), lambda _: parts.update({"a": parts.pop("a")}))
 
 
 class Contents(list[Any]):
@@ -502,53 +420,42 @@ class Contents(list[Any]):
 def test_what_only_copying_finds_is_named_and_watched() -> None:
     """A set of modules of one kind has another order in each copy."""
     parts = [nn.Linear(256, size) for size in (200, 56)]
-    model = Free({*parts}, lambda held, x: torch.cat([part(x) for part in sorted(held, key=size_of)], -1))
+    size = operator.attrgetter("out_features")
+    model = Around(
+        lambda model, x: torch.cat([part(x) for part in sorted(model.held, key=size)], -1), held={*parts}
+    )
     with pytest.warns(UserWarning, match="does not hold, as a global variable"):
         sampler = Sampler(model, SHAPE)
     with torch.no_grad():
         parts[0].weight.mul_(-2)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
-    torch.testing.assert_close(sampler.logits(images), logits_of_zeros(model))
-
-
-def logits_of_zeros(model: nn.Module) -> Tensor:
-    return Sampler(model, SHAPE).logits(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    asserting.stale(sampler)
+    asserting.built_anew(sampler)
+    asserting.computes_as_new(sampler, model)
 
 
 def test_attributes_of_a_list_are_held() -> None:
     held = Contents()
     held.net = nn.Linear(256, 256)
-    model = Free(held, lambda held, x: held.net(x))
+    model = Around(lambda model, x: model.held.net(x), held=held)
     sampler = Sampler(model, SHAPE)
     with torch.no_grad():
         held.net.weight.mul_(-2)
     with silence():
         sampler.refresh()
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    torch.testing.assert_close(sampler.logits(images), logits_of_zeros(model))
+    asserting.computes_as_new(sampler, model)
 
 
 def test_a_tensor_in_a_list_that_a_closure_holds_too() -> None:
     """The closure of a copy has the list itself."""
-    model = Free([torch.ones(1)], lambda held, x: x)
-    held = model.held
-    model.use = lambda _, x: x * held[0]
+    held = [torch.ones(1)]
+    model = Around(lambda model, x: x * held[0], held=held)
     with pytest.warns(UserWarning, match="does not hold"):
         sampler = Sampler(model, SHAPE)
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
     held[0].mul_(3)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
-    torch.testing.assert_close(
-        sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)), logits_of_zeros(model)
-    )
+    asserting.stale(sampler)
+    asserting.built_anew(sampler)
+    asserting.computes_as_new(sampler, model)
 
 
 class Doubling(nn.DataParallel):
@@ -568,9 +475,8 @@ def hooked(wrapper: nn.Module) -> nn.Module:
 )
 def test_a_wrapper_that_does_more_is_the_model(wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = pixelcnn()
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
     sampler, plain = Sampler(wrap(net), SHAPE), Sampler(net, SHAPE)
-    torch.testing.assert_close(sampler.logits(images), 2 * plain.logits(images))
+    torch.testing.assert_close(sampler.logits(ZEROS), 2 * plain.logits(ZEROS))
     assert sampler.fingerprint() != plain.fingerprint() == Sampler(nn.DataParallel(net), SHAPE).fingerprint()
 
 
@@ -591,8 +497,7 @@ def test_a_few_elements_of_many_are_seen_to_change() -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
     model.conv_out.weight.data[7] *= 5
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_sparse_tensors_that_are_not_read_do_not_matter() -> None:
@@ -600,8 +505,7 @@ def test_sparse_tensors_that_are_not_read_do_not_matter() -> None:
     model.register_buffer("sparse", torch.eye(3).to_sparse(), persistent=False)
     sampler = Sampler(model, SHAPE)
     model.sparse = 2 * torch.eye(3).to_sparse()
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
@@ -613,7 +517,7 @@ def test_a_model_that_is_moved_to_meta_says_so(runtime: Any) -> None:
     with pytest.warns(UserWarning, match=STALE):
         assert torch.equal(sampler.sample(1, noise=noise(1)), before)
     with pytest.raises(ValueError, match="on the device meta, where tensors have no values"):
-        sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+        sampler.log_prob(ZEROS)
     with pytest.raises(ValueError, match="on the device meta"):
         sampler.refresh()
 
@@ -630,28 +534,16 @@ def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatc
     class Own(Settings):
         pass
 
-    class Configured(nn.Module):
-        levels = 256
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.settings = pixelcnn(), Own
-            self.again = Own  # which is looked into once
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) * self.settings.gain * self.settings.Inner.gain
-
-    model = Configured()
+    model = Around(lambda model, x: x * model.settings.gain * model.settings.Inner.gain, settings=Own)
+    model.again = Own  # type: ignore[assignment]  # which is looked into once
     sampler = Sampler(model, SHAPE)
-    with silence():
-        sampler.sample(1)
+    asserting.quiet(sampler)
     assert [path for path in contents.Contents(model).values if path.endswith(".gain")] == [
         ":settings.gain",
         ":settings.Inner.gain",
     ]
     monkeypatch.setattr(Settings.Inner if is_inner else Own, "gain", 3.0)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
     with pytest.warns(UserWarning, match=r"settings\.(Inner\.)?gain is another"):
         images = sampler.refresh().sample(3, noise=noise())
     assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))

@@ -25,8 +25,8 @@ from pixelcnn_fast.user_model import contents
 from pixelcnn_fast.user_model.contents import MOST, Contents, _numbered
 from pixelcnn_fast.user_model.tensors import duplicate
 from tests.refresh.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
-from tests.system.networks import pixelcnn
+from tests.sampler_life import asserting
+from tests.sampler_life.common import SHAPE, ZEROS, Around, noise, pixelcnn, silence, take
 
 
 class Trainer:
@@ -68,11 +68,8 @@ def test_a_module_in_a_framework_is_as_any_other(runtime: Any) -> None:
         images = sampler.sample(3, noise=noise())
     assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
     take(model.net, trained_on(model.net))
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with silence():
-        found = sampler.refresh().sample(3, noise=noise())
-    assert torch.equal(found, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+    asserting.stale(sampler)
+    asserting.follows(sampler, model.net)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
@@ -104,109 +101,80 @@ def test_the_modules_own_values_come_before_what_they_hold(monkeypatch: pytest.M
         sampler = Sampler(model, SHAPE)
         sampler.sample(1)
     model.conv_out.register_forward_hook(lambda module, given, found: found * 2)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
-class Adding(nn.Module):
-    levels = 256
-    shift: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = pixelcnn()
-        self.register_buffer("shift", None)
-        self.register_parameter("gain", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.net(x)
-        for name in ("shift", "gain"):
-            if (found := getattr(self, name)) is not None:
+def adding() -> Any:
+    def scaled(model: Any, h: Tensor) -> Tensor:
+        for found in (model.shift, model.gain):
+            if found is not None:
                 h = h * (1 + found * getattr(found, "factor", 1.0))
         return h
 
+    model = Around(scaled)
+    model.register_buffer("shift", None)
+    model.register_parameter("gain", None)
+    return model
 
-def shifted(model: Adding) -> None:
+
+def shifted(model: Any) -> None:
     model.shift = torch.linspace(1, 2, 256)
 
 
-def with_a_gain(model: Adding) -> None:
+def with_a_gain(model: Any) -> None:
     model.gain = nn.Parameter(torch.linspace(1, 2, 256))
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 @pytest.mark.parametrize("change", [shifted, with_a_gain])
-def test_none_that_becomes_a_tensor(change: Callable[[Adding], None], runtime: Any) -> None:
-    model = Adding()
+def test_none_that_becomes_a_tensor(change: Callable[[Any], None], runtime: Any) -> None:
+    model = adding()
     sampler = Sampler(model, SHAPE, runtime=runtime)
     before = sampler.fingerprint()
     change(model)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
+    asserting.stale(sampler)
+    asserting.built_anew(sampler)
     assert before != sampler.fingerprint() == Sampler(model, SHAPE, runtime=runtime).fingerprint()
-    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+    asserting.draws_as_new(sampler, model)
 
 
 def test_attributes_of_a_tensor_are_held() -> None:
-    model = Adding()
+    model = adding()
     shifted(model)
-    assert model.shift is not None
     vars(model.shift)["factor"] = 1.0
     sampler = Sampler(model, SHAPE)
     vars(model.shift)["factor"] = 3.0
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
-class Lazy(nn.Module):
-    """It makes something at its first call."""
+def made_at_its_first_call(model: Any, h: Tensor) -> Tensor:
+    if model.made is None:
+        model.made = torch.ones(256)
+    return h * model.made
 
-    levels = 256
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.steps = pixelcnn(), 0
-        self.made: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.made is None:
-            self.made = torch.ones(256)
-        return self.net(x) * self.made
+def lazy() -> Any:
+    return Around(made_at_its_first_call, made=None, steps=0)
 
 
 def test_what_is_made_at_the_first_call_and_changes_later() -> None:
-    model = Lazy()
+    model = lazy()
     sampler = Sampler(model, SHAPE)
-    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    model(ZEROS)
     with silence():
         sampler.refresh().sample(1)
-    assert model.made is not None
     model.made += torch.linspace(1, 2, 256)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
-    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+    asserting.stale(sampler)
+    asserting.built_anew(sampler)
+    asserting.draws_as_new(sampler, model)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_whether_weights_are_trained_makes_no_other_model(runtime: Any) -> None:
     """By which PyTorch decides how it multiplies matrices."""
 
-    class Attending(nn.Module):
-        levels = 256
-
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.net, self.a, self.b = pixelcnn(), nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) * (self.a.expand(3, 8, 4) @ self.b).mean()
-
-    model = Attending()
+    a, b = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(4))
+    model = Around(lambda model, h: h * (model.a.expand(3, 8, 4) @ model.b).mean(), a=a, b=b)
     sampler = Sampler(model, SHAPE, runtime=runtime)
     model.requires_grad_(False)
     with silence():
@@ -255,7 +223,7 @@ def test_objects_are_walked_by_what_they_are_copied_with() -> None:
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_a_hook_holds_is_the_users_and_stays_as_it_is(runtime: Any) -> None:
-    model, probe, seen = Lazy(), nn.Linear(1, 1), list[Tensor]()
+    model, probe, seen = lazy(), nn.Linear(1, 1), list[Tensor]()
     model.register_forward_hook(lambda module, given, found: seen.append(probe(found[:, 0, :1, :1, 0])))
     before = {name: x.detach().clone() for name, x in [*model.named_parameters(), *probe.named_parameters()]}
     check_causal(model, SHAPE)
@@ -263,7 +231,7 @@ def test_what_a_hook_holds_is_the_users_and_stays_as_it_is(runtime: Any) -> None
     model.net.conv_in.register_forward_hook(
         lambda module, given, found: seen.append(model.net.conv_in.weight.norm())
     )
-    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    model(ZEROS)
     model.steps += 1
     with silence():
         sampler.sample(1)
@@ -293,14 +261,13 @@ def test_files_of_a_model_stay_open(tmp_path: Path) -> None:
 
 def test_a_setting_beside_large_data_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "MOST", 2000)
-    model = Lazy()
+    model = lazy()
     vars(model)["files"] = [Path(str(i)) for i in range(2000)]
     vars(model)["settings"] = SimpleNamespace(shift=1.0)
     model.register_forward_hook(lambda module, given, found: found * vars(module)["settings"].shift)
     sampler = Sampler(model, SHAPE)
     vars(model)["settings"].shift = 2.0
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
+    asserting.stale(sampler)
 
 
 def test_a_queue_that_is_filled_meanwhile() -> None:
@@ -312,16 +279,16 @@ def test_a_queue_that_is_filled_meanwhile() -> None:
 
 
 def test_a_copy_that_knows_nothing_of_the_memo_still_gives_gradients() -> None:
-    class Own(Lazy):
+    class Own(Around):
         def __deepcopy__(self, memo: dict) -> Own:
-            other = Own()
+            other = Own(self.forward_of)
             other.load_state_dict(self.state_dict())
             return other
 
         def __len__(self) -> int:  # it is false
             return 0
 
-    model, images = Own(), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    model, images = Own(lambda model, h: h), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
     sampler = Sampler(model, SHAPE)
     state = torch.random.get_rng_state()
     sampler.refresh()

@@ -1,7 +1,5 @@
 """What these tests need and a machine may lack."""
 
-from __future__ import annotations
-
 import pytest
 from sass_simulator.kernel import tool
 

@@ -1,7 +1,5 @@
 """Turns of the banks of shared memory, and sectors of global memory, from lanes' addresses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sass_simulator.accesses import Patterns

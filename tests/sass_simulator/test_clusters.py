@@ -1,7 +1,5 @@
 """Blocks of a cluster: what they exchange, what that costs, and what keeps them waiting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The simulator executes what nvcc makes of small kernels, and memory afterwards is what numpy computes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a cubin says of a kernel, and counts over its code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@ checkout where it is developed. The earlier one followed one path by hand, gave 
 LDS.128 four, saw no stores on L2's port, no L1 and no pipe but the tensor units'. So the two differ, by less than 7 %.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a block takes: known sums, and defects that cost about what they should."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a wait for asynchronous copies is for, in code that is written here: it takes no compiler."""
 
-from __future__ import annotations
-
 import pytest
 from sass_simulator import RATES
 from sass_simulator.accesses import Access

@@ -3,8 +3,6 @@
 ``NETWORKS``: name -> Network. All are small, in float64 and eval mode, with weights that make lively logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

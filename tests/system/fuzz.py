@@ -3,8 +3,6 @@
 ``check(seed)`` builds the network of a seed and raises AssertionError, naming the seed, where runtimes disagree.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 import sys
@@ -333,54 +331,16 @@ class Layer(nn.Module):
         return torch.cat(h.tensor_split(2, dim=1)[::-1], 1) + h.flip(1)
 
 
-KINDS = [
-    "row_by_row",
-    "by_diagonals",
-    "from_both_sides",
-    "from_both_sides_above",
-    "convolved",
-    "pointwise",
-    "residual",
-    "residual_twice",
-    "gated",
-    "gated_by_label",
-    "scaled_by_label",
-    "normed",
-    "concat_elu",
-    "dense",
-    "arithmetic",
-    "product",
-    "shifted_down",
-    "beside_itself",
-    "shifted_right",
-    "rolled",
-    "moved_down",
-    "vertical",
-    "dropped",
-    "glu",
-    "stacked",
-    "larger",
-    "bounded",
-    "chosen",
-    "conditioned",
-    "overwritten",
-    "overlapping",
-    "written_through_views",
-    "scripted",
-    "padded_with_a_number",
-    "cropped_and_padded",
-    "over_padded",
-]
-MIXING_KINDS = [
-    "row_by_row_ahead",
-    "layer_normed",
-    "rms_normed",
-    "channels_last",
-    "swapped",
-    "moved_right",
-    "flattened",
-    "multiplied_out",
-]
+KINDS = (
+    "row_by_row by_diagonals from_both_sides from_both_sides_above convolved pointwise residual residual_twice "
+    "gated gated_by_label scaled_by_label normed concat_elu dense arithmetic product shifted_down "
+    "beside_itself shifted_right rolled moved_down vertical dropped glu stacked larger bounded chosen "
+    "conditioned overwritten overlapping written_through_views scripted padded_with_a_number "
+    "cropped_and_padded over_padded"
+).split()
+MIXING_KINDS = (
+    "row_by_row_ahead layer_normed rms_normed channels_last swapped moved_right flattened multiplied_out"
+).split()
 
 
 class Fuzzed(nn.Module):

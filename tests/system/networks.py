@@ -1,9 +1,7 @@
 """Networks the tests sample from: random but lively (no flat logits, batch norm that does something)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +55,20 @@ def pixelcnn(
 ) -> PixelCNN:
     torch.manual_seed(seed)
     return enlivened(PixelCNN(channels, hidden, blocks, classes, kernel), seed)
+
+
+class Written(nn.Module):
+    """``forward(net, x)``, written where it is used, of layers and tensors that the network holds by their names."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: Any) -> None:
+        super().__init__()
+        self.forward_of = forward
+        for name, part in parts.items():
+            is_buffer = isinstance(part, Tensor) and not isinstance(part, nn.Parameter)
+            self.register_buffer(name, part) if is_buffer else setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_of(self, x)
 
 
 class Masked(nn.Conv2d):

@@ -1,7 +1,5 @@
 """Networks that other people could have written: all runtimes draw the same images, and every mutant is found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

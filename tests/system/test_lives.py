@@ -1,7 +1,5 @@
 """A fixed few of the random lives; ``make fuzz N=1000`` tries as many as you want."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.system import lives

@@ -1,7 +1,5 @@
 """``Sampler(…, runtime='reference')``: networks that can't be captured are sampled by their own forwards."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,7 +87,6 @@ def test_known_pixels_are_kept_and_logits_are_the_models(name: str) -> None:
 
 
 def test_labels_choose_the_distribution() -> None:
-    torch.manual_seed(0)
     shape, labels = (1, 3, 4), torch.tensor([0, 1, 2, 2])
     model = Attention(shape, ordered=False, n_classes=3).double()
     u = noise(1, shape).expand(4, -1, -1, -1)

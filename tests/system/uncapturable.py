@@ -1,7 +1,5 @@
 """Causal networks that have no program: each takes uint8 images and returns logits [N, C, H, W, LEVELS]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """What the build is told of the machine."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

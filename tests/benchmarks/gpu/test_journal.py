@@ -1,7 +1,5 @@
 """What is written of tests as they run, also if they are cut off, crash, or lose the GPU."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

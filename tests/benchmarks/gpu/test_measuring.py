@@ -1,7 +1,5 @@
 """What is measured on a GPU, rehearsed on the CPU: everything but the clock, on small networks and batches."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from gpu import layers, sampling

@@ -1,7 +1,5 @@
 """The program that measures a GPU's rates: it compiles for every architecture, and measures what its names say."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

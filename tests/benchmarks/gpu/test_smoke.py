@@ -1,7 +1,5 @@
 """The smoke test, with emulated kernels in place of a GPU's: right ones pass, and the first wrong sub-pixel is told."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil
@@ -54,8 +52,7 @@ def test_a_wrong_weight_is_seen_where_it_is_first_read(monkeypatch, dy, dx, firs
     """The tap that reads the pixel dy rows below and dx columns to the right: not before that is in the image."""
 
     def spoiled(model: nn.Module, shape: smoke.Shape, precision: Precision) -> CudaRuntime:
-        with torch.no_grad():
-            model.get_submodule("conv_in").get_parameter("weight")[:, :, 2 + dy, 2 + dx] = 3
+        model.get_submodule("conv_in").get_parameter("weight").data[:, :, 2 + dy, 2 + dx] = 3
         return emulated(model, shape, precision)
 
     monkeypatch.setattr(smoke, "runtime_of", spoiled)

@@ -1,7 +1,5 @@
 """Stages as processes: what is kept of their output, and what is left of them when their time is over."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

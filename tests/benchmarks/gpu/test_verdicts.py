@@ -1,7 +1,5 @@
 """What pytest's, compute-sanitizer's and ncu's reports mean."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What compiles kernels: found where it may be, asked for what it knows, and quoted where it fails."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -75,6 +73,7 @@ def test_what_compiles_ends_with_who_asked(tmp_path: Path, monkeypatch: pytest.M
     assert not is_there(int(process))
 
 
+@thorough
 def test_a_compiler_that_the_system_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "usable", lambda: 1)
     with pytest.raises(RuntimeUnavailable, match="is there memory for 1 of them"):
@@ -109,9 +108,7 @@ def test_what_compiles_ends_with_a_process_that_is_killed(tmp_path: Path) -> Non
     raise AssertionError("it is there still")
 
 
-def test_the_first_that_works_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
-) -> None:
+def test_the_first_that_works_is_taken(tmp_path, monkeypatch, compiler):
     broken = tmp_path / "libnvrtc.so.13"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(compilers, "compilers", lambda: [Nvrtc(broken), compiler])

@@ -1,7 +1,5 @@
 """What the driver is told, by a stand-in for it; and that cuda.h lays it out so."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

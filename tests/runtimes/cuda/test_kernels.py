@@ -1,7 +1,5 @@
 """Which kernel a GPU gets, from where, and what is said if it gets none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast

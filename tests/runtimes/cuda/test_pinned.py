@@ -1,7 +1,5 @@
 """Copies between the host and a GPU: through pinned memory, and nobody waits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

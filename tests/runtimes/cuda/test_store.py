@@ -1,7 +1,5 @@
 """Kernels on disk: whole, of the right sources, made once."""
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os
