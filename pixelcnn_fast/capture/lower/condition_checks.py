@@ -1,4 +1,4 @@
-"""Checks that labels and conditions matter for their own image alone and do not decide what is computed."""
+"""Checks that labels and conditions matter for their own image alone, and decide no computation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgr
 from pixelcnn_fast.program.operands import ConditionOperand
 
 MOST_LABELS = 256  # for which recorded calls are run again
-MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads numbers off them
+MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads them
 MOST_TOGETHER = 32  # of them in one batch
 MANY = 8  # images of one kind in a batch
 UNUSUAL = 1e4
-SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
+SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that branches and bounds show
 
 
 def check_conditions(
@@ -32,7 +32,7 @@ def check_conditions(
 ) -> None:
     """Raises Unsupported if labels or conditions decide what is computed, or matter for other images. given: an example
     for two images; classes: the number of labels, if known; record_again: runs the model for three images, and raises
-    Unsupported if it does something else. What can't be tried for all is left in ``conditions.read_by_python``."""
+    Unsupported if it differs. What can't be tried for all is left in ``conditions.read_by_python``."""
     labels = list(_labels(conditions, operands, given, classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
@@ -61,7 +61,7 @@ def check_conditions(
 def _check_each_image(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
 ) -> None:
-    """Compares each image alone with copies of it, and with all images in several orders."""
+    """Compares each image alone with copies of it, and with all in several orders."""
     n, seeded = given.images, torch.Generator().manual_seed(0)
     in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
     batches = [torch.arange(n), *in_orders]

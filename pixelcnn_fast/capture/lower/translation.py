@@ -1,4 +1,4 @@
-"""Goes through recorded calls: runs those on constants, keeps those on conditions, lowers those on feature maps."""
+"""Goes through recorded calls: runs those on constants, keeps those on conditions, lowers the rest."""
 
 from __future__ import annotations
 
@@ -52,8 +52,6 @@ PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "co
 
 
 class Translation(LoweringContext):
-    """Goes through the recorded calls and builds instructions."""
-
     def run(self, outputs: Sequence[int], recorder: WeightRecorder) -> None:
         """Takes the calls in order. outputs: the slots that are needed; recorder: guards what Python read."""
         recording, reads = self.recording, defaultdict(list)
@@ -111,7 +109,7 @@ class Translation(LoweringContext):
     def _write_refusal(self, call: Call, reason: str) -> None:
         try:
             self._write(call, self._unknown(call, reason))
-        except Exception:  # their memory is not what it was, such as that of a resized tensor
+        except Exception:  # their memory is not what it was, as of a resized tensor
             raise Unsupported(f"cannot sample from this model: {reason}") from None
 
     def _results(self, call: Call) -> Sequence[Map]:
@@ -152,7 +150,7 @@ class Translation(LoweringContext):
         return result if isinstance(result, list) else [result]
 
     def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
-        """The map of a call on levels, as the model rounds it, if it has one. of: the recorded call."""
+        """The map of a call on levels, as the model rounds it, if any. of: the recorded call."""
         if has_table(self, call):
             with suppress(Unsupported):
                 result = by_table(self, call, is_needed)
@@ -188,7 +186,7 @@ class Translation(LoweringContext):
 
     def _computed(self, call: Call) -> list[Map]:
         """The maps of a call on constants in a storage of features: exact for products, which another batch may round
-        otherwise, and for what is made of them; else as the model rounds, or they might cross a step."""
+        otherwise, and for what is made of them; else rounded as the model does, lest they cross a step."""
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources

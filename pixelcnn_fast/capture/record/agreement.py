@@ -1,4 +1,4 @@
-"""Compares two recordings of one model: what differs between them depends on the example, and can't be followed."""
+"""Compares two recordings of one model: what differs depends on the example, and has no program."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, needed, read_by
 
 
 def agreed(one: Recording, two: Recording) -> Recording:
-    """The first recording, with the numbers that follow the batch marked; the second one has one more image.
+    """The first recording, with the numbers that follow the batch; the second has one more image.
 
-    Raises Unsupported, naming the last number that Python read before, where they differ otherwise.
+    Where they differ otherwise, it raises Unsupported, naming the last number that Python read before.
     """
     n, escapes, calls = one.n, one.escapes + two.escapes, list[Call]()
     for at, (a, b) in enumerate(zip(one.calls, two.calls, strict=False)):
@@ -52,7 +52,7 @@ def agreed(one: Recording, two: Recording) -> Recording:
 
 @contextmanager
 def _explained(escapes: Sequence[Escape], at: int, where: str) -> Iterator[None]:
-    """Within the context, which is at a call, an Unsupported error also says what may be the cause."""
+    """Within the context, which is at a call, an Unsupported error also names a possible cause."""
     try:
         yield
     except Unsupported as difference:

@@ -1,4 +1,4 @@
-"""Writes a recorded forward as text: the calls on which the output depends, and what they are given."""
+"""Writes a recorded forward as text: the calls on which the output depends, and their arguments."""
 
 from __future__ import annotations
 

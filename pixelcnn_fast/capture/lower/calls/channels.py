@@ -1,4 +1,4 @@
-"""Lowers calls over the channels of a pixel: products with matrices, norms, sums and other reductions."""
+"""Lowers calls over a pixel's channels: products with matrices, norms, sums and other reductions."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool 
 
 
 def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
-    """-> (addresses, with what is reduced along the last axis; the shape of the result). dims: None for all."""
+    """-> (addresses, what is reduced along the last axis; the result's shape). dims: None for all."""
     shape = x.shape
     reduced = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(shape))))
     last = x.addresses.movedim(reduced, list(range(-len(reduced), 0))).flatten(-len(reduced))
