@@ -172,7 +172,7 @@ class ConditionProgram:
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
     def rows_looked_up(self, which: int) -> int | None:
-        """The rows of the smallest table in which labels (which = 0) or codes (1) are looked up, if any."""
+        """How many rows the smallest table has in which labels (which = 0) or codes (1) are looked up, if any."""
         rows = []
         copies = {view.slot for view in self._given[which : which + 1] if view is not None}
         for call in self._calls:

@@ -40,7 +40,7 @@ class FromLevels(Instruction):
         return True
 
     def image_channels(self, of: int) -> Tensor:
-        """The image channels that are taken, of as many as there are."""
+        """The image channels that are taken from an image with ``of`` of them."""
         return torch.arange(of) if self.pick is None else self.pick
 
     def sources(self) -> list[str]:

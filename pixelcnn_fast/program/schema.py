@@ -220,7 +220,7 @@ class Job:
     conditions: list[Address]
     options: SamplingOptions
     parameters: Memory = 0  # [images, distributions, H, W, parameters] or 0: not wanted
-    log_probability: Scores = 0  # [images, C, H, W] of the values, under the model itself; or 0
+    log_probability: Scores = 0  # [images, C, H, W] of the values drawn, under the model itself; or 0
 
 
 STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program, Job

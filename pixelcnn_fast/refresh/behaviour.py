@@ -69,7 +69,7 @@ class Behaviour:
 
     @property
     def read_by_python(self) -> frozenset[str]:
-        """What Python's numbers depend on, so that other examples matter; images do only without a program."""
+        """What the numbers depend on that Python has read; images matter only without a program."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)

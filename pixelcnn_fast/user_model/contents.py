@@ -38,7 +38,7 @@ HOOKS = (
 )
 # What no call depends on in eval mode; and what a module compiled itself to.
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
-SWAPPED_FROM = "swapped_from"  # the attribute of a class that names the class it stands for
+SWAPPED_FROM = "swapped_from"  # the attribute of a class that holds the one it stands for
 MOST = 30_000  # values, besides those of registered modules, that are looked at
 LARGE = 1000  # items of a container, which comes after smaller ones
 LONGEST = 600  # letters of a path, likewise

@@ -68,8 +68,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones of tensors, by path, which share memory as before unless they are trained; those of its own dtype get
-    ``dtype``."""
+    """Clones of tensors, by path, which share memory as before unless they are trained. Those of the module's own dtype
+    get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
