@@ -1,8 +1,7 @@
 """Turns a model into a program: records its forward on two examples, and lowers the calls.
 
-A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
-embeddings; and feature maps, which depend on the image. Calls on constants are run once, calls on conditions are kept
-to be run for each batch, and calls on feature maps become instructions.
+Calls on constants, such as weights, run once; calls on conditions, such as labels, run for each batch; and calls on
+feature maps, which depend on the image, become instructions.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
 from pixelcnn_fast.user_model.tensors import duplicate
 
-Example = tuple[Tensor, Conditioning]  # images, as the model takes them, and what it takes besides
+Example = tuple[Tensor, Conditioning]  # images as the model takes them, and the rest
 
 
 class Captured(NamedTuple):
-    """A captured model. parameters: its own on the first example, [n, D, H, W, P]; head: with its layout; recording:
-    of the first example; outside: tensors that the forward reads and that copies of the model share."""
+    """A captured model. parameters, [n, D, H, W, P], and recording: of the first example; head: with its layout;
+    outside: tensors that the forward reads and copies of the model share."""
 
     program: Program
     conditions: ConditionProgram
@@ -58,17 +57,15 @@ def capture(
 ) -> Captured:
     """Runs ``model`` on examples, and turns what it does into a program.
 
-    What does not depend on the image, and what tables of levels hold, is computed in the model's dtype; the program is
-    in float64 where the device has that.
+    What does not depend on the image, and tables of levels, are computed in the model's dtype; the program is in
+    float64 where the device has that.
 
-    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
-    only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
-    real numbers; classes: how many labels there are, if it is known; output: which part of what the model returns is
-    read.
-    Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
-    for an output that the head can't read.
+    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others for a model
+    that reads numbers off the image; levels: what the model is given for each level, or None for real numbers; classes:
+    the number of labels, if known; output: which part of the result is read. Raises Unsupported, naming module and
+    call, for a call that has no place in a program, and UnknownLayout for an output that the head can't read.
     """
-    # What a forward keeps is to be made in each recording, so each runs a model that has never run.
+    # Each recording runs a model that has never run, since a forward may keep what it makes.
     untouched = duplicate(model) if can_be_copied else model
 
     def another(example: Example) -> Forward:
@@ -111,7 +108,7 @@ def _recorded(
     try:
         second = another(examples[1])
         recording = agreed(first.recording, second.recording)
-    except Unsupported:  # perhaps its code keeps something outside of it, which is there from now on
+    except Unsupported:  # perhaps its code keeps something outside, which is there from now on
         first, second = another(examples[0]), another(examples[1])
         recording = agreed(first.recording, second.recording)
     if any(IMAGE in escape.of for escape in recording.escapes):

@@ -30,14 +30,14 @@ from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
-Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and what the model takes besides images
+Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and what else the model takes
 
 
 class Expected(NamedTuple):
-    """What a program is compared with, on examples other than those that it was captured with.
+    """What a program is compared with, on examples that it was not captured with.
 
-    by_model: for each, the model's parameters [N, D, H, W, P]; exact: what the recorded calls give in float64, if they
-    can be made there.
+    by_model: the model's parameters [N, D, H, W, P] for each; exact: those of the recorded calls in float64, if
+    they can be made there.
     """
 
     examples: Examples
@@ -46,10 +46,9 @@ class Expected(NamedTuple):
 
 
 def expectations(model: WrappedModel, replay: Replay) -> Expected:
-    """Runs the model, and the recorded calls, on other examples. Raises CaptureMismatch if they differ, NonFiniteLogits
-    if the model's logits are not finite."""
+    """Runs model and recorded calls on other examples. Raises CaptureMismatch if they differ, or NonFiniteLogits."""
     examples = model.examples_to_check()
-    with module_paths(model.module, []):  # its hooks were there when it was recorded, and it may look at them
+    with module_paths(model.module, []):  # it may look at its hooks, which were there when it was recorded
         by_model = list(by_module(model, examples))
     if model.dtype == torch.float64:
         return Expected(examples, by_model, by_model)
@@ -60,7 +59,7 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 
     as_is = [model.replayed(values, given, replay).cpu() for values, given in examples]
     check_recorded(as_is, by_model, exact, model)
-    first = 0 if len(examples) > 2 else 1  # of two large images, the random one, as a program does the same
+    first = 0 if len(examples) > 2 else 1  # of two large images, the random one
     try:
         in_float64 = [exact(at) for at in range(first, len(examples))]
     except NotInFloat64:
@@ -71,11 +70,11 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 def check_recorded(
     as_is: Sequence[Tensor], by_model: Sequence[Tensor], exact: Callable[[int], Tensor], model: WrappedModel
 ) -> None:
-    """Compares the recorded calls with the model, in the same dtype. exact: by an example's number, what the calls give
-    in float64; it may raise NotInFloat64.
+    """Compares the recorded calls with the model in its dtype. Raises CaptureMismatch. exact: by an example's number,
+    what the calls give in float64; it may raise NotInFloat64.
 
     The results are the same bit by bit, unless PyTorch takes sums in another order, as for single images, where an axis
-    of size 1 may have any stride. They may then differ by as much as rounding matters, which ``exact`` tells.
+    of size 1 may have any stride. Then they may differ by as much as rounding matters, which ``exact`` tells.
     """
     for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
         if torch.equal(found, expected):
@@ -98,8 +97,8 @@ def check_program(
     expected: Expected,
     factor: float = 2,
 ) -> None:
-    """Compares a program with the recorded calls and, once it is cast, with the model. factor: as for
-    ``check_rounded``. Raises CaptureMismatch if they differ."""
+    """Compares a program with the recorded calls and, once cast, with the model. Raises CaptureMismatch. factor: as for
+    ``check_rounded``."""
     # On the CPU, float64 is known to exist.
     on_cpu = replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
     computed = on_examples(in_dtype(on_cpu, torch.float64), conditions, expected.examples)
@@ -115,7 +114,7 @@ def check_program(
 
 @torch.inference_mode()
 def on_examples(program: Program, conditions: ConditionProgram, examples: Examples) -> list[Tensor]:
-    """The parameters [N, D, H, W, P] that plain PyTorch computes of the program for each example."""
+    """What plain PyTorch computes of the program for each example, [N, D, H, W, P]."""
     wanted = condition_operands(program.instructions)
     found = [conditions(wanted, given, len(values)) for values, given in examples]
     condition = {
@@ -128,10 +127,10 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
 
 
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
-    """Compares a program with the recorded calls, both in float64. computed: as ``on_examples`` gives it.
+    """Compares a program, of which ``computed`` comes, with the recorded calls in float64.
 
-    Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which matter for large ones. Logits
-    are compared at a high temperature, too, since a level that is all but certain hides much.
+    Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which matter for large ones.
+    Logits are compared at a high temperature, too, since a level that is all but certain hides much.
     """
     # Logits that are read off probabilities are rounded near 1.
     gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
@@ -154,14 +153,14 @@ def check_rounded(
     expected: Expected,
     factor: float,
 ) -> None:
-    """Compares a program with a model in a dtype in which both round. computed: what ``on_examples`` gave in float64,
-    the yardstick, which is known to be right if the recorded calls could be made there.
+    """Compares a program with a model in a dtype in which both round. computed: the program in float64, the yardstick,
+    which is right if the recorded calls could be made there.
 
-    The program's error may be at most twice (``factor``) the model's. Unless the yardstick is right, the model's may be
+    The program's error may be at most twice (``factor``) the model's. If the yardstick may be wrong, the model's may be
     at most four times (or ``factor``) the program's, which passes through fewer roundings: a wrong program makes a
-    wrong yardstick, from which the model is further. Both are allowed a few roundings of the parameters. That holds for
-    the largest error and for the mean: rounding that changes much at a few pixels would hide a program that is wrong at
-    all of them.
+    wrong yardstick, from which the model is further. Both are allowed a few roundings of the parameters. All this holds
+    for the largest error and for the mean, as rounding that changes a few pixels much would hide a program that is
+    wrong at all.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, expected.examples)
@@ -176,7 +175,7 @@ def check_rounded(
 
 
 def by_module(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
-    """Yields the model's parameters for each example. Raises NonFiniteLogits if they are not finite."""
+    """Yields the model's parameters by example. Raises NonFiniteLogits if they are not finite."""
     for values, given in examples:
         parameters = model.parameters(values, given)
         check_finite(parameters, model.head)

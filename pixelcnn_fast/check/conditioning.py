@@ -44,7 +44,7 @@ def verify_conditioning(
 
 
 def warn_of_what_changes_nothing(model: WrappedModel) -> None:
-    """Warns if the model gives the same distributions for different labels or conditions."""
+    """Warns if the model gives the same for different labels or conditions."""
     for name, values, given in model.examples_that_differ():
         with model.in_use(), eagerly:
             parameters = model.parameters(values, given).cpu()

@@ -1,4 +1,4 @@
-"""Tests the causality of a model that has no program: when sub-pixels change, what must not see them must not move."""
+"""Tests the causality of a model that has no program: what must not see a change must not move."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
 SOME = 8  # pixels that are tested again after each change of weights
 BLOCK = 4  # strides up to this one have all their phases in the block that is tested
-# How far a distribution may move: the total variation of levels, or the relative change of a log-density.
+# How far a distribution may move: in total variation, or relatively in a log-density.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
-SEEN = 1e-9  # a move by which a channel sees another, in any dtype: to draw channels one by one is never wrong
+SEEN = 1e-9  # a move that shows dependence on a channel, in any dtype: drawing in turn is never wrong
 
 
 @dataclass(frozen=True)
 class Observed:
     """What a model's forwards show of it.
 
-    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, the numbers of a
-    distribution, in ``dtype``; output_bytes: their size for one image.
+    draws: of a pixel, 1 or one per channel; parameters: of a distribution, in ``dtype``; output_bytes: of an image.
     """
 
     draws: int
@@ -48,8 +47,7 @@ class Observed:
 
 
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
-    """Runs the model, whose head then has its layout, and tests whether it is causal. most: the most pixels that are
-    tested, or None.
+    """Runs the model, whose head then has its layout, and tests, at ``most`` pixels, whether it is causal.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
@@ -76,7 +74,7 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
 
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
-    """A copy of the model in float64, where rounding hides no leak, or the model if there is none."""
+    """A copy in float64, where rounding hides no leak, or the model if there is none."""
     if model.dtype == torch.float64 or model.held.is_uncopyable:
         return model
     try:
@@ -85,7 +83,7 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
         exact = model.run_by(with_tensors(model.module, doubles).double())
         exact.dtype = torch.float64
         exact.parameters(*exact.example())
-    except Exception:  # no memory is left, the device has no float64, or the model is written for one dtype
+    except Exception:  # no memory is left, or the device, or the model's code, has no float64
         return model
     return exact
 
@@ -124,7 +122,7 @@ def _draws(model: WrappedModel, most: int | None) -> int:
 
 
 def _pixels(height: int, width: int) -> list[int]:
-    """Pixels to test, in raster order: all if they are few, else corners, some of each row and column, and a block."""
+    """Pixels to test, in raster order: all of a few, else corners, some of each row and column, a block."""
     if height * width <= FEW:
         return list(range(height * width))
     n = max(height, width)
@@ -136,11 +134,11 @@ def _pixels(height: int, width: int) -> list[int]:
 
 
 class _Pairs:
-    """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; all that is drawn up to the
-    cut, included, must stay.
+    """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; outputs up to it, included,
+    must stay.
 
-    The pairs are: random and other random values; random values and the lowest, or the highest; the lowest and the
-    highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
+    Random and other random values; random values and the lowest, or the highest; the lowest and the highest; the
+    highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
     """
 
     def __init__(self, model: WrappedModel) -> None:
@@ -159,11 +157,11 @@ class _Pairs:
         c, height, width = model.shape
         self._tolerance = TOLERANCE[model.dtype]
         self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
-        self._output_number = self._number[: self._head.distributions(c)]  # of the first that the output draws
+        self._output_number = self._number[: self._head.distributions(c)]  # of what the output draws first
         self._alone = self._outputs(self._images, torch.arange(PAIRS))
 
     def check(self, cuts: Sequence[int]) -> bool:
-        """Whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
+        """Whether an output sees an earlier channel of its pixel. Raises NotCausal and Unsupported."""
         channels, _, width = self._model.shape
         ordered = False
         for start in range(0, len(cuts), CUTS_AT_ONCE):
@@ -183,7 +181,7 @@ class _Pairs:
         return ordered
 
     def check_singly(self, cuts: Sequence[int]) -> None:
-        """As ``check``, one image at a time: a number taken over a batch hides what one image does to it."""
+        """As ``check``, by single images: a number taken over a batch hides what one image does to it."""
         for cut in cuts:
             rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
             changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut
@@ -197,11 +195,10 @@ class _Pairs:
                     self._refuse(cut, everywhere)
 
     def _cut(self, cut: int) -> Tensor:
-        """The images, changed from sub-pixel ``cut`` on."""
         return self._images.where(self._number.to(self._images.device) < cut, self._changed)
 
     def _outputs(self, images: Tensor, pairs: Tensor) -> Tensor:
-        """images: [n, C, H, W]; pairs: [n], whose labels and condition they take -> [n, D, H, W, P], on the CPU."""
+        """images: [n, C, H, W]; pairs: [n], for labels and condition -> [n, D, H, W, P], on the CPU."""
         pairs = pairs.to(images.device)
         given = Conditioning(*(x if x is None else x[pairs] for x in self._given))
         parameters = self._model.parameters(images, given).cpu()
@@ -226,8 +223,8 @@ class _Pairs:
         )
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
-        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: the same, if what one
-        does is not lost in the tolerance."""
+        """The first and last changed sub-pixels on which an output (d, y, x) depends: one, unless its effect is within
+        the tolerance."""
         d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:

@@ -1,4 +1,4 @@
-"""Says how far a program's distributions may be from the model's, and raises the error when they are further."""
+"""Says how far a program may be from the model, and raises the error when it is further."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 HOT = 16  # the temperature at which logits are compared besides 1
-EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
+EXACT = 1e-9  # how far distributions may be apart if both are computed in float64
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float | None = None) -> Tensor:
-    """How far distributions move, [N, D, H, W], if each parameter moves by so many roundings of size ``unit``, by
-    default the model's."""
+    """How far distributions, [N, D, H, W], move if parameters move by so many roundings (unit: None for the
+    model's)."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * (unit or rounding_unit(model)) * sign)
@@ -25,7 +25,7 @@ def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float
 
 
 def rounding_unit(model: WrappedModel) -> float:
-    """The relative error of one rounding in the arithmetic of the model."""
+    """The relative error of one rounding in the model's arithmetic."""
     # Not cudnn.allow_tf32, which raises where convolutions and recurrences differ.
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
     if model.device.type == "cuda" and model.dtype == torch.float32 and conv.fp32_precision == "tf32":
@@ -50,7 +50,7 @@ IMPRECISE = (
 
 
 def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str) -> None:
-    """Raises CaptureMismatch if an error is larger than allowed, or NaN. error, allowed: [N, D, H, W]."""
+    """Raises CaptureMismatch for an error above what is allowed, or NaN. Both are [N, D, H, W]."""
     if bool((error <= allowed).all()):
         return
     worst = int((error - allowed).nan_to_num(math.inf).argmax())
@@ -65,7 +65,7 @@ def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str
 
 
 def check_finite(logits: Tensor, head: Head) -> None:
-    """Raises NonFiniteLogits, naming the first sub-pixel, if some are not finite. logits: [N, C, H, W, L]."""
+    """Raises NonFiniteLogits, naming the first sub-pixel. logits: [N, C, H, W, L]."""
     bad = ~head.comparable(logits).isfinite()
     if bool(bad.any()):
         raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())

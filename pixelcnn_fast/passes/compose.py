@@ -1,4 +1,4 @@
-"""Makes one convolution of two in a row where that takes less work, as in the links of a Gated PixelCNN."""
+"""Makes one convolution of two where that takes less work, as in the links of a Gated PixelCNN."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pixelcnn_fast.program.program import Program
 
 
 def compose(program: Program) -> Program:
-    """The same program, in which convolutions without steps are computed by their readers, where that is cheaper.
+    """Lets readers compute convolutions without steps, where that is cheaper.
 
-    This needs readers at the same pixel only: read at another pixel, a value is zero outside the grid, but the sum of
-    its taps may not be. Values that nobody reads any more are left in.
+    This needs readers at the same pixel: elsewhere, outside the grid, a value is zero, but the sum of its taps may not
+    be. It leaves unread values in.
     """
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):
@@ -30,7 +30,7 @@ def compose(program: Program) -> Program:
 
 
 def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[int, Instruction]) -> bool:
-    """Whether composing takes fewer multiply-adds per pixel. False if a reader reads another pixel."""
+    """Whether composing takes fewer multiply-adds. False if a reader reads another pixel."""
     offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
     if offsets != {(0, 0)}:
         return False
@@ -40,7 +40,7 @@ def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[in
 
 
 def composed(inner: Instruction, reader: Instruction) -> Instruction:
-    """The reader, which multiplies by what the inner one does where it read its result at the same pixel."""
+    """The reader with what ``inner`` does in its own weights. It must read it at the same pixel."""
     weights: dict[tuple[int, int, int], Tensor] = {}
     bias = reader.bias
 

@@ -8,18 +8,16 @@ from pixelcnn_fast.program.instruction import Instruction
 
 
 class Emitter:
-    """Collects instructions and numbers their values."""
-
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self._numbers = 0
 
     def number(self) -> int:
-        """A new value's number, before what computes it is emitted: a recurrence's values need each other."""
+        """A new value's number, ahead of its instruction: a recurrence's values need each other."""
         self._numbers += 1
         return self._numbers - 1
 
     def emit(self, i: Instruction, out: int | None = None) -> int:
-        """Adds a copy of the instruction -> its value, ``out`` if that is given, else a new one."""
+        """Adds a copy of the instruction -> its value, ``out`` or a new one."""
         self.instructions.append(replace(i, out=self.number() if out is None else out))
         return self.instructions[-1].out

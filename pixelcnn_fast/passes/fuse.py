@@ -15,17 +15,14 @@ from pixelcnn_fast.program.program import Program
 
 
 def fuse(program: Program) -> Program:
-    """The same program, in which a value that is read once only, by steps, is computed by what reads it.
-
-    Values must be read whole: see ``split_channels``.
-    """
+    """Lets steps that alone read a value compute it, too. Values must be read whole: see ``split_channels``."""
     readers = Counter(read.value for i in program.instructions for read in i.reads())
     readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
     for instruction in program.instructions:
         for rest in _ways_to_read(instruction):
             first = _read_once(rest.base, fused, readers)
-            # Levels become a value one by one, as they are drawn: no other operands.
+            # Levels become a value as they are drawn, which leaves no other operands.
             alone = all(step.value is None and step.condition is None for step in rest.steps)
             if first is not None and (alone or not first.reads_levels):
                 del fused[first.out]
@@ -36,7 +33,7 @@ def fuse(program: Program) -> Program:
 
 
 def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
-    """The instruction, starting from each value that it may start from: x + y can be read as steps on x or on y."""
+    """The instruction with each value from which it may start, as x + y is steps on x or on y."""
     if not isinstance(instruction, Pointwise):
         return []
     ways = [instruction]
@@ -51,7 +48,6 @@ def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
 def _joined(
     first: Instruction, rest: Pointwise, fused: dict[int, Instruction], readers: Counter[int]
 ) -> Instruction:
-    """One instruction for ``first`` and ``rest``, which starts from what ``first`` computes."""
     joined = replace(first, out=rest.out)
     for step in rest.steps:
         other = _read_once(step.value, fused, readers)
@@ -72,7 +68,7 @@ def _joined(
 
 
 def _read_once(read: Read | None, fused: dict[int, Instruction], readers: Counter[int]) -> Instruction | None:
-    """The instruction that computes what is read, if it is read nowhere else and at the pixel itself."""
+    """The instruction that computes what is read, if this is its only reader, at the same pixel."""
     if read is None or not read.is_here or readers[read.value] != 1:
         return None
     return fused.get(read.value)

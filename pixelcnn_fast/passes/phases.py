@@ -1,4 +1,4 @@
-"""Decides when each instruction runs, and splits taps into those of the row phase and those of the pixel phase."""
+"""Decides when each instruction runs, and splits taps into those of rows and those of pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def computed_by_rows(ordered: Sequence[Component]) -> set[int]:
 
 
 def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> set[int]:
-    """The values that need pixels to their right in the present row. rows: those that are known before its pixels."""
+    """The values that need pixels to their right in the present row, given those known before it."""
     late: set[int] = set()
     for component in ordered:
         reads = [read for i in component.instructions for read in i.reads() if read.dy == 0]
@@ -40,8 +40,8 @@ def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> s
 
 
 def split_phases(program: Program) -> PhasedProgram:
-    """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel, or
-    if the output needs what is computed of a finished row."""
+    """Gives each instruction a phase. Raises Unsupported if a layer reads ahead of the present pixel, or the output
+    needs what is computed of a finished row."""
     fields = receptive_fields(program)
     draws, ordered = len(program.outputs), components(program.instructions)
     known = computed_by_rows(ordered)
@@ -80,7 +80,7 @@ def with_runs(
 ) -> PhasedInstruction:
     """An instruction whose taps are grouped into runs, each summed as soon as what it reads is there.
 
-    known: the values that are there before the row's pixels; members: those of the instruction's own scan.
+    known: values that are there before the row's pixels; members: those of its own scan.
     """
 
     def in_row(tap: Tap) -> bool:
@@ -95,7 +95,7 @@ def with_runs(
 
 
 def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
-    """Groups taps into runs. ``views`` gets each tap, by its id, with a view of its run's weight as its own."""
+    """Groups taps into runs, and puts each by its id, as a view of its run's weight, into ``views``."""
     groups: list[list[Tap]] = []
     for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx)):
         last = groups[-1][-1] if groups else None

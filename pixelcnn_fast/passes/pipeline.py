@@ -1,7 +1,7 @@
-"""The passes in their order: from a captured program to a phased one, and on to what one runtime executes.
+"""The passes in their order: from a captured program to a phased one, and on to a runtime's own.
 
-Those that change weights run within a ``WeightRecorder``: whatever is decided by a weight's value, as by ``w != 0``,
-becomes a guard, and other weights that decide it otherwise need a new program. A pass that only asks whether a weight
+Those that change weights run within a ``WeightRecorder``: whatever a weight's value decides, as by ``w != 0``,
+becomes a guard, and weights that decide it otherwise need a new program. A pass that only asks whether a weight
 lets something through asks ``program.zeros``, so that weights may become zero later.
 """
 
@@ -25,10 +25,10 @@ from pixelcnn_fast.passes.wavefront import one_row_at_a_time, with_wavefront
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
 
-# Called after capture and after each pass, with its name and what it made: tests verify programs here.
+# Called after capture and each pass, with its name and result: tests verify programs here.
 watches: list[Callable[[str, Program | PhasedProgram], None]] = []
 
-# These keep the meaning and leave fewer instructions; the check compares their result with the model.
+# These keep the meaning; what they leave is compared with the model.
 SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     without_unread,
     without_reading_ahead,
@@ -40,7 +40,7 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
 )
 # After weights are in the model's dtype, or rounded.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
-# What follows for one runtime alone, whenever it is built.
+# What follows for one runtime, whenever it is built.
 TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {
     "eager": (),
     "cpu": (),
@@ -58,12 +58,12 @@ PASSES: tuple[Callable, ...] = (
 
 
 def simplified(program: Program) -> Program:
-    """A captured causal program -> one with the same meaning that takes less work."""
+    """A captured causal program -> one with the same meaning and less work."""
     return _through(SIMPLIFYING, program)
 
 
 def phased(program: Program, stored: torch.dtype | None = None) -> PhasedProgram:
-    """A simplified program -> one that any runtime can execute. stored: what weights are rounded to; None: nothing."""
+    """A simplified program -> one for any runtime. stored: what weights are rounded to; None: nothing."""
     if stored is not None:
         program = rounded_weights(program, stored)
         show(rounded_weights.__name__, program)
@@ -73,7 +73,7 @@ def phased(program: Program, stored: torch.dtype | None = None) -> PhasedProgram
 
 
 def for_runtime(runtime: str, program: PhasedProgram) -> PhasedProgram:
-    """A phased program -> the one that this runtime executes."""
+    """A phased program -> this runtime's own."""
     return _through(TAILS[runtime], program)
 
 
@@ -88,6 +88,6 @@ def _through(passes: Sequence[Callable[[P], P]], program: P) -> P:
 
 
 def show(name: str, program: Program | PhasedProgram) -> None:
-    """Shows what a pass, or capture, has made to those who watch."""
+    """Shows what capture or a pass has made to those who watch."""
     for watch in watches:
         watch(name, program)

@@ -13,15 +13,13 @@ from pixelcnn_fast.program.program import Program
 
 
 def in_dtype(program: Program, dtype: torch.dtype) -> Program:
-    """The program in another dtype: all its constants, and what it computes in.
-
-    A constant beyond the dtype's range becomes the nearest that it has, as in a mask of ``finfo(torch.float64).min``.
-    """
+    """The program in another dtype, with constants clamped to its range, as for a mask of
+    ``finfo(torch.float64).min``."""
     largest = torch.finfo(dtype).max
     is_narrower = largest < torch.finfo(program.dtype).max
 
     def converted(constant: Tensor) -> Tensor:
-        # NumPy looks unseen: other weights, which stay in the range, are cast in the same way.
+        # NumPy looks unseen: other weights, which stay in the range, are cast alike.
         if is_narrower and bool((np.abs(constant.cpu().numpy()) > largest).any()):
             constant = constant.clamp(-largest, largest)
         return constant.to(dtype)
@@ -30,7 +28,7 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
 
 
 def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
-    """The program with its tap weights rounded to ``dtype`` (sums stay in the program's dtype)."""
+    """Rounds tap weights to ``dtype``; sums stay in the program's dtype."""
 
     def rounded(tap: Tap) -> Tap:
         return replace(tap, weight=tap.weight.to(dtype).to(program.dtype))

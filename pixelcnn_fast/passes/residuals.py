@@ -1,7 +1,7 @@
-"""Lets convolutions start before a residual sum that they read is there, for runtimes that wait for every layer.
+"""Lets convolutions start before a residual sum that they read, where every layer is waited for.
 
-``x + W g`` is ready a layer after ``g``. A 1x1 tap V makes ``V x + (V W) g`` of it, and so need not wait. That takes
-more multiplications, and is worth it where a layer takes no time for them, but for its barrier and its reads of memory.
+``x + W g`` is ready a layer after ``g``. A 1x1 tap V makes ``V x + (V W) g`` of it, and need not wait. That takes
+more multiplications, which pays where a layer takes time only for its barrier and its reads of memory.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Read, Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
 
-# A sum's readers may take so many weights more. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some
-# 1,000 clock cycles, which is what a layer of one pixel takes.
+# A sum's readers may take so many weights more, 64 KB in bfloat16: a multiprocessor reads them in about the 1,000 clock
+# cycles that a layer of one pixel takes.
 MOST_WEIGHTS = 1 << 15
 
 
 def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
-    """The same program, in which convolutions read the parts of a residual sum at their own pixel in place of it, where
-    it is computed just before them."""
+    """Lets convolutions read the parts of a residual sum of their own pixel, computed just before them."""
     leads = {} if program.wavefront is None else program.wavefront.leads
 
     def when(i: PhasedInstruction) -> tuple[Phase, int, int]:
@@ -48,8 +47,7 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
 
 
 def _residual(phased: PhasedInstruction) -> Instruction | None:
-    """The instruction as a sum of 1x1 taps, in which what a step adds to its taps has become a tap, too; None if it is
-    no such sum."""
+    """The instruction as a sum of 1x1 taps, one of which may come from a step; None if it is none."""
     i = phased.instruction
     if not i.taps or phased.scan is not None or not all(tap.read.is_here for tap in i.taps):
         return None
@@ -66,8 +64,8 @@ def _residual(phased: PhasedInstruction) -> Instruction | None:
 def _without_waiting(
     phased: PhasedInstruction, residuals: Mapping[int, Instruction], rows: Container[int]
 ) -> PhasedInstruction:
-    """The instruction, reading the parts of residual sums in place of them. It reads no sum that was composed itself,
-    since the parts of that are ready a layer earlier. rows: the values that are known before the row's pixels."""
+    """Lets the instruction read the parts of residual sums. It reads no sum that was composed itself, since its parts
+    are ready a layer earlier. rows: values known before the row's pixels."""
     i = phased.instruction
     if phased.scan is not None:
         return phased

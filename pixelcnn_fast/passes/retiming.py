@@ -1,7 +1,7 @@
-"""Handles layers that read ahead and are shifted back later: a convolution over whole rows, say, moved down by one.
+"""Handles layers that read ahead and are shifted back later, as a whole convolution moved down by one.
 
-Such a value can't be computed when its pixel's turn comes. But only the shifted value is read, so the shift is moved
-up through the layers, onto their taps, until every layer reads only what is known.
+Such a value can't be computed in its pixel's turn. But only the shifted value is read, so the shift is moved up
+through the layers, onto their taps, until every layer reads only what is known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def without_reading_ahead(program: Program) -> Program:
 
     Then taps read rows above, the present row up to the present pixel, or, of values that see only rows above, any
     pixel of the present row. Raises Unsupported if that is impossible. What needs a recurrence from the right, or one
-    that reads ahead, is left alone: it is computed when its row is finished, and read from the rows below.
+    that reads ahead, is left alone, to be computed when its row is finished and read from the rows below.
     """
     retiming = _Retiming(program)
     reads = [read for i in program.instructions if i.out not in retiming.finished for read in i.reads()]
@@ -40,10 +40,10 @@ class _Retiming:
         ordered = components(program.instructions)
         self._rows = computed_by_rows(ordered)
         self._computable: dict[tuple[int, int, int], bool] = {}
-        self.late: set[int] = set()  # values that can't be computed when their pixel's turn comes
+        self.late: set[int] = set()  # values that can't be computed in their pixel's turn
         self.finished: set[int] = set()  # of these, what is computed when the row is finished
         self._recurrences: dict[int, Component] = {}  # by value
-        self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
+        self._up: dict[int, int] = {}  # by how many rows each must be moved down to see only rows above
         for component in ordered:
             self._classify(component)
         self._new = Emitter()
@@ -72,13 +72,13 @@ class _Retiming:
                 self.finished |= values
 
     def in_time(self, value: int, dy: int, dx: int) -> bool:
-        """Whether the value at (dy, dx) from a pixel, if computed in its own turn, can be read in that pixel's turn."""
+        """Whether the value at (dy, dx), computed in its own turn, is known in the pixel's turn."""
         if value in self.finished:
             return dy < 0
         return value not in self.late and (dy < 0 or (dy == 0 and (dx <= 0 or value in self._rows)))
 
     def _is_computable(self, value: int, dy: int, dx: int) -> bool:
-        """Whether the value at (dy, dx) from a pixel can be known at that pixel's turn, if shifts may be moved."""
+        """Whether the value at (dy, dx) from a pixel can be known in its turn, if shifts may be moved."""
         key = (value, dy, dx)
         if key not in self._computable:
             i = self._producer[value]
@@ -99,7 +99,7 @@ class _Retiming:
         return replace(self._program, instructions=tuple(self._new.instructions), outputs=outputs)
 
     def _at(self, value: int, dy: int, dx: int) -> int:
-        """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""
+        """The new value that has everywhere what ``value`` has (dy, dx) away: zero outside the grid."""
         key = (value, dy, dx)
         if key not in self._made:
             if (dy, dx) == (0, 0) and value in self._recurrences:
@@ -111,8 +111,7 @@ class _Retiming:
         return self._made[key]
 
     def _make_recurrence(self, component: Component) -> None:
-        """Makes all instructions of a recurrence. They need each other, so their numbers are known before they are
-        made."""
+        """Makes all instructions of a recurrence, whose numbers come first, as they need each other."""
         for i in component.instructions:
             for read in i.reads():
                 if read.value not in component.values:
@@ -122,8 +121,6 @@ class _Retiming:
             self._new.emit(self._unmoved(i), self._made[i.out, 0, 0])
 
     def _unmoved(self, i: Instruction) -> Instruction:
-        """The instruction at its own pixel, with what it reads in its new form."""
-
         def tap(tap: Tap) -> Tap:
             read = self._as_it_is(tap.read, i)
             return Tap(read.value, read.dy, read.dx, tap.weight)
@@ -131,8 +128,7 @@ class _Retiming:
         return i.rewired(lambda read: self._as_it_is(read, i), tap)
 
     def _as_it_is(self, read: Read, by: Instruction) -> Read:
-        """Where an instruction that is not moved reads a value in its new form. If the instruction is late, it is
-        computed when its row is finished, and may read all of the row."""
+        """Where an unmoved instruction reads a value's new form; one on finished rows may read all of its row."""
         if by.out in self.late or self.in_time(read.value, read.dy, read.dx):
             return read.of(self._at(read.value, 0, 0))
         return Read(self._at(read.value, read.dy, read.dx))
@@ -162,7 +158,7 @@ class _Retiming:
         return self._new.emit(Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,)))
 
     def _below(self, value: int, dy: int) -> bool:
-        """Whether reading a late value at ``dy`` moves it down so far that it sees only rows above."""
+        """Whether reading a late value at ``dy`` moves it down until it sees only rows above."""
         return value in self.late and dy <= -self._up[value]
 
     def _read(self, source: int, dy: int, dx: int, weight: Tensor) -> Tap:
@@ -174,21 +170,21 @@ class _Retiming:
         return Tap(self._at(source, dy, dx), 0, 0, weight)
 
     def _operand(self, read: Read, dy: int, dx: int) -> Read:
-        """Where an operand is read from, if the instruction is moved to (dy, dx)."""
+        """Where an instruction that is moved to (dy, dx) reads an operand."""
         dy, dx = dy + read.dy, dx + read.dx
         if not read.is_here and self.in_time(read.value, dy, dx):
             return Read(self._at(read.value, 0, 0), dy, dx)
         return Read(self._at(read.value, dy, dx))
 
     def _outside(self, channels: int, dy: int, dx: int) -> int:
-        """A value of ones where (dy, dx) is outside the grid, and zeros where it is inside."""
+        """A value that is one where (dy, dx) is outside the grid, and else zero."""
         inside = self._inside(channels, dy, dx)
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
         opposite = Step("affine", scale=-ones, shift=ones)
         return self._new.emit(Pointwise(0, channels, "outside", base=Read(inside), steps=(opposite,)))
 
     def _inside(self, channels: int, dy: int, dx: int) -> int:
-        """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""
+        """A value that is one where (dy, dx) is inside the grid, and else zero."""
         key = (channels, dy, dx)
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)

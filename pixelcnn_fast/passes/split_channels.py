@@ -1,9 +1,8 @@
-"""Splits values: channels that are computed at different times, or read separately, become values of their own.
+"""Makes values of channels that are computed at different times, or read separately.
 
-Channels of a value may differ in how many channels of their pixel must be drawn first. Or a step may read only some of
-them, as a gate reads each half of a convolution; steps work on whole values, channel by channel, so each half must be a
-value, and splits spread along steps. A convolution can read and compute any pieces, through rows and columns of its
-weights.
+Channels of a value may differ in how many channels of their pixel must be drawn first. Or a step may read only
+some, as a gate reads each half of a convolution; steps work on whole values, so each half must be a value, and
+splits spread along steps. A convolution can read and compute any pieces, through rows and columns of its weights.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from pixelcnn_fast.program.receptive_field.fields import Field, output_field, re
 
 
 def split_channels(program: Program) -> Program:
-    """The same program, in which every step reads whole values, and the channels of one value can be computed
-    together. If logits need draws of their own pixel, there is one output per image channel."""
+    """Lets every step read whole values, whose channels can be computed together. There is one output per image channel
+    if logits need draws of their own pixel."""
     seen = output_field(program)
     ordered = bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())  # logits see their own pixel
     most = program.shape[0] if ordered else 1  # draws of a pixel
@@ -38,7 +37,7 @@ def split_channels(program: Program) -> Program:
 
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
-    """Value -> labels [channels]: channels with the same label form a piece. draws: how many each channel needs."""
+    """By value, labels [channels], equal within a piece. draws: how many each channel needs."""
     labels = {value: needed.numpy() for value, needed in draws.items()}
     if ordered:
         for output in program.outputs:
@@ -67,7 +66,7 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
 
 
 def draws_needed(field: Field) -> Tensor:
-    """For each channel of a value, how many channels of its pixel must be drawn before it: [channels]."""
+    """How many channels of the pixel must be drawn before each channel of a value: [channels]."""
     present = field.present()
     return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
 
@@ -80,7 +79,7 @@ class _Splitter:
             for value, label in labels.items()
         }
         self._new = Emitter()
-        # value -> the new values that are its pieces; their numbers are known before them, as recurrences need them
+        # By value, the numbers of its pieces, known before these, as recurrences need them.
         self._pieces = {value: [self._new.number() for _ in pieces] for value, pieces in self._channels.items()}
 
     def split(self) -> Program:
@@ -100,7 +99,7 @@ class _Splitter:
         return self._new.emit(piece.with_taps(self._taps(piece.taps)), out)
 
     def _parts(self, value: int) -> list[tuple[int, Tensor]]:
-        """The pieces of a value, each with the channels that it consists of."""
+        """The pieces of a value, with their channels."""
         return [*zip(self._pieces[value], self._channels[value], strict=True)]
 
     def _whole(self, value: int) -> int:
@@ -141,7 +140,7 @@ class _Splitter:
         )
 
     def _parts_of_input(self, i: Instruction) -> list[int]:
-        """The pieces of an input, gathered from inputs that each hold the image channels of one draw, whole."""
+        """The pieces of an input, gathered from inputs that hold all image channels of one draw."""
         together = torch.arange(i.channels).split(i.picked_together if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
         return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]

@@ -1,8 +1,8 @@
-"""Finds out whether several rows can be sampled at once, each starting ``lag`` columns behind the row above.
+"""Finds out whether rows can be sampled at once, each starting ``lag`` columns behind the row above.
 
 A pixel needs the earlier pixels of its row and, in the rows above, only columns up to a fixed distance to its right. So
-pixel (y, x) can be drawn in column step x + lag * y, together with all other pixels of that step. A value that is read
-to the right within its row, as in a vertical stack, is computed ``lead`` columns ahead of the pixel that is drawn.
+pixel (y, x) can be drawn in column step x + lag * y, with all others of that step. A value that is read to the right
+within its row, as in a vertical stack, is computed ``lead`` columns ahead of the pixel that is drawn.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
-    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all."""
+    """The program with the wavefront of the smallest lag, if two rows can be in flight at once."""
     return _with_first_of(range(1, program.shape[2]), program)
 
 
 def one_row_at_a_time(program: PhasedProgram) -> PhasedProgram:
-    """A program that has no wavefront with one in which each row starts after the row above has ended, if it can."""
+    """Gives a program without a wavefront one in which each row starts after the row above has ended, if it can."""
     if program.wavefront is not None:
         return program
     width = program.shape[2]
@@ -37,7 +37,7 @@ def _with_first_of(lags: Iterable[int], program: PhasedProgram) -> PhasedProgram
 
 
 def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
-    """The least leads with which everything is computed before it is read, or None if the lag is too small."""
+    """The least leads with which everything is computed before it is read; None for too small a lag."""
     after = {i.out: i.after for i in program.instructions}
     reads = list(program.timed_reads())[::-1]
     leads = {i.out: 0 for i in program.instructions}

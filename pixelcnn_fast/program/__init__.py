@@ -1,1 +1,1 @@
-"""What a model is, once captured: programs, their meaning, what they see, and their listing."""
+"""What a captured model is: programs, their meaning, what they see, and their listing."""

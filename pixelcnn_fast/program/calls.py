@@ -1,7 +1,7 @@
-"""Recorded ATen calls: how they are stored, and how they run again for a batch of another size.
+"""Recorded ATen calls, which can run again for a batch of another size.
 
-A tensor in a recorded call is a strided view of a storage, and storages are numbered: slots. So calls that only make
-views need not be recorded, and what writes into a view is seen by all others.
+A tensor of a call is a strided view of a numbered storage, a slot. So views need not be recorded, and what writes
+into one is seen by all others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """An integer of a call that follows the batch: ``times`` for each image, and ``plus`` once."""
+    """A number that follows the batch: ``times`` for each image, and ``plus`` once."""
 
     times: int
     plus: int = 0
@@ -28,13 +28,12 @@ Sizes = tuple[Size, ...]
 
 
 def size_at(size: Any, n: int) -> Any:
-    """A number of a call, for n images."""
     return size.times * n + size.plus if isinstance(size, BatchSize) else size
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor: the elements of a slot from ``offset`` on, with a size and a stride for each axis."""
+    """A tensor: elements of a slot, from ``offset`` on."""
 
     slot: int
     size: Sizes
@@ -44,12 +43,11 @@ class View:
 
     @classmethod
     def of(cls, x: Tensor, slot: int) -> View:
-        """The view that a tensor is, of a slot."""
         return cls(slot, tuple(x.shape), tuple(x.stride()), int(x.storage_offset()), x.dtype)
 
     def at(self, n: int) -> tuple[Any, Any, Any]:
         """(size, stride, offset) for n images."""
-        if BatchSize not in map(type, (*self.size, *self.stride, self.offset)):  # the usual case, faster
+        if BatchSize not in map(type, (*self.size, *self.stride, self.offset)):  # the usual case
             return self.size, self.stride, self.offset
         size, stride = (tuple(size_at(s, n) for s in sizes) for sizes in (self.size, self.stride))
         return size, stride, size_at(self.offset, n)
@@ -70,10 +68,8 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call. Tensors among arguments and results are ``View``s; a result that is not a tensor is None.
-
-    name: of the operator and its overload, such as 'aten::add.Tensor'; where: the module whose forward made it.
-    """
+    """One call. Tensors are ``View``s; results that are none are None. name: as 'aten::add.Tensor'; where: its
+    module."""
 
     name: str
     args: tuple
@@ -82,7 +78,7 @@ class Call:
     where: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without the operator, which is found again by its name."""
+        """Leaves out the operator, which is found again by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
@@ -99,7 +95,6 @@ class Call:
 
     @cached_property
     def read(self) -> frozenset[int]:
-        """The slots that it reads."""
         return frozenset(view.slot for view in self.inputs)
 
     @property
@@ -113,14 +108,14 @@ class Call:
 
     @property
     def has_size_of_values(self) -> bool:
-        """Whether the size of its result depends on the values of its arguments, and not only on their sizes."""
+        """Whether the size of its result depends on the values of its arguments."""
         if plain_name(self.name) == "index":
             return any(view.dtype is torch.bool for view in self.inputs[1:])
         return torch.Tag.dynamic_output_shape in self.operator.tags
 
     @property
     def given(self) -> list[tuple[Any, Any]]:
-        """The arguments of its operator that it was given, each with what it was given."""
+        """The arguments that it was given, each with its declaration."""
         arguments = self.operator._schema.arguments
         named = [
             (argument, self.kwargs[argument.name]) for argument in arguments if argument.name in self.kwargs
@@ -145,7 +140,7 @@ def _operator(name: str) -> torch._ops.OpOverload:
 
 
 def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call draws random numbers. Attention has a seed, but draws none unless it drops something out."""
+    """Whether a call draws random numbers. Attention has a seed, but draws none without dropout."""
     if torch.Tag.nondeterministic_seeded not in operator.tags:
         return False
     for at, argument in enumerate(operator._schema.arguments):
@@ -156,7 +151,7 @@ def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any
 
 
 def functional(name: str) -> Callable[..., Any]:
-    """The operation of a call, which does not write into its arguments. Its overload is found by the arguments."""
+    """The operation of a call that does not write into its arguments, which decide its overload."""
     namespace, _, rest = out_of_place(name).partition("::")
     return getattr(getattr(torch.ops, namespace), rest.partition(".")[0])
 
@@ -178,13 +173,13 @@ class Memory:
     """The storages while recorded calls run for n images."""
 
     def __init__(self, n: int, leaves: Mapping[int, Tensor]) -> None:
-        """leaves: what the slots hold that no call creates; calls that write into them write into these tensors."""
+        """leaves: the slots that no call creates; calls may write into these tensors."""
         self.n = n
         self._slots = dict(leaves)
 
     @classmethod
     def before(cls, calls: Iterable[Call], n: int, leaves: Mapping[int, Tensor]) -> Memory:
-        """The storages before these calls: those that they write into are copies."""
+        """The storages before these calls, with copies of those that they write into."""
         written = written_by(calls)
         return cls(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
 
@@ -192,7 +187,6 @@ class Memory:
         return slot in self._slots
 
     def __getitem__(self, slot: int) -> Tensor:
-        """A tensor of which the slot is the storage."""
         return self._slots[slot]
 
     def __setitem__(self, slot: int, tensor: Tensor) -> None:
@@ -213,13 +207,12 @@ class Memory:
         self.keep(call, self.result(call))
 
     def keep(self, call: Call, results: Any) -> None:
-        """Puts the results of a call into the slots that it creates."""
+        """Puts a call's results into the slots that it creates."""
         for view, result in zip(call.results, leaves(results), strict=False):
             if view is not None and view.slot not in call.read:
                 self.put(view, result)
 
     def forget(self, slots: Iterable[int]) -> None:
-        """Lets go of what is in slots that nobody reads any more."""
         for slot in slots:
             self._slots.pop(slot, None)
 
@@ -227,7 +220,7 @@ class Memory:
         return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)
 
     def put(self, view: View, result: Tensor) -> None:
-        """Puts a tensor into a slot, laid out as the view, which is as the tensor was when it was recorded."""
+        """Puts a tensor into a slot, in the layout of the view."""
         size, stride, offset = view.at(self.n)
         if result.is_floating_point() and view.dtype.is_floating_point:
             result = result.to(view.dtype)  # a call that names no dtype gives PyTorch's default
@@ -242,7 +235,7 @@ class Memory:
 
 
 def extent(size: Sequence[int], stride: Sequence[int], offset: int) -> int:
-    """How many elements a storage needs for a view."""
+    """How many elements a view needs of its storage."""
     return 0 if 0 in size else 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
 
 
@@ -262,7 +255,7 @@ def written_by(calls: Iterable[Call]) -> set[int]:
 
 
 def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
-    """The calls, in their order, on which the content of some slots may depend in the end."""
+    """The calls, in order, on which what some slots hold in the end may depend."""
     wanted, found = set(slots), []
     for call in reversed(calls):
         if not wanted.isdisjoint(call.written):
@@ -272,7 +265,7 @@ def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
 
 
 def unread(calls: Sequence[Call], kept: Iterable[int]) -> list[list[int]]:
-    """For each call, the slots that no later call reads or writes into, except those that are to be kept."""
+    """For each call, the slots that no later call uses, except ``kept``."""
     last = {slot: at for at, call in enumerate(calls) for slot in (*call.read, *call.written)}
     found: list[list[int]] = [[] for _ in calls]
     for slot in last.keys() - set(kept):

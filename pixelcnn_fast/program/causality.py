@@ -1,4 +1,4 @@
-"""Finds out whether a program is causal, and if not, which layer lets an output see what it must not."""
+"""Finds out whether a program is causal, and if not, which layer is at fault."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from pixelcnn_fast.program.recurrence import components
 
 
 class Leak(NamedTuple):
-    """What an output sees but must not. why: in words; tap: the one at fault, if one is."""
+    """What an output sees but must not, in words, and the tap at fault, if one is."""
 
     why: str
     tap: Tap | None
 
 
 def check_causal(program: Program) -> None:
-    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
+    """Raises NotCausal, with layer and tap, if the output sees its own sub-pixel or a later one."""
     if (leak := leak_of(program)) is not None:
         raise NotCausal(leak.why)
 
 
 def leak_of(program: Program) -> Leak | None:
-    """What the output sees but must not, a later pixel rather than its own; None for a causal program.
+    """What the output sees but must not, preferably a later pixel; None for a causal program.
 
-    A tap on the path from there to the output is at fault: the one that looks furthest ahead (the first of several).
-    If none looks ahead, it is the first one in a layer with taps on other pixels, which should be masked, and if there
-    is no such layer, the first of all.
+    At fault is the tap on the path to it that looks furthest ahead. If none does, it is the first in a layer with taps
+    on other pixels, which should be masked, or else the first of all.
     """
     fields, sees = receptive_fields(program), output_field(program)
     own = [size // 2 for size in sees.shape[2:]]
@@ -72,19 +71,18 @@ def leak_of(program: Program) -> Leak | None:
 
 
 def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Instruction, Tap]]:
-    """The taps of one path from the output down to the levels; the path looks ahead as late as possible."""
+    """The taps of one path from the output to the levels that looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
 
     def sees(value: int, dy: int, dx: int) -> Tensor:
-        """Which channels of the value see the pixel at (dy, dx): bool [channels]."""
         field = fields[value]
         if abs(dy) >= height or abs(dx) >= width:
             return torch.zeros(len(field.group), dtype=torch.bool)
         return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
 
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
-        """A connection through which channel ``at`` sees the pixel, and the channel that it reads there."""
+        """A connection through which channel ``at`` sees the pixel, and the channel read there."""
         connections = i.connections(lambda value: len(fields[value].group))
         for connection in sorted(
             connections, key=lambda c: c.tap is not None and (c.tap.dy, c.tap.dx) > (0, 0)

@@ -1,5 +1,4 @@
-"""The part of a model that depends on labels and condition alone: recorded once, and made again by PyTorch for each
-batch."""
+"""The part of a model that depends on labels and condition alone, which runs for each batch."""
 
 from __future__ import annotations
 
@@ -18,31 +17,30 @@ from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
 
 class Conditioning(NamedTuple):
-    """What a model takes besides the images: either, both or neither; each with one entry per image."""
+    """What a model takes besides images: either, both or neither; one entry per image."""
 
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
 
     def in_dtype(self, dtype: torch.dtype) -> Conditioning:
-        """The same, with a condition of real numbers in this dtype."""
         if self.condition is None or not self.condition.is_floating_point():
             return self
         return self._replace(condition=self.condition.to(dtype))
 
     @property
     def images(self) -> int:
-        """The number of images that it is for; 0 if it is empty."""
+        """For how many images it is; 0 if it is empty."""
         return next((len(x) for x in self if x is not None), 0)
 
     def part(self, images: slice | Tensor) -> Conditioning:
         return Conditioning(*(x if x is None else x[images] for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
-        """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
+        """Calls the module. The condition goes by name if its forward has a ``condition``, else last.
 
-        Raises ModelFailed if the module raises; the library's own errors, and MemoryError, stay as they are.
+        Raises ModelFailed for all that the module raises but the library's errors and MemoryError.
         """
-        positional = [x.clone() for x in self if x is not None]  # the module may write into what it is given
+        positional = [x.clone() for x in self if x is not None]  # the module may write into them
         named, names = {}, list(arguments_of(module))
         if self.condition is not None and "condition" in names:
             named["condition"] = positional.pop()
@@ -59,7 +57,7 @@ class Conditioning(NamedTuple):
             ) from error
 
     def described(self) -> str:
-        """What it is, to continue a sentence with, such as ", labels [2] of 0, 1"; empty if there is nothing."""
+        """Text that continues a sentence, such as ", labels [2] of 0, 1", or none."""
         labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
         if self.condition is None:
             return labels
@@ -68,7 +66,6 @@ class Conditioning(NamedTuple):
 
 
 def _what_to_say(images: Tensor) -> str:
-    """Advice on what to pass to ``Sampler`` if the model does not take what it was given."""
     others = "conditional=, condition_shape= and condition_dtype= say what else it takes."
     if images.dtype != torch.uint8:
         return f"image_form= says in what form it takes images, {others}"
@@ -77,13 +74,13 @@ def _what_to_say(images: Tensor) -> str:
 
 
 def _some(x: Tensor) -> str:
-    """The values in x as text, or the first and the last one if there are many."""
+    """The values in x as text: all of a few, or the first and the last."""
     values = [str(value) for value in x.unique().tolist()]
     return ", ".join(values) if len(values) <= 8 else f"{values[0]}...{values[-1]}"
 
 
 def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """The arguments of a module's forward besides the images, by name; none if they can't be found out."""
+    """The arguments of a module's forward besides the images, by name, as far as they are known."""
     try:
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):  # it is not written in Python
@@ -96,15 +93,13 @@ EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that 
 
 
 class ReadByPython(NamedTuple):
-    """A number that Python read off labels or a condition, and where."""
-
     what: str
     of_condition: bool
 
 
 @dataclass
 class LabelBranch:
-    """A branch on labels, which must be taken as it was when it was recorded."""
+    """A branch on labels, which must be taken as it was recorded."""
 
     calls: Sequence[Call]  # what is computed before
     call: Call  # what reads the truth value
@@ -114,10 +109,10 @@ class LabelBranch:
 
 
 class ConditionProgram:
-    """The recorded calls on labels and condition. Operands of steps read slots of theirs.
+    """The recorded calls on labels and condition, whose slots operands of steps read.
 
-    read_by_python: the numbers that Python read, by which it may decide otherwise for labels or conditions that were
-    not tried; verified: the batches of labels that were tried.
+    read_by_python: numbers that Python read, which may decide otherwise in batches that were not tried; verified:
+    batches of labels that were.
     """
 
     def __init__(
@@ -126,7 +121,7 @@ class ConditionProgram:
         leaves: Mapping[int, Tensor] | None = None,
         given: Sequence[View | None] = (),
     ) -> None:
-        """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
+        """leaves: the slots that no call creates; given: where labels and condition are."""
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
         self.read_by_python: list[ReadByPython] = []
         self.verified: set[tuple[int, ...]] = set()
@@ -150,8 +145,8 @@ class ConditionProgram:
     ) -> dict[ConditionOperand, Tensor]:
         """By operand, what the calls give for n images: [n, channels], or [n, H, W, channels].
 
-        Raises ModelFailed if a call raises, such as one that looks up a label which does not exist, and Unsupported if
-        a branch on labels would be taken otherwise.
+        Raises ModelFailed if a call raises, as for an unknown label, and Unsupported for a branch on labels that goes
+        another way.
         """
         for guard in self.guards:
             memory = self._memory(guard.calls, guard.leaves, given, n)
@@ -177,8 +172,7 @@ class ConditionProgram:
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
     def rows_looked_up(self, which: int) -> int | None:
-        """The number of rows of the smallest table in which labels (which = 0) or codes (1) are looked up; None if
-        there is no such table."""
+        """How many rows the smallest table has in which labels (which = 0) or codes (1) are looked up, if any."""
         rows = []
         copies = {view.slot for view in self._given[which : which + 1] if view is not None}
         for call in self._calls:
@@ -193,7 +187,6 @@ class ConditionProgram:
     def _memory(
         self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Conditioning, n: int
     ) -> Memory:
-        """The storages before these calls."""
         memory = Memory.before(calls, n, leaves)
         for view, x in zip(self._given, given, strict=False):
             if view is not None and x is not None:
@@ -201,8 +194,8 @@ class ConditionProgram:
         return memory
 
     def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:
-        """-> (the calls that some slots need for each batch; what is in the slots that these do not create). What
-        depends on neither labels nor condition, nor on the size of the batch, is computed here, once."""
+        """-> (the calls that slots need for each batch, and their leaves). All that depends on no batch is computed
+        here, once."""
         calls = needed(self._calls, slots)
         each_time = self._each_time(calls)
         once = [call for call in calls if each_time.isdisjoint(call.written)]
@@ -216,7 +209,7 @@ class ConditionProgram:
         return rest, leaves
 
     def _each_time(self, calls: Sequence[Call]) -> set[int]:
-        """The slots whose content has to be computed for each batch."""
+        """The slots that are computed for each batch."""
         slots = {view.slot for view in self._given if view is not None}
         while True:
             before = len(slots)

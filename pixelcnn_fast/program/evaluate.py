@@ -20,10 +20,10 @@ Condition = Callable[[ConditionOperand], Tensor]
 
 
 def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
-    """The program's meaning, teacher-forced, without phases: all pixels at once, and recurrences by rows or diagonals.
+    """The program's meaning, teacher-forced: all pixels at once, and recurrences by rows or diagonals.
 
-    levels: integers [N, C, H, W]; condition: operand -> [N, channels] or [N, H, W, channels]
-    -> [N, distributions, H, W, parameters]; for a categorical head, logits [N, C, H, W, L].
+    levels: integers [N, C, H, W]; condition: operand -> [N, channels] or [N, H, W, channels] -> [N, distributions,
+    H, W, parameters]; for a categorical head, logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels, condition)
     parts = components(program.instructions)
@@ -43,7 +43,7 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
 
 
 class _Grid(Surroundings):
-    """The surroundings of all pixels at once: [N, H, W, channels]."""
+    """All pixels at once: [N, H, W, channels]."""
 
     def __init__(self, program: Program, levels: Tensor, condition: Condition) -> None:
         self.dtype, self._levels, self.given = program.dtype, levels, condition
@@ -65,9 +65,9 @@ class _Grid(Surroundings):
 
 
 class _Walk(Surroundings):
-    """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
+    """The pixels of a recurrence that are computed next: [positions, N, channels].
 
-    Maps are laid out as [times, positions, N, channels]; the recurrence's own have room for zeros around the image.
+    Maps are [times, positions, N, channels]; the recurrence's own have zeros around the image.
     """
 
     def __init__(self, component: Component, grid: _Grid) -> None:
@@ -83,7 +83,6 @@ class _Walk(Surroundings):
         self._time, self._first, self._last = 0, 0, 0
 
     def through(self) -> None:
-        """Computes the recurrence, time by time."""
         sums = _sums(self._component, self._grid, self)
         for time in range(self._schedule.times):
             self._time, (self._first, self._last) = time, self._schedule.active(time)
@@ -121,7 +120,6 @@ class _Walk(Surroundings):
         return self.now(self._others[key])
 
     def now(self, lines: Tensor) -> Tensor:
-        """What is laid out for the pixels that are computed next."""
         return lines[self._time, self._first : self._last]
 
     def laid_out(self, whole: Tensor) -> Tensor:
@@ -137,7 +135,7 @@ class _Walk(Surroundings):
 
 @dataclass(frozen=True)
 class _Sums:
-    """Several sums of a recurrence that read the same of its values, computed as one product."""
+    """Sums of a recurrence that read the same of its values, as one product."""
 
     reads: tuple[Read, ...]
     channels: dict[int, int]  # of each, by the value that it computes
@@ -153,8 +151,7 @@ class _Sums:
 
 
 def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
-    """By value, the sums that compute it, if it reads the recurrence's own values by taps. Those that need only earlier
-    pixels are computed together."""
+    """By value, sums over the recurrence's own values; those of earlier pixels alone are computed together."""
     values, alike = component.values, defaultdict[tuple[int | Read, ...], list[Instruction]](list)
     for i in component.instructions:
         if reads := tuple(tap.read for tap in i.taps if tap.source in values):

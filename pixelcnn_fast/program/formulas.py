@@ -1,4 +1,4 @@
-"""The formula of each kind of step in PyTorch: what the compiled runtimes' formulas are checked against."""
+"""The formula of each kind of step in PyTorch, which those of the compiled runtimes must match."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _add(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
     return x + (operand if alpha == 1 else alpha * operand)
 
 
-# Each takes x, [..., channels], and alpha, then the operand, or scale and shift, as the kind's row in KINDS says.
+# Each takes x, [..., channels], alpha, and what the kind's row in KINDS says.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     **{kind: _activation(kind) for kind in ACTIVATIONS},
     "affine": lambda x, alpha, scale, shift: x * scale + shift,
@@ -63,7 +63,7 @@ def apply_steps(
     value: Callable[[Read], Tensor],
     condition: Callable[[ConditionOperand], Tensor],
 ) -> Tensor:
-    """Puts x, [..., channels], through ``steps``; ``value`` and ``condition`` give operands that broadcast to it."""
+    """Puts x, [..., channels], through ``steps``; the functions give operands that broadcast to it."""
     for step in steps:
         operands: tuple[Tensor, ...] = ()
         if step.value is not None:

@@ -1,8 +1,8 @@
 """The interface of instructions: what a pass, a runtime or a check may ask any of them.
 
-An instruction computes one value, a feature map of the program's grid, for each pixel: it starts from something, and
-puts that through its steps. Values are real numbers in the model's dtype; outside the grid every value is zero. Steps
-work channel by channel, unless their kind reads all channels of its operand.
+An instruction computes one value, a feature map of the program's grid: it puts what it starts from through steps.
+Values are real numbers in the model's dtype, and zero outside the grid. Steps work channel by channel, unless their
+kind reads all channels of its operand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Surroundings(ABC):
-    """What an instruction finds around the pixels that it is evaluated for; [...] stands for their axes below."""
+    """What an instruction finds around the pixels that are evaluated, whose axes are [...] below."""
 
     dtype: torch.dtype
 
@@ -39,7 +39,7 @@ class Surroundings(ABC):
         """Zeros, [..., channels]."""
 
     def summed(self, i: Instruction) -> Tensor:
-        """The bias and the sum of the taps of an instruction, [..., channels]."""
+        """The bias and the sum of an instruction's taps, [..., channels]."""
         if not i.taps:
             zeros = self.zeros(i.channels)
             return zeros if i.bias is None else zeros + i.bias
@@ -51,11 +51,11 @@ class Surroundings(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Instruction(ABC):
-    """Computes one value: it starts from something and puts that through steps.
+    """Computes one value: it puts what it starts from through steps.
 
-    out: the value; channels: how many it has; name: the module that it comes from. The methods here answer for its taps
-    and its steps; a kind of instruction that starts from anything else answers for that. One that has operands, or
-    constants, of its own must answer all questions about them (``REQUIRED``), or its class can't be defined.
+    out: the value; channels: how many it has; name: the module that it comes from. The methods here answer for taps and
+    steps, a kind of instruction for the rest. One with operands, or constants, of its own must answer all questions
+    about them (``REQUIRED``), or its class can't be defined.
     """
 
     out: int
@@ -63,7 +63,7 @@ class Instruction(ABC):
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
 
-    native: ClassVar[str | None] = None  # its kind in program/schema.py, if the compiled runtimes have it
+    native: ClassVar[str | None] = None  # its kind in program/schema.py, if compiled runtimes have it
     REQUIRED: ClassVar = {
         "operands": ("channelwise", "connections", "rewired", "picked"),
         "constants": ("converted", "picked"),
@@ -82,7 +82,7 @@ class Instruction(ABC):
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """The weighted reads whose sum it starts from, if it starts from a sum."""
+        """The weighted reads that it sums, if it starts from a sum."""
         return ()
 
     @property
@@ -92,20 +92,20 @@ class Instruction(ABC):
 
     @property
     def is_sum(self) -> bool:
-        """Whether it is the sum of its taps, without steps."""
+        """Whether it is a sum of taps without steps."""
         return bool(self.taps) and not self.steps
 
     @property
     def reads_levels(self) -> bool:
-        """Whether it starts from the levels of its own pixel, so that it comes after they are drawn."""
+        """Whether it starts from its own pixel's levels, so that it comes after they are drawn."""
         return False
 
     def levels_seen(self, image_channels: int) -> Tensor | None:
-        """For each channel, which image channels of its pixel it reads: bool [channels, image channels]; None: none."""
+        """Which image channels of its pixel each channel reads: bool [channels, image channels]; or None."""
         return None
 
     def repeated(self) -> tuple[Read, Tensor | None] | None:
-        """The value whose channels its steps start from as they are, and which of them (None: all), if there is one."""
+        """The value from which its steps start as it is, and its channels (None: all), if there is one."""
         return None
 
     @abstractmethod
@@ -114,24 +114,24 @@ class Instruction(ABC):
 
     @abstractmethod
     def sources(self) -> list[str]:
-        """What the steps start from, as text for listings."""
+        """What the steps start from, for listings."""
 
     # -- what it reads
 
     def reads(self) -> list[Read]:
-        """Everything that it reads, listed once per read: taps first, then operands."""
+        """Everything that it reads, once per read: taps first, then operands."""
         return [*(tap.read for tap in self.taps), *self.operands()]
 
     def operands(self) -> list[Read]:
-        """What it reads without a weight: the value that it starts from, and what its steps read."""
+        """What it reads without a weight: what it starts from, and what its steps read."""
         return [read for step in self.steps for read in step.reads()]
 
     def channelwise(self) -> list[tuple[int, Tensor | None]]:
-        """The operands of which each channel reads one channel: (value, the channels read, in order; None: all)."""
+        """The operands that it reads channel by channel: (value, the channels read; None: all)."""
         return [(r.value, None) for step in self.steps if not step.reads_all_channels for r in step.reads()]
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        """Its connections, in the order of ``reads()``. channels_of: how many channels a value has."""
+        """What it reads, in the order of ``reads()``. channels_of: how many channels a value has."""
         for tap in self.taps:
             yield Connection(tap.read, tap.connected, tap)
         for step in self.steps:
@@ -148,23 +148,23 @@ class Instruction(ABC):
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         """The same instruction on some of its channels, of which those that are ``picked_together`` stay so.
 
-        exchanged: maps a value and some of its channels to the value that holds exactly those; whole: maps a value of
-        which every channel is read to the one to read instead. Taps go on reading the same values.
+        exchanged: maps a value and some of its channels to the value that holds exactly those; whole: maps a value
+        that is read whole to its replacement. Taps go on reading the same values.
         """
         steps = tuple(step.picked(channels, exchanged, whole) for step in self.steps)
         return replace(self, channels=len(channels), steps=steps)
 
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
-        """The same instruction with other operands and taps in place of its own."""
+        """The same instruction with other operands and taps."""
         rewired = replace(self, steps=tuple(step.rewired(operand) for step in self.steps))
         return rewired.with_taps(map(tap, self.taps)) if self.taps else rewired
 
     def with_taps(self, taps: Iterable[Tap], bias: Tensor | None = None) -> Self:
-        """The same instruction with other taps, if it starts from any. bias: in place of its own, unless None."""
+        """The same instruction with other taps, if it has any. bias: in place of its own, unless None."""
         return self
 
     def converted(self, convert: Convert) -> Self:
-        """The same instruction with its constants converted, such as weights and tables."""
+        """The same instruction with its weights, tables and other constants converted."""
         return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
 
     def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
@@ -181,11 +181,11 @@ class Instruction(ABC):
                     yield constant, (self.channels,)
 
     def rules(self, channels_of: Callable[[int], int], image_channels: int) -> Iterator[tuple[bool, str]]:
-        """What must hold for what it starts from: whether it does, and the rule."""
+        """The rules for what it starts from, each with whether it holds."""
         yield from ()
 
     def line(self, sources: Sequence[str]) -> str:
-        """A line of a listing: the value, its name, its channels, what the steps start from, and the steps."""
+        """Its line in a listing."""
         steps = "".join(f" | {step}" for step in self.steps)
         return (
             f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"

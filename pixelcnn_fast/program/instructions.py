@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FromLevels(Instruction):
-    """Starts from the levels of its own pixel, each as a number or as a row of a table.
+    """Starts from its own pixel's levels, each as a number or as a row of a table.
 
-    pick: the image channels that are taken, in rising order (None: all). table: [levels, width] turns each level into
-    ``width`` channels: one-hot vectors, or an embedding.
+    pick: the image channels, in rising order (None: all). table: [levels, width], one-hot vectors or an embedding.
     """
 
     pick: Tensor | None = None
@@ -31,7 +30,7 @@ class FromLevels(Instruction):
 
     @property
     def width(self) -> int:
-        """How many channels one image channel becomes."""
+        """How many channels an image channel becomes."""
         return 1 if self.table is None else self.table.shape[1]
 
     picked_together = width
@@ -88,7 +87,7 @@ class FromLevels(Instruction):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Instruction):
-    """Starts from a bias, [channels] (None: zero), and the sum of its taps; with neither it is a constant."""
+    """Starts from a bias, [channels] (None: zero), plus its taps; with neither it is a constant."""
 
     taps: tuple[Tap, ...] = ()
     bias: Tensor | None = None
@@ -133,10 +132,7 @@ class Convolution(Instruction):
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Instruction):
-    """Starts from a value.
-
-    pick: the channels of base that are taken, in rising order (None: all).
-    """
+    """Starts from a value, or its channels ``pick``, in rising order (None: all)."""
 
     base: Read
     pick: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The phased program of a runtime and its costs, as a listing for people."""
+"""A runtime's program and its costs, as a listing for people."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from pixelcnn_fast.program.phased import PhasedProgram
 
 
 class ProgramListing:
-    """``print`` shows which runtime it is for, instructions, live taps, phases, bytes of weights and FLOPs per pixel.
+    """``print`` shows instructions, live taps, phases, and the costs, for one runtime.
 
-    ``row_flops`` and ``pixel_flops``: floating-point operations per pixel and image of each phase;
-    ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights. ``weights``: the matrices.
+    ``row_flops``, ``pixel_flops``: floating-point operations per pixel and image of each phase; ``weight_bytes``;
+    ``workspace_bytes``: per image of a batch, besides the weights; ``weights``: the matrices.
     """
 
     def __init__(self, program: PhasedProgram, runtime: str, pixel_weight_bytes: int) -> None:
-        """runtime: what 'auto' stands for. pixel_weight_bytes: the size of a weight in the pixel phase; in the row
-        phase, weights are never narrowed."""
+        """runtime: what 'auto' stands for. pixel_weight_bytes: of a weight; only the pixel phase narrows it."""
         self._program, self._runtime = program, runtime
         self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)

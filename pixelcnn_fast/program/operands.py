@@ -14,10 +14,10 @@ from pixelcnn_fast.program.zeros import lets_through
 
 # Maps a value and some of its channels, [n], to the value that holds exactly those.
 Exchange = Callable[[int, Tensor], int]
-# For the compiled runtimes: a value's number among theirs, and a constant's address, which is 0 for None.
+# For the compiled runtimes: a value's number, and a constant's address, 0 for None.
 Number = Callable[[int], int]
 Address = Callable[["Tensor | None"], int]
-# Maps a constant to what is used in its place, of the same shape.
+# Maps a constant to one of the same shape.
 Convert = Callable[[Tensor], Tensor]
 
 
@@ -31,16 +31,13 @@ class Read:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is at the pixel itself."""
         return (self.dy, self.dx) == (0, 0)
 
     @property
     def label(self) -> str:
-        """As listings show it, without an offset of zero."""
         return f"%{self.value}" if self.is_here else str(self)
 
     def of(self, value: int) -> Read:
-        """Another value, read at the same offset."""
         return replace(self, value=value)
 
     def __str__(self) -> str:
@@ -49,13 +46,13 @@ class Read:
 
 @cache
 def identity(channels: int) -> Tensor:
-    """Each channel and itself: bool [channels, channels]. Not to be written to."""
+    """Each channel with itself: bool [channels, channels]. Not to be written to."""
     return torch.eye(channels, dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """``weight`` [channels of source, channels of out] applied to the source at (row + dy, column + dx)."""
+    """``weight`` [source's channels, channels of out], applied to the source at (row + dy, column + dx)."""
 
     source: int
     dy: int
@@ -68,7 +65,7 @@ class Tap:
 
     @cached_property
     def connected(self) -> Tensor:
-        """For each channel of out, which of the source's it needs: bool [channels of out, channels of source]."""
+        """Which channels of the source each channel needs: bool [channels of out, channels of source]."""
         return lets_through(self.weight).T.cpu()
 
     @cached_property
@@ -78,10 +75,10 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class ConditionOperand:
-    """An operand that depends on the condition alone, or on nothing: elements of a recorded call's result.
+    """What depends on the condition alone, or on nothing: elements of a recorded call's result.
 
-    node: the call; index: into the flattened result, or with ``per_image`` into each image's flattened part of it:
-    [channels], or [H, W, channels] if the operand varies over pixels.
+    node: the call's slot; index: [channels], or [H, W, channels] if it varies over pixels, into all elements, or with
+    ``per_image`` into each image's.
     """
 
     node: int
@@ -96,7 +93,7 @@ class ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
     def shifted(self, dy: int, dx: int) -> ConditionOperand:
-        """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        """The operand that has everywhere what this one has (dy, dx) away; outside the image, anything."""
         if not self.varies_over_pixels or (dy, dx) == (0, 0):
             return self
         frame = zip(self.index.shape, (dy, dx), strict=False)
@@ -109,7 +106,7 @@ class Step:
     """One operation on an instruction's sum x, channel by channel.
 
     kind: a name in ``program.steps.KINDS``, which says what alpha means and which operand it has: ``value``,
-    ``condition``, or ``scale`` and ``shift``, both [channels]. ``program.formulas`` has its formula.
+    ``condition``, or ``scale`` and ``shift``, both [channels].
     """
 
     kind: str
@@ -124,7 +121,7 @@ class Step:
 
     @property
     def reads_all_channels(self) -> bool:
-        """Whether every channel reads all channels of the operand, and not just its own."""
+        """Whether every channel reads all channels of the operand."""
         return KINDS[self.kind].reads_all_channels
 
     @property
@@ -140,7 +137,7 @@ class Step:
         return [] if self.value is None else [self.value]
 
     def connected(self, channels: int, of: int) -> Tensor:
-        """For each channel, the channels of the operand that it reads: bool [channels, of]."""
+        """Which channels of the operand each channel reads: bool [channels, of]."""
         if self.reads_all_channels:
             return torch.ones(channels, of, dtype=torch.bool)
         return identity(channels)
@@ -150,17 +147,16 @@ class Step:
         return self if self.value is None else replace(self, value=operand(self.value))
 
     def converted(self, convert: Convert) -> Step:
-        """The same step with its constants converted."""
         if self.scale is None or self.shift is None:
             return self
         return replace(self, scale=convert(self.scale), shift=convert(self.shift))
 
     def shifted(self, dy: int, dx: int) -> Step:
-        """The same step with what depends on the condition alone taken from (dy, dx)."""
+        """The same step with the condition's operand taken from (dy, dx)."""
         return self if self.condition is None else replace(self, condition=self.condition.shifted(dy, dx))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
-        """The same step on some of its channels; see ``Instruction.picked``."""
+        """The same step on some channels, as ``Instruction.picked``."""
         if self.value is not None:
             value = self.value.value
             value = whole(value) if self.reads_all_channels else exchanged(value, channels)
@@ -174,11 +170,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """One thing that an instruction reads, channel by channel.
-
-    channels: bool [channels of out, channels of the value]: for each channel, the channels of the value that it reads.
-    tap: the tap that reads it, or None for an operand.
-    """
+    """What an instruction reads. channels: [channels of out, channels of the value], bool; tap: None for an operand."""
 
     read: Read
     channels: Tensor

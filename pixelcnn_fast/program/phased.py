@@ -26,8 +26,8 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source, channels of out] applied
-    to the source's pixels (row + dy, column + dx ... column + dx + width - 1), which lie side by side in memory."""
+    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source, channels of out] applied to
+    pixels (row + dy, column + dx ... column + dx + width - 1), which lie side by side in memory."""
 
     source: int
     dy: int
@@ -41,8 +41,7 @@ class Run:
 
 
 class Scan(NamedTuple):
-    """A recurrence along a row whose pixels are all drawn, or none: its instructions follow each other, and go through
-    the row pixel by pixel."""
+    """Adjacent instructions that go through a row pixel by pixel, before or after its pixels are drawn."""
 
     number: int
     from_the_right: bool
@@ -53,10 +52,10 @@ class Scan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PhasedInstruction:
-    """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
+    """An instruction, when it runs, and its taps as runs, whose weights the taps' are views of.
 
     after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: what it is
-    part of, if anything, in the row phase or after the row is finished; the others there compute a whole row at once.
+    part of, if anything, in the phases row and finished; all others there take a whole row at once.
     """
 
     instruction: Instruction
@@ -79,7 +78,7 @@ class PhasedInstruction:
         return self.instruction.name
 
     def converted(self, convert: Convert) -> Self:
-        """The same instruction with its constants converted, such as weights and tables."""
+        """The same instruction with its weights, tables and other constants converted."""
         row_runs, pixel_runs = (
             tuple(replace(run, weight=convert(run.weight)) for run in runs)
             for runs in (self.row_runs, self.pixel_runs)
@@ -92,9 +91,9 @@ class PhasedInstruction:
 class Wavefront:
     """At step t, value v is computed for every row y at column t - lag * y + leads[v], where that is in the grid.
 
-    A step begins with the row phase and with the sums over row runs. If the lag is longer by c - 1, so that a row
-    starts that much later than the values above it, these may be computed for the next c steps at once. If it is longer
-    by 2c - 1, they may even be computed while the c steps before those are still in progress.
+    A step begins with the row phase and the sums over row runs. With a lag longer by c - 1, each row starts that much
+    later than the values above it, which may be computed for c steps at once; with one longer by 2c - 1, even during
+    the c steps before those.
     """
 
     lag: int
@@ -103,10 +102,10 @@ class Wavefront:
 
 @dataclass(frozen=True, eq=False)
 class PhasedProgram(AnyProgram):
-    """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
+    """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or in turn.
 
     Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
-    the steps read of the condition. wavefront: None if rows are sampled one at a time.
+    steps read of the condition. wavefront: None if rows are sampled one at a time.
     """
 
     instructions: tuple[PhasedInstruction, ...]
@@ -117,8 +116,8 @@ class PhasedProgram(AnyProgram):
         return [i for i in self.instructions if i.phase is phase]
 
     def timed_reads(self) -> Iterator[tuple[PhasedInstruction, Read, bool]]:
-        """The reads of each instruction that reach furthest right, and whether they must be known when a step of the
-        wavefront begins: sums over rows above, and what a recurrence computes later in a step."""
+        """Each instruction's reads that reach furthest right, and whether a wavefront's step must know them as it
+        begins: sums over rows above, and what a recurrence computes later in a step."""
         rows = {i.out for i in self.in_phase(Phase.ROW)}
         defined: set[int] = set()
         for i in self.instructions:

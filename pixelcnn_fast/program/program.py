@@ -1,4 +1,4 @@
-"""The causal program: what a captured model becomes, a list of instructions on feature maps of one grid."""
+"""The causal program that a captured model becomes: a list of instructions on one grid."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AnyProgram:
-    """What programs have in common, whether it is decided when their instructions run or not.
+    """What all programs have in common, phased or not.
 
-    shape: (image channels, H, W). parameters: how many numbers, such as the logits of all levels, give one
-    distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
-    outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
-    index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
-    output is the log-softmax of these numbers. branches: each ``if`` on the image in the model's forward, and each
-    number that it reads off the image, and what they were when the model was captured.
+    shape: (image channels, H, W). parameters: of one distribution, such as the logits of all levels. joint: whether one
+    distribution gives all channels of a pixel, or each has its own. outputs: the values that hold, one after the other,
+    a pixel's ``distributions * parameters`` numbers, channel index = distribution * parameters + parameter. dtype: what
+    the model computes in. normalised: whether it gives the log-softmax of these numbers. branches: what each ``if`` on
+    the image, and number that Python reads off it, was at capture.
     """
 
     shape: tuple[int, int, int]
@@ -39,15 +38,13 @@ class AnyProgram:
 
     @property
     def distributions(self) -> int:
-        """How many distributions a pixel has."""
         return 1 if self.joint else self.shape[0]
 
     def converted(self, convert: Convert) -> Self:
-        """The same program with its constants converted, such as weights and tables."""
+        """The same program with its weights, tables and other constants converted."""
         return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
 
     def _title(self, kind: str) -> list[str]:
-        """The first lines of its listing."""
         size = "x".join(map(str, self.shape))
         dtype = str(self.dtype).removeprefix("torch.")
         outputs = f"{self.distributions * self.parameters} outputs per pixel"
@@ -57,7 +54,7 @@ class AnyProgram:
 
 @dataclass(frozen=True, eq=False)
 class Program(AnyProgram):
-    """Instructions in an order in which each reads only values defined before it."""
+    """Instructions, each of which reads only values defined before it, but for recurrences."""
 
     instructions: tuple[Instruction, ...]
 
@@ -68,12 +65,11 @@ class Program(AnyProgram):
         )
 
     def producer(self) -> dict[int, Instruction]:
-        """The instruction that computes each value."""
         return {instruction.out: instruction for instruction in self.instructions}
 
 
 def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[Instruction]:
-    """Those instructions whose values reach the outputs, in their order."""
+    """The instructions whose values reach the outputs, in order."""
     producer = {i.out: i for i in instructions}
     values, found = list(outputs), set[int]()
     while values:
@@ -84,5 +80,5 @@ def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[
 
 
 def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
-    """Everything that the instructions' steps read of the condition."""
+    """Everything that steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]

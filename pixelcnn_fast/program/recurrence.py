@@ -1,4 +1,4 @@
-"""Finds the recurrences of a program: instructions that read each other's values at other pixels."""
+"""Finds a program's recurrences: instructions that read each other's values at other pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Offset = tuple[int, int]
 
 @dataclass(frozen=True)
 class Component:
-    """One instruction, or those of a recurrence, in the program's order."""
+    """One instruction, or all of a recurrence, in order."""
 
     instructions: tuple[Instruction, ...]
 
@@ -37,16 +37,16 @@ class Component:
 
     @property
     def goes_along_rows(self) -> bool:
-        """Whether pixels of a row need each other: it can't be computed for a whole row at once."""
+        """Whether pixels of a row need each other, so that it can't be computed at once."""
         return any(dy == 0 for dy, _ in self.offsets)
 
     @property
     def is_from_the_right(self) -> bool:
-        """Whether it walks each row from the right: it can't begin before the row is finished."""
+        """Whether it goes through rows from the right, and so can't begin before a row is finished."""
         return any(dy == 0 and dx > 0 for dy, dx in self.offsets)
 
     def schedule(self, height: int, width: int) -> Schedule:
-        """Which pixels can be computed together. Raises InvalidProgram if some pixel would need a later one."""
+        """Which pixels can be computed together. Raises InvalidProgram if one needs a later one."""
         offsets = [(dy, -dx) for dy, dx in self.offsets] if self.is_from_the_right else self.offsets
         if any(offset > (0, 0) for offset in offsets):
             names = ", ".join(dict.fromkeys(i.name for i in self.instructions))
@@ -58,10 +58,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a recurrence: pixel (y, x) is computed at a time and has a position, beside those of the same time.
+    """The steps of a recurrence: pixels of the same time have positions side by side.
 
-    slope: None if the rows are computed one after the other, at position x; else (y, x) is computed at x + slope * y,
-    at position y. from_the_right: x counts from the right.
+    slope: None if rows are computed in turn, at position x; else (y, x) is computed at x + slope * y, at position y.
+    from_the_right: x counts from there.
     """
 
     height: int
@@ -91,7 +91,6 @@ class Schedule:
         return max(0, (time - self.width) // self.slope + 1), min(self.height, time // self.slope + 1)
 
     def pixels(self) -> tuple[Tensor, Tensor]:
-        """The time and the position of each pixel, [H, W]."""
         y, x = torch.arange(self.height)[:, None], torch.arange(self.width)
         x = self.width - 1 - x if self.from_the_right else x
         if self.slope is None:
@@ -100,10 +99,7 @@ class Schedule:
 
 
 def components(instructions: Sequence[Instruction]) -> list[Component]:
-    """The instructions, ordered so that each needs only those in its own component and in those before it.
-
-    Found as strongly connected components, by Tarjan's algorithm.
-    """
+    """The strongly connected components, by Tarjan's algorithm, each after those that it needs."""
     producer = {i.out: i for i in instructions}
     position = {i.out: at for at, i in enumerate(instructions)}
     number: dict[int, int] = {}
@@ -113,7 +109,7 @@ def components(instructions: Sequence[Instruction]) -> list[Component]:
     found: list[Component] = []
 
     def visit(value: int) -> None:
-        """Only within a recurrence does this go deeper: other values are visited before what reads them."""
+        """Goes deeper only within a recurrence: others are visited before what reads them."""
         number[value] = lowest[value] = len(number)
         stack.append(value)
         for read in producer[value].reads():
@@ -135,7 +131,7 @@ def components(instructions: Sequence[Instruction]) -> list[Component]:
 
 
 def recurrent(instructions: Iterable[Instruction]) -> bool:
-    """Whether some of the instructions are a recurrence: then one reads a value that is defined later, or its own."""
+    """Whether there is a recurrence: a value that is read before it is defined, or by itself."""
     defined: set[int] = set()
     for i in instructions:
         if any(read.value not in defined for read in i.reads()):

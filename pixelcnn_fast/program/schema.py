@@ -1,8 +1,8 @@
-"""What Python and C++ share besides the steps: enumerations, constants, and the structs that describe a program.
+"""What Python and C++ share besides steps: enumerations, constants, and a program's structs.
 
-CMake runs this file with a bare Python (csrc/headers.py), which writes the C++ of all that is declared here, and what
-reads the structs from Python. So it imports nothing but the standard library. A field is declared here, filled in by
-runtimes/native_program.py, and there in C++; an enumerator is one more row.
+csrc/headers.py writes the C++ of all this, and what reads the structs from Python, within CMake and a bare Python: so
+this imports the standard library alone. A field is declared here, filled in by runtimes/native_program.py, and there in
+C++; an enumerator is one more row.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 TILE_SITES = 8  # that a product of tensor cores computes at once
 MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
-LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of the code of an error; the rest is the pixel's
-WAITED_IN_VAIN = 0  # the code of threads that waited for each other for too long
+LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of an error's code; the rest is the pixel's
+WAITED_IN_VAIN = 0  # the code of threads that waited for each other too long
 
 # -- enumerations; in C++, traits(kind) gives the columns of a row
 
@@ -30,7 +30,7 @@ class Phase(Enum):
 
 
 class Weights(Enum):
-    """How the CPU stores the weights of runs: in the program's dtype, or narrower."""
+    """How the CPU stores the weights of runs."""
 
     SAME = "same"
     BF16 = "bf16"
@@ -51,8 +51,8 @@ MATHS = (Math("fp32", "float32"), Math("bf16", "bfloat16"), Math("fp16", "float1
 class InstructionTraits:
     """What an instruction's steps start from: out = steps(x).
 
-    reads_image: whether x is the part of the image that was drawn, so that it is computed as values are drawn;
-    on_cuda: whether the CUDA runtime has it, or else refuses a program that has it.
+    reads_image: whether x is part of the image, so that it is computed as values are drawn; on_cuda: whether the CUDA
+    runtime has it, or refuses the program.
     """
 
     name: str
@@ -62,7 +62,7 @@ class InstructionTraits:
 
 INSTRUCTIONS = (
     InstructionTraits("from_levels", reads_image=True, on_cuda=True),
-    InstructionTraits("convolution", reads_image=False, on_cuda=True),  # x = bias + row runs + pixel runs
+    InstructionTraits("convolution", reads_image=False, on_cuda=True),  # x = bias + row and pixel runs
     InstructionTraits("pointwise", reads_image=False, on_cuda=True),  # x is a value
 )
 
@@ -71,8 +71,8 @@ INSTRUCTIONS = (
 class HeadTraits:
     """What a pixel's values are drawn from, by ``Head.native``.
 
-    value, value_bytes: the dtype of values in PyTorch; single: whether a distribution gives one value, drawn with one
-    uniform; on_cuda: whether the CUDA runtime draws from it, or else refuses a program that has it.
+    value, value_bytes: the dtype of values in PyTorch; single: whether a distribution gives one value, drawn with
+    one uniform; on_cuda: whether the CUDA runtime has it, or refuses the program.
     """
 
     name: str
@@ -87,9 +87,9 @@ HEADS = (HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),)
 
 ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
 
-# -- structs; a program's arrays are borrowed by the runtimes while they are built, and not read afterwards
+# -- structs; runtimes borrow a program's arrays only while they are built
 
-# Addresses of arrays, with what C++ has in their place; 0: there is none.
+# Addresses of arrays, with what C++ has in their place; 0: none.
 Address = Annotated[int, "const void*"]  # in the program's dtype unless another is named
 Memory = Annotated[int, "void*"]
 Flags = Annotated[int, "const uint8_t*"]
@@ -103,8 +103,7 @@ HeadKind = str  # in HEADS
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on an instruction's x, channel by channel. program/steps.py says what each kind reads, and what
-    alpha means."""
+    """One operation on x, channel by channel; program/steps.py has the meaning of each kind and alpha."""
 
     kind: StepKind
     alpha: float = 1.0
@@ -117,7 +116,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """Horizontally adjacent taps as one matrix [width * channels of source, channels of out], row-major."""
+    """Horizontally adjacent taps as one matrix [width * source's channels, channels of out], row-major."""
 
     source: int
     dy: int
@@ -128,8 +127,8 @@ class Run:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The image as an instruction reads it: image channels first ... first + count - 1, each as a number, or as row
-    `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels."""
+    """The image as an instruction reads it: ``count`` channels, each as a number, or as row `level` of a table [levels,
+    width]: a one-hot vector or an embedding. Together they have count * width channels."""
 
     first: int = 0
     count: int = 0
@@ -154,8 +153,8 @@ class Instruction:
     after: int = 0  # how many draws of its pixel come before it
     dy: int = 0
     dx: int = 0
-    # In the phases row and finished, the instructions of one scan, which follow each other, go through the row pixel by
-    # pixel. The others, whose scan is -1, compute it at once.
+    # Instructions of one scan follow each other, and go through a row pixel by pixel, in the phases row and finished.
+    # All others there, with -1, compute it at once.
     scan: int = -1
     from_the_right: bool = False  # a scan
 
@@ -172,7 +171,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class ConditionOperand:
-    """What steps read of the condition: one vector per image, or one per pixel."""
+    """What steps read of the condition: a vector per image or per pixel."""
 
     channels: int
     varies_over_pixels: bool
@@ -180,8 +179,8 @@ class ConditionOperand:
 
 @dataclass(frozen=True)
 class Head:
-    """The model's output at a pixel is ``distributions`` distributions of ``parameters`` numbers each. Each takes
-    ``uniforms`` numbers of the noise and gives the values of the next image_channels / distributions image channels."""
+    """The model's output at a pixel: each distribution takes ``uniforms`` numbers of the noise and gives the values of
+    the next image_channels / distributions image channels."""
 
     kind: HeadKind
     distributions: int
@@ -192,32 +191,32 @@ class Head:
 
 @dataclass(frozen=True)
 class Program:
-    """The phased causal program that the compiled runtimes execute: program/phased.py says what it means."""
+    """The phased program that compiled runtimes execute: program/phased.py says what it means."""
 
     image_channels: int
     height: int
     width: int
     head: Head
-    # The values that hold the parameters, one per draw. Each draw takes the next distributions / len(outputs)
-    # distributions: all at once, or one after the other, where each sees those before.
+    # The values that hold the parameters, one per draw, which takes the next distributions / len(outputs): all at once,
+    # or one after the other, where each sees those before.
     outputs: list[int]
     storage: list[Storage]  # by value; values are numbered from 0
     instructions: list[Instruction]
     conditions: list[ConditionOperand]
-    lag: int = 0  # how many columns behind the row above a row may start; 0: one row at a time
+    lag: int = 0  # columns that a row starts behind the row above; 0: one row at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One batch of images to sample, complete or teacher-force. Arrays are dense and owned by the caller."""
+    """One batch to sample, complete or teacher-force. Arrays are dense and the caller's."""
 
     images: int
     values: Memory  # [images, C, H, W] of the head's type: known ones in, all of them out
-    # [images, C, H, W]: nonzero where the value is known; 0: none is. A distribution is drawn unless all its values
-    # are known.
+    # [images, C, H, W]: nonzero where a value is known; 0: none is. A distribution is drawn unless all its values are
+    # known.
     known: Flags = 0
     noise: Uniforms  # [images, distributions * uniforms, H, W] in [0, 1)
-    # Per operand [images, channels] or [images, H, W, channels]; on CUDA one array, with one operand after the other.
+    # Per operand [images, channels] or [images, H, W, channels]; on CUDA in one array.
     conditions: list[Address]
     options: SamplingOptions
     parameters: Memory = 0  # [images, distributions, H, W, parameters] or 0: not wanted
@@ -228,5 +227,5 @@ STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, P
 
 
 def signature(*structs: type) -> str:
-    """The structs' fields as text: what a compiled module must have been built from."""
+    """The structs' fields as text, by which a compiled module is known to fit."""
     return "; ".join(f"{struct.__name__} {struct.__annotations__}" for struct in structs)

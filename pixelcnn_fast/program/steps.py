@@ -1,8 +1,8 @@
 """The kinds of step: every list of them, in Python, C++ and CUDA, is made from this table.
 
-A kind that is added here needs a formula in csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h, and if it is not an
-activation of PyTorch's, in program/formulas.py; until it has them, csrc does not compile and the package does not
-import. CMake runs this file with a bare Python (csrc/headers.py), so it imports nothing but the standard library.
+A new kind needs a formula in csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h, and unless it is an activation of
+PyTorch's, in program/formulas.py; without them, neither csrc compiles nor the package imports. CMake runs this file
+with a bare Python (csrc/headers.py), so it imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class Operand(Enum):
-    """What a step reads in addition to the x that it changes."""
+    """What a step reads besides the x that it changes."""
 
     NONE = "none"
     VALUE = "value"  # another value
@@ -23,10 +23,9 @@ class Operand(Enum):
 
 @dataclass(frozen=True)
 class Activation:
-    """What PyTorch calls a kind of step; its function in torch.nn.functional and in ATen has the kind's own name.
+    """What PyTorch calls a kind of step; in torch.nn.functional and in ATen it has the kind's own name.
 
-    module: its class in torch.nn; alpha: the argument of the function, and attribute of the module, that is the step's
-    alpha, or empty; default: what that is where it is not given.
+    module: its class in torch.nn; alpha: the name there of the step's alpha, or empty; default: its value unless given.
     """
 
     module: str
@@ -38,12 +37,10 @@ class Activation:
 class StepKind:
     """One kind of pointwise operation on x.
 
-    reads_all_channels: whether each channel reads all channels of the operand, or only the one that it changes;
-    is_infinite_at_zero: whether it makes x = 0 infinite, by its alpha;
-    cost: in multiply-adds for one channel of one pixel; schedules are chosen by it;
-    alpha: what the step's number means; empty if the formula has none;
-    commutes: whether x and the operand may change places (if alpha is 1);
-    activation: its names in PyTorch, if it is one of its activations, and computes what that does by default.
+    reads_all_channels: whether each channel reads all of the operand's channels, or only its own; is_infinite_at_zero:
+    whether it makes x = 0 infinite, by its alpha; cost: in multiply-adds per channel and pixel; alpha: what that means,
+    or empty; commutes: whether x and the operand may change places (if alpha is 1); activation: its names in PyTorch,
+    if it computes what that does by default.
     """
 
     name: str
@@ -56,7 +53,7 @@ class StepKind:
     activation: Activation | None = None
 
 
-EXPONENTIAL = 50  # the cost of a formula that takes an exponential, a root or a logarithm
+EXPONENTIAL = 50  # the cost of an exponential, a root or a logarithm
 
 _KINDS = (
     StepKind("affine", Operand.CONSTANTS),

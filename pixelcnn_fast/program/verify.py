@@ -1,4 +1,4 @@
-"""The rules for every program, captured or phased: checked after each pass in tests, and always in the fuzzer."""
+"""The rules for every program: checked after each pass in tests, and always in the fuzzer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pixelcnn_fast.program.steps import KINDS, Operand
 
 
 def verify(program: Program | PhasedProgram) -> None:
-    """Raises InvalidProgram, naming the instruction and the rule, if the program breaks one."""
+    """Raises InvalidProgram, naming instruction and rule, if the program breaks one."""
     if isinstance(program, PhasedProgram):
         _verify_instructions(program, tuple(i.instruction for i in program.instructions))
         _verify_phases(program)
@@ -119,7 +119,7 @@ def _verify_phases(program: PhasedProgram) -> None:
 
 
 def _verify_scans(program: PhasedProgram) -> None:
-    """What is computed for whole rows must come in an order in which it is known when it is read."""
+    """What is computed for whole rows must be known when it is read."""
     of_phase = {phase: {i.out for i in program.in_phase(phase)} for phase in (Phase.ROW, Phase.FINISHED)}
     numbers, known = set[int](), set[int]()
     for scan, group in groupby(program.instructions, key=lambda i: i.scan):

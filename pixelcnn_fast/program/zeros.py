@@ -15,10 +15,9 @@ asking = _Asking()
 
 
 def lets_through(weights: Tensor) -> Tensor:
-    """Which weights are not zero, as a bool tensor of their shape.
+    """Which weights are not zero, as bool, for callers that don't mind if more become zero later.
 
-    The caller must not mind if more of them become zero later: a program that multiplies by zero is as right as one
-    without the product.
+    A program that multiplies by zero is as right as one without the product.
     """
     asking.is_for_more = True
     try:

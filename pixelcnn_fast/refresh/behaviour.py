@@ -1,4 +1,4 @@
-"""Knows what a model's forward does, as it was recorded, and tells whether another module does the same."""
+"""Knows what a model's forward does, and tells whether another module does the same."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.tensors import are_equal, duplicate
 from pixelcnn_fast.user_model.wrapped_model import MOST_DIFFERENT, WrappedModel
 
-MOST_LABELS = 64  # for all of which two models are compared, if Python reads numbers off them
+MOST_LABELS = 64  # for all of which models are compared, if Python reads numbers off them
 
 
 class Behaviour:
     """What a model's forward does.
 
-    recording: the first forward, if it can be recorded; outside: the tensors that it reads and the model does not hold;
+    recording: the first forward, if it can be recorded; outside: tensors that it reads and the model does not hold;
     is_captured: whether there is a program, which does for all images what the model did for one.
     """
 
@@ -49,7 +49,7 @@ class Behaviour:
 
     @classmethod
     def recorded(cls, model: WrappedModel) -> Behaviour:
-        """The behaviour of a model that is not captured, recorded if that is possible."""
+        """The behaviour of a model without a program, recorded if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
             one, two = (found._forward(found._another()).recording for _ in range(2))
@@ -69,14 +69,13 @@ class Behaviour:
 
     @property
     def read_by_python(self) -> frozenset[str]:
-        """What the numbers that Python has read depend on, so that other examples may matter. Those of images do not
-        for a program, which does the same for all."""
+        """What the numbers depend on that Python has read; images matter only without a program."""
         escapes = () if self.recording is None else self.recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
-        """The model's tensors, by path, that the forward reads; with by_python, also those that Python alone reads."""
+        """The tensors that the forward reads, by path; by_python: also those that Python alone reads."""
         recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
@@ -100,7 +99,6 @@ class Behaviour:
 
     @cached_property
     def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples for which the forward may do something else."""
         read, model = self.read_by_python, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
@@ -115,9 +113,9 @@ class Behaviour:
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
-        """As ``recording``, for a module that has run before; None if it has kept what was made of weights."""
+        """``recording`` of a module that has run before; None if it has kept what was made of weights."""
         module, other = self._another(), self._another()
-        # Such as the user's own, that a function holds.
+        # Such as the user's own, in a function.
         shared = {id(x) for x in Contents(module).tensors.values()}
         with torch.no_grad():
             for x in Contents(other).tensors.values():
@@ -134,7 +132,7 @@ class Behaviour:
         return again
 
     def usual(self) -> Recording | None:
-        """As ``recording``, of a module that has run before, if it keeps anything from its first forward."""
+        """``recording`` of a module that has run before, if it keeps anything from its first forward."""
         if self.recording is None or self._model.held.is_uncopyable:
             return self.recording
         module = self._another()
@@ -148,7 +146,7 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, if there are none,
+        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, without a recording,
         gives the same for an example. weights: the paths of tensors that may differ; has_values: whether all else is
         known to be the same."""
         try:
@@ -168,11 +166,11 @@ class Behaviour:
             return False
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
-        """Whether a forward of a module that has run before is what this model would do then."""
+        """Whether a module that has run before does what this model would do then."""
         assert self.recording is not None
         if self._model.held.is_uncopyable:
             return False
-        # What copies of the model share, such as what a function holds, must still be what it was.
+        # Copies share what a function holds, which must still be what it was.
         if not are_alike(self.recording, self._forward(self._another()).recording):
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)

@@ -28,22 +28,21 @@ class Changes:
         now, self._snapshot = Contents(model), snapshot
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
         self._paths = {*snapshot.weights, *becoming}
-        self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
+        self._looks = looks = [_Look(now, self._of(now))]  # one while it is of use, as it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 
     @property
     def model(self) -> nn.Module | None:
-        """The model, if it is still there."""
         return self._model()
 
     def __bool__(self) -> bool:
-        """Whether the model has changed. A model that is gone does not change."""
+        """Whether the model has changed. One that is gone does not change."""
         if (model := self._model()) is None:
             return False
         now = Contents(model)
         if any(look.tells_no_change(now, self._of(now)) for look in self._looks):
             return False
-        look = _Look(now, self._of(now))  # before all is compared: another thread may be writing
+        look = _Look(now, self._of(now))  # before all is compared: another thread may write
         if self._snapshot.is_still(model):
             self._looks[:] = [look]
             return False
@@ -51,15 +50,15 @@ class Changes:
         return True
 
     def _of(self, held: Contents) -> list[Tensor]:
-        """The tensors to look at: those that matter, and those that a forward has made and kept."""
+        """The tensors that matter, and those that a forward has made and kept."""
         known = self._snapshot.model.paths  # of the tensors of which it is known whether they matter
         found = [x for path, x in held.tensors.items() if path in self._paths or path not in known]
         return found + self._snapshot.behaviour.outside
 
 
 class _Look:
-    """What a look at a model remembers: where each tensor is, its version, views of some elements, and what else the
-    model holds. The views keep memory that the model gives up until the next look."""
+    """A model as it was looked at: each tensor's place, version and some elements, and what else there is. Views of
+    these keep memory that the model gives up until the next look."""
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
@@ -85,7 +84,7 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 
 
 def _some_of(x: Tensor) -> list[Tensor]:
-    """Views of some elements, in steps that are odd, so that they do not all belong to one tap of a kernel."""
+    """Views of some elements, in odd steps, lest they all belong to one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
     if x.is_complex():
         x = torch.view_as_real(x.conj() if x.is_conj() else x)
@@ -99,7 +98,7 @@ def _some_of(x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The contents of views as bits, so that NaN equals itself. views: in lists, those of one type together."""
+    """The contents of views as bits, so that NaN equals itself. Each list holds views of one type."""
     alike = [torch.cat([*each]).cpu() for each in views]
     words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
     return torch.cat([torch.empty(0, dtype=torch.int64), *words])

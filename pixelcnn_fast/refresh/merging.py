@@ -1,4 +1,4 @@
-"""Replaces many recorded calls by few that give the same, where no call writes into what another one has made."""
+"""Replaces many recorded calls by few that give the same, where none writes into another's result."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from pixelcnn_fast.capture.record.weight_recorder import Guard
 from pixelcnn_fast.program.calls import Call, View, map_leaves, plain_name
 
-# Element by element, and in float32 and float64 rounded in one way only: the same bit by bit, however many elements
-# there are.
+# Element by element, rounded in one way only in float32 and float64: always the same bits.
 ELEMENTWISE = frozenset(
     ("mul", "add", "sub", "neg", "_to_copy", "div", "sqrt", "rsqrt", "reciprocal", "ne", "eq")
 )
@@ -27,13 +26,13 @@ class Merged:
 
     What is done alike to parts of one tensor, at equal distances, is done at once, which leaves the results side by
     side: ``cat`` and copies then have nothing to do, and a kernel's taps cost as many calls as one of them. Small
-    tensors that are converted, as of batch norms, are made parts of one before.
+    tensors that are converted, as of batch norms, are put together before.
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:
         """read: the views that are read once all calls are made."""
         self.calls: list[Call] = []
-        self._place: dict[int, tuple[int, int]] = {}  # of a slot that is gone: what slot it is in, from where
+        self._place: dict[int, tuple[int, int]] = {}  # of a slot that is gone: its new slot, and from where
         self._added = 0
         views = [*read, *(view for call in recorded for view in (*call.outputs, *call.inputs))]
         dtypes = {view.slot: view.dtype for view in views}
@@ -109,7 +108,7 @@ class Merged:
         return -self._added
 
     def _kind(self, call: Call) -> tuple[object, ...]:
-        """A key of calls that may be made at once, if what they read lies at equal distances."""
+        """Equal for calls that may be made at once, if what they read lies at equal distances."""
         if plain_name(call.name) not in ELEMENTWISE or len(call.outputs) != 1:
             return (call,)
         (result,) = call.outputs
@@ -145,7 +144,7 @@ class Merged:
 
 
 def _levels(calls: Sequence[Call]) -> list[list[Call]]:
-    """The calls in groups, each in the earliest one in which all that it reads has been made."""
+    """The calls in groups, each as early as what it reads allows."""
     levels: list[list[Call]] = []
     made_in: dict[int, int] = {}  # by slot
     for call in calls:

@@ -1,4 +1,4 @@
-"""Prepares recorded calls so that they can be made many times, in an order that suits the processor's caches."""
+"""Prepares recorded calls to be made many times, in an order that suits the processor's caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixelcnn_fast.capture.record.recorder import Leaf
 from pixelcnn_fast.capture.record.weight_recorder import Guard
 from pixelcnn_fast.program.calls import Call, Memory, View, leaves, map_leaves, needed, size_at
 
-# The same as calls from Python that take half the time, which matters for thousands of small ones.
+# The same from Python in half the time, which matters for thousands of small calls.
 FASTER: Mapping[str, Callable[..., Tensor]] = {
     "aten::_to_copy": lambda x, **settings: x.to(copy=True, **settings),
     "aten::clone": torch.clone,
@@ -27,11 +27,9 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 
 @dataclass
 class Plan:
-    """Calls in an order in which what one makes is soon read, and let go, while it is in the processor's caches: slot
-    by slot, unless some call writes into what another one made.
-
-    leaves: by slot, what no call creates; wanted: the views whose tensors are to be computed.
-    """
+    """Calls, slot by slot, so that what one makes is soon read and let go, while it is in the processor's caches; in
+    their own order if some call writes into another's result. leaves: by slot, what no call creates; wanted: what is to
+    be computed."""
 
     leaves: Mapping[int, Leaf]
     calls: Sequence[Call]
@@ -40,7 +38,6 @@ class Plan:
 
     @cached_property
     def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
-        """The steps, and for each wanted view a function that gives its tensor."""
         wanted, guards = self.wanted, self.guards
         slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
         calls = needed(self.calls, slots)
@@ -82,8 +79,7 @@ class Plan:
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
-        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call can't be made. leaf: gives
-        what is in a slot, or None."""
+        """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call fails."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
@@ -102,8 +98,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _Step:
-    """What happens around a call: leaves that are loaded before it, guards that are looked at after it, and the slots
-    that are unread from then on."""
+    """A call, with leaves that are loaded before it, guards that follow, and the slots that are then unread."""
 
     loaded: list[int] = field(default_factory=list)
     run: Callable[[Memory], None] = lambda memory: None
@@ -112,7 +107,7 @@ class _Step:
 
 
 def are_pure(calls: Sequence[Call], leaves: Mapping[int, Leaf]) -> bool:
-    """Whether no call writes into a leaf, or into what another call has made."""
+    """Whether no call writes into a leaf, or into another's result."""
     writers = _writers(calls)
     return all(len(each) == 1 for each in writers.values()) and leaves.keys().isdisjoint(writers)
 

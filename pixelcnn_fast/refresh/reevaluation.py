@@ -16,7 +16,7 @@ from pixelcnn_fast.refresh.zeros import Zeros, implied_by_zeros
 
 
 class Reevaluation:
-    """Computes, from other weights, tensors that were made within the context of a recorder.
+    """Computes, from other weights, tensors that were made while a recorder watched.
 
     Most guards ask which products of weights are zero. They hold as long as the same weights are zero.
     """
@@ -40,15 +40,15 @@ class Reevaluation:
         self._wanted, self._guards = wanted, guards
         self._all = self._plan(guards)
         self._shorter: tuple[Plan, Zeros] | None = None
-        self._held: Mapping[int, Tensor] | None = None  # the last leaves with which all guards were looked at
+        self._held: Mapping[int, Tensor] | None = None  # the last leaves whose guards were looked at
 
     def _plan(self, guards: Sequence[Guard]) -> Plan:
         return Plan(self._leaves, self._calls, self._wanted, guards)
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """The wanted tensors, or None if a guard does not hold. weights: by name; each is asked for when it is about to
-        be read, and those into which the model writes are put there."""
+        """The wanted tensors, or None if a guard does not hold. weights: by name, asked for just before they are read;
+        those into which the model writes are put there."""
         found = self._evaluated(weights)
         if found is None:
             return None
@@ -88,8 +88,7 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights: its parameter itself, if it has one that fits. Raises RuntimeError if
-        weights do not fit into it, as where one number was expanded."""
+        """What a leaf holds with these weights: its parameter itself, if one fits. Raises RuntimeError if none does."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters

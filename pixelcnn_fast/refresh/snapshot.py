@@ -20,8 +20,8 @@ class Snapshot:
     """A model as it was when it was taken.
 
     weights: by path, the tensors that it holds and its forward reads; values: by path, what else it holds; outside:
-    copies of the tensors that its forward reads and it does not hold; overlaps: the pairs of a weight and another
-    tensor that share memory; sources: the parameters of which weights may be made in eval mode.
+    copies of tensors that its forward reads and it does not hold; overlaps: pairs of a weight and another tensor that
+    share memory; sources: parameters of which eval mode may make weights.
     """
 
     model: WrappedModel
@@ -36,8 +36,8 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model, and warns if its forward reads tensors that it does not hold. Its behaviour then knows what
-        its first call has kept. held, weights: its ``contents`` before it was run."""
+        """Takes a model whose ``contents`` were ``held`` and ``weights`` before it was run, and warns if its forward
+        reads tensors that it does not hold. Its behaviour then knows what its first call has kept."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
@@ -46,7 +46,7 @@ class Snapshot:
             read = behaviour.read(by_python=True)
             kept = model.paths & (weights.keys() if behaviour.decisive_others is None else read.keys())
             weights = {path: x for path, x in weights.items() if path in kept}
-            # What its first call has kept, if it can't be copied, it did not have before.
+            # What a first call that can't be copied has kept was not there before.
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
         if not model.held.is_uncopyable:
             behaviour.outside = outside
@@ -90,8 +90,7 @@ class Snapshot:
         return all(map(are_equal, self.behaviour.outside, self.outside))
 
     def _different(self, present: Mapping[str, Tensor]) -> set[str]:
-        """The paths of weights that have changed. Weights that were merged and taken apart may be rounded, if what they
-        are made of is the same."""
+        """The paths of weights that have changed, not just by rounding when they were merged and taken apart."""
         found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
         if not found or not self.sources:
             return found
@@ -103,8 +102,8 @@ class Snapshot:
         return found - {path for path in drifted if are_as_good_as_equal(present[path], self.weights[path])}
 
     def follow(self, module: nn.Module) -> Present | str:
-        """A model as it is now, or why only a new sampler can have its weights. A program's guards see to it that
-        numbers which Python has read of weights are the same."""
+        """A model as it is now, or why only a new sampler can have its weights; guards check what Python has read of
+        weights."""
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
@@ -134,7 +133,7 @@ class Snapshot:
         return not self.behaviour.is_captured or bool(self.model.branches)
 
     def _why_not_followed(self, now: Contents) -> str | None:
-        """Why only a new sampler can have the present weights, as far as can be seen before they are evaluated."""
+        """Why only a new sampler can have the present weights, as far as it shows at once."""
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
@@ -151,7 +150,7 @@ class Snapshot:
 
 
 class Present:
-    """A module as it is now, beside the snapshot that was taken of it before.
+    """A module as it is now, beside its snapshot.
 
     held: what it holds in eval mode; has_values: whether all but its tensors is what it was; weights: copies of those
     by path; is_copied: whether a copy was looked at.
@@ -164,7 +163,7 @@ class Present:
                 self._seen, self.held, self.is_copied = copied, Contents(copied), True
         self.has_values = are_same(self.held.values, before.values)
         self.weights = _Taken(self.held.tensors, before.weights)
-        self._same: WrappedModel | None = None  # the model as it is now, once its forward does what it did
+        self._same: WrappedModel | None = None  # the model as it is now, if its forward does what it did
 
     def does_the_same(self, has_values: bool = False) -> bool:
         """Whether the forward does what it did. has_values: as for ``Behaviour.does_the_same``."""
@@ -179,7 +178,7 @@ class Present:
         return self._same is not None
 
     def does_the_same_with_other_numbers(self) -> bool:
-        """Whether the forward does what it did, although Python reads another number off weights."""
+        """Whether it does what it did, although Python reads another number off weights."""
         recording = self._before.behaviour.recording
         return bool(recording and recording.constants_read) and self.does_the_same(self.has_values)
 
@@ -204,7 +203,7 @@ class Present:
 def _between(
     model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
 ) -> list[tuple[str, str]]:
-    """Those pairs of which one is a weight, and both were there from the start."""
+    """The pairs of which one is a weight, and both were there from the start."""
     return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
 
 
@@ -215,20 +214,20 @@ def _parameters(held: Contents, but: Container[str]) -> dict[str, Tensor]:
 
 
 def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str:
-    """Says at which path the values of two modules differ first, and at how many more."""
+    """Says at which path two modules differ first, and at how many more."""
     paths = [path for path in {**before, **now} if now.get(path, now) != before.get(path, now)]
     first = (paths or ["order"])[0].replace(":", ".").strip(".") or "type"
     return f"its {first} is another" + (f", as is what is at {len(paths) - 1} more paths" if paths[1:] else "")
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of tensors, each made when it is first asked for, so that it is read from the processor's caches."""
+    """Copies of tensors, made when they are first asked for, to be read from the processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """The tensor before, if it has not changed, as masks do not; else a copy. Raises RuntimeError if it is gone."""
+        """The tensor before, if it is the same, as masks are; else a copy. Raises RuntimeError if it is gone."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

@@ -30,7 +30,7 @@ class Zeros:
         return found
 
     def _are_in(self, slot: int, x: Tensor) -> bool:
-        """Whether the same elements of a weight are zero, all being finite; integers must be the same."""
+        """Whether the same elements are zero, and all finite; integers must be the same."""
         before = self.weights[slot]
         if x.data_ptr() == before.data_ptr():
             return True
@@ -44,14 +44,14 @@ class Zeros:
 
 
 def _has_no_zero(x: Tensor) -> bool:
-    """Whether all numbers are finite and none is zero."""
+    """Whether all numbers are finite, and none is zero."""
     if not x.numel():
         return True
     least, most = map(float, torch.aminmax(x.abs()))  # a tenth of the time that counting them takes
     return 0 < least and most < math.inf
 
 
-# Calls whose result is zero where, and only where, one of the elements is zero of which it is made.
+# Calls whose results are zero where, and only where, an element that they are made of is.
 KEEP_ZEROS = frozenset(("mul", "neg", "clone", "_to_copy", "cat", "stack", "index_select"))
 NEVER_ZERO = frozenset(("rsqrt",))
 
@@ -61,7 +61,7 @@ def implied_by_zeros(
 ) -> set[Guard]:
     """The guards that hold as long as the same elements of these weights, by slot, are zero.
 
-    They look at products, and at elements that are moved. The calls are made with ones in the place of all that is not
+    They look at products, and at elements that are moved. The calls are made with ones in place of all that is not
     zero, since zeros that come from underflow do not stay.
     """
     made = {slot: call for call in calls for slot in call.written}
@@ -75,7 +75,7 @@ def implied_by_zeros(
     device = next(iter(weights.values())).device
 
     def is_product(slot: int) -> bool:
-        """Whether a slot holds products of weights, and then puts ones and zeros into memory for it."""
+        """Whether a slot holds products of weights; then puts ones and zeros into memory for it."""
         wanted = [slot]
         while wanted:
             call = made.get(wanted[-1])

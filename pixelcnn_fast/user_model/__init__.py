@@ -1,1 +1,1 @@
-"""The user's module: how it is wrapped and copied, what it takes besides images, and how its changes are noticed."""
+"""The user's module: how it is wrapped and copied, and what it takes besides images."""

@@ -32,7 +32,7 @@ def _with_code(model: WrappedModel, code: int) -> tuple[Tensor, Conditioning]:
 
 
 def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int], bool]:
-    """A function that tells whether the model can be run with a label, or a code if examples have these."""
+    """A function that tells whether the model runs with a label, or a code if examples have these."""
     return lambda number: model.takes(*example(model, number))
 
 
@@ -40,7 +40,7 @@ def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int],
 
 
 def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether the condition may be negative or, if the user does not say, of integers. Raises ModelFailed if
+    """Finds out whether the condition may be negative or, unless the user says so, of integers. Raises ModelFailed if
     the model takes neither."""
     if model.condition_shape is None:
         return
@@ -111,7 +111,7 @@ def explore_labels(
 def checked_conditioning(
     model: WrappedModel, labels: Tensor | None, condition: Tensor | None, n: int
 ) -> Conditioning:
-    """What a user gave with n images, on the model's device. Raises ValueError if the model does not take it."""
+    """What a user gave with n images, on the model's device. Raises ValueError if it does not fit."""
     return Conditioning(_checked_labels(model, labels, n), _checked_condition(model, condition, n))
 
 
@@ -160,7 +160,7 @@ def _checked_condition(model: WrappedModel, condition: Tensor | None, n: int) ->
         if low < 0 and model.codes.classes is None and (takes is None or takes(low)):
             low = 0  # they are numbers, which may be negative
         if (why := model.codes.why_not(low, high, takes)) is not None:
-            # Its integers may mean different things, and each may have a range of its own.
+            # Its integers may differ in meaning and range.
             values, given = model.example(n=n)
             given = given._replace(condition=condition.to(model.device, dtype))
             if not model.can_try or not model.takes(values, given):

@@ -1,4 +1,4 @@
-"""Lists what a module holds, by path: modules, tensors, and everything else that decides what its forward does."""
+"""Lists by path what a module holds: modules, tensors, and all else that decides what it does."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-# What a call does not depend on, if the module is in eval mode; and what a module compiled itself to.
+# What no call depends on in eval mode; and what a module compiled itself to.
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
-SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same as the class which is its value
-MOST = 30_000  # values besides those of registered modules, beyond which no more are looked at
+SWAPPED_FROM = "swapped_from"  # the attribute of a class that holds the one it stands for
+MOST = 30_000  # values, besides those of registered modules, that are looked at
 LARGE = 1000  # items of a container, which comes after smaller ones
 LONGEST = 600  # letters of a path, likewise
 LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
@@ -52,7 +52,7 @@ NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.
 
 
 class Apart:
-    """No part of a model that holds it, such as its sampler. Copies of the model hold another ``Apart``."""
+    """No part of a model that holds it, such as its sampler. Copies of the model hold another one."""
 
 
 class Contents:
@@ -60,8 +60,7 @@ class Contents:
     texts, functions, types, and which objects there are. Modules of equal values compute the same functions of their
     tensors, as far as can be seen from outside.
 
-    others: objects, each with the attribute that leads to it; leading: by id, the attributes that lead to tensors or
-    modules.
+    others: objects, each with the attribute that leads to it; leading: by id, those that lead to tensors or modules.
 
     It is walked as ``copy.deepcopy`` does, and into what functions hold. Paths of what is not registered have a colon.
     """
@@ -72,9 +71,9 @@ class Contents:
         self.values: dict[str, object] = {}
         self.others: list[tuple[Any, Any]] = []
         self.leading: set[int] = set()
-        # By id: its path, and itself, so that the id stays its own.
+        # By id: its path, and itself, which keeps the id its own.
         self._seen: dict[int, tuple[str, object]] = {}
-        self._next: deque[tuple[str, Any, Any]] = deque()  # what is to be looked into: path, object, attribute
+        self._next: deque[tuple[str, Any, Any]] = deque()  # to be looked into: path, object, attribute
         self._large: deque[tuple[str, Any, Any]] = deque()  # what comes last
         self._most = sys.maxsize
         self._module("", module)
@@ -115,7 +114,7 @@ class Contents:
             for name, x in [*each._buffers.items()]:
                 if x is not None and vars(x):
                     self._value(f"{at}:{name}", vars(x), x)
-            if path or type(each).train is not nn.Module.train:  # it may stay in the mode in which it is
+            if path or type(each).train is not nn.Module.train:  # it may keep its own mode
                 self.values[f"{at}:training"] = each.training
 
     def _tensor(self, path: str, x: Tensor) -> None:
@@ -182,9 +181,9 @@ def _state(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(x: Any) -> bytes | None:
-    """A container as bytes, if it holds nothing but ``ATOMS`` and containers of them; else None."""
+    """A container of ``ATOMS`` and such containers, as bytes; else None."""
     try:
-        found = marshal.dumps(x, 2)  # a version in which it does not matter which objects are the same one
+        found = marshal.dumps(x, 2)  # a version that does not tell which objects are the same one
     except (ValueError, RuntimeError):  # another thread may be filling a dictionary
         return None
     within = [x]
@@ -238,7 +237,7 @@ def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """As ``_taken_apart``, by the function, its arguments, and the state that ``copy.deepcopy`` asks for."""
+    """``_taken_apart`` by the function, the arguments and the state with which ``copy.deepcopy`` copies."""
     kind = type(x)
     try:
         made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
@@ -294,12 +293,12 @@ def _is_plain(x: Any) -> bool:
 
 
 def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:
-    """Whether two modules have the same values, in the order in which a forward may go through them."""
+    """Whether two modules have the same values, in the order in which a forward may meet them."""
     return values == others and list(values) == list(others)
 
 
 def described(values: Mapping[str, object]) -> list[str]:
-    """``Contents.values`` as texts, in the order of their paths, the same in another process."""
+    """``Contents.values`` as sorted texts, the same in another process."""
     return [f"{path}: {_text(x)}" for path, x in sorted(values.items(), key=itemgetter(0))]
 
 
@@ -327,8 +326,7 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel`` and its like, and what ``torch.compile`` returns, unless the wrapper does
-    more."""
+    """The module inside ``DataParallel`` and its like, and ``torch.compile``'s, unless they do more."""
     while True:
         if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
             module = cast(nn.Module, module._orig_mod)
@@ -343,18 +341,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def parameters_of(module: nn.Module, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters by whose dtype a module computes: the registered ones, or those that it holds."""
+    """The parameters in whose dtype a module computes: those registered or, if none are, held."""
     return [*module.parameters()] or [x for x in tensors if isinstance(x, nn.Parameter)]
 
 
 def ranks_averaged_over(module: nn.Module) -> int:
-    """The number of processes over which a module averages gradients."""
     if isinstance(module, if_imported("torch._dynamo", "OptimizedModule")):
         module = cast(nn.Module, module._orig_mod)
     return module.process_group.size() if isinstance(module, nn.parallel.DistributedDataParallel) else 1
 
 
 def if_imported(module: str, name: str) -> tuple[type, ...]:
-    """The type of that name, as a tuple for isinstance, which is empty while its module is not imported."""
-    found = getattr(sys.modules.get(module), name, None)  # another thread may be importing it right now
+    """The type of that name, as a tuple for isinstance, empty while its module is not imported."""
+    found = getattr(sys.modules.get(module), name, None)  # another thread may be importing it
     return () if found is None else (found,)

@@ -1,4 +1,4 @@
-"""A copy of the user's module as it is now, in eval mode, through which gradients reach the module's own tensors."""
+"""A copy of the user's module in eval mode, through which gradients reach the module's own tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def standing_for(
     """A context that gives a copy of the module in eval mode with clones of its tensors, on a device and in a dtype; if
     it can't be copied, the module itself with clones.
 
-    read: gives the paths of the tensors that the forward reads. Raises ValueError if some of those have no values.
+    read: gives the paths of tensors that the forward reads. Raises ValueError if some of those have no values.
     """
     own = Contents(live).tensors
     on_meta = [path for path, x in own.items() if x.is_meta]
@@ -34,12 +34,12 @@ def standing_for(
     others = _clones(live, own, device, dtype)
     try:
         found = copy_or_why_not(live, in_place_of(own, others), is_trained=True)
-        # A module with a ``__deepcopy__`` of its own may not know of the trained tensors that it was given.
+        # A ``__deepcopy__`` of the module's own may not know of the trained tensors that it was given.
         wanted = {id(x) for x in others.values() if x.requires_grad}
         held = set() if isinstance(found, str) else set(map(id, Contents(found).tensors.values()))
         if isinstance(found, str) or not wanted or wanted & held:
             copied = found
-    except Exception:  # its eval() does what goes with parameters alone, such as to freeze them
+    except Exception:  # its eval() does what goes with parameters alone, such as freezing them
         copied = _linked(live, own, _clones(live, own, device, dtype))  # some may have been written into
     if isinstance(copied, nn.Module):
         yield copied
@@ -49,8 +49,8 @@ def standing_for(
 
 
 def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
-    """A copy, or why there is none, for modules whose ``eval()`` asks for parameters. Those that are still trained are
-    then replaced by clones of the module's own, with the numbers of eval mode."""
+    """A copy, or why there is none, for modules whose ``eval()`` asks for parameters: those still trained are then
+    replaced by clones of the module's own, with the numbers of eval mode."""
     parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
     origins = {id(parameters[id(x)]): x for x in own.values()}
     copied = copy_or_why_not(live, dict(parameters), is_trained=True)
@@ -68,8 +68,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones of tensors, by path. Those that share memory still do, unless they are trained. Those of the dtype in
-    which the module computes get ``dtype``."""
+    """Clones of tensors, by path, which share memory as before unless they are trained. Those of the module's own dtype
+    get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()
@@ -86,8 +86,7 @@ def _clones(
 
 
 def without_gradients(live: nn.Module, result: Tensor) -> list[str]:
-    """The paths of trainable parameters in whose place eval mode computes with others, so that they get no
-    gradients."""
+    """The paths of trainable parameters without gradients, as eval mode computes with others instead."""
     held = Contents(live)
     if not changes_with_its_mode(held):
         return []

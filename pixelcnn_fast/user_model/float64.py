@@ -21,9 +21,9 @@ def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
 
 
 class InFloat64(TorchFunctionMode):
-    """A mode in which calls that would compute in ``dtype``, the model's own, or in a wider one, compute in float64:
-    those that name such a dtype (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and those that get
-    PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left."""
+    """Makes calls compute in float64 that would compute in ``dtype``, the model's own, or in a wider one: those that
+    name such a dtype (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and those that get PyTorch's default
+    (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The module that a sampler runs: its own copy, which can get other weights, be copied again, and be pickled."""
+"""The module that a sampler runs: its own copy, which can get other weights, be copied and pickled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Substituted(nn.Module):
 
 @contextmanager
 def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, the tensors that a module holds, by path, have the numbers of others."""
+    """Within the context, a module's tensors have the numbers of others, by path."""
     held = Contents(module).tensors if others else {}
     found = [(held[path], x.detach()) for path, x in others.items() if path in held]
     pairs = [(x, x.data, y) for x, y in found if (x.dtype, x.device) == (y.dtype, y.device)]
@@ -93,7 +93,7 @@ class HeldModule:
         return module
 
     def check_there(self) -> None:
-        """Raises RuntimeError, saying why, if the module is not there."""
+        """Raises RuntimeError, with the reason, if the module is not there."""
         if not self.is_there:
             raise RuntimeError(
                 f"this sampler came out of a pickle without its module, which can't be pickled ({self._why_gone}): the "

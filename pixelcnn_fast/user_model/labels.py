@@ -7,15 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-HIGHEST = 2**16  # label up to which the number of classes is looked for
-CHECKED = 64  # labels among which those of examples are, if the model does not say how many there are
+HIGHEST = 2**16  # label up to which K is looked for
+CHECKED = 64  # labels among which those of examples are, if K is not known
 
 
 class Labels:
     """The labels of a model, or the integers of its condition: 0...K-1, where K is said or found by trying.
 
-    classes: K, if it is known; accepted: all below it are known to be taken; name: for messages; highest: the label up
-    to which K is looked for.
+    classes: K, if known; accepted: all below are known to be taken; highest: the label up to which K is looked for.
     """
 
     def __init__(self, classes: int | None, name: str = "labels", highest: int = HIGHEST) -> None:
@@ -23,22 +22,22 @@ class Labels:
         self.accepted = classes or 2
 
     def examples(self, first: int, n: int, device: torch.device) -> Tensor:
-        """n labels in turn, starting with the label ``first``."""
+        """n labels in turn, from the label ``first``."""
         return (first + torch.arange(n, device=device)) % self.accepted
 
     def explore(self, takes: Callable[[int], bool]) -> None:
-        """Tries labels beyond 0 and 1. takes: says whether the model takes a label."""
+        """Tries labels beyond 0 and 1. takes: whether the model takes a label."""
         if self.classes is None and takes(self.accepted - 1):
             self.classes = first_refused(takes, self.accepted, self._highest)
             self.accepted = self.classes or max(self.accepted, min(CHECKED, self._highest + 1))
 
     def restrict(self, takes: Callable[[int], bool]) -> None:
-        """As ``explore``, with a stricter judge of labels that were thought to be taken."""
+        """As ``explore``, with a stricter judge of labels that seemed to be taken."""
         if not takes(self.accepted - 1):
             self.classes = self.accepted = first_refused(takes, 1, self.accepted - 1) or self.accepted
 
     def why_not(self, low: int, high: int, takes: Callable[[int], bool] | None) -> str | None:
-        """Why labels that span low...high are refused; None if they are taken. takes: None if it can't be tried."""
+        """Why labels that span low...high are refused, or None. takes: None if it can't be tried."""
         untried = low < 0 or high >= self.accepted
         if self.classes is None and untried and takes is not None and takes(0):
             if low >= 0 and takes(high):
@@ -52,8 +51,7 @@ class Labels:
 
 
 def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:
-    """The smallest number that is not taken, by doubling and bisection; None if ``most`` is taken. taken: numbers below
-    this one are known to be."""
+    """The smallest number that is not taken, by doubling and bisection, up to ``most``; those below ``taken`` are."""
     good, bad = taken - 1, None
     while bad is None:
         if good >= most:

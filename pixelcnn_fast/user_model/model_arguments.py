@@ -48,8 +48,7 @@ def head_of(
     levels: int | None,
     image_form: ImageForm,
 ) -> Head:
-    """The head that reads a module's output, by the arguments and the module. Raises ValueError for a head, levels, a
-    form and a shape of images that do not go together."""
+    """The head that reads a module's output. Raises ValueError if head, levels, form and shape disagree."""
     if head is not None and not isinstance(head, Head):
         raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
     if head is not None and levels not in (None, head.levels):
@@ -109,8 +108,8 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether a model says that it takes labels, or needs something besides images and a condition. Raises ValueError
-    for a model that takes a condition of unknown shape."""
+    """Whether a model says that it takes labels, or needs more than images and a condition. Raises ValueError for a
+    condition of unknown shape."""
     if getattr(model, "n_classes", 0) is None:
         return False
     if integer_of(model, "n_classes"):
@@ -132,7 +131,7 @@ def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> b
 
 
 def fits(given: torch.dtype, taken: torch.dtype) -> bool:
-    """Whether a condition may be given in one dtype to a model that takes another."""
+    """Whether a condition of one dtype suits a model that takes another."""
     return is_integral(given) or (given.is_floating_point and taken.is_floating_point)
 
 
@@ -141,6 +140,6 @@ def is_integral(dtype: torch.dtype) -> bool:
 
 
 def integer_of(model: nn.Module, name: str) -> int | None:
-    """The attribute of that name of a model, or of the one in a wrapper, if it is a positive integer."""
+    """The attribute of a model, or of the one in a wrapper, if it is a positive integer."""
     found = getattr(model, name, getattr(getattr(model, "module", None), name, None))
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

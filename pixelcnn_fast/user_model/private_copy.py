@@ -57,14 +57,14 @@ def copy_or_why_not(
         if is_parametrized(parent) and kind.__name__.startswith("Parametrized"):
             # PyTorch has given it a class of its own, and changes that again.
             parent.__class__ = type(kind.__name__, kind.__bases__, {SWAPPED_FROM: kind, **vars(kind)})
-        # It is the module's own, if that has a __getstate__ of its own.
+        # It is the module's own, for one with a __getstate__ of its own.
         vars(parent).pop("_compiled_call_impl", None)
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
     # It may make modules, whose weights are random at first.
     with random_state_kept(held.device) if changes_with_its_mode(held) else nullcontext():
-        returned: object = copied.eval()  # which may be anything, if the user has replaced train()
+        returned: object = copied.eval()  # anything, if the user has replaced train()
     if isinstance(returned, nn.Module) and returned is not copied and unwrapped(returned) is not copied:
         tell(
             f"eval() of {type(module).__name__} returns another module, a {type(returned).__name__}, which is not "
@@ -75,7 +75,7 @@ def copy_or_why_not(
 
 def _check_apart(one: Contents, other: Contents) -> None:
     """Raises TypeError if two modules share a module, a parameter or a buffer."""
-    # What a hook alone has seen is not what the module computes with.
+    # What a hook alone has seen is nothing that the module computes with.
     hooks = [f":{name}" for name in HOOKS]
     held = (*one.modules.items(), *one.tensors.items())
     own = {id(x) for path, x in held if not any(name in path for name in hooks)}
@@ -99,8 +99,7 @@ def sets_more(module: nn.Module) -> bool:
 
 
 def drifting(module: nn.Module | None, held: Contents) -> frozenset[str]:
-    """The paths of a copy's tensors that train mode would make anew, so that rounding may move them. held: what the
-    copy holds."""
+    """The paths of a copy's tensors that train mode makes anew, which may round them. held: what it holds."""
     if module is None or not changes_with_its_mode(held):
         return frozenset()
     with suppress(Exception), random_state_kept(held.device):
@@ -117,14 +116,13 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def exclusively(module: nn.Module) -> Iterator[None]:
-    """A context in which a module that can't be copied is in eval mode, and locked for other threads. Afterwards each
-    of its modules is as it was."""
+    """A context in which a module that can't be copied is in eval mode and locked; afterwards it is as it was."""
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
         held = Contents(module)
         before = [_State(each) for each in {id(each): each for each in held.modules.values()}.values()]
-        kept = [*held.tensors.values()]  # if they are merged and taken out again, that may round
+        kept = [*held.tensors.values()]  # merging and taking them out again may round
         if not changes_with_its_mode(held):
             kept = [x for each in held.modules.values() for x in each._buffers.values() if x is not None]
         tensors = [(x, x.data, x.detach().clone()) for x in {id(x): x for x in kept}.values()]
@@ -135,7 +133,7 @@ def exclusively(module: nn.Module) -> Iterator[None]:
         finally:
             for state in before:
                 if state.training and not state.module.training:
-                    state.module.train()  # which may do more, such as taking adapters out of the weights again
+                    state.module.train()  # which may do more, as taking adapters out of weights again
             for state in before:
                 state.restore()
             for x, data, was in tensors:
@@ -146,8 +144,6 @@ def exclusively(module: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """The attributes of a module, which can be restored."""
-
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
         self._attributes = dict(vars(module))

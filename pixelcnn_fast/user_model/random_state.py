@@ -1,4 +1,4 @@
-"""Keeps the random number generators of PyTorch, Python and NumPy, which belong to the user, as they were."""
+"""Keeps the random number generators of PyTorch, Python and NumPy, which are the user's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """A context in which the generators may be used; afterwards they are as they were before."""
+    """A context after which the generators are as they were before."""
     is_cuda, numpy = device.type == "cuda", sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng([device] if is_cuda else []):

@@ -1,4 +1,4 @@
-"""Compares tensors by what is in memory, and copies modules with other tensors in the place of their own."""
+"""Compares tensors by what is in memory, and copies modules with other tensors in place of their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def are_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
-    """As ``are_equal``, but for the rounding of weights that were merged and taken apart again."""
+    """``are_equal``, but for the rounding of weights that were merged and taken apart again."""
     if not x.is_floating_point() or (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
         return are_equal(x, y)
     if not x.numel() or not is_in_memory(x):
@@ -63,7 +63,7 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The content as integers, of eight bytes if possible: they are compared in half the time."""
+    """The content as integers, of eight bytes if possible, which are compared in half the time."""
     x = x.detach().resolve_conj().contiguous().flatten()
     if x.storage_offset():
         x = x.clone()
@@ -71,7 +71,7 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The paths of those trainable tensors that gradients of a result do not reach."""
+    """The paths of trainable tensors that gradients of a result do not reach."""
     nodes, reached = [result.grad_fn], dict[object, object]()
     while nodes:
         if (node := nodes.pop()) is not None and node not in reached:
@@ -82,15 +82,14 @@ def unreached(result: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module with other tensors, by path, in the place of its own."""
+    """A copy of a module with other tensors, by path, in place of its own."""
     held = Contents(module)
     return duplicate(module, in_place_of(held.tensors, tensors), held)
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None) -> nn.Module:
-    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock, is shared as a whole,
-    unless it leads to tensors, too. memo: as for ``copy.deepcopy``, with the copy's tensors; held: what the module
-    holds."""
+    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock, but not to tensors, is
+    shared. memo: as for ``copy.deepcopy``, with the copy's tensors; held: what the module holds."""
     held, memo = held or Contents(module), {} if memo is None else memo
     replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
@@ -116,8 +115,8 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Puts tensors, by path, into a copy in the place of those that are not ``known``, by id: modules that copy
-    themselves may not heed a memo. TorchScript's modules, and what is not registered, get the numbers only."""
+    """Puts tensors, by path, in place of those that are not ``known``, by id: modules that copy themselves may not heed
+    a memo. TorchScript's modules, and unregistered tensors, get the numbers only."""
     held = Contents(copied)
     own_tensors = [(path, x) for path, x in held.tensors.items() if path in tensors and id(x) not in known]
     others = {id(x): tensors[path] for path, x in own_tensors}
@@ -148,7 +147,7 @@ def _has_no_copies(x: object) -> bool:
 
 
 def in_place_of(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[int, Any]:
-    """A memo by which ``copy.deepcopy`` puts other tensors, by path, in the place of a module's own."""
+    """A memo by which ``copy.deepcopy`` puts other tensors, by path, in place of a module's own."""
     memo: dict[int, Any] = {}
     for path, x in own.items():
         if (other := others.get(path)) is not None:

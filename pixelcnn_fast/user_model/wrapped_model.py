@@ -1,4 +1,4 @@
-"""Wraps the user's module: runs it as the user does, and reads its output as the parameters of distributions."""
+"""Wraps the user's module: runs it, and reads its output as the parameters of distributions."""
 
 from __future__ import annotations
 
@@ -42,18 +42,17 @@ from pixelcnn_fast.user_model.tensors import overlapping
 
 # Labels or conditions that are tried, to see whether they matter and are as in the model.
 FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
-CHECKED_WORK = 10**10  # weights times pixels of all images with which more than the fewest are tried
-CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
-# What makes examples of conditions of real numbers; the first that a model takes is used.
+CHECKED_WORK = 10**10  # weights times pixels of all images, up to which more are tried
+CHECKED_PIXELS = 2048  # of all random images on which a program is checked, unless one has more
+# Makes examples of conditions of real numbers; the first that a model takes is used.
 RANDOM_CONDITIONS = (torch.randn, torch.rand)
 
 
 class WrappedModel:
     """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``module`` is a copy in eval mode, or the user's own if that can't be copied. Found out later are the layout of its
-    ``head``, its ``branches``, and whether it ``reads_images``, when a forward is recorded; its labels, and the dtype
-    of its condition, when they are tried.
+    ``module`` is a copy in eval mode, or the user's own if that can't be copied. A recorded forward tells its head's
+    layout, ``branches`` and ``reads_images``; trials tell its labels, and its condition's dtype.
     """
 
     def __init__(
@@ -100,17 +99,17 @@ class WrappedModel:
         # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
         self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in known]
         self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
-        self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
-        self.branches: tuple[str, ...] = ()  # what Python reads off the image, and a program takes for granted
+        self._own_dtype = self.dtype  # which its code may name; a copy may compute in another
+        self.branches: tuple[str, ...] = ()  # what Python reads off the image, for granted in a program
         self.reads_images = False  # whether Python reads numbers off the image
-        self.told = set[str]()  # what was said of it once, as of parameters that get no gradients, by path
+        self.told = set[str]()  # what was said of it once, as of parameters without gradients, by path
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hidden": []}
 
     @property
     def module(self) -> nn.Module:
-        """The module that is run. Raises RuntimeError if it did not travel in a pickle."""
+        """Raises RuntimeError if it did not travel in a pickle."""
         return self.held.module
 
     @property
@@ -131,13 +130,13 @@ class WrappedModel:
         return other
 
     def run_by(self, module: nn.Module) -> WrappedModel:
-        """The same model with another module, which is in eval mode."""
+        """The same model with another module, in eval mode."""
         other = copy.copy(self)
         other.held = HeldModule(module, self.output, self.held.is_uncopyable)
         return other
 
     def arguments(self) -> ModelArguments:
-        """The arguments by which another module is wrapped in the same way."""
+        """The arguments by which another module is wrapped alike."""
         return ModelArguments(
             head=self.head,
             conditional=self.conditional,
@@ -150,7 +149,7 @@ class WrappedModel:
     def example(
         self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None
     ) -> tuple[Tensor, Conditioning]:
-        """Random values [n, C, H, W], with what the model takes besides images. Another seed gives other labels.
+        """Random values [n, C, H, W], with what the model takes besides images; other seeds give other labels.
 
         half: 0 or 1, for levels of the lower or the upper half only; a real number x becomes x / 2 or (x + 1) / 2.
         """
@@ -184,14 +183,14 @@ class WrappedModel:
             yield "condition", same, first._replace(condition=given.condition)
 
     def _many_labels(self) -> int:
-        """The number of labels, or conditions, that are tried: fewer for a large model."""
+        """How many labels, or conditions, are tried: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
         most = CHECKED_WORK // (weights * self.shape[1] * self.shape[2])
         return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Other examples than those that were recorded, in batches of other sizes: a dark image; random ones, with
-        every label if there are few and the model is small; and bright ones if they are small."""
+        """Other examples than those recorded, in batches of other sizes: a dark image; random ones, with every label if
+        these are few and the model is small; and bright ones if they are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
@@ -230,7 +229,7 @@ class WrappedModel:
         ranks: int = 1,
     ) -> Tensor:
         """ln p of images, [n, C, H, W] -> [n], under its own module or a live one, through whose tensors gradients go.
-        read: gives the paths of what the forward reads; ranks: over how many processes gradients are averaged."""
+        read: gives the paths of what the forward reads; ranks: how many processes average gradients."""
         if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
             self.told.add(".ranks")
             tell(
@@ -295,8 +294,7 @@ class WrappedModel:
         return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """The values of images from a user, as the head draws them: [n, C, H, W]. Codes may be [n, H, W]. Raises
-        ValueError for bad images."""
+        """A user's images as the head draws them, [n, C, H, W]; codes may be [n, H, W]. Raises ValueError."""
         images = torch.as_tensor(images)
         is_codes = self.image_form == "codes" and images.dim() == 3
         expected = self.shape[1:] if is_codes else self.shape
@@ -322,7 +320,7 @@ class WrappedModel:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A context in which the module may be run: without autocast, and locked if it could not be copied."""
+        """A context in which the module may be run: without autocast, and locked if it can't be copied."""
         with ExitStack() as stack:
             if self.held.uncopyable is not None:
                 stack.enter_context(exclusively(self.held.uncopyable))

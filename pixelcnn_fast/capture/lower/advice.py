@@ -1,4 +1,4 @@
-"""Says what to do in place of a call that has no place in a program, for messages and for docs/supported_calls.md."""
+"""Says what to do in place of a refused call, for messages and for docs/supported_calls.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pixelcnn_fast.program.calls import Call, plain_name
 
 
 class Refused(NamedTuple):
-    """Calls as users write them, separated by spaces; why they are refused; and what to do instead, in Markdown."""
+    """Calls as users write them, separated by spaces; why they are refused; what to do instead, in Markdown."""
 
     calls: str
     why: str
@@ -141,7 +141,7 @@ GENERAL = (
 
 
 def instead(name: str) -> str:
-    """What to do instead of a call of that name, as friendly_name gives it."""
+    """What to do instead of a call that friendly_name names."""
     return _INSTEAD.get(name, GENERAL).removesuffix(".").replace("`", "")
 
 
@@ -173,7 +173,6 @@ FAMILIES = {
 
 
 def friendly_name(call: Call) -> str:
-    """The call as users write it."""
     name = plain_name(call.name)
     if name == "convolution":
         stride, transposed = call.args[3], call.args[6]

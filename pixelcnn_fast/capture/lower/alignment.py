@@ -1,4 +1,4 @@
-"""Finds the axes of the image among those of a tensor of addresses, and how the tensor is shifted against the image."""
+"""Finds the image's axes in a tensor of addresses, and how it is shifted against the image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_SHIFTS = 2  # of the pixels of one map
 
 
 class Segment(NamedTuple):
-    """Channels of a map [N, C, h, w] that come from one value: element (i, j) of channel ``at[k]`` is that of channel
-    ``channels[k]`` at (i + dy, j + dx) if that is one of ``pixels``, bool [H, W]; else zero."""
+    """Channels ``at`` of a map [N, C, h, w] that come from ``channels`` of one value: element (i, j) is that at (i +
+    dy, j + dx) if that is one of ``pixels``, bool [H, W]; else zero."""
 
     source: int
     channels: list[int]
@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
 
 def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
-    """The dimensions of N, H and W (-1 where none varies), and those of channels. Raises Unsupported if they mix."""
+    """The dimensions of N, H and W (-1 where none varies), and of channels. Raises Unsupported if they mix."""
     elements = space.decode(addresses)
     is_value = space.is_of(elements.source, Value)
     has_image = is_value | space.is_of(elements.source, OfCondition)
@@ -50,8 +50,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
 
 
 def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """-> (the addresses, with an axis for each axis of the image; N, H and W; the axes for channels). An axis of
-    several, as in [N * H * W, C], is split."""
+    """-> (the addresses, where each axis of the image is one, as in [N * H * W, C]; N, H and W; the axes for
+    channels)."""
     first: Unsupported | None = None
     for shape in _unflattened(space, addresses):
         try:
@@ -86,7 +86,7 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
         return addresses, lambda standard: standard  # channels that are shifted against each other
     usual = all(dim in (-1, i) for dim, i in zip(spatial, (0, 2, 3), strict=True))
     if addresses.shape == whole and split.shape == whole and usual:
-        return addresses, lambda standard: standard  # also if an axis can't be told: all is zero along it
+        return addresses, lambda standard: standard  # also if no axis tells, where all is zero
     order = [dim for dim in (*spatial[:1], *channels, *spatial[1:]) if dim >= 0]
     n, height, width = (split.shape[dim] if dim >= 0 else 1 for dim in spatial)
     arranged = split.permute(order)
@@ -99,8 +99,8 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
-    """Splits addresses of values, [N, C, h, w], into segments, of which a channel may have none or several. Raises
-    Unsupported where pixels are not just shifted, with zeros moved in."""
+    """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or several. Raises Unsupported
+    unless pixels are just shifted, with zeros moved in."""
     source = space.source_of(addresses)
     return [
         segment
@@ -135,7 +135,7 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
 
 
 def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """As ``_segments_of``, for several shifts, as along the raster."""
+    """``_segments_of`` for several shifts, as along the raster."""
     if len(addresses) > space.images:
         raise Unsupported(
             f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
@@ -159,7 +159,7 @@ def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> l
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index counts one by one, or, if there is none, varies."""
+    """The dimensions along which an index counts one by one or, without any, varies."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:

@@ -28,7 +28,6 @@ def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
 
 
 def added(b: Builder, x: Map | float, y: Map | float, alpha: float = 1.0) -> Map:
-    """x + alpha * y"""
     return combined(b, "add", x, y, float(alpha))
 
 
@@ -69,7 +68,6 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
 
 
 def _number(b: Builder, x: Map | float) -> float | None:
-    """The number that x is, if it is a single constant that never changes."""
     if not isinstance(x, Map):
         return x
     found = [b.space.sources[source] for source in x.sources]
@@ -79,7 +77,6 @@ def _number(b: Builder, x: Map | float) -> float | None:
 
 
 def _with_number(kind: str, scale: float, number: float) -> Step | Affine:
-    """The step that combines x, in a sum multiplied by ``scale``, with a number."""
     if kind in ("add", "multiply"):
         return (scale, number) if kind == "add" else (number, 0.0)
     return Step("at_least" if kind == "maximum" else "at_most", number)
@@ -90,7 +87,6 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 
 
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
-    """Combines x and y, which have one shape, element by element."""
     pairs = _pairs(b, x, y)
     if pairs is None:
         pairs = _pairs(b, copied(b, x), copied(b, y, like=x))

@@ -23,8 +23,7 @@ Key = tuple[int, ...]
 
 
 class Builder:
-    """The instructions so far; instruction k defines value k. where: the module that made the present call; levels:
-    what the model is given for each level, or None if it takes real numbers."""
+    """The instructions so far, each of which defines the value of its number. where: the present call's module."""
 
     def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
         self.space, self.operands = space, operands
@@ -37,12 +36,11 @@ class Builder:
         self._selected: dict[Key, int] = {}
         self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.final_softmaxes: dict[int, str] = {}  # by source: the kind of final softmax that it is
+        self.final_softmaxes: dict[int, str] = {}  # by source: which final softmax it is
         table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
         self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
 
     def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
-        """Adds an instruction -> the source that is its value."""
         return self._added(kind(0, channels, self.where, **fields), frame or self.space.grid)
 
     def _added(self, instruction: Instruction, frame: tuple[int, int]) -> int:
@@ -52,14 +50,12 @@ class Builder:
         return self._sources[-1]
 
     def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
-        """Adds a copy of what defines a source, which is part of a final softmax if that is."""
         source = self._added(copy, frame)
         if of in self.final_softmaxes:
             self.final_softmaxes[source] = self.final_softmaxes[of]
         return source
 
     def out(self, source: int) -> int:
-        """The number of the value that a source is."""
         found = self.space.sources[source]
         assert isinstance(found, Value)
         return found.out
@@ -105,8 +101,8 @@ class Builder:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
 
     def shifted_state(self, x: Map, beside: int) -> Read | None:
-        """Where a step can read x, if that is a recurrence's whole state, shifted; else None. Other shifts are left
-        to convolutions, which those that read them can take over."""
+        """Where a step can read x, if that is a recurrence's whole state, shifted. Others are left to convolutions,
+        which their readers can take over."""
         shape = (self.space.channels(beside), *self.space.grid)
         if not self.states or x.source is not None or x.shape[1:] != shape:
             return None
@@ -138,7 +134,6 @@ class Builder:
         return self._without_zeros(result) if kind == "multiply" else result
 
     def _without_zeros(self, x: Map) -> Map:
-        """x without the channels that were multiplied by zero, as by a mask."""
         addresses = x.addresses
         for s in x.sources:
             (step,) = self.instruction(s).steps
@@ -149,7 +144,6 @@ class Builder:
         return x if addresses is x.addresses else self.map(addresses)
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
-        """Raises Unsupported if a condition meets features of another image."""
         mine, given = (
             self.space.decode(self.space.only(of.addresses, kinds))
             for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
@@ -158,7 +152,7 @@ class Builder:
             raise Unsupported("the condition of one image is combined with another image")
 
     def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
-        """The operand's addresses by channel, [C], or [H, W, C] if pixels differ; None if no table holds it."""
+        """The operand's addresses by channel, [C], or [H, W, C] if pixels differ, if a table holds it."""
         here = elements.source == source
         found, channel, y, x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
         table = operand.new_zeros(self.space.channels(source))
@@ -181,7 +175,7 @@ class Builder:
     # -- parts of values
 
     def selected(self, source: int, channels: Sequence[int]) -> int:
-        """A value that consists of these channels of another value, in this order."""
+        """A value that consists of these channels of another, in this order."""
         return _made(self._selected, (source, *channels), self._select)
 
     def _select(self, source: int, *channels: int) -> int | list[Key]:
@@ -275,20 +269,19 @@ class Builder:
         return all(-many < shift < size for shift, many, size in shifts)
 
     def segments(self, x: Map) -> list[Segment]:
-        """The segments of a map [N, C, h, w], whose values have the size of the image."""
+        """The segments of a map [N, C, h, w] of values of the image's size."""
         if x.source is None:
             return segments(self.space, x.addresses)
         channels = list(range(self.space.channels(x.source)))
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
     def _is_whole_for(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
-        """Whether the segment holds all that a frame reads of its source, at (dy, dx), inside the grid."""
         first = segment.dy + dy, segment.dx + dx
         rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
         return bool(segment.pixels[rows, columns].all())
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """A segment of which the taps read what PyTorch reads: zeros inside the grid are multiplied in."""
+        """Multiplies zeros inside the grid in, so that taps read what PyTorch reads."""
         if all(self._is_whole_for(segment, frame, *tap) for tap in taps):
             return segment
         mask = segment.pixels.to(self.device, self.dtype)[..., None]
@@ -298,7 +291,7 @@ class Builder:
 
 
 def _made(found: dict[Key, int], key: Key, make: Callable[..., int | list[Key]]) -> int:
-    """found[key], which ``make`` adds once those that it misses are found: recursion might be a thousand deep."""
+    """found[key], made once those that it misses are found: without recursion, for a thousand of them."""
     pending = [key]
     while pending:
         key = pending[-1]

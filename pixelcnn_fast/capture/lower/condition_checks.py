@@ -1,5 +1,4 @@
-"""Checks that labels and conditions matter for their own image alone, and that they do not decide what the model
-computes."""
+"""Checks that labels and conditions matter for their own image alone, and decide no computation."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgr
 from pixelcnn_fast.program.operands import ConditionOperand
 
 MOST_LABELS = 256  # for which recorded calls are run again
-MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads numbers off them
+MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads them
 MOST_TOGETHER = 32  # of them in one batch
 MANY = 8  # images of one kind in a batch
 UNUSUAL = 1e4
-SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
+SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that branches and bounds show
 
 
 def check_conditions(
@@ -31,10 +30,9 @@ def check_conditions(
     classes: int | None,
     record_again: Callable[[Conditioning], None],
 ) -> None:
-    """Raises Unsupported if labels or conditions decide what is computed, or matter for other images. given: an
-    example, for two images; classes: how many labels there are, if known; record_again: runs the model on others, for
-    three images, and raises Unsupported if it does something else. What can't be tried for all is left in
-    ``conditions.read_by_python``."""
+    """Raises Unsupported if labels or conditions decide what is computed, or matter for other images. given: an example
+    for two images; classes: the number of labels, if known; record_again: runs the model for three images, and raises
+    Unsupported if it differs. What can't be tried for all is left in ``conditions.read_by_python``."""
     labels = list(_labels(conditions, operands, given, classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
@@ -63,7 +61,7 @@ def check_conditions(
 def _check_each_image(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
 ) -> None:
-    """Compares each image alone with copies of it, and with all images in several orders."""
+    """Compares each image alone with copies of it, and with all in several orders."""
     n, seeded = given.images, torch.Generator().manual_seed(0)
     in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
     batches = [torch.arange(n), *in_orders]
@@ -86,7 +84,6 @@ def _check_each_image(
 
 
 def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
-    """Many labels, spread over all of them, with conditions of every scale."""
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
     n = len(spread) if given.condition is None else 2 * len(SCALES)
     mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
@@ -96,7 +93,6 @@ def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
 
 
 def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditioning]:
-    """Yields every label, and conditions of every scale, each for three images."""
     three = given.part(torch.tensor([0, 1, 0]))
     for label in labels:
         yield _of_label(three, label, 3)
@@ -106,7 +102,7 @@ def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditio
 
 
 def _changed(condition: Tensor, k: int) -> Tensor:
-    """The conditions in scale ``k``. Of codes, more and more at the end are zeros, like padding."""
+    """The conditions in scale ``k``; of codes, ever more at the end become zeros, like padding."""
     if condition.is_floating_point():
         return condition * SCALES[k]
     count = condition[0].numel()
@@ -126,7 +122,7 @@ def _of_label(given: Conditioning, label: int, n: int) -> Conditioning:
 def _labels(
     conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning, classes: int | None
 ) -> Iterator[int]:
-    """Yields the labels to be tried: those that are known, where a wrong one would end the program."""
+    """Yields the labels to be tried: the known ones, where a wrong one would end the program."""
     if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
         return
     n = classes or MOST_LABELS

@@ -30,7 +30,7 @@ def final_softmax(b: Builder, kind: str, x: Map) -> Map:
 
 
 def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
-    """By source of x, the source that this one step, or final softmax, was applied to, if x is made so."""
+    """By source of x, the one to which this single step, or final softmax, was applied, if x is made so."""
     taken_of = {}
     for s in x.sources:
         if not isinstance(b.space.sources[s], Value):

@@ -1,4 +1,4 @@
-"""Makes one value of the image's size out of a map that consists of parts of several values and of operands."""
+"""Makes one value of the image's size out of a map of parts of values and of operands."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ OPERANDS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, of values of the image's size: a window of a larger one becomes a value, against which x, laid
-    out as [N, C, H, W], is not shifted."""
+    """The same map, [N, C, H, W], where windows of values larger than the image have become values."""
     others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
     if not others:
         return x
@@ -32,7 +31,7 @@ def windowed(b: Builder, x: Map) -> Map:
 
 
 def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
-    """The first row, or column, of the window of a larger map. index: the rows or columns that are read."""
+    """Where the window of a larger map starts. index: the rows or columns that are read."""
     size = b.space.grid[axis]
     first, last = int(index.min()), int(index.max())
     if last - first >= size:
@@ -46,13 +45,12 @@ def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tenso
 
 
 def materialised(b: Builder, x: Map) -> Map:
-    """The same map, of values only: its operands become elements of a value."""
+    """The same map of values only: its operands become elements of a value."""
     return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
 
 
 def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
-    """The same map as one value, with its shifts, zeros, operands and repeated channels. A smaller one is put where
-    it is least shifted, or where the map is that it is to be ``like``."""
+    """The same map as one value. A smaller one is put where it is least shifted, or as ``like`` is."""
     x = windowed(b, x)
     if x.source is not None:
         return x
@@ -74,7 +72,6 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:
-    """The row and the column of the image at which a smaller map [N, C, h, w] is least shifted."""
     values = b.space.only(x, Value)
     place = [0, 0]
     if bool(values.any()):

@@ -1,4 +1,4 @@
-"""Keeps what a model computes without the image: from its weights alone, or from labels and conditions."""
+"""Keeps what a model computes without the image: from weights alone, or labels and conditions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pixelcnn_fast.program.steps import KINDS
 
 Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
 Steps = Sequence["Step | Affine"]
-# The call that is a kind of step, and its settings, where it has another name.
+# The calls of kinds of step that have other names, with their settings.
 CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "at_least": ("clamp_min", {}),
     "at_most": ("clamp_max", {}),
@@ -68,12 +68,11 @@ class Operands:
             self._given |= call.written
         else:
             self.memory.run(call)
-            if plain_name(call.name).startswith("empty"):  # whatever was in its memory is written over
+            if plain_name(call.name).startswith("empty"):  # all of its memory is written over
                 for view in call.outputs:
                     self.memory.tensor(view).zero_()
 
     def is_given(self, view: View) -> bool:
-        """Whether a view depends on labels or a condition."""
         return view.slot in self._given
 
     def conditions(
@@ -101,8 +100,8 @@ class Operands:
         return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
     def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
-        """The addresses of a constant. What repeats along an axis is there once, and zeros are not there, unless they
-        are weights, which may change. of_weights, is_exact: as for ``Constant``."""
+        """The addresses of a constant. What repeats along an axis is there once; zeros are left out, unless they are
+        weights, which may change. For the flags, see ``Constant``."""
         x = x.detach()
         if not x.numel():
             return torch.zeros(x.shape, dtype=torch.long)
@@ -118,7 +117,7 @@ class Operands:
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
     def _of_given(self, view: View) -> Tensor:
-        """The addresses of a tensor of the calls on conditions: of a contiguous copy with the batch first."""
+        """The addresses of a tensor of the calls on conditions: of a contiguous copy, batch first."""
         n, size = self.memory.n, view.size
         found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
         if len(found) != 1 or found[0][1].plus:
@@ -140,7 +139,7 @@ class Operands:
         return self.space.of(source).view(shape).movedim(0, axis).reshape(view.at(n)[0])
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
-        """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
+        """Adds a call on conditions whose result is contiguous, batch first -> the result."""
         strides = [1]
         for s in size[:0:-1]:
             strides.insert(0, strides[0] * s)
@@ -229,7 +228,6 @@ class Operands:
         return ConditionOperand(whole.slot, index, per_image=True)
 
     def constants(self, addresses: Tensor) -> Tensor:
-        """The elements at some addresses of constants."""
         found, index = self.space.joined(addresses)
         constants = [source.elements.to(self.dtype) for source in found if isinstance(source, Constant)]
         if len(constants) < len(found):
@@ -237,7 +235,6 @@ class Operands:
         return torch.cat([self.zero, *constants])[index.to(self.device)]
 
     def leaf(self, x: Tensor) -> View:
-        """Adds a constant to the calls on conditions."""
         slot, self._next = self._next, self._next + 1
         self.leaves[slot] = x
         return View.of(x, slot)

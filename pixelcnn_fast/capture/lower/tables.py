@@ -1,4 +1,4 @@
-"""Makes tables of functions of one level of the image, for which there is no step."""
+"""Makes tables of functions of one level of the image that have no step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def of_levels(b: Builder, x: Map) -> bool:
 
 
 def told_apart(b: Builder, x: Map) -> int:
-    """How many levels the functions of levels in a map tell apart, at the least."""
+    """The least number of levels that the functions of levels in a map tell apart."""
     found = [by_level(b, out) for out in _values(b, x)]
     return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
 
@@ -80,10 +80,10 @@ def tabulated(
 ) -> Map:
     """A function of one level at a time, and of constants, for which there is no step.
 
-    maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
-    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
-    [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
-    differ from pixel to pixel; is_same: whether the function is the same for all elements, but for its constants.
+    maps: what depends on that level, or is a constant, broadcast; constants: addresses that broadcast to them.
+    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or [L, n, width],
+    whose last axis becomes one of the result. is_needed: False to raise Unsupported where pixels have different
+    functions; is_same: whether elements differ in constants only.
     """
     if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
         return whole
@@ -131,7 +131,7 @@ def tabulated(
 def _of_whole_tables(
     b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
 ) -> Map | None:
-    """As ``tabulated``, for one function of all elements: it is applied to the tables that there are."""
+    """``tabulated`` for one function of all elements, which is applied to existing tables."""
     (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
     if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
         return None
@@ -165,7 +165,7 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
-    """-> (what each level makes of a source's elements, [L, n]; their image channels, -1 for constants)"""
+    """-> (what each level makes of a source's elements, [L, n]; their image channels; -1: constants)"""
     if isinstance(source, Constant):
         table = source.elements.to(b.dtype).expand(1 if b.levels is None else len(b.levels), -1)
         return table, torch.full(table.shape[1:], -1)

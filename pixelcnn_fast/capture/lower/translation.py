@@ -1,7 +1,4 @@
-"""Goes through recorded calls: those on constants are run, those on conditions kept, and those on feature maps lowered.
-
-A call that has no place in a program is refused, but only if the output needs its result.
-"""
+"""Goes through recorded calls: runs those on constants, keeps those on conditions, lowers the rest."""
 
 from __future__ import annotations
 
@@ -55,8 +52,6 @@ PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "co
 
 
 class Translation(LoweringContext):
-    """Goes through the recorded calls and builds instructions."""
-
     def run(self, outputs: Sequence[int], recorder: WeightRecorder) -> None:
         """Takes the calls in order. outputs: the slots that are needed; recorder: guards what Python read."""
         recording, reads = self.recording, defaultdict(list)
@@ -112,10 +107,9 @@ class Translation(LoweringContext):
                 self._write_refusal(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
 
     def _write_refusal(self, call: Call, reason: str) -> None:
-        """Writes into the call's results why it is refused, in case the output needs them."""
         try:
             self._write(call, self._unknown(call, reason))
-        except Exception:  # their memory is not what it was, such as that of a resized tensor
+        except Exception:  # their memory is not what it was, as of a resized tensor
             raise Unsupported(f"cannot sample from this model: {reason}") from None
 
     def _results(self, call: Call) -> Sequence[Map]:
@@ -156,7 +150,7 @@ class Translation(LoweringContext):
         return result if isinstance(result, list) else [result]
 
     def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
-        """The map of a call on levels, as the model rounds it, if there is one. of: the recorded call."""
+        """The map of a call on levels, as the model rounds it, if any. of: the recorded call."""
         if has_table(self, call):
             with suppress(Unsupported):
                 result = by_table(self, call, is_needed)
@@ -165,7 +159,7 @@ class Translation(LoweringContext):
         return None
 
     def _kinds(self, call: Call) -> set[type]:
-        """The kinds of what a call computes with, up to its first features: weights take long to look at."""
+        """What a call computes with, up to its first features: weights take long to look at."""
         kinds = set[type]()
         for view in call.inputs:
             kinds |= self.map(view).kinds
@@ -174,7 +168,6 @@ class Translation(LoweringContext):
         return kinds
 
     def _on_condition(self, call: Call, result: View) -> Map:
-        """The map of a call on conditions, made again for each batch. result: the view that it gave."""
         given = (call.args, call.kwargs)
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
         made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
@@ -192,9 +185,8 @@ class Translation(LoweringContext):
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """The maps of a call on constants in a storage of features, as the model rounds them, or they might fall on
-        the other side of a step. Only products, which another batch may round otherwise, and what is made of them,
-        are exact."""
+        """The maps of a call on constants in a storage of features: exact for products, which another batch may round
+        otherwise, and for what is made of them; else rounded as the model does, lest they cross a step."""
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources
@@ -228,7 +220,6 @@ class Translation(LoweringContext):
         return next((source.reason for source in sources if isinstance(source, Unknown)), None)
 
     def _unknown(self, call: Call, reason: str) -> list[Map]:
-        """What stands for the results of a call that is refused."""
         address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
         return [
             self.builder.map(torch.full(view.at(self.n)[0] if view else (), int(address)))
@@ -248,7 +239,7 @@ class Translation(LoweringContext):
         return any(of(x) for x in leaves(places) if isinstance(x, View))
 
     def _moved(self, call: Call) -> list[Map]:
-        """The maps of a call that only moves elements: it is made on their addresses."""
+        """Makes the call on the elements' addresses."""
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
@@ -266,7 +257,6 @@ class Translation(LoweringContext):
         return [self.builder.map(x) for x in leaves(result)]
 
     def _addresses(self, call: Call, view: View) -> Tensor:
-        """The addresses of a tensor that is moved into a result, perhaps of another dtype."""
         dtype = call.outputs[0].dtype
         if view.dtype == dtype:
             return self.map(view).addresses

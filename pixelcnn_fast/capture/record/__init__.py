@@ -1,1 +1,1 @@
-"""What PyTorch is made to do: every call of a forward is recorded, and two forwards must agree."""
+"""Records every call that a forward makes, and checks that two forwards agree."""

@@ -1,5 +1,4 @@
-"""Compares two recordings of one model, which must agree: what differs between them depends on the example, and can't
-be followed."""
+"""Compares two recordings of one model: what differs depends on the example, and has no program."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, needed, read_by
 
 
 def agreed(one: Recording, two: Recording) -> Recording:
-    """The first recording, with the numbers that follow the batch marked; the second one is of one image more.
+    """The first recording, with the numbers that follow the batch; the second has one more image.
 
-    Raises Unsupported, naming the last number that Python read before, where the recordings differ otherwise.
+    Where they differ otherwise, it raises Unsupported, naming the last number that Python read before.
     """
     n, escapes, calls = one.n, one.escapes + two.escapes, list[Call]()
     for at, (a, b) in enumerate(zip(one.calls, two.calls, strict=False)):
@@ -53,7 +52,7 @@ def agreed(one: Recording, two: Recording) -> Recording:
 
 @contextmanager
 def _explained(escapes: Sequence[Escape], at: int, where: str) -> Iterator[None]:
-    """Within the context, which is at a call, an Unsupported error also says what may be the cause."""
+    """Within the context, which is at a call, an Unsupported error also names a possible cause."""
     try:
         yield
     except Unsupported as difference:
@@ -94,7 +93,7 @@ def _call(a: Call, b: Call, n: int) -> Call:
 
 
 def _merged(a: Any, b: Any, n: int) -> Any:
-    """What ``a``, for n images, and ``b``, for one more, are as functions of the batch."""
+    """``a``, for n images, and ``b``, for one more, as functions of the batch."""
     if isinstance(a, View) and isinstance(b, View):
         if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
             raise Unsupported("different tensors")
@@ -131,7 +130,6 @@ def _check_alike(a: Leaf, b: Leaf) -> None:
 
 
 def _given(call: Call, at: int, argument: Any) -> Any:
-    """What an argument of a call was, which PyTorch leaves out if it is the default."""
     return call.args[at] if at < len(call.args) else call.kwargs.get(argument.name, argument.default_value)
 
 

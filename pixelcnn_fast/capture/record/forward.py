@@ -24,7 +24,7 @@ from pixelcnn_fast.user_model.contents import Contents
 
 class Forward:
     """Runs a model on an example and records it. output: which part of the result the head reads; allows_autocast:
-    whether autocast is recorded, too, which no program follows. parameters: what the head reads, [n, D, H, W, P]."""
+    whether it records autocast, which no program follows; parameters: what the head reads, [n, D, H, W, P]."""
 
     def __init__(
         self,
@@ -59,6 +59,6 @@ class Forward:
 
 
 def shared(one: Recording, two: Recording) -> list[Tensor]:
-    """The tensors without a name that both outputs depend on: copies of the model share them."""
+    """The unnamed tensors that both outputs depend on; copies of the model share them."""
     places = {x.data_ptr() for x in two.unnamed() if x.numel()}
     return [x for x in one.unnamed() if x.data_ptr() in places]

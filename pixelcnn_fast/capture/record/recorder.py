@@ -1,5 +1,4 @@
-"""Records what a model does, below Python: every ATen call, the storages that it reads and writes, and what Python
-reads off tensors."""
+"""Records a model's ATen calls, the storages in use, and what Python reads off tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves,
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
 
-# What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
+# What reads elements past PyTorch: no number that comes of it can be followed.
 PAST_TORCH = {
     getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
 }
@@ -71,8 +70,8 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places;
-    before: a copy, if a call has written into it."""
+    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places; before:
+    a copy, if a call has written into it."""
 
     held: Tensor
     parameters: tuple[tuple[str, View], ...] = ()
@@ -89,15 +88,15 @@ class Leaf:
 
 @dataclass
 class Recording:
-    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it
-    returned, and the same as parameters; constants_read: the views that Python read of what depends on neither, each
-    with the number of calls before."""
+    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it returned,
+    and the same as parameters; constants_read: the views of all else that Python read, with the number of calls
+    before."""
 
     n: int
     calls: list[Call] = field(default_factory=list)
     escapes: list[Escape] = field(default_factory=list)
     leaves: dict[int, Leaf] = field(default_factory=dict)
-    whole: dict[int, View] = field(default_factory=dict)  # how each slot was laid out when it was first seen
+    whole: dict[int, View] = field(default_factory=dict)  # each slot's layout when it was first seen
     images: View | None = None
     given: tuple[View | None, ...] = ()
     outputs: tuple[View, ...] = ()
@@ -108,11 +107,10 @@ class Recording:
 
     @cached_property
     def needed(self) -> list[Call]:
-        """The calls on which the output may depend."""
         return needed(self.calls, [view.slot for view in self.outputs])
 
     def read(self, by_python: bool = False) -> dict[int, Leaf]:
-        """The leaves that the needed calls read, and Python, if asked for; not what the model was given."""
+        """The leaves that the needed calls read, and with by_python Python; not what the model was given."""
         calls, views = [*self.needed], list[View]()
         if by_python:
             views += [view for _, view in self.constants_read]
@@ -139,7 +137,7 @@ class Recording:
 
 
 class Recorder(TorchDispatchMode):
-    """A mode within which calls are recorded. ``path``: the modules whose forward is running."""
+    """Records calls. ``path``: the modules whose forward is running."""
 
     def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
         """named: the parameters and buffers, with their names."""
@@ -149,7 +147,7 @@ class Recorder(TorchDispatchMode):
         self._named: dict[int, list[tuple[str, View]]] = defaultdict(list)  # by storage
         for name, x in named:
             self._named[x.untyped_storage()._cdata].append((name, View.of(x, -1)))
-        # by storage; the weak references keep identities from being used again
+        # by storage; weak references keep identities from being used again
         self._slots: dict[int, int] = {}
         self._references: list[StorageWeakRef] = []
         self._depends: list[frozenset[str]] = []
@@ -170,7 +168,7 @@ class Recorder(TorchDispatchMode):
         return view
 
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
-        """The view that a tensor is. depends: what a call's result depends on; else, a new tensor is a leaf."""
+        """The view that a tensor is. depends: what a call's result depends on; new leaves have None."""
         storage = tensor.untyped_storage()
         if (slot := self._slots.get(storage._cdata)) is not None:
             return View.of(tensor, slot)
@@ -197,7 +195,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Says no: to keep its compiler off the method below, PyTorch would take a second to import it."""
+        """Says no: otherwise PyTorch would import its compiler, which takes a second."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -220,7 +218,7 @@ class Recorder(TorchDispatchMode):
                 leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
                 if leaf is not None and leaf.before is None:
                     leaf.before = flat(leaf.held).clone()
-        is_view = torch.Tag.inplace_view in func.tags  # as transpose_, but resize_ may need more memory
+        is_view = torch.Tag.inplace_view in func.tags  # as transpose_; resize_ may need more memory
         before = _memory(tensors[0]) if is_view else None
         out = func(*args, **kwargs)
         moves_nothing = _memory(tensors[0]) == before if is_view else not func._schema.is_mutable
@@ -262,7 +260,7 @@ class Recorder(TorchDispatchMode):
         self._noted(what, depends, call.inputs, is_branch=is_branch, call=call, value=value)
 
     def _noted(self, what: str, depends: frozenset[str], views: Iterable[View] = (), **of_number: Any) -> None:
-        """Notes that Python reads a number, of these views if it depends on nothing that the model is given."""
+        """Notes that Python reads a number, and from which views if it depends on nothing given."""
         at = len(self.recording.calls)
         if depends:
             self.recording.escapes.append(Escape(at, self.where(), what, depends, **of_number))
@@ -270,7 +268,7 @@ class Recorder(TorchDispatchMode):
             self.recording.constants_read += [(at, view) for view in views]
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles of what holds a recorder have None in its place."""
+        """Copies and pickles have None in a recorder's place."""
         return NoneType, ()
 
     def check_autocast(self, x: object) -> None:
@@ -284,7 +282,6 @@ class Recorder(TorchDispatchMode):
             )
 
     def read_unseen(self, tensor: Tensor, what: str) -> None:
-        """Notes that Python may have read any element of a tensor."""
         self._noted(what, self.depends_on(tensor), [self.view(tensor)])
 
 
@@ -294,7 +291,7 @@ def _memory(x: Tensor) -> tuple[int, int]:
 
 
 class Reads(TorchFunctionMode):
-    """A mode that notices which call from Python reads a number off a tensor."""
+    """Notices which call from Python reads a number off a tensor."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Makes the calls of a recorded forward again on other examples, as the model makes them, or with its features in
-float64."""
+"""Makes recorded calls again on other examples, as the model does or with features in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ class NotInFloat64(Unsupported):
 
 
 class Replay:
-    """Makes the calls of a recording again. as_is: the calls whose results capture takes as they were recorded."""
+    """Makes the calls of a recording again. as_is: the calls whose results capture takes as recorded."""
 
     def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
         """dtype: the model's own."""
@@ -44,8 +43,8 @@ class Replay:
 
     @torch.no_grad()
     def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
-        """As a call, but what capture computes is in float64. Raises NotInFloat64 for calls that can't be, and for
-        those that read the bits of a tensor as another dtype."""
+        """As a call, with what capture computes in float64. Raises NotInFloat64 where bits of a tensor are read, or the
+        like."""
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
         recorded = self._recording.memory(EXAMPLE_BATCH)
         as_is = [call for call in self._calls if call in self._as_is]
@@ -68,7 +67,6 @@ class Replay:
         return exact.tensor(self._exact(self._result))
 
     def _without_image(self) -> set[Call]:
-        """The calls that depend on neither images nor what is given besides."""
         varying, calls = self._recording.inputs(), set()
         for call in self._calls:
             if varying.isdisjoint(call.read) and varying.isdisjoint(call.written):
@@ -118,8 +116,7 @@ class Replay:
 
 
 def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
-    """A constant for n images, from another batch, as rounding might differ. None if its axes do not show its
-    images."""
+    """A constant of another batch, repeated for n images; None if no axis is of images."""
     axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
     if not axes:
         return memory.tensor(view)

@@ -1,9 +1,8 @@
 """Shadow memory: where the elements of tensors come from.
 
-Every element of every source has an address; address 0 stands for a zero. A source is a value of the program, or an
-operand: a constant, or what depends on the condition alone. Each storage has a parallel array of addresses, and a
-view's addresses are the same strided view of that array; so whatever moves or overwrites elements is followed exactly,
-however it is written.
+Every element of every source has an address; 0 stands for a zero. A source is a value of the program, or an operand: a
+constant, or what depends on the condition alone. Each storage has a parallel array of addresses, of which a view has
+its part, so that whatever moves or overwrites elements is followed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pixelcnn_fast.program.calls import View, extent
 
 
 class Elements(NamedTuple):
-    """What each address stands for: source -1 for a zero; an operand's elements are numbered as channels."""
+    """What each address stands for: source -1 for a zero; an operand's elements count as channels."""
 
     source: Tensor
     image: Tensor
@@ -36,8 +35,8 @@ class Value(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What depends on neither image nor condition, [R]. of_weights: whether it depends on weights, which may change;
-    is_exact: whether it was not rounded to the model's dtype, as a product."""
+    """What depends on neither image nor condition, [R]. of_weights: whether it may change with the weights; is_exact:
+    whether it is a product that was not rounded to the model's dtype."""
 
     elements: Tensor
     of_weights: bool = False
@@ -60,7 +59,7 @@ Source = Value | Constant | OfCondition | Unknown
 
 
 class AddressSpace:
-    """Numbers the sources, each of shape [N or 1, channels, h, w], and the addresses of their elements."""
+    """Numbers the sources, each [N or 1, channels, h, w], and the addresses of their elements."""
 
     def __init__(self, images: int, height: int, width: int) -> None:
         self.images, self.grid = images, (height, width)
@@ -100,7 +99,7 @@ class AddressSpace:
 
     def decode(self, addresses: Tensor) -> Elements:
         first, last = self._range(addresses)
-        if first == last >= 0:  # the usual case, which takes a third of the time
+        if first == last >= 0:  # the usual case, in a third of the time
             source, known = torch.full_like(addresses, first), torch.tensor(first)
         else:
             source = self.source_of(addresses)
@@ -137,7 +136,6 @@ class AddressSpace:
         return [self.sources[s] for s in found], index
 
     def _range(self, addresses: Tensor) -> tuple[int, int]:
-        """The numbers of the first and the last source among the addresses, -1 for a zero."""
         if not addresses.numel():
             return -1, -1
         least, largest = addresses.aminmax()
@@ -148,7 +146,7 @@ class AddressSpace:
         by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
             by[old] = self._starts[new] - self._starts[old]
-        shift = by.sum() if len(to) == 1 else by[self.source_of(addresses)]  # the usual case needs no search
+        shift = by.sum() if len(to) == 1 else by[self.source_of(addresses)]  # usually needs no search
         return torch.where(addresses != 0, addresses + shift, zero)
 
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
@@ -156,7 +154,7 @@ class AddressSpace:
         return torch.where(self.is_of(self.source_of(addresses), kinds), addresses, 0)
 
     def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
-        """Whether sources, by number, are of some kinds. -1, which stands for a zero, is of none."""
+        """Whether sources, by number, are of some kinds. -1, a zero, is of none."""
         return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
 
 
@@ -181,7 +179,6 @@ class Map:
 
     @cached_property
     def sources(self) -> list[int]:
-        """The sources of its elements, in order."""
         return [self._source] if self._source is not None else self._space.found(self.addresses)
 
     @property

@@ -1,4 +1,4 @@
-"""Writes a recorded forward as text: what the calls do on which the output depends, and with what."""
+"""Writes a recorded forward as text: the calls on which the output depends, and their arguments."""
 
 from __future__ import annotations
 
@@ -52,14 +52,13 @@ def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> b
 
 
 def _name(call: Call) -> str:
-    """An operation's name, the same for all devices."""
     return next(
         (kind for kind in ("batch_norm", "attention", "rnn", "lstm", "gru") if kind in call.name), call.name
     )
 
 
 def _given(call: Call) -> list[Any]:
-    """The arguments with their names, but for a batch norm's momentum where it does not train."""
+    """The arguments with their names, without a batch norm's momentum where it does not train."""
     named = {argument.name: x for argument, x in call.given}
     if "momentum" in named and not named.get("training", named.get("train", False)):
         del named["momentum"]
@@ -67,7 +66,6 @@ def _given(call: Call) -> list[Any]:
 
 
 def _whole(recording: Recording, slot: int) -> View:
-    """The view as which a storage was first seen; for a parameter, the parameter."""
     leaf = recording.leaves.get(slot)
     return leaf.parameters[0][1] if leaf is not None and leaf.parameters else recording.whole[slot]
 

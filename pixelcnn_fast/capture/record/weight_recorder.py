@@ -19,9 +19,8 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What weights have decided, after ``at`` calls; if others decide it otherwise, another program is needed. read:
-    the view that decided it, or the call that read it as a number; is_for_more: whether only truth values that become
-    true count."""
+    """What weights have decided after ``at`` calls; if others decide otherwise, another program is needed. read: the
+    view, or the call that read it as a number; is_for_more: whether only truth values that become true count."""
 
     read: View | Call
     value: Any
@@ -37,7 +36,7 @@ class Guard:
         return {view.slot for view in self.views}
 
     def holds(self, memory: Memory) -> bool:
-        """Whether it would be decided alike. memory: what the calls before have made."""
+        """Whether it is decided alike. memory: what the calls before have made."""
         if isinstance(self.read, View):
             found = memory.tensor(self.read)
             return torch.equal(found & self.value if self.is_for_more else self.value, found)
@@ -45,8 +44,7 @@ class Guard:
 
 
 class WeightRecorder(Recorder):
-    """Records the calls on weights, of capture and of the passes. What weights decide, such as which taps are zero,
-    becomes a guard."""
+    """Records the calls of capture and passes on weights, whose decisions, as which taps are zero, become guards."""
 
     def __init__(self, model: Recording | None = None) -> None:
         """model: a recorded forward, whose parameters and buffers are registered."""
@@ -54,7 +52,7 @@ class WeightRecorder(Recorder):
         self._guards: list[Guard] = []
         self._read: list[Guard] = []  # of numbers that the model's own code has read
         self._is_for_python = False
-        self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
+        self.written: dict[str, Tensor] = {}  # weights, by name, as the model has left them
         for leaf in () if model is None else model.leaves.values():
             if leaf.parameters:
                 self.leaf(leaf)
@@ -69,7 +67,6 @@ class WeightRecorder(Recorder):
         self._no_grad.__exit__(*error)
 
     def leaf(self, leaf: Leaf) -> None:
-        """Registers a storage that holds parameters or buffers."""
         view = self.input(flat(leaf.tensor.detach()), WEIGHTS)
         self.recording.leaves[view.slot].parameters = leaf.parameters
 

@@ -1,4 +1,4 @@
-"""Computes what each value of a program sees of the image, exactly, from the weights."""
+"""Computes what each value of a program sees of the image."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from pixelcnn_fast.program.recurrence import components
 class Field:
     """What the channels of a value see. Channels that see the same form a group.
 
-    group: [channels], each channel's group; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: entry
-    (g, c, dy + H - 1, dx + W - 1) says whether group g sees image channel c of the pixel at (dy, dx). Offsets that lead
-    out of the grid from every pixel are not in the array.
+    group: [channels]; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: whether group g sees image channel c of
+    the pixel at (dy, dx) is at (g, c, dy + H - 1, dx + W - 1). Offsets that no pixel has are left out.
     """
 
     group: Tensor
     seen: Tensor
 
     def of_channels(self) -> Tensor:
-        """``seen`` by channel: [channels, image channels, 2H - 1, 2W - 1]."""
+        """By channel: [channels, image channels, 2H - 1, 2W - 1]."""
         return self.seen[self.group]
 
     def present(self) -> Tensor:
-        """For each channel, the image channels of its own pixel that it sees: [channels, image channels]."""
+        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
         return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
 
 
@@ -66,8 +65,8 @@ def _seen_in_recurrence(
     shape: FieldShape,
     solved: dict[tuple, list[Seen]],
 ) -> dict[int, Seen]:
-    """What the values of a recurrence see: the least that agrees with what each reads of the others. solved: what was
-    found before, by what is read. Most layers see all that comes before, so that the next reads the same."""
+    """The least that agrees with what each value reads of the others. solved: what was found before, by what is read,
+    as most layers see all that comes before, so that the next reads the same."""
     number = {i.out: k for k, i in enumerate(connections)}
 
     def told(connection: Connection) -> tuple:

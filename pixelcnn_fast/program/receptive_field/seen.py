@@ -1,7 +1,4 @@
-"""Computes what the channels of one instruction see, from what the values that it reads see.
-
-This is done in NumPy, whose calls on small arrays take a fraction of the time that PyTorch's take.
-"""
+"""Computes what an instruction's channels see, in NumPy, which is faster than PyTorch on small arrays."""
 
 from __future__ import annotations
 
@@ -17,21 +14,20 @@ FieldShape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
 
 
 class Seen(NamedTuple):
-    """As a ``Field``: each channel's group, [channels], and what groups see, bool [groups, C, 2H - 1, 2W - 1]."""
+    """As a ``Field``, in NumPy."""
 
     group: np.ndarray
     seen: np.ndarray
 
 
 def nothing(i: Instruction, shape: FieldShape) -> Seen:
-    """What its channels see if they see nothing."""
     return Seen(np.zeros(i.channels, np.int64), np.zeros((1, *shape), bool))
 
 
 def seen_by(
     i: Instruction, connections: Iterable[Connection], known: Mapping[int, Seen], shape: FieldShape
 ) -> Seen:
-    """What its channels see. connections: its own; known: what the values see that it reads."""
+    """What its channels see. known: what the values see that it reads."""
     parts: list[np.ndarray] = []
     reads: list[np.ndarray] = []
     if (levels := i.levels_seen(shape[0])) is not None:
@@ -55,8 +51,7 @@ def seen_by(
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The product of matrices of truth values. Most are all true, or an identity: then NumPy's threads are left asleep,
-    which would compete with PyTorch's."""
+    """The product of matrices of truth values. NumPy's threads, which would compete with PyTorch's, mostly sleep."""
     if a.all():
         return np.repeat(b.any(0, keepdims=True), len(a), 0)
     if b.all():
@@ -67,7 +62,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-> (the rows that there are, each once; for each row, which of these it is)"""
+    """-> (the distinct rows; for each row, which of these it is)"""
     first: dict[bytes, int] = {}
     which = [first.setdefault(row.tobytes(), len(first)) for row in rows]
     return rows[[which.index(k) for k in range(len(first))]], np.array(which)

@@ -1,4 +1,4 @@
-"""Lowers calls over the channels of a pixel: products with matrices, norms, sums and other reductions."""
+"""Lowers calls over a pixel's channels: products with matrices, norms, sums and other reductions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ MOST_GROUPS = 256  # of features that are one pixel's
 
 
 def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
-    """Applies a function, [N, C, h, w] -> [N, D, h, w], to the last axis of x, which holds the features of a
-    pixel."""
+    """Applies [N, C, h, w] -> [N, D, h, w] to the last axis of x, which holds a pixel's features."""
     split, spatial, channels = placed(b.space, windowed(b, x).addresses)
     last, axes = split.dim() - 1, list(range(split.dim()))
     if channels[-1:] != [last]:
@@ -48,7 +47,6 @@ def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
 
 
 def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Map:
-    """x [..., in] times a matrix [in, out]."""
     weight = matrix.T[:, :, None, None]
     return _by_pixel(b, x, lambda part: convolved(b, part, weight, bias))
 
@@ -140,7 +138,7 @@ def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool 
 
 
 def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
-    """-> (addresses of x, what is reduced along the last axis; the shape of the result). dims: None for all."""
+    """-> (addresses, what is reduced along the last axis; the result's shape). dims: None for all."""
     shape = x.shape
     reduced = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(shape))))
     last = x.addresses.movedim(reduced, list(range(-len(reduced), 0))).flatten(-len(reduced))
@@ -154,7 +152,7 @@ def _one_by_one(b: Builder, kind: str, elements: Tensor) -> Map:
 def _sum(
     b: Builder, x: Map, dims: Any = None, keepdim: bool = False, *, mean: bool = False, dtype: Any = None
 ) -> Map:
-    """The sum or the mean over a pixel's channels, or over axes along which maps are stacked."""
+    """Sums or averages a pixel's channels, or axes along which maps are stacked."""
     elements, shape = _together(x, dims, keepdim)
     count = elements.shape[-1]
     scale = 1 / count if mean else 1.0

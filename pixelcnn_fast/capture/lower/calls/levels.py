@@ -16,9 +16,9 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 from pixelcnn_fast.program.steps import ACTIVATIONS
 
-# Pointwise calls, of which PyTorch has not tagged all as such.
+# Pointwise calls that PyTorch has not tagged as such.
 POINTWISE_TOO = frozenset((*ACTIVATIONS, *"_to_copy floor_divide __and__ __or__ __xor__ _prelu_kernel".split()))
-# Calls that compute each channel by itself, from constants of that channel, [C]; their other results are not used.
+# Calls on each channel with constants of its own, [C]; their other results are not used.
 CHANNELWISE = frozenset(
     "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()
 )
@@ -53,7 +53,6 @@ def _index_select(t: LoweringContext, x: View, dim: int, index: View) -> Map:
 
 @lowers("scatter")
 def _scatter(t: LoweringContext, x: View, dim: int, index: View, value: Any) -> Map:
-    """One-hot vectors: scattered into zeros."""
     into, at = t.map(x).addresses, t.map(index).addresses
     if isinstance(value, View) and bool((t.constant(value) == t.constant(value).view(-1)[:1]).all()):
         value = t.constant(value).view(-1)[0].item()
@@ -69,13 +68,13 @@ def _scatter(t: LoweringContext, x: View, dim: int, index: View, value: Any) -> 
 
 
 JUMPS = frozenset("floor ceil round trunc frac sign heaviside floor_divide remainder fmod".split())
-ROUNDINGS = 4  # by which what the model compares may differ from what steps compute
+ROUNDINGS = 4  # by which what the model compares may differ from what steps give
 
 
 def _is_pointwise(call: Call) -> bool:
     name = plain_name(call.name)
     is_tagged = torch.Tag.pointwise in call.operator.tags or name in POINTWISE_TOO
-    if name in CHANNELWISE:  # not of the batch's own statistics; a view that has gaps is rounded in another way
+    if name in CHANNELWISE:  # not with the batch's statistics; a view with gaps is rounded otherwise
         return True not in call.args and call.args[0].is_contiguous
     return is_tagged and len(call.results) == 1
 
@@ -88,7 +87,7 @@ def has_table(t: LoweringContext, call: Call) -> bool:
 
 
 def by_table(t: LoweringContext, call: Call, is_needed: bool = True) -> Map:
-    """The map of a pointwise call on one level. is_needed: False to refuse a table that would be large."""
+    """The map of a pointwise call on one level. is_needed: False to refuse a large table."""
     if not _is_pointwise(call):
         raise Unsupported("this call is not supported")
     args = list(call.args)

@@ -1,4 +1,4 @@
-"""Lowers calls that change each element by itself, or combine the elements of several maps, and final softmaxes."""
+"""Lowers calls on single elements, or on those of several maps together, and final softmaxes."""
 
 from __future__ import annotations
 

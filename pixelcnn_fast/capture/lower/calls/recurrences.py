@@ -1,4 +1,4 @@
-"""Lowers the library's recurrent ops to instructions that read what later ones computed at earlier pixels."""
+"""Lowers the recurrent ops to instructions that read what later ones computed at earlier pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UP, LEFT, RIGHT = (-1, 0), (0, -1), (0, 1)
 
 
 class _StateTap(NamedTuple):
-    """A tap on the state, weight [h, 4h]; ``direction`` leads outside of the image to the initial state."""
+    """A tap on the state, weight [h, 4h]; ``direction`` leads out of the image to the initial state."""
 
     direction: tuple[int, int]
     dx: int
@@ -76,7 +76,7 @@ def _lstm(
     cell0 = (
         None if c0 is None else _emit(b, Convolution, hidden, taps=(_border(b, _StateTap(before, 0, c0), c0),))
     )
-    # The states are read before they are defined: their numbers are counted ahead.
+    # The states are read before they are defined, by numbers that are counted ahead.
     c = len(b.instructions) + 2 * len(GATES) + 1 + (cell0 is not None)
     h = c + 1
     gates = []
@@ -103,7 +103,7 @@ def _lstm(
 
 
 def _border(b: Builder, tap: _StateTap, weight: Tensor) -> Tap:
-    """A tap, of a vector [channels], on ones where a tap of the state meets the initial state."""
+    """A tap on a vector [channels] that is there where a tap on the state meets the initial state."""
     one = torch.ones(1, 1, dtype=b.dtype, device=b.device)
     ones = _emit(b, Convolution, 1, bias=one[0])
     outside = (Tap(ones, 0, 0, one), Tap(ones, *tap.direction, -one))

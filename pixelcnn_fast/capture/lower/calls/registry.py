@@ -1,4 +1,4 @@
-"""Holds the table of lowerings, which the other modules here fill, and the tables of calls that need none."""
+"""Holds the table of lowerings, which its neighbours fill, and the tables of calls that need none."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from pixelcnn_fast.user_model.float64 import no_narrower_than
 
 
 class LoweringContext:
-    """What a lowering may use: the builder, and what the storages hold when the call is made. as_is: the calls that
-    were made, or put into tables, in the dtype that they were recorded in."""
+    """What a lowering may use. as_is: the calls made, or put into tables, in the recording's dtype."""
 
     def __init__(
         self,
@@ -48,7 +47,6 @@ class LoweringContext:
         }
 
     def map(self, x: Any) -> Map:
-        """The map of a tensor, or of a number."""
         if not isinstance(x, View):
             constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
             return self.builder.map(self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
@@ -113,8 +111,8 @@ def _stepped_by(of: Callable[..., Steps], b: Builder, x: Map, *args: Any, **kwar
     return stepped(b, x, *of(*args, **kwargs))
 
 
-# Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
-# called so say where to, and must be constants.
+# Calls that only move elements; views are not recorded at all. Arguments called so say where to: they must be
+# constants.
 MOVEMENTS = frozenset(
     "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put "
     "index_select masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter "
@@ -122,7 +120,7 @@ MOVEMENTS = frozenset(
 )
 PLACES = frozenset(("index", "indices", "mask", "condition"))
 MASKED = ("where", "masked_fill")
-# Calls whose result depends on the shapes of their arguments alone, and what it is filled with.
+# Calls whose result depends on the shapes of their arguments alone, and what fills it.
 FRESH = {
     **dict.fromkeys(("zeros_like", "empty_like", "new_zeros", "new_empty", "new_empty_strided"), 0),
     **dict.fromkeys(("ones_like", "new_ones"), 1),
