@@ -159,8 +159,7 @@ def check_rounded(
     The program's error may be at most twice (``factor``) the model's. If the yardstick may be wrong, the model's may be
     at most four times (or ``factor``) the program's, which passes through fewer roundings: a wrong program makes a
     wrong yardstick, from which the model is further. Both are allowed a few roundings of the parameters. All this holds
-    for the largest error and for the mean, as rounding that changes a few pixels much would hide a program that is
-    wrong at all.
+    for the largest error and for the mean: large roundings at a few pixels would hide an error at all of them.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, expected.examples)
