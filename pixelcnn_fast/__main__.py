@@ -27,7 +27,7 @@ exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wro
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand -> the exit status. argv: without the program's name; None: sys.argv."""
+    """Runs one subcommand -> the exit status."""
     with interrupts.handled():
         try:
             args = _parser().parse_args(argv)
@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> str:
-    """An error in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{arguments.shortened(str(error.filename))}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):

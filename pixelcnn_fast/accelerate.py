@@ -24,8 +24,7 @@ from pixelcnn_fast.user_model.contents import SWAPPED_FROM, Contents
 
 
 class Accelerated:
-    """The handle that ``accelerated`` returns. ``print`` it, after the first calls, to see what was rewritten, and what
-    was left and why."""
+    """What ``accelerated`` returns. After a call, ``print`` it to see what was rewritten, or left and why."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -56,26 +55,25 @@ def accelerated(target: nn.Module | Callable[..., Any]) -> Accelerated:
 
 
 def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = False) -> Target:
-    """Lets a model compute its masked convolutions, gates and losses by this library's operators, in training and in
-    inference -> the model itself; for a function that calls models, such as a training step, one that takes its place.
+    """Lets a model compute its masked convolutions, gates and losses by this library's operators, in training and
+    inference -> the model itself; for a function that calls models, such as a training step, one in its place.
 
         model = accelerate(model)
         ...
-        print(accelerated(model))  # what was rewritten, and what was left and why; it fills when the model is called
+        print(accelerated(model))  # what was rewritten, and what was left and why, once it was called
         accelerated(model).undo()
 
-    The model is compiled in place: PyTorch captures what its ``forward`` computes, and the operators are put into that
-    graph. So results are the plain model's up to rounding, whatever else it does and however it changes later:
-    parameters, state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights
-    meet may stay without effect. Hooks put on parts of a model after its first call need
-    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``; that is said when it happens.
-    Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models of a
-    class share what PyTorch compiles for one function at most, and handles with the same settings share a report.
+    The model is compiled in place: the operators are put into the graph that PyTorch captures of its ``forward``.
+    Results are the plain model's up to rounding, whatever else it does and however it changes later: parameters,
+    state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights meet may
+    stay without effect. Hooks put on parts of a model after its first call need
+    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``; a warning says so.
+    Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models
+    of a class share what PyTorch compiles for one function at most, and handles with equal settings share a report.
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
-    live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where they are
-    masked, which is faster. By default they get what plain PyTorch gives them.
-    Raises TypeError if the target is neither module nor function, ValueError for an unknown mode and for one that is
-    compiled already.
+    live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where
+    they are masked, which is faster. By default they get what plain PyTorch gives them.
+    Raises TypeError unless it is a module or a function, ValueError for an unknown mode and if it is compiled already.
     """
     if not callable(target) or isinstance(target, type):
         found = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
@@ -110,7 +108,7 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
 
 
 class _NotCopied(partial[Any]):
-    """A function in an attribute of a module, which is None in copies and pickles of the module."""
+    """It is None in copies and pickles of the module that holds it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NoneType, ()
@@ -123,7 +121,6 @@ def _uncompile(module: Callable[[], nn.Module | None], compiled: Callable[[], ob
 
 
 def _function(target: Target, fast: Callable[..., Any], handle: Accelerated) -> Target:
-    """A function that calls the fast one in the target's place until that is undone."""
     serving = [fast]
 
     @functools.wraps(target)
@@ -141,8 +138,7 @@ def _name(target: object) -> str:
 
 @functools.cache
 def _isolated() -> dict[str, Any]:
-    """The setting without which all models of a class share the compilations that PyTorch allows a function; empty
-    where PyTorch does not have it."""
+    """Without this, models of a class share the compilations that PyTorch allows a function."""
     known = inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
 
@@ -171,7 +167,6 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _swapped_by_type(target: Target, reason: str) -> Target:
-    """Makes this library's plain layers into its fast ones, without capturing graphs."""
     handle = Accelerated(Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
@@ -194,8 +189,6 @@ def _swap_back(module: Callable[[], nn.Module | None], original: type[nn.Module]
 
 
 def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of ``original`` that computes what ``fast`` does."""
-
     def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         """Makes copies, and what comes out of a pickle, plain."""
         _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))

@@ -54,7 +54,7 @@ class CallSettings(RunSettings):
 
 
 class SamplingArguments(OptionArguments, total=False):
-    """All keywords that ``sample`` and ``complete`` share, as type checkers read them."""
+    """What ``sample`` and ``complete`` share, for type checkers."""
 
     batch_size: int | None
     runtime: RuntimeName
@@ -154,8 +154,7 @@ def check_count(n: object) -> None:
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
-    """The device, with its number, once it is known to hold float64. Raises ValueError that says ``what`` is there, why
-    it can't be, and what to do ``instead``."""
+    """The device, with its number. Raises ValueError if it can't hold float64."""
     try:
         found = torch.empty(0, dtype=torch.float64, device=device).device
         if found.type == "meta":

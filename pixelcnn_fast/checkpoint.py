@@ -1,4 +1,4 @@
-"""Checkpoints: files in the safetensors format that hold a model's weights, its config and free notes."""
+"""Checkpoints: safetensors files of a model's weights, its config and free notes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
-OF_LAYERS = ("n_layers", "n_residual")  # settings that count layers, each of which has tensors
+OF_LAYERS = ("n_layers", "n_residual")
 MOST_DILATED = 1 << 14
-RESERVED = ("config", "model")  # names in the file's metadata
+RESERVED = ("config", "model")
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
 
 def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
     """Writes the model's state dict, its config and notes to one safetensors file.
 
-    model: one of ``models`` in any memory format, dtype, device and mode; it is not changed.
-    notes: free text, given back by ``read_notes``.
-    The file is replaced as a whole: an interrupted save keeps the old one.
-    Raises ValueError for a model of another class, for notes that are not strings or are called "config" or "model",
-    and for weights that are not finite; FileNotFoundError if the folder does not exist.
+    model: one of ``models`` in any memory format, dtype, device and mode; it is not changed. notes: free text,
+    given back by ``read_notes``. The file is replaced as a whole: an interrupted save keeps the old one.
+    Raises ValueError for a model of another class, notes that are not strings or are called "config" or "model",
+    and weights that are not finite; FileNotFoundError if the folder does not exist.
     """
-    from safetensors.torch import save as to_bytes  # here: sampling does without safetensors
+    from safetensors.torch import save as to_bytes  # sampling does without it
 
     path = Path(path)
     config = getattr(model, "config", None)
@@ -57,9 +56,9 @@ def load(path: str | os.PathLike[str]) -> Model:
 
     path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
     Loading is strict, except that the "module." that DataParallel puts before every key is removed.
-    Raises FileNotFoundError for a missing file; ValueError for a file that is not safetensors or is
-    truncated, that has no usable config, whose keys or shapes do not fit its config, that holds NaN or
-    infinite weights, or whose masks are not the model's own (one that leaks lets an output see later pixels).
+    Raises FileNotFoundError for a missing file; ValueError for one that is truncated or not safetensors, has no
+    usable config, has keys or shapes that do not fit it, holds NaN or infinite weights, or has masks other than
+    the model's own (one that leaks lets an output see later pixels).
     """
     tensors, metadata = _read(path)
     if tensors and all(key.startswith("module.") for key in tensors):
@@ -73,7 +72,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes that ``save`` was given, without config and model; path and file errors are as for ``load``."""
+    """The notes that ``save`` was given; path and file errors are as for ``load``."""
     _, metadata = _read(path)
     return {name: text for name, text in metadata.items() if name not in RESERVED}
 
@@ -98,7 +97,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> Model:
-    """The model of the config. It is built without memory first, since that of a broken config may be huge."""
+    """It is built without memory first, since that of a broken config may be huge."""
     if "config" not in metadata:
         raise ValueError(
             f"{path}: its metadata has no 'config', so the network's size is unknown; load the tensors into "
@@ -115,7 +114,7 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
         for setting, value in config.items():
             if isinstance(value, int) and value > (len(tensors) if setting in OF_LAYERS else most):
                 raise ValueError(f"{setting} is {value}: the file's tensors are not as large or as many")
-            if isinstance(value, list) and len(value) > len(tensors):  # of layers, which have tensors
+            if isinstance(value, list) and len(value) > len(tensors):  # one for each layer
                 raise ValueError(f"{setting} has {len(value)} items: the file's tensors are not as many")
             if setting == "dilations" and not all(
                 type(each) is int and 0 < each <= MOST_DILATED for each in value

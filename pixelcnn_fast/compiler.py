@@ -1,4 +1,4 @@
-"""Turns a model into what the runtimes execute. It is the order of events: capture, causality, passes, the check."""
+"""Turns a model into what the runtimes execute: capture, causality, passes, the check."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_
 class Compiled:
     """A model as the runtimes take it.
 
-    program: what each runtime's own is made of; conditions: the part that depends on labels and condition alone;
-    normalised: whether the logits are log-probabilities, whose softmax the program leaves out; whole: the program
-    before it was split into phases, if it is compared with the model for what users give. Not in a pickle: behaviour,
-    what the model's forward does; recorder, of the calls that made the weights; first, this before it got other
-    weights.
+    program: what each runtime's own is made of; conditions: the part that depends on labels and condition
+    alone; normalised: whether the logits are log-probabilities, whose softmax the program leaves out; whole:
+    the program before its split into phases, if it is compared with the model for what users give. Not in a
+    pickle: behaviour, what the forward does; recorder, of the calls that made the weights; first, this before
+    it got other weights.
     """
 
     program: PhasedProgram
@@ -55,14 +55,14 @@ class Compiled:
     def with_weights(
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
-        """The same with other weights, by name, among which it puts those into which the model writes. None if it must
-        be compiled anew: another weight is zero, Python has read another number (unless it is known to do the same), or
-        this comes out of a pickle."""
+        """The same with other weights, by name, among which it puts those that the model writes. None if it must be
+        compiled anew: another weight is zero, Python has read another number (unless it is known to do the
+        same), or this comes out of a pickle."""
         first = self.first or self
         if first.recorder is None:
             return None
         if does_the_same not in first._reevaluations:
-            tensors: list[Tensor] = []  # in the order in which ``converted`` meets them
+            tensors: list[Tensor] = []  # in the order of ``converted``
             first.converted(lambda x: tensors.append(x) or x)  # type: ignore[func-returns-value]  # which is None
             first._reevaluations[does_the_same] = Reevaluation(tensors, first.recorder, does_the_same)
         constants = first._reevaluations[does_the_same](weights)
@@ -73,7 +73,7 @@ class Compiled:
 
     @cached_property
     def _reevaluations(self) -> dict[bool, Reevaluation]:
-        """What computes constants from weights, by whether the model is known to do the same."""
+        """By whether the model is known to do the same."""
         return {}
 
     def converted(self, convert: Convert) -> Compiled:
@@ -88,8 +88,7 @@ class Compiled:
 
     @cached_property
     def _alone(self) -> Compiled:
-        """The same with constants that share no storage, which a pickle would hold again and again. It is kept, since a
-        pickle for another process may only refer to it."""
+        """Its constants share no storage, which a pickle would repeat. Kept, as later pickles may refer to it."""
 
         def alone(x: Tensor) -> Tensor:
             return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
@@ -107,16 +106,15 @@ class Compiled:
 
 
 def compile_model(model: WrappedModel, precision: Precision = "same") -> Compiled:
-    """Captures the model, whose head then has its layout, and compiles it.
+    """Captures the model, whose head then has its layout, and compiles it. precision: as for ``Sampler``.
 
-    precision: as for ``Sampler``. Raises ValueError for one that does not go with the model's dtype, and what
-    ``Sampler`` raises.
+    Raises what ``Sampler`` raises, and ValueError for a precision that does not go with the model's dtype.
     """
     if precision != "same" and model.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {model.dtype}")
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
-        with found.recorder:  # which notes what weights decide
+        with found.recorder:  # it notes what weights decide
             check_causal(found.program)
             program = simplified(found.program)
         check_program(program, found.conditions, model, expectations(model, found.replay))
@@ -130,8 +128,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
 
 
 def capture_checked(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program in its own dtype, before any pass. Raises CaptureMismatch if they
-    differ, NonFiniteLogits if logits are not finite."""
+    """The captured model, compared with its program in its own dtype, before any pass. Raises CaptureMismatch
+    if they differ, NonFiniteLogits if logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
@@ -140,8 +138,8 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel) -> Captured:
-    """The captured model, before its program is compared with it. The model then has its head's layout, and knows its
-    labels, and what Python reads off images. Raises NonFiniteLogits."""
+    """The captured model, which then has its head's layout, and knows its labels, and what Python reads off
+    images. Its program is not compared with it yet. Raises NonFiniteLogits."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:
@@ -164,7 +162,7 @@ def capture_model(model: WrappedModel) -> Captured:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """A context in which Python does not look for garbage, which takes a fifth of the time."""
+    """A context without garbage collection, which would take a fifth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

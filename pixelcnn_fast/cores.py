@@ -9,20 +9,18 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-# At the end of each call that PyTorch shares out, its threads wait for each other. That takes microseconds, unless one
-# of them has no core: then it takes a time slice of the system's.
-TRIED = 0.006  # seconds of trying: longer than a process that has slept is given the cores at once
-SLOW = 0.002  # seconds that a call may take; on quiet cores it takes some 10 microseconds
+# PyTorch's threads wait for each other at the end of each call that they share. That takes microseconds, unless
+# one of them has no core: then it takes a time slice of the system's.
+TRIED = 0.006  # seconds: a process that has slept is not given the cores for so long
+SLOW = 0.002  # seconds of a call; on quiet cores, some 10 microseconds
 
 
 def usable() -> int:
-    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the context, PyTorch computes with one thread."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -47,7 +45,7 @@ def are_taken() -> bool:
 
 
 def _must_wait() -> bool:
-    x = torch.zeros(torch.get_num_threads() << 16)  # enough numbers for every thread to get some
+    x = torch.zeros(torch.get_num_threads() << 16)  # every thread gets some
     end = time.perf_counter() + TRIED
     while (start := time.perf_counter()) < end:
         x.add_(1)

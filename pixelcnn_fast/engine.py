@@ -1,4 +1,4 @@
-"""A model made ready for sampling, with its runtimes. It never changes: other weights make another engine."""
+"""A model made ready for sampling, with its runtimes; other weights make another engine."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
-BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
+BATCH_BYTES = 64 << 20  # of workspace for the default batch
 # Beyond these, nothing gets faster, and an interrupt loses more.
 LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
 LARGEST_ON_GPU = 64
-REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch: more images if they are smaller
+REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch
 PROBED = 64  # parameters
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
@@ -48,8 +48,8 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 class Engine:
     """A model that is ready for sampling. Nothing changes but the fields that begin with an underscore.
 
-    snapshot: the model as it was taken; preferred: what the runtime 'auto' stands for; compiled: its program; observed:
-    what is known of a model without one.
+    snapshot: the model as it was taken; preferred: what the runtime 'auto' stands for; compiled: its program;
+    observed: what is known of a model without one.
     """
 
     snapshot: Snapshot
@@ -64,7 +64,7 @@ class Engine:
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
-        """Captures the model, or tests its causality for 'reference'. ``Sampler`` says what it raises."""
+        """Captures the model, or tests its causality for 'reference'. Raises what ``Sampler`` raises."""
         held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
@@ -100,12 +100,13 @@ class Engine:
         return "same" if self.compiled is None else self.compiled.precision
 
     def with_weights(self, module: nn.Module) -> Engine | str:
-        """The engine with the present weights of a model, or why only a new engine can have them."""
+        """The engine with a model's present weights, or why it must be built anew."""
         present = self.snapshot.follow(module)
         if isinstance(present, str):
             return present
         program, before = None, self.compiled
-        if before is not None:  # it asks for weights as it needs them, and the snapshot below takes the same
+        # It asks for weights as it needs them, and the snapshot below takes the same.
+        if before is not None:
             program = before.with_weights(present.weights)
             if program is None and present.does_the_same_with_other_numbers():
                 program = before.with_weights(present.weights, does_the_same=True)
@@ -114,16 +115,16 @@ class Engine:
         return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """The same engine, once a model without a program is tested again, at some pixels. Raises NotCausal."""
+        """Tests a model without a program again, at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
             return replace(self, observed=observed(self.model, SOME))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without runtimes, which are built when needed, and what only this process can use."""
+        """Without runtimes, which are built when needed, and what only this process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # none can be compared with it
+        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # for no comparison
         none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
 
@@ -159,8 +160,8 @@ class Engine:
     def prepared(
         self, name: RuntimeName, n: int = 0, batch_size: int | None = None
     ) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, or an available one for 'auto', ready to draw n images, and the batches it draws
-        them in. Raises ValueError or RuntimeError, saying why."""
+        """The runtime of that name, or an available one for 'auto', ready to draw n images, and its batches.
+        Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         chosen = self.auto if name == "auto" else name
         try:
@@ -237,8 +238,8 @@ class Engine:
                 verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
-        """n images in batches of this size; by default of equal sizes that fit into memory, and small enough that some
-        are finished if the run is interrupted."""
+        """n images in batches of this size; by default of equal sizes that fit into memory, and small enough that an
+        interrupted run has finished some."""
         if size is None:
             if isinstance(runtime, CudaRuntime):
                 largest = runtime.largest_batch()

@@ -16,7 +16,7 @@ from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
 
 
 def report() -> str:
-    """Lines of text on what serves here, and where something is missing, what to do about it."""
+    """What serves here, and where something is missing, what to do about it."""
     no_triton = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
     sections = {
         f"pixelcnn_fast {version('pixelcnn_fast')}": {
@@ -42,7 +42,7 @@ def report() -> str:
 
 
 def version(distribution: str) -> str:
-    """The version of an installed distribution, or a note that it isn't installed."""
+    """Its version, or a note that it isn't installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -91,7 +91,6 @@ def _cuda_rows() -> dict[str, str]:
 
 
 def _kernels() -> str:
-    """Which compiler makes the CUDA sampler's kernels, and where they are kept."""
     with_it = compilers.compiler()
     if with_it is None:
         return "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"

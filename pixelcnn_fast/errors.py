@@ -1,4 +1,4 @@
-"""The library's own errors, each of which is also of the built-in kind that it is most like."""
+"""The library's own errors, each also of the built-in kind that it is most like."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class InvalidProgram(PixelCNNFastError, AssertionError):
 
 
 class CheckFailed(PixelCNNFastError, RuntimeError):
-    """A sampler did not draw what the model gives for the noise, so its time means nothing."""
+    """A sampler did not draw what the model gives for the noise."""
 
 
 class SamplingInterrupted(KeyboardInterrupt):  # so that no ``except Exception`` swallows it

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".unfinished"
-LEFT_BEHIND = 60  # seconds after which an unfinished file counts as left behind by a killed process
+LEFT_BEHIND = 60  # seconds after which a killed process is presumed
 
 
 @contextmanager
 def replacing(
     path: str | os.PathLike[str], through_links: bool = True, replaces: bool = True
 ) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of ``path`` when the context ends without an error, and not before.
+    """A new file, which takes the place of ``path`` when the context ends without an error, and not before.
 
-    What is no regular file but, say, a pipe, is written directly. through_links: whether links are followed, else they
-    are replaced. replaces: whether a file may be there already, else FileExistsError is raised when the context ends.
+    What is no regular file but, say, a pipe, is written directly. through_links: whether links are followed,
+    else replaced. replaces: whether a file may be there already, else FileExistsError is raised at the end.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)
@@ -32,14 +32,14 @@ def replacing(
             with path.open("wb") as file:
                 yield file
             return
-        with unfinished.open("xb") as file:  # "x": somebody may have put a file or a link there
+        with unfinished.open("xb") as file:  # "x": somebody may have put a file there
             yield file
             file.flush()
             os.fsync(file.fileno())
         if not replaces:
             try:
                 os.link(unfinished, path)
-            except OSError:  # the name is taken, as opening it will say, or the file system has no links
+            except OSError:  # the name is taken, or there are no links
                 with path.open("xb") as file:
                     file.write(unfinished.read_bytes())
             return
@@ -62,7 +62,7 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError if ``replacing`` could not write there: before the work, not after it."""
+    """Raises OSError, before any work, if ``replacing`` could not write there."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
@@ -82,14 +82,13 @@ def remove_if_left_behind(unfinished: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has, and nobody can foresee."""
+    """A name beside ``path`` that nobody else has or can foresee."""
     return path.with_name(
         f"{path.name}.{secrets.token_hex(4)}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}"
     )
 
 
 def _writer_is_dead(unfinished: Path) -> bool:
-    """Whether the file's name is that of a process of this machine that has ended."""
     host, _, process = unfinished.stem.rpartition("-")
     if not (os.name == "posix" and host.endswith(f".{socket.gethostname()}") and process.isdecimal()):
         return False

@@ -1,4 +1,4 @@
-"""Fingerprints, which tell whether two things are the same without having both at hand."""
+"""Fingerprints, which tell whether two things are the same without both at hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 def fingerprint(*parts: object) -> str:
     """The SHA-256 of the parts, in hexadecimal.
 
-    A tensor, on whatever device, or an array of numbers counts by its dtype, shape and bytes; anything else counts by
-    its ``str``.
+    Tensors and arrays of numbers count by dtype, shape and bytes, on any device; anything else by its ``str``.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -21,7 +20,7 @@ def fingerprint(*parts: object) -> str:
             digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
             flat = part.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
-        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:  # its text would be abbreviated
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:  # its text is abbreviated
             digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
             digest.update(part.tobytes())
         else:

@@ -25,11 +25,12 @@ INTEGER_FORMS: dict[ImageForm, torch.dtype] = {
 }
 # The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
 SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
-HALF = 0.51 * torch.finfo(torch.float16).eps  # relative error of floats, which may once have been float16
+# The relative error of floats, which may once have been float16.
+HALF = 0.51 * torch.finfo(torch.float16).eps
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError, listing the choices, unless an argument's value is one of them."""
+    """Raises ValueError, listing the choices, unless ``value`` is one of them."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
@@ -49,8 +50,8 @@ def with_channels(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype) -> Tensor:
-    """Integer levels [N, C, H, W] -> images in this form: [N, C, H, W], or [N, H, W] for 'codes'. levels: L, their
-    number; dtype: what the floating-point forms are in."""
+    """Integer levels [N, C, H, W] -> images in this form: [N, C, H, W], or [N, H, W] for 'codes'. levels: L;
+    dtype: what the floating-point forms are in."""
     if form in INTEGER_FORMS:
         images = images.to(INTEGER_FORMS[form])
         return images[:, 0] if form == "codes" else images
@@ -64,8 +65,8 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
 def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = None) -> Tensor:
     """Images -> their integer levels (int64, same shape).
 
-    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Floats are rounded,
-    and must be levels in that form up to the rounding of float16. Nothing is guessed from values.
+    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Floats are
+    rounded, and must be levels up to the rounding of float16. Nothing is guessed from values.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -91,7 +92,7 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
 
 
 def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | None:
-    """The levels of images in a form, or None if they are in another."""
+    """None if they are in another form."""
     is_scaled = form in SCALED_FORMS
     if images.is_floating_point() != is_scaled or images.dtype == torch.bool or images.is_complex():
         return None

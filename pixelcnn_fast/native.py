@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def native() -> ModuleType | None:
-    """The compiled module, or None, of which ``why_not_native`` says why."""
+    """The compiled module, or None; ``why_not_native`` says why."""
     return _load()[0]
 
 
@@ -32,7 +32,7 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("PIXELCNN_FAST_NATIVE") == "0":
         return None, "PIXELCNN_FAST_NATIVE=0 is set: unset it to use the compiled module"
     name = "pixelcnn_fast._native"
-    if (loaded := sys.modules.get(name)) is not None:  # the usual case, and small ops ask at each call
+    if (loaded := sys.modules.get(name)) is not None:  # small ops ask at each call
         return loaded, ""
     try:
         return importlib.import_module(name), ""

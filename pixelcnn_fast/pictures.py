@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelcnn_fast.files import replacing
 
-EASILY_SEEN = 56  # screen pixels that an image may fill when it is enlarged
+EASILY_SEEN = 56  # screen pixels of an enlarged image
 GAP_LEVEL = 255  # white lines between images
 BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 
@@ -20,8 +20,8 @@ BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Images side by side, in reading order -> uint8 [h, w, 3].
 
-    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel; gap: image
-    pixels between neighbours. Raises ValueError for any other shape or dtype, n = 0, and columns or scale below 1.
+    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel; gap:
+    image pixels between neighbours. Raises ValueError for other images, none, and columns or scale below 1.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         raise ValueError(
@@ -47,7 +47,7 @@ def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str], throug
 
 
 def enlarged(size: Sequence[int]) -> int:
-    """How many screen pixels each pixel of an image of this size, (H, W), takes to be seen."""
+    """How many screen pixels each pixel of an image (H, W) takes to be seen."""
     return max(1, EASILY_SEEN // max(size))
 
 
@@ -55,7 +55,7 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: boo
     """Writes an array, uint8 [h, w, 3], as PNG. Raises ValueError for another array."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
-    from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
+    from matplotlib.image import imsave  # here, as it takes long
 
     with replacing(path, through_links) as file:
         imsave(file, array, format="png")
@@ -78,7 +78,7 @@ def chart(
     axis: str = "seconds",
     warning: str = "",
 ) -> None:
-    """Bars on one logarithmic axis, as PNG: a panel for each title. Raises ValueError if a bar is not positive."""
+    """Bars on one logarithmic axis, as PNG: a panel for each title. Raises ValueError unless they are positive."""
     seconds = [bar.seconds for bars in panels.values() for bar in bars]
     if not seconds or not all(s > 0 for s in seconds):
         raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")

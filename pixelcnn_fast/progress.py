@@ -1,4 +1,4 @@
-"""Progress bars, which need tqdm only where one is shown: a GPU machine may lack it."""
+"""Progress bars, which need tqdm only where one is shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Hidden:
 
 
 def progress_bar(items: Iterable[Any] = (), *, shown: bool, **options: Any) -> Hidden:
-    """A bar for the items, or for those that ``update`` counts. options: those of tqdm."""
+    """options: those of tqdm."""
     if not shown:
         return Hidden(items)
     from tqdm import tqdm

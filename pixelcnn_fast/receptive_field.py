@@ -1,4 +1,4 @@
-"""What a model sees: the sub-pixels that each of its outputs depends on, exactly, as read off the weights."""
+"""The sub-pixels that each output of a model depends on, exactly, as read off the weights."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ MEANING = {
 class ReceptiveField:
     """What the output at a pixel sees, by offset from that pixel; print it, or draw it with ``picture``.
 
-    shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether image channel c of the output sees
-    channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1]. At a pixel near the border, offsets outside
-    the image do not count. leak: why the model isn't causal, naming the layer, or None.
+    shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether channel c of the output sees
+    channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1]; offsets outside the image do not
+    count. leak: why the model isn't causal, naming the layer, or None.
     """
 
     shape: tuple[int, int, int]
@@ -71,8 +71,8 @@ class ReceptiveField:
 
     @cached_property
     def earlier(self) -> Tensor:
-        """The sub-pixels that come before the output and may be seen: bool, shaped like ``seen``. Channels of the
-        present pixel are among them if the model orders channels, that is, if some output sees one."""
+        """The sub-pixels that come before the output and may be seen: bool, shaped like ``seen``. The present
+        pixel's channels are among them if the model orders channels, that is, if some output sees one."""
         c, height, width = self.shape
         earlier = torch.zeros_like(self.seen)
         earlier[:, :, : height - 1] = True
@@ -106,7 +106,6 @@ class ReceptiveField:
         return "\n".join([*lines, "", "  " + "   ".join(legend)])
 
     def _summary(self, channels: Sequence[int], of: int) -> str:
-        """One line about the first of some channels, which see the same."""
         c, height, width = self.shape
         field = (self.seen & self.earlier)[channels[0]]
         name = "" if len(channels) == of else f"channel {', '.join(map(str, channels))}: "
@@ -122,7 +121,6 @@ class ReceptiveField:
         )
 
     def _map(self, channel: int) -> list[str]:
-        """One character per pixel, for the rows and columns that matter."""
         _, height, width = self.shape
         seen, earlier, blind = (x[channel].numpy() for x in (self.seen, self.earlier, self.blind_spots))
         symbols = np.full((2 * height - 1, 2 * width - 1), UNSEEN)
@@ -139,7 +137,7 @@ class ReceptiveField:
     def picture(self, path: str | os.PathLike[str], scale: int = 9) -> None:
         """A PNG of the maps of all channels, side by side; the colours are ``COLOURS``."""
         maps = [self._map(channel) for channel in range(self.shape[0])]
-        rows = zip_longest(*maps)  # side by side, where a lower map has white below it
+        rows = zip_longest(*maps)  # with white below lower maps
         shown = [[row or " " * len(m[0]) for row, m in zip(each, maps, strict=True)] for each in rows]
         symbols = np.array([list(" ".join(row)) for row in shown])
         picture = np.full((*symbols.shape, 3), 255, np.uint8)
@@ -158,9 +156,9 @@ def receptive_field(
 
     The arguments are those of ``Sampler``. The model need not be causal; a copy of it is run, in eval mode. How its
     output is read only matters if the output sees its own pixel, which channels that are drawn earlier may do.
-    Raises Unsupported for a call that has no place in a causal program, CaptureMismatch if the model sees images in
-    another way as well, such as through a number that it reads in Python, and UnknownLayout if the output sees its own
-    pixel and fits no head, or several: then pass ``head=``.
+    Raises Unsupported for a call that has no place in a causal program, CaptureMismatch if the model sees images
+    in another way as well, such as through a number that it reads in Python, and UnknownLayout if the output sees
+    its own pixel and fits no head, or several: then pass ``head=``.
     """
     has_head = arguments.get("head") is not None
     wrapped = WrappedModel(model, shape, **arguments)
@@ -179,14 +177,15 @@ def receptive_field(
                     f"place of zeros: {why}"
                 )
     c = program.shape[0]
-    seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
+    # All channels of one joint distribution see the same.
+    seen = output_field(program).expand(c, -1, -1, -1)
     return ReceptiveField(wrapped.shape, seen, None if leak is None else leak.why)
 
 
 @takes_arguments_of(WrappedModel)
 def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]) -> None:
-    """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel or a later one: a check for
-    training scripts. Arguments and other errors are as for ``receptive_field``; the model is left as it was."""
+    """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel or a later one: a check
+    for training scripts. Arguments and other errors are as for ``receptive_field``; the model stays as it was."""
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
@@ -196,18 +195,16 @@ def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unp
 
 
 def _zeros(model: nn.Module) -> set[str]:
-    """The paths of the trainable tensors that are zero everywhere, as some are before training. They hide what lies
-    behind them until the model is trained."""
+    """Trainable tensors that are zero everywhere: until it is trained, they hide what lies behind them."""
     own = Contents(model).tensors.items()
     return {path for path, x in own if x.is_leaf and x.requires_grad and x.numel() and not bool(x.any())}
 
 
 def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
-    """A copy of the model with small positive random numbers in the place of these tensors; the model itself if it
-    can't be copied."""
+    """A copy with small positive random numbers in these tensors; the model itself if it can't be copied."""
     generator = torch.Generator().manual_seed(0)
     if changes_with_its_mode(Contents(model)) and not model.training:
-        with suppress(Exception):  # train mode takes weights apart that were merged for evaluation
+        with suppress(Exception):  # train mode takes merged weights apart
             model = copy.deepcopy(model).train()
     own = Contents(model).tensors
     small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
@@ -217,7 +214,7 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
 
 
 def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
-    """A leak through layers whose weights were not zero, or None. A warning tells of a leak through the others."""
+    """A leak through layers whose weights were not zero. A warning tells of one through the others."""
     program, first = found.program, None
 
     def of_zeros(tap: Tap) -> set[str]:
@@ -237,7 +234,6 @@ def _leak_besides(found: Captured, zeros: set[str]) -> Leak | None:
 
 
 def _named(paths: set[str]) -> str:
-    """The first few of some tensors' paths, in words."""
     return " and ".join([*sorted(paths)[:3], *(["others"] if len(paths) > 3 else [])])
 
 
@@ -250,8 +246,8 @@ WAY_OUT = (
 
 
 class _AllOfAPixel(OfLevels):
-    """All numbers that an output has for a pixel, whatever they mean. row_axis: the output's axis that holds the rows;
-    columns come next, and all other axes belong to a pixel."""
+    """All numbers that an output has for a pixel. row_axis: the output's axis that holds the rows; columns come
+    next, and all other axes belong to a pixel."""
 
     joint = True
 
@@ -269,7 +265,7 @@ class _AllOfAPixel(OfLevels):
         return pixels.reshape(*pixels.shape[:3], -1)[:, None]
 
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
-        """The greatest difference of two numbers, relative to their size if that is above 1."""
+        """The greatest difference of two numbers, relative to their size if it is above 1."""
         difference = (one.double() - other).abs() / other.abs().clamp_min(1)
         return difference.masked_fill(one == other, 0).amax(-1)
 
@@ -277,8 +273,8 @@ class _AllOfAPixel(OfLevels):
 
 
 def _captured(model: WrappedModel, has_head: bool) -> Captured:
-    """The model's program. If no head was given, the output may also fit none, or several; UnknownLayout is raised
-    where it matters which one it is."""
+    """Without a head, the output may also fit none, or several: UnknownLayout is raised where it matters which
+    one it is."""
     try:
         return capture_checked(model)
     except UnknownLayout as error:

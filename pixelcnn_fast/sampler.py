@@ -1,4 +1,4 @@
-"""The sampler, which captures a model once, and then samples, completes or teacher-forces batches."""
+"""The sampler captures a model once, and then samples, completes or teacher-forces batches."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ _telling = threading.Lock()
 class Sampler(Apart):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
-    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The sampler
-    works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as ``DataParallel`` or
-    ``torch.compile`` are taken off, and autocast is ignored.
-    shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by default
-    one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits.
-    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory is the limit
-    or the processor multiplies bf16; or on a GPU 'fp16', which keeps three bits more. Sums stay float32.
-    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by default, if
-    it has ``n_classes`` or if its forward needs something besides images and the condition.
-    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or
-    in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: of a further tensor that the model takes, without its batch axis; by default (condition_channels,
-    H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has such an argument, else
-    last. condition_dtype: the model's own, which is the default unless the model raises then, or one of integers.
+    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The
+    sampler works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as
+    ``DataParallel`` or ``torch.compile`` are taken off, and autocast is ignored.
+    shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by
+    default one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits.
+    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory is the
+    limit or the processor multiplies bf16; or on a GPU 'fp16', with three bits more. Sums stay float32.
+    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by
+    default, if it has ``n_classes`` or if its forward needs something besides images and the condition.
+    image_form: in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in
+    floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: of a further tensor that the model takes, without its batch axis; by default
+    (condition_channels, H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has
+    such an argument, else last. condition_dtype: of integers, or the model's own, the default unless the model raises.
     output: which part the head reads, if the model returns more: a key, an index, an attribute or a function.
-    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any causal
-    one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused. Its causality
-    is then tested on images that differ from some sub-pixel on, which takes about as long as drawing one image, and
-    misses a leak that shows in none of them.
+    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any
+    causal one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused.
+    Its causality is then tested on images that differ from some sub-pixel on, which takes about as long as
+    drawing one image, and misses a leak that shows in none of them.
 
     Building it puts back the generators of PyTorch, Python and NumPy: other threads may draw the same numbers twice.
-    Raises ModelFailed if the model itself raises; NotCausal if an output sees its own or a later pixel, naming the
-    layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that has no place in a causal
-    program, naming module and call, or an output that depends on other images or chance; UnknownLayout, with the
-    alternatives, if the output fits no head or several; CaptureMismatch if the program computes something else.
+    Raises ModelFailed if the model itself raises; NotCausal if an output sees its own or a later pixel, naming
+    the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that has no place in
+    a causal program, naming module and call, or an output that depends on other images or chance; UnknownLayout,
+    with the alternatives, if the output fits no head or several; CaptureMismatch if the program differs from the model.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -92,7 +92,6 @@ class Sampler(Apart):
         self._use(engine, model)
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
-        """Makes the sampler draw from an engine that was built from a model's present weights."""
         engine.prepared("auto")  # if it raises, the sampler stays as it was
         self._engine, self._has_told = engine, False
         self._changes: Changes | None = Changes(unwrapped(model), engine.snapshot)
@@ -141,17 +140,17 @@ class Sampler(Apart):
         return self._engine.model.dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the images besides the arguments of ``sample``: what the forward reads and computes.
-        It is the same on all devices on which PyTorch makes the same calls."""
+        """SHA-256 of what decides the images besides the arguments of ``sample``: what the forward reads and
+        computes. It is the same on all devices on which PyTorch makes the same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
-        """Some of what the model gives for one fixed image, but for rounding; None after a pickle without a module."""
+        """Some of what the model gives for a fixed image; None after a pickle without a module."""
         return self._engine.probe()
 
     @property
     def program(self) -> ProgramListing:
-        """What 'auto' executes, to print or to ask for its costs; RuntimeError with runtime='reference'."""
+        """What 'auto' executes, to print or to ask for costs; RuntimeError with runtime='reference'."""
         return self._engine.listing
 
     # -- the model's present weights
@@ -159,13 +158,13 @@ class Sampler(Apart):
     def refresh(self, model: nn.Module | None = None) -> Sampler:
         """Takes the model's present weights, in a few percent of the time of building a sampler -> itself.
 
-        If a number, a function or a hook that the model holds is another, one forward is recorded to find out whether
-        that matters. If it does, or if a weight that was zero no longer is, the sampler is built anew, with a warning.
-        Parts whose ``train()`` or ``eval()`` do more than set the mode are copied into eval mode each time. What a
-        forward reads that the model does not hold, as a global number, is not seen to change. Samples that other
-        threads are drawing are still from the weights that they began with.
-        model: another one of the same kind, such as a moving average, from which it draws from now on; by default the
-        one that it knows. A copy, or what comes out of a pickle, knows none.
+        If a number, a function or a hook that the model holds is another, one forward is recorded to find out
+        whether that matters. If it does, or if a weight that was zero no longer is, the sampler is built anew, with a
+        warning. Parts whose ``train()`` or ``eval()`` do more than set the mode are copied into eval mode each time.
+        What a forward reads that the model does not hold, as a global number, is not seen to change. Samples that
+        other threads are drawing are still from the weights that they began with.
+        model: another one of the same kind, such as a moving average, from which it draws from now on; by default
+        the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
         known = None if self._changes is None else self._changes.model
@@ -185,7 +184,8 @@ class Sampler(Apart):
                 tell(f"the sampler is built anew, which takes longer: {engine}")
                 wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
                 wrapped.told = self._engine.model.told
-                with random_state_kept(wrapped.device), as_cores_allow():  # perhaps on another device now
+                # It may be on another device now.
+                with random_state_kept(wrapped.device), as_cores_allow():
                     engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
             self._use(engine, model)
         return self
@@ -236,18 +236,17 @@ class Sampler(Apart):
         (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all n
-        images at once and on its device; with one seed, images depend on n and on the device, but never on the batch
-        size. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own [n, D * uniforms, H, W], on any
-        device; same noise, same image. log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, at
-        temperature 1 and with all levels.
-        device: where the results are to be, by default on the CPU. With the model's own device, they never leave it.
-        batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
-        (PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape].
-        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN, and
-        SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
-        if they were asked for, and ``finished``, how many.
+        level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all
+        n images at once and on its device; with one seed, images depend on n and on the device, but never on the
+        batch size. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own [n, D * uniforms, H, W],
+        on any device; same noise, same image. log_probability: return (images, ln p [n] float64) of the sub-pixels
+        drawn, at temperature 1 and with all levels. device: where the results are to be, by default on the CPU; on
+        the model's own device, they never leave it. batch_size: images drawn at once; by default what fits. runtime:
+        'auto', 'cpu' or 'cuda' (compiled), 'eager' (PyTorch with caches) or 'reference' (a full forward per pixel).
+        progress: show a bar. condition: [n, *condition_shape].
+        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
+        and SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``,
+        ``log_probabilities`` if they were asked for, and ``finished``, how many.
         """
         check_count(n)
         self._tell_of_changes()
@@ -285,8 +284,8 @@ class Sampler(Apart):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask). A pixel sees
-        the known pixels before it, never those after it. The rest is as for ``sample``.
+        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask). A pixel
+        sees the known pixels before it, never those after it. The rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
         values = self._engine.model.checked_images(images).to(where)
@@ -339,8 +338,8 @@ class Sampler(Apart):
     def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters; ``DistributedDataParallel`` does
-        not average them over processes. Where the sampler knows no model, it is of its own weights, without gradients.
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters; ``DistributedDataParallel``
+        does not average these gradients. Where the sampler knows no model, it is of its own weights, without gradients.
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
@@ -368,20 +367,18 @@ class Sampler(Apart):
         return self
 
     def runtime(self, name: RuntimeName) -> Runtime:
-        """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
+        """The runtime, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         return self._engine.prepared(name)[0]
 
     # -- running
 
     def _workplace(self, device: torch.device | str | None) -> torch.device:
-        """Where images are drawn that are to be on ``device`` in the end."""
         results_on = CallSettings(device=device).results_on
         return results_on if results_on.type == "cpu" else self.device
 
     def _sampled(
         self, values: Tensor, known: Tensor | None, **arguments: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
         if not isinstance(generator := arguments["generator"], torch.Generator | None):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
         options, settings = fields_among(SamplingOptions, arguments), fields_among(CallSettings, arguments)

@@ -1,4 +1,4 @@
-"""What commands and benchmark scripts take as arguments, and a parser whose errors are one line."""
+"""What commands and benchmark scripts take as arguments, and their parser."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any, NoReturn
 from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.files import check_replaceable
 
-LARGEST = 10**12  # of anything that is counted
+LARGEST = 10**12
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples' line breaks, and shows the defaults that the help texts don't mention."""
+    """Keeps the examples' line breaks, and shows defaults that help texts don't mention."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        has_none = any(action.default is none for none in (None, False, argparse.SUPPRESS))  # 0 is one
+        # 0 is a default to show, too.
+        has_none = any(action.default is none for none in (None, False, argparse.SUPPRESS))
         if has_none or "(default" in text:
             return text
         return f"{text} (default: %(default)s)"
@@ -117,7 +118,7 @@ def shortened(text: str) -> str:
 
 
 def output_file(path: Path) -> Path:
-    """Makes the file's folder. Raises OSError if nothing can be written there: before the work, not after it."""
+    """Makes the file's folder. Raises OSError, before any work, if nothing can be written there."""
     if not path.is_dir():
         output_folder(path.parent)
     check_replaceable(path)
@@ -125,7 +126,7 @@ def output_file(path: Path) -> Path:
 
 
 def output_folder(path: Path, *files: str) -> Path:
-    """Makes the folder. Raises OSError if it can't be, or if one of these files can't be written in it."""
+    """Makes the folder. Raises OSError if that, or one of these files, can't be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.bench.workload import Workload
 
-LIMIT = 1e-4  # in cumulative probability: more than float32 rounding moves it, less than a wrong level would
-BF16_ROUNDING = torch.finfo(torch.bfloat16).eps / 2  # of a weight, relative to it, to nearest
+# Float32 rounding moves a cumulative probability less than this, and a wrong level more.
+LIMIT = 1e-4
+BF16_ROUNDING = torch.finfo(torch.bfloat16).eps / 2  # of a weight, relative, to nearest
 CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 MB
 
 
@@ -21,13 +22,11 @@ CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 
 class Check:
     """One contestant's images against the common ones and against probabilities computed separately.
 
-    differing: how many of the ``drawn`` sub-pixels differ from the common images.
-    excess: the largest distance of a noise value from the interval of the level drawn with it, given the
-    image so far, by the weights that the contestant claims to use. limit: how large it may be.
-    For a contestant with rounded weights: rounding, the largest change of a weight, relative to it. If it rounds what
-    they are multiplied by, too, the excess is by the model in float64, and the limit what bf16 may move. Else it is by
-    the rounded weights, and model_excess the one by the model's own. Nothing bounds the latter: each weight may change
-    by as much as its rounding allows, and how far that moves the probabilities is up to the model.
+    differing: how many of the ``drawn`` sub-pixels differ from the common images. excess: the largest distance
+    of a noise value from the interval of the level drawn with it, given the image so far; limit: how large it
+    may be. rounding: the largest relative change of a weight, where the contestant rounds them. If it rounds
+    what they are multiplied by, too, the excess is by the model in float64, and the limit what bf16 may move.
+    Else it is by the rounded weights, and model_excess is by the model's own, which nothing bounds.
     """
 
     differing: int
@@ -83,15 +82,16 @@ def cdf_excess(logits: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
 
 
 def rounding(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> float:
-    """The largest change of a weight, relative to it; infinite if the weights aren't the same ones."""
+    """The largest relative change of a weight; infinite if the weights aren't the same ones."""
     if [x.shape for x in exact] != [x.shape for x in rounded]:
         return math.inf
     pairs = ((a.double(), b.double()) for a, b in zip(exact, rounded, strict=True))
-    return max(float(((b - a) / a).abs().where(a != b, 0).max()) for a, b in pairs)  # equal ones may be zeros
+    # Equal ones may be zeros.
+    return max(float(((b - a) / a).abs().where(a != b, 0).max()) for a, b in pairs)
 
 
 class Oracle:
-    """The model in float64: one full forward gives every conditional. Remembers images it has seen."""
+    """The model in float64, with one forward for all conditionals. Remembers images it has seen."""
 
     def __init__(self, work: Workload) -> None:
         self._work = work
@@ -100,7 +100,7 @@ class Oracle:
 
     @torch.no_grad()
     def excess(self, images: Tensor) -> Tensor:
-        """uint8 [n, C, H, W], drawn with the workload's noise -> their ``cdf_excess``, [n, C, H, W]."""
+        """uint8 [n, C, H, W], drawn with the workload's noise -> their ``cdf_excess``."""
         for seen, excess in self._seen:
             if torch.equal(seen, images):
                 return excess
@@ -111,7 +111,7 @@ class Oracle:
 
     @torch.no_grad()
     def bf16_limit(self, images: Tensor) -> float:
-        """The excess that products of bf16 may cause: twice what bf16 in plain PyTorch moves a probability."""
+        """Twice what bf16 in plain PyTorch moves a probability."""
         plain = self._work.plain_model().bfloat16()
         pairs = zip(self._logits(plain, images), self._logits(self._model, images), strict=True)
         moved = [(a.double().softmax(-1) - b.softmax(-1)).cumsum(-1).abs().max() for a, b in pairs]

@@ -1,4 +1,4 @@
-"""Contestants: samplers that draw the same workload, and keep what they drew to have it checked."""
+"""Samplers that draw the same workload, and keep what they drew to have it checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = {
 class Result:
     """One contestant's seconds for the whole batch, one per round, and the check of all that it drew.
 
-    timed: how many of the image's ``pixels`` were actually drawn; if not all, the seconds are scaled up.
+    timed: how many of the image's ``pixels`` were drawn; if not all, the seconds are scaled up.
     """
 
     name: str
@@ -54,10 +54,7 @@ class Result:
 
 
 class WholeImages:
-    """A sampler that draws every pixel.
-
-    exact: a sampler with the model's own weights, for a contestant that rounds them.
-    """
+    """A sampler that draws every pixel. exact: one with the model's own weights, if it rounds them."""
 
     def __init__(
         self, name: str, sampler: Sampler, work: Workload, progress: bool = False, exact: Sampler | None = None
@@ -66,7 +63,7 @@ class WholeImages:
         runtime = name.removesuffix("-bf16")
         self._settings: dict[str, Any] = dict(noise=work.noise, batch_size=work.images, runtime=runtime)
         self._progress = progress
-        # images: uint8 [n, C, H, W]; where: bool [H, W], the pixels that the contestant drew itself
+        # images: uint8 [n, C, H, W]; where: bool [H, W], the pixels that it drew
         self._drawn: list[tuple[Tensor, Tensor]] = []
         self.result = Result(name, work.images, work.pixels, timed=work.pixels)
 
@@ -75,14 +72,13 @@ class WholeImages:
         return self._sampler.sample(work.images, work.labels, progress=self._progress, **self._settings)
 
     def run(self, round: int) -> None:
-        """Draws once more, and notes the time and the images."""
         start = time.perf_counter()
         images = self.draw()
         self.result.seconds.append(time.perf_counter() - start)
         self._remember(images, torch.ones(self._work.shape[1:], dtype=torch.bool))
 
     def check(self, common: Tensor, oracle: Oracle) -> Check:
-        """Judges all that was drawn. common: the images that all contestants are expected to draw."""
+        """common: the images that all are expected to draw."""
         differing = sum(int((images != common)[..., where].sum()) for images, where in self._drawn)
         count = sum(images[..., where].numel() for images, where in self._drawn)
         by_model = Check(differing, count, self._largest(oracle.excess))
@@ -96,7 +92,6 @@ class WholeImages:
         return replace(by_model, excess=own, rounding=changed, model_excess=by_model.excess)
 
     def _excess_by_own_weights(self, images: Tensor) -> Tensor:
-        """The excess by the same rounded weights in plain PyTorch, teacher-forced."""
         logits = self._sampler.logits(images, self._work.labels, runtime="eager")
         return cdf_excess(logits, images, self._work.noise)
 
@@ -105,7 +100,6 @@ class WholeImages:
         return float(torch.cat(found).max())  # NaN stays NaN
 
     def _remember(self, images: Tensor, where: Tensor) -> None:
-        """Keeps rounds that drew the same images as one."""
         for index, (known, drawn) in enumerate(self._drawn):
             if torch.equal(known, images):
                 self._drawn[index] = known, drawn | where
@@ -114,9 +108,9 @@ class WholeImages:
 
 
 class SomePixels(WholeImages):
-    """The naive sampler on some pixels of each round, spread over the image; the other pixels are given.
+    """The naive sampler on some pixels of each round, spread over the image.
 
-    given: uint8 [n, C, H, W]; pixels: how many to draw in all rounds together, at least one in each.
+    given: the other pixels, uint8 [n, C, H, W]; pixels: how many in all rounds, at least one in each.
     """
 
     def __init__(self, sampler: Sampler, work: Workload, given: Tensor, pixels: int, rounds: int) -> None:
@@ -127,7 +121,8 @@ class SomePixels(WholeImages):
         self._rounds = [self._mask(chosen[index::rounds]) for index in range(rounds)]
         self._draw(self._mask(chosen[:1]))  # warm-up
         nothing = self._mask(chosen[:0])
-        self._overhead = min(self._draw(nothing)[0] for _ in range(2))  # the time to pass over given pixels
+        # The time to pass over given pixels.
+        self._overhead = min(self._draw(nothing)[0] for _ in range(2))
 
     def run(self, round: int) -> None:
         where = self._rounds[round]

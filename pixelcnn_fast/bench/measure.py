@@ -1,4 +1,4 @@
-"""Compares samplers, which take turns so that a drift of the machine affects all of them."""
+"""Compares samplers, which take turns so that a drift of the machine affects all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wrong_images(results: Sequence[Result]) -> str:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError for contestants that don't exist or are named twice."""
+    """Raises ValueError for names that are unknown or come twice."""
     if not names or len(set(names)) < len(names) or any(name not in LABELS for name in names):
         found = ",".join(names) or "none"
         raise ValueError(f"runtimes are {found}: choose from {', '.join(LABELS)}, each once")
@@ -34,11 +34,10 @@ def compare(
     naive_repeats: int | None = None,
     progress: bool = False,
 ) -> list[Result]:
-    """Warms up, times the named contestants in turns on the same noise, and checks every image they drew.
+    """Warms up, times the contestants in turns on the same noise, and checks every image they drew.
 
-    naive_pixels: the naive sampler draws this many pixels in all, given the others, and its time is scaled up;
-    0: it draws whole images. naive_repeats: the number of rounds, from the first, in which it takes part.
-    ``wrong_images`` tells whose images are not those of the noise. Raises ValueError and RuntimeError as Sampler does.
+    naive_pixels: how many the naive sampler draws in all, given the others; its time is scaled up; 0: whole
+    images. naive_repeats: in how many rounds, from the first, it takes part. Raises what Sampler raises.
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}

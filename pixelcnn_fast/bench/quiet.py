@@ -1,4 +1,4 @@
-"""Measures how many cores other processes take, and waits until they take so few that times can be trusted."""
+"""Measures how many cores other processes take, and waits until times can be trusted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from pixelcnn_fast.bench.streams import complain
 
 SECONDS = 1.0  # of a measurement
-BUSY = 0.3  # cores: what other processes may take without spoiling the times
-PATIENCE = 15.0  # seconds; installing a package or starting a desktop is over by then
+BUSY = 0.3  # cores that other processes may take
+PATIENCE = 15.0  # seconds; installing a package is over by then
 
 _COUNTERS = Path("/proc/stat")
 
 
 def taken_cores() -> float | None:
-    """How many of the cores that we may use others take, measured now; None where the system doesn't count that."""
+    """How many of our cores others take now; None where the system doesn't count that."""
     before = _ticks(), sum(os.times()[:2]), time.perf_counter()
     time.sleep(SECONDS)
     after = _ticks(), sum(os.times()[:2]), time.perf_counter()
@@ -32,12 +32,12 @@ def awaited() -> float | None:
     while (taken := taken_cores()) is not None and taken > BUSY and time.perf_counter() - start < PATIENCE:
         if wait:
             complain(f"other processes take {taken:.1f} cores: {wait}")
-        wait = ""  # which is told once
+        wait = ""
     return taken
 
 
 def _ticks() -> int | None:
-    """Of all work on the cores that we may use, since the system started."""
+    """Of all work on our cores, since the system started."""
     try:
         lines = _COUNTERS.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reports what a comparison found, and on which machine: as a Markdown table, as JSON and as a chart."""
+"""Reports what a comparison found, as Markdown, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADER = (
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, without anything that identifies the machine; waits a little if it is busy."""
+    """What figures depend on, without what identifies the machine; waits a little if it is busy."""
     module = native()
     taken = quiet.awaited()
     return {
@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pixelcnn_fast": environment.version("pixelcnn_fast"),
-        "taken_cores": None if taken is None else round(taken, 2),  # by other processes, just before
+        "taken_cores": None if taken is None else round(taken, 2),
     }
 
 
@@ -67,17 +67,14 @@ def factor(value: float) -> str:
 
 
 def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part.
-
-    Who drew wrong images is left out.
-    """
+    """{baseline: {name: how many times its speed}}, by medians, without who drew wrong images."""
     medians = {result.name: result.median for result in results if not result.wrong}
     bases = (base for base in BASELINES if base in medians)
     return {base: {name: medians[base] / m for name, m in medians.items()} for base in bases}
 
 
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
-    """One table of all comparisons, each on one batch, and the evidence where images differ."""
+    """One table of all comparisons, and the evidence where images differ."""
     rows: list[Sequence[str]] = [HEADER]
     evidence = []
     for results in comparisons:
@@ -121,7 +118,7 @@ def save(
 
 
 def about(found: dict[str, Any]) -> str:
-    """A line on the machine, and a warning if others were using it. found: ``machine()``."""
+    """A line on the machine, with a warning if others were using it."""
     return (
         f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
         f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. "
@@ -130,7 +127,7 @@ def about(found: dict[str, Any]) -> str:
 
 
 def busy(found: dict[str, Any]) -> str:
-    """A warning if others were using the machine, else nothing. found: ``machine()``."""
+    """A warning if others were using the machine, else nothing."""
     taken = found["taken_cores"] or 0
     warning = f"The machine was busy before (other processes took {taken:.1f} cores): don't trust the times."
     return warning if taken > quiet.BUSY else ""
@@ -141,7 +138,6 @@ def _label(r: Result, extrapolated: str) -> str:
 
 
 def record(results: Sequence[Result]) -> dict[str, Any]:
-    """One comparison for JSON, with every sample."""
     contestants = []
     for r in results:
         check = r.check and {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence}

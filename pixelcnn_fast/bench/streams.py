@@ -1,4 +1,4 @@
-"""Prints what commands say, although streams may be closed, or the reader of a pipe be gone."""
+"""Prints what commands say, although streams may be closed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import TextIO
 
 
 def say(*lines: object, end: str = "\n") -> None:
-    """Prints to stdout. A reader that is gone (``| head``) is no error.
-
-    Raises OSError if it can't be written for another reason, such as a full disk.
-    """
+    """Prints to stdout. A reader that is gone (``| head``) is no error; a full disk raises OSError."""
     try:
         with suppress(BrokenPipeError):
             _write(lines, sys.stdout, end)
@@ -35,12 +32,13 @@ def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:
     if stream is None:  # it was closed before the start
         return
     encoding = stream.encoding or "utf-8"
-    text = "".join(f"{line}{end}" for line in lines).encode(encoding, "backslashreplace")  # odd names of files
+    # Names of files may be odd.
+    text = "".join(f"{line}{end}" for line in lines).encode(encoding, "backslashreplace")
     try:
         stream.write(text.decode(encoding))
-        stream.flush()  # here, where an error can be caught, and not when Python ends
+        stream.flush()  # here, where an error can be caught
     except OSError:
-        # The buffer goes nowhere, or Python would try to write it again when it ends, and complain.
+        # The buffer goes nowhere, or Python would try to write it again when it ends.
         with suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
         raise

@@ -33,7 +33,7 @@ class Workload:
         return self.noise.shape[2] * self.noise.shape[3]
 
     def plain_model(self) -> nn.Module:
-        """The model with its weights in plain PyTorch layers: what a naive sampler runs."""
+        """The model in plain PyTorch layers: what a naive sampler runs."""
         model = self.model
         plain = getattr(reference, type(model).__name__)(**model.config)
         plain.load_state_dict(model.state_dict())
@@ -50,10 +50,7 @@ def workload(model: Model, n: int, height: int, width: int, seed: int = 0) -> Wo
 
 
 def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -> Model:
-    """family(**config), made not trivial to sample from: batch norms shift and scale, and logits are not flat.
-
-    PyTorch's global generator is left as it was.
-    """
+    """family(**config), made not trivial to sample from. PyTorch's global generator stays as it was."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = family(**config).eval()

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def finish(comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]) -> int:
-    """Saves and prints a report -> the exit status. found: ``machine()`` before it began."""
+    """Saves and prints a report -> the exit status."""
     paths = report.save(comparisons, folder, stem, title, found)
     say(report.about(found), report.markdown(comparisons), "", *paths)
     failures = [*filter(None, map(wrong_images, comparisons))]

@@ -78,7 +78,6 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
 
 
 def _compiler(name: str | None) -> compilers.Compiler:
-    """The compiler of that name, nvrtc or nvcc, or whichever there is."""
     found: compilers.Compiler | None = getattr(compilers, name or "compiler")()
     if found is None:
         named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""

@@ -21,8 +21,8 @@ from pixelcnn_fast.sampler import Sampler
 PICTURE = "digits.png"
 SIZE = 28
 ROWS = 8
-TEMPERATURE = 0.9  # of the picture: fewer stray strokes; the comparison draws at 1
-NAIVE_SECONDS = 75  # longer, the naive sampler draws some pixels only
+TEMPERATURE = 0.9  # of the picture, for fewer stray strokes
+NAIVE_SECONDS = 75  # longer, it draws some pixels only
 NAIVE_PIXELS = 64
 
 
@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def _forward_seconds(work: Workload) -> float:
-    """How long the model's full forward takes on the whole batch, in seconds."""
     images = torch.zeros(work.noise.shape, dtype=torch.uint8)
     seconds = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Estimates of memory, so that a command can refuse what needs too much before it tries."""
+"""Estimates of memory, so that a command can refuse too much before it tries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def to_capture(model: Model, height: int, width: int) -> int:
-    """Bytes that it takes at least to capture a model for images of this size."""
+    """The bytes that it takes at least to capture a model for images of this size."""
     features = sum(len(weight) for weight in model.parameters() if weight.dim() > 1)
     held = max(HELD_OF_LOGITS * outputs(model), HELD_OF_FEATURES * features)
     images = min(model.n_classes, FEWEST_DIFFERENT) if model.n_classes else 1

@@ -47,7 +47,7 @@ are, conditional= whether it takes labels, and condition_shape= what else:
   Sampler(prior, (1, 32, 32), levels=512, image_form="codes").sample(64)           a prior over codes of a VQ-VAE
 """
 
-PARSERS = {int: count, float: arguments.number}  # stricter than Python's own, for the options of drawing
+PARSERS = {int: count, float: arguments.number}  # stricter than Python's own
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -101,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
 def _one_picture(
     args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
 ) -> int:
-    """Saves the images in one picture, and in one file of arrays if that is wanted -> 0."""
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
@@ -116,7 +115,7 @@ def _one_picture(
             progress=args.progress and sys.stderr is not None,
             **asdict(options),
         )
-    except BaseException as error:  # whatever it is: it is raised once the finished images are saved
+    except BaseException as error:  # raised once images are saved
         finished = getattr(error, "images", None)
         if finished is None or not len(finished):
             raise
@@ -156,7 +155,6 @@ def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: in
 
 
 def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
-    """The classes that --label names; none for a model without classes."""
     if model.n_classes is None:
         if wanted:
             raise ValueError(f"--label {wanted[0]}: this model has no classes; leave --label out")
@@ -174,7 +172,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 def _save(
     images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace, options: SamplingOptions
 ) -> tuple[list[Path], Exception | None]:
-    """Writes the files, one even if the other fails -> those written; why one was not."""
+    """-> the files written, one even if the other fails; why one was not."""
     drawn = labels if labels is None else labels[: len(images)].numpy()
     named = {"images": images.numpy(), "labels": drawn, "seed": args.seed, "checkpoint": args.checkpoint}
     arrays: Any = {name: value for name, value in (named | asdict(options)).items() if value is not None}
@@ -183,11 +181,11 @@ def _save(
     for file in _files(args)[::-1]:  # the arrays first
         try:
             if file is args.npz:
-                with replacing(file) as opened:  # np.savez would add a suffix to a name without one
+                with replacing(file) as opened:  # np.savez would add a suffix
                     np.savez_compressed(opened, **arrays)
             else:
                 pictures.save_grid(images, columns, file)
             saved.insert(0, file)
-        except Exception as error:  # a disk that is full, or too little memory to compress
+        except Exception as error:  # a full disk, or too little memory
             failed = error
     return saved, failed

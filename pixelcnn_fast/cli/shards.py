@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that don't go together."""
     for name in ("shard_size", "format") if args.shards is None else ("out", "npz"):
         if getattr(args, name) is not None:
             goes = "needs" if args.shards is None else "does not go with"
@@ -79,7 +78,6 @@ def run(
 
 
 def _preview(shards: Shards, classes: int) -> list[Path]:
-    """Saves a picture of the first images, if it can show them -> its path in a list, or []."""
     images = torch.from_numpy(shards.read(0)["images"])
     if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         return []

@@ -21,11 +21,12 @@ from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
-# Bytes of noise and log-probabilities that a process holds, whatever the size of its shards.
+# Bytes of noise and log-probabilities that a process holds, however large its shards.
 WORKSPACE = 64 << 20
-MOST_WITHIN = 0.05  # share by which parameters of the probe may differ, however few bits they are computed in
-TRIED = 100  # images for which functions of two runs are compared, from the first on and spread evenly
-PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # labels or conditions of numbered images
+# The share by which the probe may differ, however few bits it is computed in.
+MOST_WITHIN = 0.05
+TRIED = 100  # images for which functions are compared, spread evenly
+PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # of numbered images
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
@@ -48,7 +49,7 @@ def told_apart(values: PerImage | None, n: int) -> str | None:
 
 
 class DrawingArguments(OptionArguments, total=False):
-    """What is handed on to ``Sampler.sample``, as type checkers read it."""
+    """What is handed on to ``Sampler.sample``, for type checkers."""
 
     batch_size: int | None
     runtime: RuntimeName
@@ -66,7 +67,7 @@ class Drawing:
     arguments: DrawingArguments
 
     def images(self, images: range, check: Callable[[], None]) -> dict[str, np.ndarray]:
-        """Draws these images, calling ``check`` now and then -> the arrays of their file."""
+        """Calls ``check`` now and then -> the arrays of these images' file."""
         shape = self.sampler.shape
         each = 8 * (math.prod(self.sampler.noise_shape) + math.prod(shape))
         at_once = max(self.arguments.get("batch_size") or 1, WORKSPACE // each)
@@ -81,15 +82,15 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest. Raises ValueError for arguments that won't do."""
+        """All that decides n images. Raises ValueError for arguments that won't do."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
         options = fields_among(SamplingOptions, self.arguments, temperature=self.temperature)
-        probe = self.sampler.probe()  # some parameters that the model gives for an image
-        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
+        probe = self.sampler.probe()
+        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # between processors
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(self.no_images["images"].dtype),

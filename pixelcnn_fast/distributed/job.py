@@ -22,9 +22,9 @@ from pixelcnn_fast.sampler import Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 
-VERSION = 2  # of the manifest, and of what the shards hold
+VERSION = 2  # of manifest and shards
 SHARD_SIZE = 1000
-SEEN_WITHIN = 120  # seconds in which a network's file system shows rank 0 what others have written
+SEEN_WITHIN = 120  # seconds until a network's file system shows what others wrote
 
 
 @takes_arguments_of(SamplingOptions, RunSettings)
@@ -44,18 +44,19 @@ def sample(
 ) -> None:
     """Draws n images into files in ``folder``, with all other processes that call this, and returns when all are there.
 
-    These are the processes of torch.distributed, or those that torchrun has started, or this one alone. Every process
+    These are the processes of torch.distributed, or those that torchrun has started, or this one alone. Each
     passes the same arguments, and a folder that all of them see.
 
-    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images`` [m, C, H,
-    W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and ``log_probabilities`` float64
-    [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of ``pixelcnn_fast.noise``.
-    Files appear as a whole: the same call, on any number of processes, goes on with those that are missing.
-    labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
-    same for [n, *condition_shape]. shard_size: images in a file. progress: show a bar on rank 0. Others: as for
+    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
+    [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
+    ``log_probabilities`` float64 [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1),
+    sampler.noise_shape)`` of ``pixelcnn_fast.noise``. Files appear as a whole: the same call, on any number of
+    processes, goes on with those that are missing.
+    labels: [n], or a function from the numbers of images, int64 [m], to their labels [m]; condition: the same
+    for [n, *condition_shape]. shard_size: images in a file. progress: show a bar on rank 0. Others: as for
     ``Sampler.sample``.
-    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that holds another job, naming
-    what differs; RuntimeError if another process has failed; a KeyboardInterrupt that says what is finished.
+    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that holds another job,
+    naming what differs; RuntimeError if another process has failed; KeyboardInterrupt, saying what is finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
@@ -99,8 +100,8 @@ def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndar
 def _share_out(
     there: np.ndarray, finish: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
 ) -> None:
-    """Finishes the shards, each by the process that is free first."""
-    order = np.argsort(~there, kind="stable").tolist()  # those that are there come first, which takes no time
+    # Those that are there come first, which takes no time.
+    order = np.argsort(~there, kind="stable").tolist()
     n, known = shards.n, shards.count_images(there)
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
         tell(

@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-PAUSES = 0.01, 1.0  # seconds between looks into the store, from the first to the longest: thousands may look
-PARTING = 5  # seconds that rank 0, which may hold the store, waits at most for others to look into it
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+# Seconds between looks into the store, the first and the longest, as thousands may look.
+PAUSES = 0.01, 1.0
+PARTING = 5  # seconds that rank 0, which may hold the store, waits
 
-_jobs = itertools.count()  # a process may do several, one after the other
+_jobs = itertools.count()  # a process may do several
 
 
 class OwnStore:
@@ -91,7 +92,6 @@ class Ranks:
 
 
 def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -> None:
-    """Returns once ``done`` is true; ``check`` is called before each pause."""
     pause, longest = PAUSES
     while not done():
         check()

@@ -1,4 +1,4 @@
-"""The folder of a job: a manifest, which says what the job is, and the shards, files of images."""
+"""The folder of a job: a manifest, which says what it is, and shards, files of images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from pixelcnn_fast.telling import tell
 FileFormat = Literal["npz", "safetensors"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
-CHECKSUM = "crc32"  # its name in the metadata of a safetensors file
-LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
-BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM  # errors that say nothing of a file
+CHECKSUM = "crc32"  # in a safetensors file's metadata
+LONGEST_SHOWN = 16  # characters: enough of a fingerprint
+# These errors say nothing of a file.
+BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM
 MOST_SHARDS = 10**7
-DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
+DIGITS = 6  # so up to a million names sort as numbers
 
 
 class Shards:
@@ -39,7 +40,7 @@ class Shards:
                 raise ValueError(f"{name} is {value!r}: expected an integer, {least} or more")
         self.folder, self.n, self.size, self.file_format = folder, int(n), int(size), file_format
         self.count, self._is_mine = -(-self.n // self.size), False
-        self.settings: Mapping[str, Any] = {}  # of the job, for the manifest
+        self.settings: Mapping[str, Any] = {}  # for the manifest
         if self.count > MOST_SHARDS:
             raise ValueError(
                 f"{n} images in files of {size} are {self.count} files, and a folder holds {MOST_SHARDS} at most: make "
@@ -64,7 +65,7 @@ class Shards:
         return sum(len(self.images(shard)) for shard in np.flatnonzero(which).tolist())
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a shard's file. Raises ValueError if the folder is another job's."""
+        """Raises ValueError if the folder is another job's."""
         if self.settings:
             self._claim()
         with replacing(self.path(shard), through_links=False) as file:
@@ -72,12 +73,12 @@ class Shards:
                 named: dict[str, Any] = dict(arrays)
                 np.savez_compressed(file, **named)
             else:
-                from safetensors.numpy import save  # here: sampling does without safetensors
+                from safetensors.numpy import save  # sampling does without it
 
                 file.write(save(dict(arrays), metadata={CHECKSUM: _checksum(arrays)}))
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
-        """The arrays in a shard's file. Raises ValueError for a file that is damaged."""
+        """Raises ValueError for a file that is damaged."""
         path = self.path(shard)
         try:
             if self.file_format == "npz":
@@ -118,7 +119,6 @@ class Shards:
         return True
 
     def _kinds(self, path: Path) -> dict[str, str]:
-        """What the headers of a file say of its arrays, by name: dtype and shape."""
         if self.file_format == "safetensors":
             from safetensors import safe_open
 
@@ -130,7 +130,8 @@ class Shards:
             for entry in arrays.infolist():
                 with arrays.open(entry) as header:
                     np.lib.format.read_magic(header)
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(header)  # as numpy writes our arrays
+                    # NumPy writes our arrays in this version.
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
                     size = header.tell() + dtype.itemsize * math.prod(shape)
                 if entry.file_size != size:
                     raise ValueError(f"{entry.filename} has {entry.file_size} bytes, expected {size}")
@@ -151,7 +152,7 @@ class Shards:
             remove_if_left_behind(each)
 
     def _claim(self) -> bool:
-        """Writes the manifest if there is none -> whether it did. Raises ValueError if it is another job's."""
+        """Writes the manifest -> whether there was none. Raises ValueError if it is another job's."""
         path = self.folder / MANIFEST
         with suppress(FileExistsError):  # another job may begin at the same time
             if not path.exists():
@@ -180,7 +181,7 @@ def _says_nothing_of_a_file(error: Exception) -> bool:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """CRC-32, as in .npz files, of each array's name, dtype, shape and bytes."""
+    """CRC-32, as in .npz files."""
     found = 0
     for name in sorted(arrays):
         found = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), found)
@@ -210,7 +211,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     def alike(name: str, one: Any, other: Any) -> bool:
         if name != "probe":
             return bool(one == other)
-        if one is None or other is None:  # a sampler that was pickled without its module has no probe
+        # A sampler that was pickled without its module has no probe.
+        if one is None or other is None:
             return True
         try:
             x, y = np.array(one["parameters"], float), np.array(other["parameters"], float)

@@ -72,8 +72,8 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """The layout that a model names as ``logits_layout``, or None, for images of ``shape`` [..., H, W] that are as high
-    and wide as there are levels, where the output's shape does not tell."""
+    """The layout that a model names as ``logits_layout``, or None, for images of ``shape`` [..., H, W] with
+    H = W = levels, where the output's shape does not tell."""
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -117,7 +117,7 @@ class Categorical(OfLevels):
         heads = [replace(self, layout=layout) for layout in LAYOUTS]
         fitting = [head for head in heads if found == head.expected(shape)]
         if len(fitting) == 1 or (len(fitting) == 2 and shape[1] == 1 and output.dim() == 4):
-            return fitting[0]  # with one channel, both orders of the channels are the same
+            return fitting[0]  # one channel has no order
         if fitting:
             title = f"the model's output {found} can be read in several ways; say which:"
             lines = [f"  head={head!r}: {LAYOUTS[head.layout]}" for head in fitting if head.layout is not None]

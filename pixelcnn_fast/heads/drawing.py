@@ -25,13 +25,14 @@ def draw(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
 
 
 def _possible(logits: Tensor, weights: Tensor, options: SamplingOptions) -> Tensor:
-    """Which levels may be drawn: bool [..., L]."""
+    """bool [..., L]: which levels may be drawn."""
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     ranked = weights.gather(-1, order)
     if options.top_k is not None:
         ranked[..., options.top_k :] = 0
     kept = ranked > 0
-    if options.top_p is not None and options.top_p < 1:  # 1 also keeps levels too unlikely to change the sum
+    # A top_p of 1 also keeps levels too unlikely to change the sum.
+    if options.top_p is not None and options.top_p < 1:
         sums = ranked.cumsum(-1)
         kept[..., 1:] &= sums[..., :-1] < options.top_p * sums[..., -1:]
     return torch.zeros_like(kept).scatter(-1, order, kept)

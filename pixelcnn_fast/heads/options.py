@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
-LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it, 1 / temperature is infinite
+LOWEST_TEMPERATURE = 2.0**-126  # below it, 1 / temperature is infinite
 
 
 def option(
@@ -27,9 +27,9 @@ class SamplingOptions:
     """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level,
     and others below the smallest normal float32 are refused.
 
-    top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels, as
-    many as it takes to reach this probability; with top_k as well, the levels that top_k keeps count as probability 1.
-    Of equally likely levels, the lower counts as more likely.
+    top_k: only so many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely
+    levels, as many as it takes to reach this probability; those that top_k keeps count as probability 1. Of
+    equally likely levels, the lower counts as more likely.
     Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
 

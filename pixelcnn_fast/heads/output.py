@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import UnknownLayout
 
-# Where the logits are: a key, an index, the name of an attribute, or a function of what the model returns. None: the
-# model returns one tensor.
+# A key, an index, the name of an attribute, or a function of what is returned; None: it is one tensor.
 Output = Hashable | Callable[[Any], Tensor] | None
 
 

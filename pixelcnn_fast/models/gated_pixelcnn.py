@@ -17,15 +17,16 @@ from pixelcnn_fast.nn.masked_conv2d import MaskType
 class GatedPixelCNN(nn.Module):
     """Gated PixelCNN: p(image) as a product over pixels in raster order.
 
-    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1 (read as 0...levels-1 when
-    some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set; condition: [N, condition_channels,
-    H, W] floating point, needed when ``condition_channels`` is set -> logits [N, input_channels, H, W, levels].
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1 (read as 0...levels-1
+    when some value exceeds 1); labels: [N] integers, needed with ``n_classes``; condition:
+    [N, condition_channels, H, W] floating point, needed with ``condition_channels``
+    -> logits [N, input_channels, H, W, levels].
     dilations: one block for each; the first has mask A. channel_order: as in ``PixelCNN``.
     Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels or conditions.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
     """
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell
 
     def __init__(
         self, input_channels: int = 3, hidden_channels: int = 64, dilations: Sequence[int] = (1, 2, 1, 4, 1, 2, 1),

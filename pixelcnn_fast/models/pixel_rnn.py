@@ -28,16 +28,16 @@ def is_unobserved(conv: nn.Module) -> bool:
 class PixelRNN(nn.Module):
     """PixelRNN: p(image) as a product over pixels in raster order.
 
-    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1; labels: [N] integers,
-    needed when ``n_classes`` is set -> logits [N, input_channels, H, W, levels].
-    kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h, how wide each is; the path
-    that they are added to is 2h wide. kernel_size: of the first convolution. channel_order: as in ``PixelCNN``.
-    learn_initial_state: whether the LSTMs' states outside of the image are parameters.
-    Raises ValueError for another kind, a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1; labels: [N]
+    integers, needed with ``n_classes`` -> logits [N, input_channels, H, W, levels].
+    kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h, how wide each is; the
+    path that they are added to is 2h wide. kernel_size: of the first convolution. channel_order: as in
+    ``PixelCNN``. learn_initial_state: whether the LSTMs' states outside of the image are parameters.
+    Raises ValueError for another kind, a wrong shape or dtype, and missing, unexpected or out-of-range labels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sections 3.1 to 3.4.
     """
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell
 
     def __init__(
         self, kind: Kind, input_channels: int = 3, hidden_channels: int = 128, n_layers: int = 12,
@@ -76,13 +76,14 @@ class PixelRNN(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_inputs(images, self.input_channels, labels, self.n_classes)
         x = images.to(self.conv_in.weight.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)  # the recurrences go from pixel to pixel
+        # The recurrences go from pixel to pixel.
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x / (self.levels - 1) if images.dtype == torch.uint8 else x)
         if self.embedding is not None:
             x = x + self.embedding(labels)[:, :, None, None]
         for layer, upsample in zip(self.layers, self.upsample, strict=True):
             added = upsample(layer(x))
-            x = added.add_(x) if is_unobserved(upsample) else added + x  # in place saves memory and time
+            x = added.add_(x) if is_unobserved(upsample) else added + x  # saves memory
         may_overwrite = bool(self.layers)
         for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
             x = conv(F.relu(x, inplace=may_overwrite))

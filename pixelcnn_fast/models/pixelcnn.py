@@ -17,7 +17,7 @@ class PixelCNN(nn.Module):
     """Convolutional PixelCNN: p(image) as a product over pixels in raster order.
 
     images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in 0...1 (read as 0...255 when
-    some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set
+    some value exceeds 1); labels: [N] integers, needed with ``n_classes``
     -> logits [N, input_channels, H, W, 256].
     channel_order: with 'thirds' (or True) or 'interleaved' a colour sees the earlier ones of its pixel, and hidden
     channels belong to colours as in ``nn.channel_groups``; with None it sees earlier pixels only.
@@ -26,7 +26,7 @@ class PixelCNN(nn.Module):
     "Conditional Image Generation with PixelCNN Decoders", section 2.3.
     """
 
-    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+    logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell
 
     def __init__(
         self, input_channels: int = 3, hidden_channels: int = 128, n_residual: int = 15,

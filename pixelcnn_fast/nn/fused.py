@@ -47,7 +47,8 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
     if torch.is_grad_enabled():
-        parameters = [parameter for m in modules for parameter in m.parameters()]  # of parametrizations, too
+        # Those of parametrizations, too.
+        parameters = [parameter for m in modules for parameter in m.parameters()]
         if any(t.requires_grad for t in (x, *parameters)):
             return False
     return not any(m._forward_hooks or m._forward_pre_hooks for m in modules)

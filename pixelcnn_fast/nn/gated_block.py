@@ -14,10 +14,10 @@ from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d, VerticalConv2d
 class GatedBlock(nn.Module):
     """One layer of both stacks.
 
-    vertical, horizontal: [N, channels_in, H, W]; labels: [N] integers, needed with ``n_classes``;
-    condition: [N, condition_channels, H, W], needed with ``condition_channels``
+    vertical, horizontal: [N, channels_in, H, W]; labels: [N] integers, needed with ``n_classes``; condition:
+    [N, condition_channels, H, W], needed with ``condition_channels``
     -> (vertical, horizontal), both [N, channels_out, H, W]. Both conditions enter both gates.
-    The first block of a network has mask A and takes the image twice; it has no residual, which would show the pixel
+    A network's first block has mask A and takes the image twice; it has no residual, which would show the pixel
     itself. With mask B the widths agree, and the horizontal stack is residual.
     colours, channel_order: for images whose colours see each other in order; see ``nn.channel_order``.
     Raises ValueError if mask B comes with two widths, and for a condition that is missing or does not fit.
@@ -82,7 +82,7 @@ def _given(
     condition: Tensor | None,
     projection: nn.Conv2d | None,
 ) -> Tensor | None:
-    """What the conditions add to a gate: [N, 2C, H, W], [N, 2C, 1, 1], or None without any."""
+    """[N, 2C, H, W], [N, 2C, 1, 1], or None without any."""
     for name, given, layer in (("labels", labels, embedding), ("condition", condition, projection)):
         if (given is None) != (layer is None):
             raise ValueError(

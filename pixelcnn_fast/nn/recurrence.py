@@ -54,10 +54,9 @@ class RowLSTM(Recurrence):
     """A convolutional LSTM from row to row: a pixel sees a triangle above it, and a few pixels to its left.
 
     x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. The input-to-state convolution has mask B; the
-    state-to-state taps lie on the row above. channel_groups: those of the input's and of the hidden channels, if the
-    colours of a pixel see each other in order. learn_initial_state: whether h and c of the row above the image are
-    parameters, ``h0`` and ``c0``, or zeros.
-    Raises ValueError for even kernel sizes, and for other bad settings.
+    state-to-state taps lie on the row above. channel_groups: those of the input's and of the hidden channels,
+    if colours see each other in order. learn_initial_state: whether h and c of the row above the image are
+    parameters, ``h0`` and ``c0``, or zeros. Raises ValueError for even kernel sizes, and other bad settings.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
 
@@ -83,9 +82,9 @@ class RowLSTM(Recurrence):
 class DiagonalLSTM(Recurrence):
     """An LSTM whose state depends on those of the pixels above and to the left: a pixel sees all of them.
 
-    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. reverse: each row is walked from the right, and left reads
-    as right; such a layer sees later pixels of its row, so it is to be shifted down. channel_groups and
-    learn_initial_state as for ``RowLSTM``; the latter also stands for the column before the first.
+    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. reverse: each row is walked from the right, and left
+    reads as right; such a layer sees later pixels of its row, so it is to be shifted down. Other settings as for
+    ``RowLSTM``; initial states also stand for the column before the first.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
 

@@ -16,7 +16,7 @@ DTYPES = {
 
 
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Resolves 'auto' to the first backend that can compute on such tensors; any other name stands for itself.
+    """Resolves 'auto' to the first backend that can compute on such tensors; other names stand for themselves.
 
     Raises ValueError for an unknown name, and, saying why, for a backend that can't.
     """

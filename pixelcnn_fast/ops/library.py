@@ -1,4 +1,4 @@
-"""Registration of the ops with PyTorch, and how tensors are handed to the compiled module."""
+"""Registers ops with PyTorch, and hands tensors to the compiled module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ NAME = "pixelcnn_fast"
 library = torch.library.Library(NAME, "DEF")
 
 Pair = tuple[int, int]
-RawTensor = tuple[int, ...]  # its address, the number of its dtype, then its sizes, then its strides
+# Its address, the number of its dtype, then its sizes, then its strides.
+RawTensor = tuple[int, ...]
 
 
 def define(
@@ -31,14 +32,13 @@ def define(
 ) -> Callable[..., Any]:
     """Registers an op -> a function that calls it, with arguments by position.
 
-    compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The others name those of its
-    arguments that they read. fake: the results, empty, from shapes alone. casts: the tensors that autocast converts to
-    its dtype, as it does for convolutions. backward: (gradients of the first results, needed, **arguments) -> the
-    gradients by the arguments' names; needed: the names of those that are asked for. results: the names of the op's
-    results, where ``backward`` reads some as it reads arguments; those whose gradients it does not take have none.
-
-    Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes longer than a
-    small op itself.
+    compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The others name those of
+    its arguments that they read. fake: the results, empty, from shapes alone. casts: the tensors that autocast
+    converts to its dtype, as for convolutions. backward: (gradients of the first results, needed, **arguments)
+    -> the gradients by the arguments' names; needed: the names of those that are asked for. results: the names
+    of the results, where ``backward`` reads some as it reads arguments; those whose gradients it does not take
+    have none. Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes
+    longer than a small op itself.
     """
     declared = _signature(compute)
     names = list(declared.parameters)
@@ -66,7 +66,7 @@ def define(
 
 
 def _signature(function: Callable) -> Signature:
-    """The function's signature with its types evaluated, and without the arguments that a partial function fixes."""
+    """With its types evaluated, and without the arguments that a partial function fixes."""
     known, fixed = signature(function, eval_str=True), getattr(function, "keywords", ())
     left = (each for each in known.parameters.values() if each.name not in fixed)
     return known.replace(parameters=[each.replace(kind=each.POSITIONAL_OR_KEYWORD) for each in left])
@@ -93,7 +93,7 @@ def _schema_type(annotation: Any) -> str:
 
 
 def _by_name(function: Callable, declared: Signature) -> Callable:
-    """Called like ``declared`` -> hands on, by name, those of the arguments that the function takes."""
+    """Called like ``declared`` -> hands on, by name, the arguments that the function takes."""
     read = [name for name in _signature(function).parameters if name in declared.parameters]
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -105,7 +105,7 @@ def _by_name(function: Callable, declared: Signature) -> Callable:
 
 
 def _by_position(function: functools.partial) -> Callable:
-    """A function of which one argument is fixed by name, called with the others by position."""
+    """One argument is fixed by name; the others are given by position."""
     ((name, value),) = function.keywords.items()
     at, whole = list(signature(function.func).parameters).index(name), function.func
     return lambda *args: whole(*args[:at], value, *args[at:])
@@ -140,8 +140,7 @@ def _register_backward(name: str, names: list[str], backward: Callable, results:
 
 
 def differentiable_once(name: str) -> None:
-    """Of an op that computes gradients: says in the backward of a backward that there is none. PyTorch would leave
-    second derivatives out."""
+    """Makes the backward of a backward an error: PyTorch would leave second derivatives out."""
 
     def backward(*_: Any) -> None:
         raise NotImplementedError(
@@ -152,13 +151,14 @@ def differentiable_once(name: str) -> None:
     torch.library.register_autograd(f"{NAME}::{name}", backward, lib=library)
 
 
-is_batched = torch._C._functorch.is_legacy_batchedtensor  # within a backward of many gradients at once
+# Within a backward of many gradients at once.
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _bare(args: tuple) -> bool:
-    """Whether nothing else takes part in a call: no compiler, mode, transform, autocast or gradient."""
+    """Whether nothing else takes part: no compiler, mode, transform, autocast or gradient."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_function_stack()
@@ -183,8 +183,8 @@ def have_tangents(args: tuple) -> bool:
 
 
 def _check_no_transform(name: str, args: tuple) -> None:
-    """PyTorch would take the tangents of a result for zero, and of other transforms its error would ask for a method
-    that only the library could write."""
+    """PyTorch would take the tangents of a result for zero, and of other transforms its error would ask for a
+    method that only the library could write."""
     if torch.compiler.is_compiling():
         return
     if forward_ad._current_level >= 0 and have_tangents(args):
@@ -208,7 +208,7 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: lis
         dtype = torch.get_autocast_dtype(device)
         lowered = list(args)
         for i in casts:
-            x = args[i]  # by autocast's rule: all floating-point tensors but those in float64
+            x = args[i]  # by autocast's rule, all but float64
             if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
                 lowered[i] = x.to(dtype)
         if len({lowered[i].dtype for i in casts if isinstance(lowered[i], Tensor)}) > 1:
@@ -227,16 +227,15 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: lis
 
 @functools.cache
 def _element(dtype: torch.dtype) -> int:
-    """The compiled module's number for a dtype."""
     return int(required().Element.__members__[str(dtype).removeprefix("torch.")])
 
 
-POOLED = 2**21  # bytes from which a result's memory is kept for later results
+POOLED = 2**21  # bytes from which memory is kept
 
 
 def pooled(empty: Tensor) -> Tensor:
-    """A result that is still to be written, [...] without gaps -> in its place, if it is large, one in memory that
-    earlier results have left: new memory is cleared by the system, which takes as long as computing."""
+    """A result that is still to be written, [...] without gaps -> in its place, if it is large, one in memory
+    that earlier results have left: the system clears new memory, which takes as long as computing."""
     if empty.device.type != "cpu" or empty.nbytes < POOLED or native() is None:
         return empty
     storage = torch.frombuffer(required().Block(empty.nbytes), dtype=torch.uint8).untyped_storage()
@@ -261,8 +260,8 @@ def computed(x: Tensor | None) -> Tensor | None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule: channels-last if the strides
-    of x grow from channels to columns, rows and images. Where one memory is both, as of one pixel, it is contiguous."""
+    """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule: channels-last if strides
+    grow from channels to columns, rows and images. Where one memory is both, as of one pixel, it is contiguous."""
     sizes, strides = x.shape, x.stride()
     least = 0
     for axis in (1, 3, 2, 0):

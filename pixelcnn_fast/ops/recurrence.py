@@ -1,4 +1,4 @@
-"""What ``row_lstm`` and ``diagonal_lstm`` have in common: arguments, checks, gradients, backends."""
+"""What ``row_lstm`` and ``diagonal_lstm`` share: arguments, checks, gradients, backends."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def register(
 ) -> Callable[..., Tensor]:
     """Registers an op and that of its gradients -> the function (sums, weight, h0, c0, *direction, backend) -> h.
 
-    reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients of sums, weight, h0 and
-    c0; diagonal: whether a state follows on the one to the left, too, and its rows have a direction; taps: (how many,
-    *direction) -> each.
+    reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients of sums, weight, h0
+    and c0; diagonal: whether a state follows on the one to the left, too, and its rows have a direction; taps:
+    (how many, *direction) -> each.
     """
 
     def own(reverse: bool) -> tuple[bool, ...]:
@@ -156,7 +156,7 @@ def _like_gradients(weight: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tens
 def _weight_gradient(
     grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[StateTap], weight: Tensor, backend: str
 ) -> Tensor:
-    """The gradient of the state-to-state weight [4h, h, taps] by that of the sums: that of a convolution of h."""
+    """That of a convolution of h: [4h, h, taps]."""
     top, left = (min(offsets) for offsets in zip(*((tap.dy, tap.dx) for tap in taps), strict=True))
     height, width = (1 + max(tap.dy for tap in taps) - top, 1 + max(tap.dx for tap in taps) - left)
     places = [(tap.dy - top, tap.dx - left) for tap in taps]
@@ -180,7 +180,7 @@ def _weight_gradient(
 
 
 def _initial_gradient(grad: Tensor, weight: Tensor, taps: list[StateTap]) -> Tensor:
-    """The gradient of h0 [h] by that of the sums."""
+    """[h], by the gradient of the sums."""
     of_taps = (grad[(..., *tap.initial)].sum((0, 2, 3)) @ weight[:, :, k] for k, tap in enumerate(taps))
     return torch.stack(list(of_taps)).sum(0)
 

@@ -1,9 +1,9 @@
 """The recurrences of PixelRNN in Triton: one launch computes all steps, a program for each image.
 
-Pixels of one step, a row or a diagonal, are computed together: their gates are products of the states before them and
-the weights, which stay in the L2 cache as all programs read them. A program passes states on through memory, with a
-barrier after each step. States are in the inputs' dtype, cells and sums in float32; float32 products are rounded to
-TF32 where torch allows it for convolutions. Equal inputs give equal bits.
+Pixels of one step, a row or a diagonal, are computed together: their gates are products of the states before them
+and the weights, which stay in the L2 cache as all programs read them. A program passes states on through memory,
+with a barrier after each step. States are in the inputs' dtype, cells and sums in float32; float32 products are
+rounded to TF32 where torch allows it for convolutions. Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pixelcnn_fast.ops.triton_support import (
 )
 from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
 
-# rows: positions of a step; columns: channels, of which there are four gates; depth: channels of the states
+# rows: positions of a step; columns: channels, of each gate; depth: channels of the states
 TILES: dict[str, Tiles] = {
     "16 bit": {INTERPRETER: (Tile(16, 16, 16, 4, 1),), 80: (Tile(32, 32, 64, 4, 3),)},
     "tf32": {INTERPRETER: (Tile(16, 16, 16, 4, 1),), 80: (Tile(32, 32, 32, 4, 3),)},
@@ -45,8 +45,8 @@ def forward(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """sums: [N, 4h, H, W], any strides; weight: [4h, h, taps]; h0, c0: [h] or None; diagonal: whether a state follows
-    on those above and to the left, the cell on the latter; keep: whether the gates are needed
+    """sums: [N, 4h, H, W], any strides; weight: [4h, h, taps]; h0, c0: [h] or None; diagonal: whether a state
+    follows on those above and to the left, the cell on the latter; keep: whether the gates are needed
     -> h [N, h, H, W] and the gates [N, 4h, H, W], in sums' memory format.
 
     Raises TypeError for float64 and unequal dtypes.
@@ -62,7 +62,8 @@ def forward(
     gates = torch.empty_like(sums) if keep else None
     positions = height if diagonal else width
     cells = sums.new_empty((n, positions, hidden), dtype=torch.float32)
-    weight = weight.permute(2, 0, 1).contiguous()  # for TF32, sm_90 needs the summed dimension innermost
+    # For TF32, sm_90 needs the summed dimension innermost.
+    weight = weight.permute(2, 0, 1).contiguous()
     if sums.numel():
         walk, how = (height, width, sums.stride(), h.stride()), dict(DIAGONAL=diagonal, REVERSE=reverse)
         sizes = _sizes(sums, positions, hidden, taps, hidden)
@@ -75,8 +76,8 @@ def forward(
 def backward(
     grad: Tensor, weight: Tensor, c0: Tensor | None, gates: Tensor, diagonal: bool, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """grad: of h, [N, h, H, W]; gates: as ``forward`` gave them -> the gradients of sums [N, 4h, H, W], in gates'
-    memory format, and of c0 [h]."""
+    """grad: of h, [N, h, H, W]; gates: as ``forward`` gave them -> the gradients of sums [N, 4h, H, W], in
+    gates' memory format, and of c0 [h]."""
     check_dtype(*(x for x in (grad, weight, c0, gates) if x is not None))
     n, hidden, height, width = grad.shape
     layout, c0 = memory_format(gates), c0 if c0 is None else c0.contiguous()
@@ -123,7 +124,7 @@ def _active(step, height, width, DIAGONAL: tl.constexpr):
 
 @triton.jit
 def _pixels(step, p, width, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
-    """The row and the column of the pixels at positions p, and their place in the row's walk, from 0."""
+    """The rows and columns of pixels at positions p, and their places in the row's walk, from 0."""
     y, walked = (p, step - p) if DIAGONAL else (p * 0 + step, p)
     return y, (width - 1 - walked if REVERSE else walked), walked
 
@@ -131,13 +132,14 @@ def _pixels(step, p, width, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
 @triton.jit
 def _offset(tap, TAPS: tl.constexpr, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
     """Where a tap's state lies: rows down, columns to the right."""
-    before = tap if REVERSE else -tap  # on a diagonal, tap 0 is above, and tap 1 the pixel before it in the row
+    # On a diagonal, tap 0 is above, and tap 1 the pixel before it in the row.
+    before = tap if REVERSE else -tap
     return (tap - 1, before) if DIAGONAL else (tap * 0 - 1, tap - TAPS // 2)
 
 
 @triton.jit
 def _load_gates(pixels, active, c, known, stride, HIDDEN: tl.constexpr):
-    """The gates i, f, g and o of channels c, [P, C] each in float32. stride: from channel to channel."""
+    """Of channels c, [P, C] each in float32. stride: from channel to channel."""
     at = [(c + gate * HIDDEN) * stride for gate in (0, 1, 2, 3)]
     return [load_tile(pixels, active, channels, known).to(tl.float32) for channels in at]
 
@@ -150,13 +152,11 @@ def _store_gates(pixels, active, c, known, stride, values, HIDDEN: tl.constexpr)
 
 @triton.jit
 def _add_product(total, a, rows, columns, real, known, PRECISION: tl.constexpr):
-    """total + a @ matrix, whose elements [k, c] lie at ``rows`` [k] + ``columns`` [c]."""
     return multiply_add(a, load_tile(rows, real, columns, known), total, PRECISION)
 
 
 @triton.jit
 def _pixel(image, y, x, strides):
-    """Where the channels of pixels begin."""
     return y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3] + image * strides[0]
 
 
@@ -191,7 +191,7 @@ def _forward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A program computes one image. weight: [taps, 4h, h]; cells: of each position the latest, [N, positions, h]."""
+    """A program computes one image. weight: [taps, 4h, h]; cells: each position's latest, [N, positions, h]."""
     K_BLOCKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     image = tl.program_id(0).to(tl.int64)
     positions = height if DIAGONAL else width
@@ -258,7 +258,7 @@ def _cells_kernel(
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Cells of all pixels, from their gates. A program walks some (image, position, channel)."""
+    """Cells of all pixels, from their gates."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = element % HIDDEN
     positions = height if DIAGONAL else width
@@ -301,8 +301,8 @@ def _backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A program computes one image, from its last step to its first. weight: [taps, h, 4h]; cells: of all pixels, like
-    grad; grad_cells: of each position, by the steps after it, [N, positions, h]."""
+    """A program computes one image, from its last step to its first. weight: [taps, h, 4h]; cells: of all
+    pixels, like grad; grad_cells: of each position, by the steps after it, [N, positions, h]."""
     K_BLOCKS: tl.constexpr = (4 * HIDDEN + BLOCK_K - 1) // BLOCK_K
     image = tl.program_id(0).to(tl.int64)
     positions = height if DIAGONAL else width

@@ -16,7 +16,7 @@ _IS_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 def check_dtype(*tensors: Tensor) -> None:
-    """Raises TypeError unless all are float32, all bfloat16 or all float16: the kernels have no others."""
+    """Raises TypeError unless all are float32, all bfloat16 or all float16."""
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) > 1:
         raise TypeError(f"the Triton kernels take tensors of one dtype, not {dtypes}: convert them")
@@ -27,7 +27,7 @@ def check_dtype(*tensors: Tensor) -> None:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How the kernels multiply: '16 bit', or for float32 'tf32' where torch allows it for convolutions, else 'ieee'."""
+    """'16 bit', or for float32 'tf32' where torch allows it for convolutions, else 'ieee'."""
     if dtype != torch.float32:
         return "16 bit"
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
@@ -36,7 +36,7 @@ def precision_of(dtype: torch.dtype) -> str:
 
 @triton.jit
 def within(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """index < SIZE; where blocks fill the size, of which the compiler is not aware, no mask is left in the loads."""
+    """index < SIZE; where blocks fill the size, which the compiler does not see, loads get no mask."""
     if SIZE % BLOCK == 0:
         return tl.full(index.shape, True, tl.int1)
     else:
@@ -47,8 +47,8 @@ def within(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.
 
-    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where the compiler cannot tell, it lets
-    neighbouring threads load along the last dimension, so this decides whether loads coalesce.
+    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where the compiler cannot tell, neighbouring
+    threads load along the last dimension, so this decides whether loads coalesce.
     """
     if ROWS_INNERMOST:
         mask = column_mask[:, None] & row_mask[None, :]
@@ -73,7 +73,7 @@ def store_tile(rows, row_mask, columns, column_mask, tile, ROWS_INNERMOST: tl.co
 @triton.jit
 def multiply_add(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b in float32; a: [M, K], b: [K, N], of one dtype; PRECISION: '16 bit', 'tf32' or 'ieee'."""
-    if _IS_INTERPRETED:  # it stores bfloat16 as integers, and numpy's float16 product is slow
+    if _IS_INTERPRETED:  # bfloat16 is stored as integers, and float16 is slow
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="tf32" if PRECISION == "tf32" else "ieee")

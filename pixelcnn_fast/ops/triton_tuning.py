@@ -1,7 +1,6 @@
-"""Which tile sizes a Triton kernel takes on a device, from the table that stands beside it. Nothing is tuned at run
-time.
+"""The tile sizes of a Triton kernel on a device, from the table beside it; nothing is tuned at run time.
 
-The sizes follow from arithmetic (tiles that fill the tensor cores, registers and stages that leave room for a second
+They follow from arithmetic (tiles that fill the tensor cores, registers and stages that leave room for a second
 program on the multiprocessor) and from what compiles without spills; they have not been measured yet.
 """
 
@@ -30,11 +29,11 @@ class Tile(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# In the interpreter an operation costs the same at any size; with these tiles, odd sizes still take several.
+# In the interpreter an operation costs the same at any size; odd sizes still take several of these.
 INTERPRETER = 0
 
-# By compute capability, or for the interpreter; a device takes the entry for its own, or else for the nearest lower
-# one. Tiles go from large to small: the first that gives every multiprocessor a program is taken, or else the last.
+# By compute capability, or for the interpreter; a device takes the entry for its own, or else the nearest lower
+# one. Tiles go from large to small: the first that gives every multiprocessor a program is taken, or the last.
 Tiles = dict[int, tuple[Tile, ...]]
 
 

@@ -1,1 +1,1 @@
-"""Rewrites the graphs that PyTorch captures of a model so that they call this library's ops."""
+"""Rewrites the graphs that PyTorch captures of a model to call this library's ops."""

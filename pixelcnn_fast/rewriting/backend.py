@@ -31,9 +31,9 @@ class Backend:
     """``torch.compile(model, backend=Backend())``: calls that this library has faster ops for are rewritten, before
     autograd, so for training and inference.
 
-    mode: what runs the graph: 'eager', which needs no compiler, or 'inductor', which compiles the rest of it.
-    live_gradients: whether weights that are masked in place (``weight.data *= mask``) get gradients at live taps only.
-    report: what was rewritten, and what was left and why; it fills at each compilation.
+    mode: what runs the graph: 'eager', or 'inductor', which compiles the rest of it. live_gradients: whether
+    weights that are masked in place (``weight.data *= mask``) get gradients at live taps only. report: what was
+    rewritten, and what was left and why; it fills at each compilation.
     """
 
     def __init__(self, mode: Mode = "eager", live_gradients: bool = False) -> None:
@@ -82,7 +82,7 @@ def _by_inductor(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[...,
 
     config: Any = torch.compiler.config
     tag = getattr(config, "cache_key_tag", None)  # older PyTorch has none
-    if tag is not None and _digest_of_ops() not in tag:  # what it keeps on disk is for these ops
+    if tag is not None and _digest_of_ops() not in tag:  # its cache is for these ops
         config.cache_key_tag = f"{tag} pixelcnn_fast {_digest_of_ops()}"
     return cast(Callable[..., Any], compile_fx(module, inputs))
 
@@ -120,7 +120,6 @@ _RESHAPING = re.compile(r"(transpose|t|swapaxes|swapdims|squeeze|unsqueeze|as_st
 
 
 def _why_not(graph: fx.Graph) -> str | None:
-    """Why a graph stays as it is; None if it may be rewritten."""
     values = (value(node) for node in graph.nodes)
     if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in values):
         return "within a transformation of torch.func"  # whose tensors have no memory of their own
@@ -130,7 +129,6 @@ def _why_not(graph: fx.Graph) -> str | None:
 
 
 def _updates_statistics(node: fx.Node) -> bool:
-    """Whether it is a norm that writes its running statistics."""
     flag = {"batch_norm": "training", "instance_norm": "use_input_stats"}.get(name_of(node))
     if flag is None or argument(node, 1, "running_mean") is None:
         return False
@@ -138,7 +136,7 @@ def _updates_statistics(node: fx.Node) -> bool:
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
-    """The tensors that the inputs are now, also where DistributedDataParallel gives fake ones."""
+    """The inputs' tensors, also where DistributedDataParallel gives fake ones."""
     found = {}
     placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
     for node, given in zip(placeholders, inputs, strict=False):
@@ -162,17 +160,14 @@ def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule,
                 yield from _parts(inside, {each: real[given] for each, given in pairs if given in real})
 
 
-shared = functools.cache(Backend)  # one for all models with the same settings
+shared = functools.cache(Backend)
 
 
 def named(
     module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor", "live_gradients": True})``
-    calls; options are those of ``Backend``.
-
-    Raises ValueError for other options.
-    """
+    calls; options are those of ``Backend``. Raises ValueError for others."""
     given = {"mode": "eager", "live_gradients": False, **(options or {})}
     if len(given) > 2 or given["mode"] not in get_args(Mode) or not isinstance(given["live_gradients"], bool):
         raise ValueError(

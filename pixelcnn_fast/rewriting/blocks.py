@@ -32,7 +32,7 @@ _KINDS = {call: kind for kind in ACTIVATIONS if kind in reference.ACTIVATIONS fo
 
 
 class Block(NamedTuple):
-    """A convolution and what follows it. norm: the statistics, weight, bias and eps of a batch norm."""
+    """A convolution and what follows it. norm: statistics, weight, bias and eps of a batch norm."""
 
     convolution: fx.Node
     norm: tuple[Any, ...] | None = None
@@ -59,7 +59,8 @@ def rewrite(captured: CapturedGraph) -> None:
         return
     graph = captured.graph
     for node in list(graph.nodes):
-        if node.target is not MASKED_CONV2D or len(node.args) != 9:  # one of a window, or somebody else's
+        # One of a window, or somebody else's.
+        if node.target is not MASKED_CONV2D or len(node.args) != 9:
             continue
         block = _found(node)
         if not block.following or not captured.regions.are_one(node, *block.following):

@@ -15,10 +15,9 @@ from pixelcnn_fast.rewriting.report import Report
 
 @dataclass
 class CapturedGraph:
-    """real: the tensors that inputs of the graph are now. They only decide whether a rewrite pays.
-    inference: whether nothing of the graph is kept for a backward.
-    live_gradients: whether weights that are masked in place get gradients at live taps only.
-    by_inductor: whether Inductor runs the graph, which lays out what reads maps in both layouts as it likes."""
+    """real: the inputs' tensors now, which only decide whether a rewrite pays. inference: whether nothing of the
+    graph is kept for a backward. live_gradients: whether weights that are masked in place get gradients at live
+    taps only. by_inductor: whether Inductor runs it, which lays out what reads both layouts as it likes."""
 
     graph: fx.Graph
     real: Mapping[fx.Node, Tensor] = field(default_factory=dict)
@@ -29,7 +28,7 @@ class CapturedGraph:
 
     @cached_property
     def writes(self) -> Writes:
-        """Those of the graph as the last rewrite has left it."""
+        """As the last rewrite has left the graph."""
         return Writes(self.graph, self.inference)
 
     @cached_property

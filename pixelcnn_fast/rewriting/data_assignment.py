@@ -24,7 +24,7 @@ def rewrite(captured: CapturedGraph) -> None:
 
 
 def _is_written_in_place(data: Any, target: Any) -> bool:
-    """Whether data is what calls in place have made of the target's own."""
+    """Whether calls in place have made data of the target's own."""
     while isinstance(data, fx.Node) and data.args:
         if name_of(data) in ("_get_data_attr", "detach"):
             return data.args[0] is target

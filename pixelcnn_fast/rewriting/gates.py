@@ -103,14 +103,13 @@ def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
 
 
 def _whole(a: Any, b: Any) -> fx.Node | None:
-    """The feature map of which two nodes are the first and the second half."""
     first, second = _half(a), _half(b)
     is_pair = first is not None and first[1] == 0 and second == (first[0], 1)
     return first[0] if first is not None and is_pair else None
 
 
 def _condition(graph: fx.Graph, x: fx.Node, condition: fx.Node) -> fx.Node:
-    """As the op takes it: [N, 2C] if it is the same for all pixels."""
+    """[N, 2C] if it is the same for all pixels."""
     return condition if size(x) == size(condition) else graph.call_method("flatten", (condition, 1))
 
 
@@ -123,7 +122,6 @@ def _between(node: fx.Node, wholes: tuple[fx.Node, ...]) -> list[fx.Node]:
 
 
 def _erase_unread(graph: fx.Graph, node: fx.Node, until: tuple[fx.Node, ...] = ()) -> None:
-    """Erases a call that nobody reads, and what only it has read."""
     if node in until or node.users or not is_any_call(node):
         return
     sources = node.all_input_nodes if until else []
@@ -133,10 +131,8 @@ def _erase_unread(graph: fx.Graph, node: fx.Node, until: tuple[fx.Node, ...] = (
 
 
 def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.Node] | None:
-    """(x, condition) of a gate's input that nobody else reads and that is their sum.
-
-    In inference, a sum of two maps is left to the convolution before it.
-    """
+    """(x, condition) of a gate's input that nobody else reads and that is their sum. In inference, a sum of two
+    maps is left to the convolution before it."""
     if whole.users or not is_call(whole, ADD) or len(whole.args) != 2 or whole.kwargs:
         return None
     total = value(whole)
@@ -186,7 +182,7 @@ def _of_parts(parts: fx.Node, index: int) -> tuple[fx.Node, int] | None:
 
 
 def _channels(node: Any) -> int | None:
-    """The channels of a feature map, if they are even."""
+    """Those of a feature map, if they are even."""
     found = value(node)
     if found is None or found.dim() != 4 or not isinstance(found.shape[1], int) or found.shape[1] % 2:
         return None

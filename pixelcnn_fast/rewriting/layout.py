@@ -1,7 +1,7 @@
 """Lays feature maps between this library's operators out channels-last, as their kernels read and write them.
 
-What follows such a map takes over its layout and gives the same numbers. Whatever else reads it, the graph's caller
-first of all, is given a contiguous map. What PyTorch keeps for its backward stays the tensor that the caller knows.
+What follows such a map takes over its layout and gives the same numbers. Whatever else reads it, the graph's
+caller first of all, gets a contiguous map. What PyTorch keeps for its backward stays as the caller knows it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AGNOSTIC = (
     )
     | spelled(*ACTIVATIONS, *"gelu softplus mish hardtanh relu6 selu celu softsign logsigmoid".split())
 )
-_FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
+_FEWEST = 2  # of our convolutions that are joined by maps
 
 
 def rewrite(captured: CapturedGraph) -> None:
@@ -85,7 +85,7 @@ def _set_format(node: fx.Node, result_format: torch.memory_format) -> None:
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
-    """Whether a call is a convolution with more channels than its argument, whose result is given back at once: our
+    """Whether a convolution has more channels than its argument, and its result is given back at once: our
     kernel writes it contiguously in less time than PyTorch's takes to compute it."""
     if not calls(node, CONV2D) or not following.isdisjoint(node.users):
         return False
@@ -108,8 +108,8 @@ def _write_contiguous(captured: CapturedGraph, node: fx.Node) -> None:
 def _following(captured: CapturedGraph) -> set[fx.Node]:
     """The calls whose result is a contiguous map, of the same numbers whatever the layout of the arguments.
 
-    Others may get a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
-    backward if it is known outside, and who reads it must do so with gradients if it has some.
+    Others may get a copy. So nobody may write into it if others read it, PyTorch may not keep it for its backward
+    if it is known outside, and who reads it must do so with gradients if it has some.
     """
     graph, writes, by_inductor = captured.graph, captured.writes, captured.by_inductor
     following = {
@@ -154,7 +154,6 @@ def _is_convolution(node: fx.Node) -> bool:
 
 
 def _is_only_returned(node: fx.Node) -> bool:
-    """Whether what reads a node are the graph's caller and views that are returned, too."""
     return all(
         user.op == "output" or (not storages(user).isdisjoint(storages(node)) and _is_only_returned(user))
         for user in node.users

@@ -18,7 +18,7 @@ _FLATTENING = frozenset(("reshape", "view", "flatten", torch.reshape, torch.flat
 
 
 class Reduced(NamedTuple):
-    """How what the levels of all pixels cost is reduced. calls: that do it, the cross-entropy first."""
+    """How all pixels' costs are reduced. calls: that do it, the cross-entropy first."""
 
     calls: tuple[fx.Node, ...]
     is_mean: bool

@@ -37,8 +37,8 @@ KEEPING_ZEROS = frozenset(
 class MaskedWeight(NamedTuple):
     """A weight that is zero where ``mask`` is zero, or, inverted, where it isn't.
 
-    since: the call that made it so. in_place: whether that wrote into the weight itself, whose own gradient is then
-    the convolution's. through: the calls that hand the zeros on to the weight.
+    since: the call that made it so. in_place: whether that wrote into the weight itself, whose own gradient is
+    then the convolution's. through: the calls that hand the zeros on to the weight.
     """
 
     mask: fx.Node
@@ -72,7 +72,7 @@ class MaskedInPlace:
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
         self._found: dict[MemoryView, tuple[MaskedWeight, ...]] = {}
-        self._moved: set[int] = set()  # storages whose tensors were given other data
+        self._moved: set[int] = set()  # storages of tensors with other data
 
     def __getitem__(self, node: Any) -> tuple[MaskedWeight, ...]:
         where = view(node)
@@ -88,7 +88,7 @@ class MaskedInPlace:
                 self._found[where] = tuple(old for old in found if into.isdisjoint(storages(old.mask)))
         if name_of(node) in NEW_DATA:
             self._moved |= storages(node.args[0])
-        elif not self._moved.isdisjoint(into):  # it may be another tensor's data by now
+        elif not self._moved.isdisjoint(into):  # it may be another's data by now
             return
         if masked and (where_now := view(node.args[0])) is not None:
             self._found[where_now] = masked
@@ -134,7 +134,7 @@ def _masks_of(weight: fx.Node, in_place: MaskedInPlace) -> Iterator[MaskedWeight
 
 
 def _masking(node: fx.Node) -> tuple[fx.Node, bool, MemoryView | None] | None:
-    """By what a call masks in place, whether where that isn't zero, and what."""
+    """The mask of a call that masks in place, whether it zeroes where that isn't zero, and what it masks."""
     if is_call(node, MUL_IN_PLACE) and len(node.args) == 2 and _is_mask(node.args[1], node.args[0]):
         return cast(fx.Node, node.args[1]), False, view(node.args[0])
     is_fill = is_call(node, ("masked_fill_",)) and len(node.args) == 3 and _is_zero(node.args[2])
@@ -144,7 +144,6 @@ def _masking(node: fx.Node) -> tuple[fx.Node, bool, MemoryView | None] | None:
 
 
 def _is_mask(mask: Any, weight: Any) -> bool:
-    """Whether a factor takes no gradient, is no number and expands to the weight."""
     m, w = value(mask), value(weight)
     if m is None or w is None or m.requires_grad or m.dim() < 2:
         return False
@@ -156,5 +155,6 @@ def _is_zero(x: Any) -> bool:
         made = is_call(x, (torch.zeros_like, torch.zeros, "new_zeros")) or (
             is_call(x, (torch.tensor,)) and isinstance(x.args[0], (int, float)) and x.args[0] == 0
         )
-        return made and all(is_call(user, WHERE | MASKED_FILL) for user in x.users)  # nobody writes into it
+        # Nobody writes into it.
+        return made and all(is_call(user, WHERE | MASKED_FILL) for user in x.users)
     return isinstance(x, (int, float)) and x == 0

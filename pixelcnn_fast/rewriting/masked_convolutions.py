@@ -52,7 +52,6 @@ class Conv2dCall(NamedTuple):
     def inserted(
         self, graph: fx.Graph, mask: fx.Node | None, dense: bool, result_format: torch.memory_format | None
     ) -> fx.Node:
-        """A new call of this library's operator with these arguments."""
         weight = value(self.weight)
         assert weight is not None
         tensors = (self.input, self.weight, self.bias, no_mask(graph, weight) if mask is None else mask)
@@ -98,7 +97,6 @@ def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:
 def _mask_of(
     node: fx.Node, call: Conv2dCall, in_place: MaskedInPlace, captured: CapturedGraph
 ) -> MaskedWeight | str:
-    """Where a convolution's weight is zero, or why that is of no use."""
     why = "its weight has no mask, and no padding or crop could be taken in"
     for found in masks_of(call.weight, in_place):
         if not captured.writes.none_after(found.since, found.reads(), but=found.repeated()):

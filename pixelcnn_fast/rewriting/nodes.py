@@ -32,8 +32,10 @@ WRITING = frozenset(
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
 )
 DUNDER_WRITING = frozenset(f"__{target.__name__}__" for target in WRITING)
-NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
-_SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
+# What ``weight.data = …`` becomes, also after ``weight.data *= …``.
+NEW_DATA = ("shallow_copy_data_", "set_")
+# The model in Dynamo's names for its modules.
+_SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
 _PACKAGES = (
     "torch",
@@ -68,7 +70,7 @@ def is_any_call(node: fx.Node) -> bool:
 
 
 def arguments(node: fx.Node) -> SimpleNamespace:
-    """What a function in Python is called with, by the names of its parameters."""
+    """What a Python function is called with, by the names of its parameters."""
     bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]  # a function
     bound.apply_defaults()
     return SimpleNamespace(**bound.arguments)
@@ -123,7 +125,7 @@ def line(node: fx.Node) -> str:
     """Where the model's code makes a call, and how: "model.py:12, in forward: return F.conv2d(...)"."""
     trace = [text.strip() for text in (node.meta.get("stack_trace") or "").splitlines() if text.strip()]
     places = [at for at, text in enumerate(trace) if text.startswith("File ")]
-    if not places:  # called by a module of PyTorch, such as nn.Sequential
+    if not places:  # called by nn.Sequential, say
         modules = list((node.meta.get("nn_module_stack") or {}).values())
         return f"in module {_SOURCE.sub('', modules[-1][0])}" if modules else "?"
     where, code = trace[places[-1]], trace[places[-1] + 1 :]
@@ -135,11 +137,11 @@ def line(node: fx.Node) -> str:
 class Writes:
     """Which calls of a graph may write into which memory: fake tensors that share memory share a storage.
 
-    A tensor that is given other data keeps its own fake storage, so the two count as one.
+    A tensor that is given other data keeps its fake storage, so the two count as one.
     """
 
     def __init__(self, graph: fx.Graph, inference: bool) -> None:
-        self.inference = inference  # nothing of the graph is kept for a backward
+        self.inference = inference
         self._same: dict[int, int] = {}
         for node in graph.nodes:
             if name_of(node) in NEW_DATA and is_any_call(node):
@@ -195,12 +197,12 @@ class Writes:
         return not any(start < node < end for node in self.into(read))
 
     def none_after(self, start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
-        """Whether that is so until the end, as it must be for what an op keeps for its backward."""
+        """As ``none_between`` until the end, as it must be for what an op keeps for its backward."""
         return not any(start < node for node in self.into(read) if node not in but)
 
 
 def _is_argument(node: fx.Node) -> bool:
-    """Whether an input of the graph is what the caller gave, and no attribute of a module."""
+    """Whether an input is what the caller gave, and no attribute of a module."""
     source = getattr(node.meta.get("grapharg"), "source", None)
     name = getattr(source, "name", ".")
     return "." not in (name if isinstance(name, str) else name())
@@ -271,7 +273,6 @@ def _written(node: fx.Node) -> list[Any]:
 
 
 def _may_write(target: Any, name: str) -> bool:
-    """Whether it is not known what a call does."""
     module = str(getattr(target, "__module__", ""))
     return (
         isinstance(target, torch._ops.HigherOrderOperator)  # a checkpoint, whose body may write
@@ -286,7 +287,6 @@ def _may_write(target: Any, name: str) -> bool:
 
 @functools.cache
 def _parameters(target: Any) -> tuple[str, ...]:
-    """The names of the parameters of a function in Python."""
     return tuple(inspect.signature(target).parameters) if isinstance(target, FunctionType) else ()
 
 
@@ -308,7 +308,7 @@ def _is_known(node: fx.Node) -> bool:
 
 @torch.no_grad()
 def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
-    """What a node holds now, if that follows from the inputs. real: the tensors that they are now."""
+    """What a node holds now, if that follows from the inputs. real: their tensors."""
     # After ``x.data *= …``, Dynamo takes an input for one without a gradient.
     found: dict[fx.Node, Any] = {
         x: now

@@ -1,4 +1,4 @@
-"""Whether a rewrite saves time: calling our operators takes some 50 µs longer than PyTorch's own."""
+"""Whether a rewrite saves time: calls of our operators take some 50 µs longer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from pixelcnn_fast.rewriting.nodes import size
 
-FEWEST_PRODUCTS = 2**24  # of a convolution without its mask: a fifth of a millisecond on one core
+FEWEST_PRODUCTS = 2**24  # without the mask: 0.2 ms on one core
 FEWEST_ELEMENTS = 2**16  # of a map, or of logits
 TOO_SMALL = "it is too small to gain by it"
 

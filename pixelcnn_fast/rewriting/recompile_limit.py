@@ -38,11 +38,12 @@ def warns_at_recompile_limit(
     """A function that calls the compiled one, and warns once if PyTorch stops compiling it, if parts of a model get
     hooks after the first call, and, with Inductor, if tensors begin to share memory.
 
-    target: what was compiled. modules_of: gives all modules of a model, registered or not.
+    target: what was compiled. modules_of: all modules of a model, registered or not.
     """
     # Hooks and shared tensors of each model, at its last call.
     before = WeakKeyDictionary[nn.Module, tuple[int, int]]()
-    unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()  # parts of each model, at its first call
+    # Parts of each model, at its first call.
+    unregistered = WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]()
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within what somebody else compiles
@@ -73,7 +74,7 @@ def warns_at_recompile_limit(
 
 
 def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[nn.Module]:
-    """The model; for a function, those that it was given, that it holds, and that are global."""
+    """For a function, those that it was given, that it holds, and that are global."""
     if isinstance(target, nn.Module):
         yield target
         return
@@ -92,7 +93,6 @@ def _hooks(parts: Sequence[nn.Module]) -> int:
 
 
 def _sharing_memory(parts: Sequence[nn.Module]) -> int:
-    """How many tensors share memory with others."""
     tensors = (x for part in parts for held in (part._parameters, part._buffers) for x in held.values())
     with suppress(RuntimeError, NotImplementedError):  # within torch.func, and of sparse ones
         found = [x.untyped_storage()._cdata for x in tensors if x is not None]
@@ -107,7 +107,6 @@ def _compilations() -> list[Any]:
 
 
 def _over_the_limit(known: list[Any], now: list[Any]) -> Iterator[str]:
-    """The functions that were compiled too often, by the records that are new since ``known``."""
     last = known[-1] if known else None
     for failed in [*takewhile(lambda each: each is not last, now[::-1])][::-1]:
         if "limit" in str(failed.fail_reason):

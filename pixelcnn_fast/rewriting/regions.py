@@ -1,4 +1,4 @@
-"""In which mode each call of a graph runs: a pattern is rewritten if all of it runs in one."""
+"""In which mode each call runs: a pattern is rewritten if all of it runs in one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pixelcnn_fast.rewriting.nodes import name_of
 
 
 class Regions:
-    """Calls under equal settings of gradients, autocast and inference mode are in one region."""
+    """Calls with equal settings of gradients, autocast and inference mode are in one region."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 class Report:
-    """It fills at each compilation. rewritten, left: how often a call became something, or was left for a reason, on a
-    line of the model's code. warnings: what else there is to know."""
+    """It fills at each compilation. rewritten, left: how often a call became something, or was left for a
+    reason, on a line of the model's code. warnings: what else there is to know."""
 
     def __init__(self) -> None:
         self.rewritten: Counter[tuple[str, str]] = Counter()
@@ -17,7 +17,7 @@ class Report:
         self.warnings: list[str] = []
 
     def rewrite(self, what: str, op: str, where: str) -> None:
-        """Takes note of a rewrite, which another pass may have left."""
+        """Notes a rewrite, also of what another pass has left."""
         self._take_back(what, where)
         self.rewritten[f"{what} → {op}", where] += 1
 

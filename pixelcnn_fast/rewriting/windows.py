@@ -1,4 +1,4 @@
-"""Takes padding and crops into convolutions, which then compute only what is left, and copy nothing."""
+"""Takes padding and crops into convolutions, which then compute only what is left."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ Pair = tuple[int, int]
 
 class Window(NamedTuple):
     """A map of ``size`` that shows ``source`` from the position ``begin`` on, and zeros elsewhere.
-
-    nodes: the calls that make it, the last one first.
-    """
+    nodes: the calls that make it, the last one first."""
 
     source: fx.Node
     begin: Pair
@@ -49,7 +47,7 @@ class Window(NamedTuple):
     nodes: tuple[fx.Node, ...] = ()
 
     def shows_zeros_outside(self, first: Pair, last: Pair) -> bool:
-        """Whether those of first...last that lie outside the window lie outside the source, too."""
+        """Whether what of first...last is outside the window is outside the source, too."""
         found = _size(self.source)
         return found is not None and all(
             (a >= 0 or begin >= 0) and (z < size or begin + n <= size)
@@ -157,7 +155,7 @@ def rewrite(captured: CapturedGraph) -> None:
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...] | None:
-    """x, weight, bias, mask or None, padding, dilation and whether the gradient is dense."""
+    """x, weight, bias, mask or None, padding, dilation, and whether the gradient is dense."""
     if node.target is MASKED_CONV2D:
         if len(node.args) != 9 or node.kwargs:  # somebody else's
             return None
@@ -202,11 +200,12 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
 
 
 def _may_share(node: fx.Node) -> list[fx.Node]:
-    """A map, and what shares its memory, or would if it were contiguous, as a crop becomes."""
+    """A map, and what shares its memory, or would if it were contiguous, as crops become."""
     found = [node]
     for each in found:
         for user in each.users:
-            of_several = is_any_call(user) and (value(user) is None or value(each) is None)  # as unbind gives
+            # ``unbind``, say, gives several tensors.
+            of_several = is_any_call(user) and (value(user) is None or value(each) is None)
             shares = name_of(user) in _SHARING or of_several or not storages(user).isdisjoint(storages(each))
             if shares and user not in found:
                 found.append(user)

@@ -1,4 +1,4 @@
-"""Runtimes, which draw images: their names, and the precisions that they may multiply in."""
+"""Runtimes, which draw images: their names, and the precisions they multiply in."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from pixelcnn_fast.runtimes.native_program import native_job, native_program, wh
 
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
-    """Why the CPU runtime can't serve this program and head; None if it can."""
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cpu":
@@ -29,8 +28,8 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
 
 
 class CpuRuntime(Runtime):
-    """Packs the weights once; ``run`` may then be called from several threads. precision: 'bf16' is that of the
-    weights, and, where the processor multiplies it, of values."""
+    """Packs the weights once; ``run`` may then be called from several threads. precision: 'bf16' is that of
+    the weights, and, where the processor multiplies it, of values."""
 
     def __init__(
         self, program: PhasedProgram, conditions: ConditionProgram, head: Head, precision: Precision = "same"
@@ -39,7 +38,7 @@ class CpuRuntime(Runtime):
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
         self._native = required()
         self._program, self._conditions = program, conditions
-        borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
+        borrowed: list[Tensor] = []  # alive until C++ has its copies
         description = native_program(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
 

@@ -1,6 +1,6 @@
 """The eager runtime: a phased program in plain PyTorch with caches, on any device.
 
-Values lie channels-last with zero columns on both sides, so that the taps of a run are one stretch of memory.
+Values lie channels-last with zero columns on both sides, so that a run's taps are one stretch of memory.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Caches:
         self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
 
     def compute_row(self, phase: Phase, y: int) -> None:
-        """Computes a phase of the whole of row y; the first also sums what others see of rows above."""
+        """Computes a phase of row y; the first also sums what others see of rows above."""
         for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
@@ -104,7 +104,6 @@ class _Caches:
     def _sum(
         self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
     ) -> Tensor:
-        """``start``, else the bias of an instruction, plus the windows times their weights."""
         if start is None and i.bias is not None:
             start = i.bias.expand(*shape, i.channels)
         for window, weight in windows:
@@ -127,7 +126,7 @@ class _Caches:
         return self._ring(value, y).narrow(1, self._program.storage[value].pad_left + dx, self._width)
 
     def _windows(self, run: Run, y: int) -> Tensor:
-        """What a run reads for each pixel of row y: [n, W, width * channels], an overlapping view."""
+        """What a run reads for each pixel of row y: an overlapping view [n, W, width * channels]."""
         row = self._ring(run.source, y + run.dy)
         channels = row.shape[2]
         offset = row.storage_offset() + (self._program.storage[run.source].pad_left + run.dx) * channels

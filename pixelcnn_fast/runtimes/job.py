@@ -19,10 +19,10 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool [n, C, H, W]; noise: float64 [n, U,
-    H, W] in [0, 1); parameters: [n, D, H, W, P] to fill; log_probability: float64 [n, C, H, W], zeros, to fill where
-    values are drawn; on_row(y) is called before row y, and stops the run by raising. All lie on the host, or with the
-    model.
+    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool [n, C, H, W]; noise: float64
+    [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to fill; log_probability: float64 [n, C, H, W], zeros, to
+    fill where values are drawn; on_row(y) is called before row y, and stops the run by raising. All lie on the
+    host, or with the model.
     """
 
     values: Tensor
@@ -46,7 +46,7 @@ class Job:
         return replace(self, given=self.given.part(images), on_row=on_row, **tensors)
 
     def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
-        """Whether the parameters of this draw at pixel (y, x) are needed at all."""
+        """Whether the parameters of this draw at pixel (y, x) are needed."""
         if self.parameters is not None or self.known is None:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
@@ -86,7 +86,7 @@ def _check_shape(head: Head, method: str, found: Tensor, expected: Tensor) -> No
 
 
 def _part(of: Tensor, draw: int, draws: int) -> slice:
-    """A draw's share of axis 1, which holds what all draws of a pixel have."""
+    """A draw's share of axis 1."""
     each = of.shape[1] // draws
     return slice(draw * each, (draw + 1) * each)
 
@@ -98,7 +98,7 @@ class Runtime(ABC):
     def run(self, job: Job) -> None: ...
 
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
-        """Makes ready what a batch of so many images needs. Raises RuntimeUnavailable, saying why."""
+        """Makes ready what such a batch needs. Raises RuntimeUnavailable, saying why."""
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Runs them in order -> each when it is finished. Their noise may be on any device."""

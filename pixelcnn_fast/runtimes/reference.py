@@ -1,4 +1,4 @@
-"""The naive runtime: a full forward per draw, with which the fast runtimes are compared."""
+"""The naive runtime: a full forward per draw, with which others are compared."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ def categorical_nll(
 ) -> Tensor:
     """Negative log-likelihood of each image in nats; probabilities are never stored.
 
-    logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1, or ``ignored``, where a sub-pixel is
-    left out -> [N], in float32, or in float64 for float64 logits. backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't compute it. Levels out of range
-    raise ValueError on the CPU; elsewhere the result is undefined.
+    logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1, or ``ignored``, where a
+    sub-pixel is left out -> [N], in float32, or in float64 for float64 logits. backend: 'auto', 'compiled',
+    'triton' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't
+    compute it, and on the CPU for levels out of range; elsewhere the result is undefined.
     """
     if logits.dim() != 5 or levels.shape != logits.shape[:-1]:
         raise ValueError(
@@ -96,8 +96,7 @@ def _backward(grad, needed, logits, levels, log_sum_exp, backend, ignored):
 
 
 def _backward_of_gradient(along, needed, grad, logits, levels, ignored):
-    """In plain PyTorch, which can go on differentiating it. What depends on the log-sum-exp is counted with the
-    logits, from which it comes."""
+    """What depends on the log-sum-exp is counted with the logits, from which it comes."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     probability, along = logits.to(wide).softmax(-1), along.to(wide)
     mean = (probability * along).sum(-1, keepdim=True)

@@ -10,9 +10,8 @@ NO_LEVEL = -(2**31)  # none is ignored
 
 def categorical_nll(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L]; levels: [N, C, H, W] int64, left out where they are ``ignored``
-    -> nats [N], log of the sum of exp [N, C, H, W].
+    -> nats [N], in float32, or float64 for float64 logits; log of the sum of exp [N, C, H, W], in float64.
 
-    The first is in float32, or in float64 for float64 logits; the second is in float64.
     Raises ValueError for levels out of range, but only on the CPU: on CUDA the check would wait for the GPU.
     """
     count = logits.shape[-1]

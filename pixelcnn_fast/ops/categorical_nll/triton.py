@@ -1,4 +1,4 @@
-"""Negative log-likelihood of categorical logits in Triton: no probability is ever stored."""
+"""Negative log-likelihood of categorical logits in Triton: no probability is stored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TILES: Tiles = {INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8
 
 
 def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
-    """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1
-    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], computed in float32 but
-    stored in float64, as by the other backends. Levels that are ``ignored`` are left out.
+    """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1, ``ignored`` ones left out
+    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], computed in float32
+    but stored in float64, as by the other backends.
 
-    A level outside 0...L-1 makes its image's nats NaN. Sums have a fixed order, so equal inputs give equal bits.
+    A level outside 0...L-1 makes its image's nats NaN. Equal inputs give equal bits.
     Raises TypeError for float64 and integer logits.
     """
     n, channels, height, width, _ = logits.shape
@@ -36,8 +36,7 @@ def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Te
 def backward(
     grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor, ignored: int = NO_LEVEL
 ) -> Tensor:
-    """grad_nll: [N]; logits, levels, ignored and logsumexp as in ``forward`` -> the logits' gradient, in their dtype
-    and order of strides."""
+    """grad_nll: [N]; others as in ``forward`` -> the logits' gradient, in their dtype and order of strides."""
     grad = torch.empty_like(logits).flatten(2, 3)
     given = (levels.contiguous(), logsumexp.contiguous(), grad_nll.contiguous(), grad, grad.stride())
     _launch(_backward_kernel, logits, ignored, *given)
@@ -51,8 +50,8 @@ def _tile(logits: Tensor) -> Tile:
 
 
 def _launch(kernel: Any, logits: Tensor, ignored: int, *given: Any) -> None:
-    """A program takes some pixels of one channel of one image."""
-    size, rows = _tile(logits), logits.flatten(2, 3)  # copied if the pixels are cut out of a larger image
+    # This copies if the pixels are cut out of a larger image.
+    size, rows = _tile(logits), logits.flatten(2, 3)
     n, channels, pixels, levels = rows.shape
     with torch.cuda.device_of(logits):
         kernel[n * channels * triton.cdiv(pixels, size.rows),](
@@ -71,8 +70,7 @@ def _launch(kernel: Any, logits: Tensor, ignored: int, *given: Any) -> None:
 
 @triton.jit
 def _locate(channels, pixels, BLOCK_P: tl.constexpr):
-    """This program's image and channel, and its pixels [P]. They are int64, because a batch may have more than 2^31
-    logits."""
+    """This program's image, channel and pixels [P], int64 as a batch may have more than 2^31 logits."""
     blocks = tl.cdiv(pixels, BLOCK_P)
     plane = tl.program_id(0) // blocks
     pixel = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -81,7 +79,6 @@ def _locate(channels, pixels, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _logits(pointer, image, channel, pixel, strides):
-    """Pointers to the first logit of each pixel."""
     return pointer + image * strides[0] + channel * strides[1] + pixel * strides[2]
 
 
@@ -99,7 +96,7 @@ def _forward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program takes BLOCK_P pixels of one channel of one image, and stores their sum in partial[program]."""
+    """A program stores the sum over BLOCK_P pixels of one channel of one image in partial[program]."""
     image, channel, pixel = _locate(channels, pixels, BLOCK_P)
     inside = pixel < pixels
     rows = _logits(logits, image, channel, pixel, strides)

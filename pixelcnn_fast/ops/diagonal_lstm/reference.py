@@ -18,9 +18,8 @@ def diagonal_lstm(
     c0: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """sums: input-to-state sums [N, 4h, H, W]; weight: state-to-state [4h, h, 2], tap 0 on the pixel above and tap 1 on
-    the one to the left; h0, c0: what row -1 and column -1 hold, [h], or None for zeros; reverse: each row from the
-    right, where left reads as right -> h [N, h, H, W]."""
+    """sums: [N, 4h, H, W]; weight: [4h, h, 2], tap 0 on the pixel above and tap 1 on the one to the left; h0, c0:
+    what row -1 and column -1 hold, [h], or None for zeros; reverse: each row from the right -> h [N, h, H, W]."""
     return forward(sums, weight, h0, c0, reverse, keep=False)[0]
 
 
@@ -33,7 +32,7 @@ def forward(
     *,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless they are to be kept."""
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless ``keep``."""
     if reverse:
         h, gates = forward(sums.flip(3), weight, h0, c0, keep=keep)
         return h.flip(3), gates.flip(3)
@@ -62,7 +61,7 @@ def backward(
     n, hidden, height, width = h.shape
     grad_sums, grad_weight = torch.empty_like(gates), torch.zeros_like(weight)
     first_h, first_c = (initial(state, h.new_empty(n, hidden, 1)) for state in (h0, c0))
-    # With what is outside of the image above and to the left; their gradients are summed up there.
+    # With what is outside of the image above and to the left; there, gradients are summed up.
     h, c = _framed(h, first_h), _framed(h, first_c)
     for left in range(width):
         c[:, :, 1:, left + 1] = cell_of_gates(gates[:, :, :, left], c[:, :, 1:, left])
@@ -84,7 +83,7 @@ def backward(
 
 
 def _framed(x: Tensor, first: Tensor) -> Tensor:
-    """x [N, h, H, W] with what is outside of it, [N, h, 1], above and to the left -> [N, h, H + 1, W + 1]"""
+    """x [N, h, H, W] with ``first`` [N, h, 1] above and to the left -> [N, h, H + 1, W + 1]."""
     n, channels, height, width = x.shape
     framed = first[..., None].repeat(1, 1, height + 1, width + 1)
     framed[:, :, 1:, 1:] = x
@@ -92,13 +91,11 @@ def _framed(x: Tensor, first: Tensor) -> Tensor:
 
 
 def _rows_on(d: int, height: int, width: int) -> Tensor:
-    """The rows that have a pixel (y, d - y)."""
     return torch.arange(max(0, d - width + 1), min(height, d + 1))
 
 
 def _diagonals(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None) -> Iterator[State]:
-    """For each diagonal, the states of pixels (y, d - y), for each row y: [N, h, H]; those outside of the image are
-    zero, or are not read."""
+    """For each diagonal, the states of pixels (y, d - y): [N, h, H]; outside they are zero, or not read."""
     if not sums.numel():
         return
     (n, _, height, _), hidden = sums.shape, weight.shape[1]
@@ -106,14 +103,14 @@ def _diagonals(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | Non
     rows = torch.arange(height, device=sums.device)
     h = c = sums.new_zeros(n, hidden, height)
     for d, of_diagonal in enumerate(_skewed(sums).unbind(3)):
-        if h0 is not None or c0 is not None:  # what is left of the first column: each state makes both
+        if h0 is not None or c0 is not None:  # left of the first column
             h, c = torch.where(rows == d, first_h, h), torch.where(rows == d, first_c, c)
         h, c, gates = cell(of_diagonal + F.conv1d(torch.cat([first_h, h], 2), weight), c)
         yield h, c, gates
 
 
 def _skewed(x: Tensor) -> Tensor:
-    """Each row moved right by one more than the row above: [N, C, H, W] -> [N, C, H, W + H - 1], zero beside it."""
+    """Each row moved right by one more than the row above -> [N, C, H, W + H - 1], zero beside it."""
     n, channels, height, width = x.shape
     span = width + height - 1
     return F.pad(x, (0, height)).flatten(2)[..., : height * span].view(n, channels, height, span)

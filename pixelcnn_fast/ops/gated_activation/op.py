@@ -14,8 +14,8 @@ from pixelcnn_fast.ops.library import RawTensor, address, define, memory_format,
 def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = "auto") -> Tensor:
     """tanh(a) * sigmoid(b) of the two halves of the channels, one pass over memory forward and one backward.
 
-    x: [N, 2C, H, W], any strides; condition: [N, 2C] or [N, 2C, H, W], added to x first, or None -> [N, C, H, W],
-    channels-last where x is. backend: 'auto', 'compiled', 'triton' or 'reference'.
+    x: [N, 2C, H, W], any strides; condition: [N, 2C] or [N, 2C, H, W], added to x first, or None
+    -> [N, C, H, W], channels-last where x is. backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if the channels are odd, the condition does not fit, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", equation 2.
     """
@@ -55,7 +55,6 @@ def _like_result(x: Tensor) -> Tensor:
 
 
 def _laid_out(x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both without gaps in memory; a condition of each pixel in the memory format of x."""
     layout = memory_format(x)
     if condition is not None:
         of_condition = layout if condition.dim() == 4 else torch.contiguous_format
@@ -64,7 +63,6 @@ def _laid_out(x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 
 def _arguments(x: Tensor, condition: Tensor | None) -> tuple[RawTensor, bool, bool, int]:
-    """x, whether channels come last, whether each pixel has a condition of its own, and the condition."""
     of_pixels = condition is not None and condition.dim() == 4
     return raw(x), memory_format(x) == torch.channels_last, of_pixels, address(condition)
 
@@ -95,7 +93,7 @@ def _backward(grad, needed, x, condition, backend):
 
 
 def _by_that_of_the_sum(grad: Tensor, needed: set[str], condition: Tensor | None) -> dict[str, Tensor]:
-    """The gradients of x and of the condition, by that of their sum."""
+    """The gradients of x and of the condition."""
     of_images = "condition" in needed and condition is not None and condition.dim() == 2
     return {"x": grad, "condition": grad.sum((2, 3)) if of_images else grad}
 

@@ -16,13 +16,13 @@ TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16
 
 
 def forward(x: Tensor, condition: Tensor | None) -> Tensor:
-    """x: [N, 2C, H, W]; condition, added to x: [N, 2C], [N, 2C, H, W] or None; all in memory without gaps, maps in the
-    memory format of x -> [N, C, H, W], likewise. Raises TypeError for float64 and integers."""
+    """x: [N, 2C, H, W]; condition, added to x: [N, 2C], as x, or None; all without gaps, in x's memory format
+    -> [N, C, H, W], likewise. Raises TypeError for float64 and integers."""
     return _launch(x, condition, None)
 
 
 def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
-    """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition, as x."""
+    """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition."""
     return _launch(x, condition, grad)
 
 

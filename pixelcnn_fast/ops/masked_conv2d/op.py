@@ -30,9 +30,9 @@ def masked_conv2d(
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
     x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'], in ``result_format``, or as x is laid out. Weights where the
-    mask is 0 take no part and get a gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that of the
-    convolution without a mask, which is what PyTorch gives if the mask was multiplied into the weight's own memory.
+    bias: [O] or None -> [N, O, H', W'], in ``result_format``, or as x is laid out. Weights where the mask is 0
+    take no part and get a gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that without
+    a mask, which PyTorch gives if the mask was multiplied into the weight's own memory.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
@@ -61,7 +61,7 @@ def _pair(x: int | tuple[int, ...]) -> Pair:
 def check_masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: Pair, dilation: Pair
 ) -> None:
-    """Raises ValueError, naming the argument, if the arguments do not fit together."""
+    """Raises ValueError, naming the argument, if they do not fit together."""
     size, kernel = x.shape, weight.shape
     if len(size) != 4 or len(kernel) != 4 or size[1] != kernel[1]:
         raise ValueError(
@@ -110,7 +110,7 @@ def like_result(
     result_format: torch.memory_format | None = None,
     size: Pair | None = None,
 ) -> Tensor:
-    """An empty tensor for the result; size: (H', W'), if padding below and to the right differs."""
+    """An empty result; size: (H', W'), if padding below and to the right differs."""
     n, out, *whole = result_size(x, weight, padding, dilation)
     shape = (n, out, *(whole if size is None else size))
     layout = memory_format(x) if result_format is None else result_format
@@ -220,7 +220,7 @@ def _weight_gradient(
 def weight_gradient(
     grad: Tensor, x: Tensor, mask: Tensor, padding: Pair, dilation: Pair, weight: Tensor, bias: Tensor | None
 ) -> None:
-    """Writes the compiled module's gradients of weight and bias into these, which are dense."""
+    """Writes the compiled module's gradients into weight and bias, which are dense."""
     required().masked_conv2d_weight_gradient(
         raw(grad),
         raw(x),

@@ -19,8 +19,7 @@ def masked_conv2d(
 ) -> Tensor:
     """x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias: [O] or None -> [N, O, H', W'].
 
-    Without ``size`` = (H', W'), the map is padded on all sides; with it, above and to the left, and to the right and
-    below as far as is needed.
+    With ``size`` = (H', W'), the padding is that above and to the left, and what is needed on the other sides.
     """
     if size is None:
         return F.conv2d(x, weight * mask, bias, padding=padding, dilation=dilation)
@@ -44,7 +43,7 @@ def input_gradient(
 
 
 def _placed(x: Tensor, above: int, left: int, height: int, width: int) -> Tensor:
-    """A map of another size, with x in it from (above, left) on, as far as it lies inside, and zero elsewhere."""
+    """A map of this size: x from (above, left) on, as far as it lies inside, and zero elsewhere."""
     right, below = max(width - x.shape[3] - left, 0), max(height - x.shape[2] - above, 0)
     padded = F.pad(x, (max(left, 0), right, max(above, 0), below))
     return padded[:, :, max(-above, 0) :, max(-left, 0) :][:, :, :height, :width]

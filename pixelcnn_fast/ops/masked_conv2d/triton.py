@@ -1,15 +1,14 @@
 """Masked 2-D convolution in Triton: implicit matrix products over the live taps only.
 
-A tap is a pair (i, j) of kernel indices, live if the mask there is not 0 for some channels. Which are is read from the
-mask at every call and on the device, so that nothing waits for it. The kernels read one matrix per live tap, packed
-beforehand by a small copy, and channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit
-elements of their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32
-where torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
+A tap is a pair (i, j) of kernel indices, live if the mask there is not 0 for some channels. The mask is read at
+every call, on the device, so that nothing waits for it. The kernels read one matrix per live tap, packed by a
+small copy, and channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit elements of
+their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32 where
+torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
 
-Nothing is kept between calls, packed weights neither: fused optimizers, and writes through ``.data``, change no version
-counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, which read 0 outside a
-map, the compilers of triton 3.6 and 3.9 take tiles of several rows through registers on sm_90, and pipeline no loads on
-sm_80. docs/triton.md has the figures.
+Nothing is kept between calls, packed weights neither: fused optimizers, and writes through ``.data``, change no
+version counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, triton 3.6
+and 3.9 take tiles of several rows through registers on sm_90, and pipeline no loads on sm_80 (docs/triton.md).
 """
 
 from __future__ import annotations
@@ -78,11 +77,10 @@ def forward(
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
     residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
-    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient of a convolution's result,
-    and what comes is that of its input, of this size. activation: as for ``masked_conv_block``.
-
-    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
-    2^30 or more.
+    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient of a convolution's
+    result, and what comes is that of its input, of this size. activation: as for ``masked_conv_block``.
+    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x
+    has 2^30 or more.
     """
     kernel = weight.shape[2:]
     if size is None:
@@ -143,8 +141,7 @@ def input_gradient(
     padding: Pair,
     result_format: torch.memory_format | None = None,
 ) -> Tensor:
-    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in a memory
-    format, or in grad's."""
+    """grad: [N, O, H', W']; weight, mask: as in ``forward`` -> [N, C, H, W] in a memory format, or grad's."""
     how = (mask, dilation, padding)
     return forward(grad, weight, None, *how, result_format=result_format, size=input_shape[2:], transposed=True)
 
@@ -177,7 +174,8 @@ def _pack(
             weight.stride(),
             mask.stride(),
             live.stride(),
-            tuple(dilation),  # torch hands an op's pairs over as lists, and Triton 3.6 takes no lists
+            # Torch hands pairs over as lists, and Triton 3.6 takes none.
+            tuple(dilation),
             tuple(padding),
             -1 if transposed else 1,
             FROM=from_,
@@ -190,7 +188,7 @@ def _pack(
 
 
 def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
-    """mask: one that is expanded to a weight [O, C, kH, kW] -> bool [kH, kW], whether it is not 0 for some channels."""
+    """bool [kH, kW]: whether a mask that is expanded to the kernel is not 0 for some channels."""
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
 
 
@@ -245,7 +243,7 @@ def _pack_kernel(
     TAPS_OR_MORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program packs BLOCK elements of one tap's matrix, behind those of the live taps before it; see ``_pack``."""
+    """A program packs BLOCK elements of one tap's matrix, behind the live taps before it; see ``_pack``."""
     tap = tl.program_id(0)
     i = tap // KERNEL_WIDTH
     j = tap % KERNEL_WIDTH
@@ -302,7 +300,6 @@ def _product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``forward``."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     # Programs that read the same positions run side by side.
@@ -336,8 +333,8 @@ def _product_over_taps_kernel(
         dy = tl.load(offsets + 2 * following)
         dx = tl.load(offsets + 2 * following + 1)
 
-    # In parts, each written before the next is begun: the addends of all sums at once would take the registers that a
-    # second program on the multiprocessor needs.
+    # In parts, each written before the next is begun: all addends at once would take the registers that a second
+    # program on the multiprocessor needs.
     PART: tl.constexpr = BLOCK_O // 4
     image = image.to(tl.int64)
     row = row.to(tl.int64)
@@ -367,5 +364,4 @@ def _offset(image, row, column, strides):
 
 @triton.jit
 def _halves(tile):
-    """The first half of a tile's columns, and the second."""
     return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))

@@ -1,4 +1,4 @@
-"""The masked convolution's gradient by its weight in Triton: for each live tap, an outer product summed over pixels."""
+"""The masked convolution's gradient by its weight in Triton: for each live tap, an outer product."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TILES: dict[str, Tiles] = {
 def weight_gradient(
     grad: Tensor, x: Tensor, weight_shape: Sequence[int], mask: Tensor, dilation: Pair, padding: Pair
 ) -> Tensor:
-    """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
+    """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW], 0 outside the live taps."""
     check_dtype(grad, x)
     positions = positions_of(grad.shape, x.shape)
     grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
@@ -54,7 +54,7 @@ def weight_gradient(
     taps = kernel[0] * kernel[1]
     precision = precision_of(x.dtype)
     size = tile(TILES[precision], x.device, in_channels, out_channels, positions)
-    alive = triton.cdiv(taps, 2)  # about so many; the others' programs end at once
+    alive = triton.cdiv(taps, 2)  # about so many; others end at once
     tiles = triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     # Each split sums a share of the positions, and the shares are summed in order: no atomics.
     splits = max(1, min(multiprocessors(x.device) // (alive * tiles), positions // (4 * size.depth)))
@@ -112,7 +112,7 @@ def _outer_product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """A program computes one tile [BLOCK_I, BLOCK_O] of one tap's gradient, over one share of the positions."""
+    """A program computes one tile [BLOCK_I, BLOCK_O] of a tap's gradient, over one share of the positions."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     block = tl.program_id(0)
@@ -127,7 +127,7 @@ def _outer_product_over_taps_kernel(
     is_live = tl.load(live + ky * live_strides[0] + kx * live_strides[1])
     last = tl.where(is_live, tl.minimum((split + 1) * share, positions), 0)
 
-    # Each step moves row, column and pixel on by BLOCK_P positions; divisions would take longer than the products.
+    # Each step moves on by BLOCK_P positions; divisions would take longer than the products.
     first = split * share
     image, row, column = locate(first + tl.arange(0, BLOCK_P), out_height, out_width)
     pixel = pixel_number(image, row + dy, column + dx, height, width)

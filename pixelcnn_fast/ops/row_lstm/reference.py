@@ -14,15 +14,15 @@ State = tuple[Tensor, Tensor, Gates]  # h, c and what the gates were
 
 
 def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor | None = None) -> Tensor:
-    """sums: input-to-state sums [N, 4h, H, W]; weight: state-to-state [4h, h, k], k odd, whose taps lie on the row
-    above; h0, c0: what row -1 holds inside the image's columns, [h], or None for zeros -> h [N, h, H, W]."""
+    """sums: [N, 4h, H, W]; weight: [4h, h, k], k odd, whose taps lie on the row above; h0, c0: what row -1 holds
+    inside the image's columns, [h], or None for zeros -> h [N, h, H, W]."""
     return forward(sums, weight, h0, c0, keep=False)[0]
 
 
 def forward(
     sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless they are to be kept."""
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W], or something empty unless ``keep``."""
     rows = [(h, torch.cat(gates, 1) if keep else h[:0]) for h, _, gates in _rows(sums, weight, h0, c0)]
     if not rows:
         return sums.new_zeros(len(sums), weight.shape[1], *sums.shape[2:]), torch.empty_like(sums)
@@ -81,7 +81,7 @@ def cell_of_gates(gates: Tensor, c: Tensor) -> Tensor:
 def cell_backward(
     grad_h: Tensor, grad_c: Tensor, gates: Tensor, c: Tensor, c_before: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of h, and of c by what came after -> those of the gates' sums, and of the cell before."""
+    """The gradients of h, and of c by what came after -> those of the sums, and of the cell before."""
     i, f, g, o = gates.chunk(4, dim=1)
     tanh = c.tanh()
     grad_c = grad_c + grad_h * o * (1 - tanh * tanh)

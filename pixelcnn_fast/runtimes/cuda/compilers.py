@@ -28,7 +28,7 @@ from pathlib import Path
 from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import RuntimeUnavailable
 
-SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
+SOURCE = "cuda/kernels/kernel.cu"  # what is compiled
 
 
 class Compiler(ABC):
@@ -63,7 +63,7 @@ class Nvrtc(Compiler):
     FLAGS = ("-std=c++17", "-default-device")
 
     def __reduce__(self) -> tuple[type[Nvrtc], tuple[Path]]:
-        return type(self), (self.path,)  # without the library, which each process loads
+        return type(self), (self.path,)  # each process loads the library
 
     @property
     def identity(self) -> str:
@@ -201,7 +201,7 @@ class Nvcc(Compiler):
 
 
 def _end_with(other_end: Connection) -> None:
-    """Ends this process when the other end of a pipe is closed, or gone with its process."""
+    """Ends this process when the other end of a pipe is closed, or its process gone."""
 
     def wait() -> None:
         with suppress(EOFError, OSError):
@@ -267,11 +267,10 @@ def _version(path: str) -> list[int]:
 
 
 def _libraries() -> Iterator[str]:
-    """Where NVRTC may be: in a Python package, or in a toolkit."""
     import torch
 
     versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []
-    with suppress(ValueError):  # of something of that name that is no package
+    with suppress(ValueError):  # it may be no package
         spec = find_spec("nvidia")
         for folder in spec.submodule_search_locations or () if spec is not None else ():
             for version in [*versions, "*"]:
@@ -288,7 +287,7 @@ def _toolkits() -> list[str]:
 
 
 def nvcc() -> Nvcc | None:
-    """That of CUDACXX; or, unless it is set, of CUDA_HOME (/usr/local/cuda), or on the PATH."""
+    """CUDACXX, or, unless it is set, that of CUDA_HOME (/usr/local/cuda), or on the PATH."""
     named = os.environ.get("CUDACXX")
     candidates = [named] if named else [*(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
     return next((Nvcc(Path(path)) for name in candidates if (path := shutil.which(name))), None)

@@ -12,8 +12,9 @@ from pixelcnn_fast.program.schema import TILE_SITES
 
 
 class Constants(NamedTuple):
-    """Cycles of a record with one tile of sites, and more in a cluster; of one with more tiles, and for each of them;
-    bytes a cycle from L2, alone, and if all read; bytes of weights multiplied in a cycle. ``gpu.sweep`` fits them."""
+    """Cycles of a record with one tile of sites, and more in a cluster; of one with more tiles, and for each of
+    them; bytes a cycle from L2, alone, and if all read; bytes of weights multiplied in a cycle. ``gpu.sweep``
+    fits them."""
 
     record: float = 1050
     hop: float = 260
@@ -38,10 +39,10 @@ def cycles(
 
     def of_step(sweep: dict[str, Any]) -> float:
         record, products = by.record + (by.hop if facts["cluster"] > 1 else 0), 0.0
-        if tiles > 1:  # products take so long that all warps want the tensor units at once
+        if tiles > 1:  # all warps want the tensor units at once
             record, products = by.barrier + tiles * by.results, tiles * sweep["weight_bytes"] / multiplied
         chain = sweep["records"] * record + products
         read = (sweep["weight_bytes"] + images * sweep["value_bytes"]) / l2_bytes
-        return float((chain**4 + read**4) ** 0.25)  # the longer of them, and some of the other
+        return float((chain**4 + read**4) ** 0.25)  # the longer, and some of the other
 
     return facts["turns"] * sum(sweep["steps"] * of_step(sweep) for sweep in facts["sweeps"])

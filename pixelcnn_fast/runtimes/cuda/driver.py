@@ -19,7 +19,7 @@ CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
 
 class Attribute(ctypes.Structure):
-    """CUlaunchAttribute, of a cluster's size."""
+    """CUlaunchAttribute, for a cluster's size."""
 
     _fields_ = (
         ("id", ctypes.c_int),
@@ -42,7 +42,7 @@ class Configuration(ctypes.Structure):
 
 
 class Launch(NamedTuple):
-    """So many blocks of so many threads, of which ``cluster`` each are one; shared_bytes: of a block."""
+    """So many blocks of so many threads, ``cluster`` of which are one; shared_bytes: of a block."""
 
     blocks: int
     threads: int
@@ -85,7 +85,7 @@ def version() -> int:
 
 @contextmanager
 def _current(device: int) -> Iterator[None]:
-    """PyTorch's context of a device, which its own calls may not have made this thread's yet."""
+    """PyTorch's context of a device, which its calls may not have made this thread's yet."""
     _call("cuCtxPushCurrent_v2", _context(device))
     try:
         yield

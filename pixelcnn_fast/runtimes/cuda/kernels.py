@@ -21,12 +21,12 @@ from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
 from pixelcnn_fast.runtimes.cuda.store import SUFFIX, Store, cache_folder
 
 CLUSTERS = (2, 4, MOST_BLOCKS)  # blocks of a cluster
-READY = "PIXELCNN_FAST_KERNELS"  # a folder of kernels that were compiled before
+READY = "PIXELCNN_FAST_KERNELS"  # a folder of compiled kernels
 
 
 class Instance(NamedTuple):
-    """One of the kernels. math: what it multiplies; tiles: of sites, that a warp has registers for; cluster: how many
-    blocks share their images (1: each has its own)."""
+    """One of the kernels. math: what it multiplies; tiles: of sites, that a warp has registers for; cluster: how
+    many blocks share their images (1: each has its own)."""
 
     math: str
     tiles: int
@@ -57,12 +57,12 @@ class Kernels(Protocol):
 
 
 def largest_cluster(capability: tuple[int, int]) -> int:
-    """How many blocks may share images. From 12.0 on, that would take too many registers."""
+    """From 12.0 on, sharing images would take too many registers."""
     return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
 
 
 def instances(maths: Iterable[str], capability: tuple[int, int] | None = None) -> list[Instance]:
-    """All of these maths, or those that GPUs of a compute capability have."""
+    """All of these maths, or those that GPUs of a capability have."""
     most = max(CLUSTERS) if capability is None else largest_cluster(capability)
     found = [Instance(*each) for each in native.required().cuda_kernels()]
     return [
@@ -83,7 +83,7 @@ def digest() -> str:
 
 
 class DeviceKernels:
-    """A GPU's kernels, each compiled or found on disk when it is first asked for, and then kept."""
+    """A GPU's kernels, each compiled or found when it is first asked for, then kept."""
 
     def __init__(self, device: int, capability: tuple[int, int], shared_bytes: int) -> None:
         self._device, self._capability, self._shared_bytes = device, capability, shared_bytes
@@ -143,8 +143,8 @@ def version_text(version: int) -> str:
 
 
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
-    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from the cache, or else compiled by the
-    first compiler that can. Raises RuntimeUnavailable if it can't be had."""
+    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from the cache, or else compiled by
+    the first compiler that can. Raises RuntimeUnavailable if it can't be had."""
     number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):
@@ -189,7 +189,6 @@ def why_not_ready(named: str) -> str | None:
 
 
 def _ready_store(named: str) -> Store:
-    """Raises RuntimeUnavailable where there is no such folder."""
     try:
         folder = Path(named).expanduser()
         is_there = folder.is_dir()

@@ -35,9 +35,10 @@ from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
 
-MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}  # if precision= does not say another
+# Used unless precision= says another.
+MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
+MOST_KEPT = 6  # shapes with plans, besides that of one image
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def limits_of(device: torch.device) -> Limits:
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
-    """Why the CUDA runtime can't serve this program and head; None if it can."""
     if (why := why_not_compiled(program, head)) is not None:
         return why
     if program.device.type != "cuda":
@@ -72,7 +72,7 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
 
 
 class Shape(NamedTuple):
-    """Of a launch: so many images to a cluster of so many blocks (1: no cluster)."""
+    """So many images to a cluster of so many blocks (1: no cluster)."""
 
     images: int
     cluster: int = 1
@@ -80,7 +80,7 @@ class Shape(NamedTuple):
 
 @dataclass
 class DeviceJob:
-    """A job with all its memory on the device. error: -1, or the location of the first non-finite logits."""
+    """A job with its memory on the device. error: -1, or the location of the first non-finite logits."""
 
     job: Job
     sampler: Any
@@ -97,8 +97,8 @@ class DeviceJob:
 
 @dataclass
 class Launched:
-    """A job at work. results: where each belongs, and what holds it once ``done`` has come; done: None on the host;
-    constants: kept until then, as the runtime may forget them."""
+    """A job at work. results: where each belongs, and what holds it once ``done`` has come; done: None on the
+    host; constants: kept until then, as the runtime may forget them."""
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
@@ -108,8 +108,8 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with a block, or a cluster of blocks, for every few images, as ``cost`` chooses. kernels, limits: for
-    tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
+    """Samples with a block, or a cluster of blocks, for every few images, as ``cost`` chooses. kernels, limits:
+    for tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
 
     def __init__(
         self,
@@ -136,7 +136,8 @@ class CudaRuntime(Runtime):
         self._refused: set[Shape] = set()
         self._constants: dict[Shape, Tensor] = {}
         try:
-            self._most_images: int = self.sampler(Shape(1)).facts["most_images"]  # of a block, as far as known
+            # Of a block, as far as is known.
+            self._most_images: int = self.sampler(Shape(1)).facts["most_images"]
         except ValueError as error:
             raise RuntimeUnavailable(str(error)) from error
         if self._most_in_memory(sampler := self.sampler(Shape(1))) == 0:
@@ -150,7 +151,7 @@ class CudaRuntime(Runtime):
             self._finished(self._launched(job))
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The device goes on while the host stores one, which an error in preparing the next loses."""
+        """The device goes on while the host stores one; an error in preparing the next loses it."""
         before: Launched | None = None
         for job in jobs:
             launched = self._launched(job)
@@ -178,7 +179,6 @@ class CudaRuntime(Runtime):
         return Launched(job, results, error, done, batch.constants)
 
     def _finished(self, launched: Launched) -> Job:
-        """Waits for the device, and not for what was launched later."""
         if launched.done is not None:
             launched.done.synchronize()
         if (code := int(launched.error)) == schema.WAITED_IN_VAIN:
@@ -237,7 +237,7 @@ class CudaRuntime(Runtime):
         return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
 
     def prepare(self, images: int) -> None:
-        """Puts the kernel of such a batch, and its weights, on the device; RuntimeUnavailable if it can't."""
+        """Puts such a batch's kernel, and its weights, on the device; RuntimeUnavailable if it can't."""
         if images:
             with self._on_device():
                 self._kernel(self.sampler(shape := self.shape(images)).facts)
@@ -247,12 +247,11 @@ class CudaRuntime(Runtime):
                     raise RuntimeUnavailable(f"the GPU has no memory for the weights: {error}") from error
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """What is asked of CUDA concerns the current device."""
         device = self._program.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def shape(self, images: int) -> Shape:
-        """Of a batch: what ``cost`` takes for the fastest of those that fit."""
+        """Of a batch: what ``cost`` takes for the fastest that fits."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
                 if self._fits(shape) and (
@@ -261,7 +260,7 @@ class CudaRuntime(Runtime):
                     return shape
 
     def _costs(self, images: int) -> dict[Shape, float]:
-        """By shapes: blocks of as few images as keep all busy, or more; clusters that run at once."""
+        """Blocks of as few images as keep all busy, or more, and clusters that run at once."""
         multiprocessors, found = self._limits.multiprocessors, {}
         images = max(images, 1)
 
@@ -280,7 +279,7 @@ class CudaRuntime(Runtime):
 
     @cached_property
     def _clusters(self) -> list[tuple[dict[str, Any], int]]:
-        """What was planned for one image, and how many images memory holds, for each size."""
+        """For each size: what was planned for one image, and how many images memory holds."""
         most = min(self._limits.largest_cluster, self._limits.multiprocessors)
         shapes = (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most)
         samplers = [self.sampler(shape) for shape in shapes if self._fits(shape)]
@@ -290,7 +289,8 @@ class CudaRuntime(Runtime):
         """For launches of this shape; raises ValueError where it doesn't fit."""
         if (found := self._samplers.get(shape)) is None:
             found = self._samplers[shape] = self._planned(shape)
-            for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
+            # All but that of one image, which is always asked.
+            for other in [*self._samplers][1:-MOST_KEPT]:
                 self._samplers.pop(other, None), self._constants.pop(other, None)
         return found
 
@@ -306,18 +306,19 @@ class CudaRuntime(Runtime):
         except ValueError:
             self._refused.add(shape)
             if shape.cluster == 1:
-                self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
+                # Then more images do not fit, either.
+                self._most_images = min(self._most_images, shape.images - 1)
             return False
         return True
 
     def clusters_at_once(self, shape: Shape) -> int:
-        """How many the device runs at once. Asks the kernel, which is compiled for that."""
+        """Asks the kernel, which is compiled for that."""
         sampler = self.sampler(shape)
         with self._on_device():
             return self._kernel(sampler.facts).clusters_at_once(self._launch(sampler, 1))
 
     def facts(self, images: int) -> dict[str, Any]:
-        """What was planned for a batch: sites, column steps, bytes of weights, values and memory."""
+        """What was planned: sites, column steps, bytes of weights, values and memory."""
         return self.sampler(self.shape(images)).facts
 
     def largest_batch(self) -> int:
@@ -327,7 +328,6 @@ class CudaRuntime(Runtime):
         return max(1, min(each * self._limits.multiprocessors, most_in_memory))
 
     def _most_in_memory(self, sampler: Any) -> int:
-        """How many images half of the free memory holds, with what PyTorch keeps."""
         device = self._program.device
         if device.type != "cuda":
             return sys.maxsize

@@ -24,7 +24,7 @@ from pixelcnn_fast.telling import tell
 
 try:
     import fcntl
-except ImportError:  # no POSIX: then each process compiles for itself
+except ImportError:  # no POSIX: each process compiles for itself
     fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def why_not_kept(folder: Path) -> str | None:
 
 @cache
 def _temporary_folder() -> Path:
-    """This user's, as the next process finds it, or a new one where another user has taken that."""
+    """This user's, as the next process finds it, or a new one where another has taken that."""
     user = getattr(os, "getuid", int)()
     found = Path(tempfile.gettempdir(), f"pixelcnn_fast-{user}")
     with suppress(OSError):
@@ -75,7 +75,7 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def get(self, name: str, strict: bool = False) -> bytes | None:
-        """A kernel; None if it is not there. Of no use, it is None or, if ``strict``, RuntimeUnavailable."""
+        """None if it is not there, or of no use; if ``strict``, RuntimeUnavailable for the latter."""
         path = self.path(name)
         try:
             if path.exists() and not path.is_file():
@@ -92,7 +92,6 @@ class Store:
         return None
 
     def _why_not(self, line: bytes, name: str, cubin: bytes) -> str | None:
-        """Why a cubin is not the kernel that the line describes; None if it is."""
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             about = json.loads(line)
             if about["sha256"] == hashlib.sha256(cubin).hexdigest():
@@ -114,12 +113,12 @@ class Store:
         if (found := self.get(name)) is not None:
             return found
         with ExitStack() as held:
-            with suppress(OSError):  # where there can't be a lock, there is none: each writes the file, whole
+            with suppress(OSError):  # without a lock, each writes the file, whole
                 self._lock(name, held)
             if (found := self.get(name)) is not None:  # somebody else has made it meanwhile
                 return found
             _say(f"compiling the CUDA kernel {name}, once, in some 10 s")
-            lock = held.pop_all()  # until it is made, even if nobody waits for that any more
+            lock = held.pop_all()  # until it is made, even if nobody waits
             made, lost = _in_background(lambda: self._made(name, make, lock))
         if lost is not None:
             tell(
@@ -129,7 +128,6 @@ class Store:
         return made
 
     def _made(self, name: str, make: Callable[[], bytes], lock: ExitStack) -> tuple[bytes, OSError | None]:
-        """And kept, or why not."""
         with lock:
             made = make()
             try:
@@ -139,7 +137,7 @@ class Store:
             return made, None
 
     def _lock(self, name: str, held: ExitStack) -> None:
-        """Gives the lock, until ``held`` is closed, to one thread of one process. Others wait."""
+        """Gives the lock, until ``held`` is closed, to one thread of one process; others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(_opened(self.path(name).with_suffix(".lock")))
         waits = False
@@ -192,7 +190,7 @@ def _in_background(make: Callable[[], T]) -> T:
 
 
 def _let_end(thread: threading.Thread) -> None:
-    """Compiling crashes a process that ends: it waits, and at another Ctrl-C is gone at once."""
+    """Compiling crashes a process that ends, so it waits, and ends at another Ctrl-C."""
     if thread.is_alive():
         _say("a CUDA kernel is still being compiled, and is kept for the next time; Ctrl-C gives that up")
     try:
