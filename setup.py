@@ -134,7 +134,8 @@ native = choice("PIXELCNN_FAST_NATIVE", "1", "0") == "1"
 for variable in NOT_ASKED:
     if variable in os.environ:
         print(
-            f"pixelcnn_fast: {variable} has no meaning any more: kernels compile at their first use", flush=True
+            f"pixelcnn_fast: {variable} has no meaning any more: kernels compile at their first use",
+            flush=True,
         )
 setup(
     ext_modules=[Extension("pixelcnn_fast._native", sources=[])] if native else [],

@@ -62,7 +62,9 @@ def milliseconds(steps: ColumnSteps, network: Network, blocks: int, chunk: int) 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args(arguments)
     print(f"| one image, ms | blocks | {' | '.join(f'c = {chunk}' for chunk in CHUNKS)} |")
     print("|---" * (len(CHUNKS) + 2) + "|")

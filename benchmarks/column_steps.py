@@ -46,7 +46,9 @@ PIXELCNN = Network("PixelCNN, 3x32x32", PixelCNN, (3, 32, 32))
 GATED = Network("Gated PixelCNN, 1x28x28", lambda: GatedPixelCNN(1), (1, 28, 28))
 ROW_LSTM = Network("Row LSTM, 3x32x32", lambda: PixelRNN("row_lstm"), (3, 32, 32))
 PRIOR = Network(
-    "Gated PixelCNN of 128 channels, 15 layers, 1x32x32", lambda: GatedPixelCNN(1, 128, (1,) * 15), (1, 32, 32)
+    "Gated PixelCNN of 128 channels, 15 layers, 1x32x32",
+    lambda: GatedPixelCNN(1, 128, (1,) * 15),
+    (1, 32, 32),
 )
 SMALL = Network("PixelCNN of 32 channels, 3 blocks, 1x28x28", lambda: PixelCNN(1, 32, 3), (1, 28, 28))
 DIAGONAL = Network("Diagonal BiLSTM, 3x32x32", lambda: PixelRNN("diagonal_bilstm"), (3, 32, 32))

@@ -241,7 +241,9 @@ def own_arch() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     gpus = ", ".join(f"{arch}: {rates.gpu}" for arch, rates in RATES.items())
     add(
@@ -277,7 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
         finally:  # an interrupted run shows what it has
             done = list(zip(ROWS, predictions, strict=False))
             results = [row.result(prediction) for row, prediction in done]
-            print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu), flush=True)
+            print(
+                json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu), flush=True
+            )
     if chosen.profile:
         for row, prediction in done:
             if prediction and prediction.run:

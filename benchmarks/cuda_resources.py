@@ -38,7 +38,14 @@ from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances, sources
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = tuple(DTYPES)
-ARCHS = {"80": "A100", "86": "RTX 3090", "89": "RTX 4090, L40S", "90": "H100", "100": "B200", "120": "RTX 5090"}
+ARCHS = {
+    "80": "A100",
+    "86": "RTX 3090",
+    "89": "RTX 4090, L40S",
+    "90": "H100",
+    "100": "B200",
+    "120": "RTX 5090",
+}
 
 
 class Usage(NamedTuple):
@@ -237,7 +244,9 @@ def check(kernels: Sequence[Instance], compiler: Compiler | None = None) -> None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plans", action="store_true", help="leave the registers as they are")
     parser.add_argument("--check", nargs="+", choices=MATHS, help="compile these kernels, and write nothing")
     parser.add_argument("--nvrtc", type=Path, metavar="FILE", help="with --check: the library")

@@ -28,7 +28,9 @@ from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.sampler import Sampler
 
 MB = 1e6
-TOLERANCE = 1e-3  # of a result's largest value: float32 sums in another order, through a whole network at most
+TOLERANCE = (
+    1e-3  # of a result's largest value: float32 sums in another order, through a whole network at most
+)
 Work = Callable[[], Sequence[Tensor]]
 
 
@@ -75,7 +77,9 @@ class Target:
 # What a case of a table gives: targets, and comparisons of samplers, whose figures are shown below the table.
 Found = Iterable[Target | list[Result]]
 Cases = dict[str, Callable[[], Found]]
-Wanted = tuple[str, str, float, float]  # of samplers: the slow one, the fast one, must and reach of the factor
+Wanted = tuple[
+    str, str, float, float
+]  # of samplers: the slow one, the fast one, must and reach of the factor
 
 
 def ratio(a: list[float], b: list[float], scale: float = 1.0) -> tuple[float, list[float]]:
@@ -83,7 +87,9 @@ def ratio(a: list[float], b: list[float], scale: float = 1.0) -> tuple[float, li
     return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
 
 
-def check(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
+def check(
+    name: str, expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float = TOLERANCE
+) -> None:
     """Raises CheckFailed where results differ by more than this share of their largest values."""
     # A gradient may be zero but for rounding: some of the largest one is allowed everywhere. Losses are no gradients.
     largest = max((float(x.detach().abs().max()) for x in expected if x.dim()), default=0.0)

@@ -154,7 +154,9 @@ class Cropped(nn.Module):
 class Stack(nn.Module):
     """Masked convolutions with batch norm and ReLU in a row."""
 
-    def __init__(self, channels: int = 32, layers: int = 5, style: str = "product", norm: bool = True) -> None:
+    def __init__(
+        self, channels: int = 32, layers: int = 5, style: str = "product", norm: bool = True
+    ) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         for i in range(layers):

@@ -188,7 +188,9 @@ def table(device: Device) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", type=int, default=90, choices=sorted(DEVICES))
     device = DEVICES[parser.parse_args().arch]
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]  # torch adds it at run time

@@ -159,7 +159,9 @@ FEATURES: dict[str, list[Row]] = {
             {
                 "normalize": lambda x: F.normalize(x, dim=1),
                 "cosine_similarity": beside(lambda x: F.cosine_similarity(x, x + 1, dim=1)),
-                "pairwise_distance": beside(lambda x: F.pairwise_distance(x.movedim(1, -1), PLANES.flatten())),
+                "pairwise_distance": beside(
+                    lambda x: F.pairwise_distance(x.movedim(1, -1), PLANES.flatten())
+                ),
             },
             "Over the channels of a pixel, with `p` of 1 or 2.",
         ),

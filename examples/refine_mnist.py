@@ -67,7 +67,9 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         seen = (torch.arange(images.shape[2]) < rows[:, None]).float()[:, None, :, None].expand(images.shape)
-        return self.net(torch.cat([images * seen / 255, seen], 1).contiguous(memory_format=torch.channels_last))
+        return self.net(
+            torch.cat([images * seen / 255, seen], 1).contiguous(memory_format=torch.channels_last)
+        )
 
     def learn(self, images: Tensor, labels: Tensor, samples: Tensor, steps: int) -> None:
         """Some steps of cross-entropy on real images and samples, cut at random rows and shifted alike by a pixel."""

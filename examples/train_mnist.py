@@ -94,7 +94,9 @@ def binarised(images: Tensor, generator: torch.Generator | None = None) -> Tenso
     return (torch.rand(images.shape, generator=generator) < images / 255).to(torch.uint8)
 
 
-def train(args: argparse.Namespace, model: PixelCNN | PixelRNN, images: Tensor, labels: Tensor) -> list[float]:
+def train(
+    args: argparse.Namespace, model: PixelCNN | PixelRNN, images: Tensor, labels: Tensor
+) -> list[float]:
     """Trains by Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
 
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.

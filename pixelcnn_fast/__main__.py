@@ -52,7 +52,9 @@ def _told(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = arguments.Parser(prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG)
+    parser = arguments.Parser(
+        prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG
+    )
     parser.add_argument("--version", action="version", version=f"pixelcnn_fast {pixelcnn_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (demo, sample, bench, receptive_field, compile):

@@ -55,24 +55,28 @@ def accelerated(target: nn.Module | Callable[..., Any]) -> Accelerated:
 
 
 def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = False) -> Target:
-    """Lets a model compute its masked convolutions, gates and losses by this library's operators, in training and
-    inference -> the model itself; for a function that calls models, such as a training step, one in its place.
+    """Lets a model compute its masked convolutions, gates and losses by this library's
+    operators, in training and inference -> the model itself; for a function that calls
+    models, such as a training step, one in its place.
 
         model = accelerate(model)
         ...
         print(accelerated(model))  # what was rewritten, and what was left and why, once it was called
         accelerated(model).undo()
 
-    The model is compiled in place: the operators are put into the graph that PyTorch captures of its ``forward``.
-    Results are the plain model's up to rounding, whatever else it does and however it changes later: parameters,
-    state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights meet may
-    stay without effect. Hooks put on parts of a model after its first call need
-    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``; a warning says so.
-    Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models
-    of a class share what PyTorch compiles for one function at most, and handles with equal settings share a report.
+    The model is compiled in place: the operators are put into the graph that PyTorch
+    captures of its ``forward``. Results are the plain model's up to rounding, whatever else
+    it does and however it changes later: parameters, state_dict keys, type and hooks stay,
+    and masks may change. NaN or infinity that only masked weights meet may stay without
+    effect. Hooks put on parts of a model after its first call need
+    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``; a
+    warning says so. Copies and pickles of the model are plain ones. Where ``torch.compile``
+    knows no ``isolate_recompiles``, models of a class share what PyTorch compiles for one
+    function at most, and handles with equal settings share a report.
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
-    live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where
-    they are masked, which is faster. By default they get what plain PyTorch gives them.
+    live_gradients: weights that the model masks in place (``weight.data *= mask``) get
+    gradients of zero where they are masked, which is faster. By default they get what plain
+    PyTorch gives them.
     Raises TypeError unless it is a module or a function, ValueError for an unknown mode and if it is compiled already.
     """
     if not callable(target) or isinstance(target, type):

@@ -14,19 +14,21 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
-OF_LAYERS = ("n_layers", "n_residual")
+OF_LAYERS = ("n_layers", "n_residual")  # settings that count layers, which have tensors
 MOST_DILATED = 1 << 14
-RESERVED = ("config", "model")
+RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
 
 def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
     """Writes the model's state dict, its config and notes to one safetensors file.
 
-    model: one of ``models`` in any memory format, dtype, device and mode; it is not changed. notes: free text,
-    given back by ``read_notes``. The file is replaced as a whole: an interrupted save keeps the old one.
-    Raises ValueError for a model of another class, notes that are not strings or are called "config" or "model",
-    and weights that are not finite; FileNotFoundError if the folder does not exist.
+    model: one of ``models`` in any memory format, dtype, device and mode; it is not
+    changed. notes: free text, given back by ``read_notes``. The file is replaced as a
+    whole: an interrupted save keeps the old one.
+    Raises ValueError for a model of another class, notes that are not strings or are called
+    "config" or "model", and weights that are not finite; FileNotFoundError if the folder
+    does not exist.
     """
     from safetensors.torch import save as to_bytes  # sampling does without it
 
@@ -56,9 +58,10 @@ def load(path: str | os.PathLike[str]) -> Model:
 
     path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
     Loading is strict, except that the "module." that DataParallel puts before every key is removed.
-    Raises FileNotFoundError for a missing file; ValueError for one that is truncated or not safetensors, has no
-    usable config, has keys or shapes that do not fit it, holds NaN or infinite weights, or has masks other than
-    the model's own (one that leaks lets an output see later pixels).
+    Raises FileNotFoundError for a missing file; ValueError for one that is truncated or not
+    safetensors, has no usable config, has keys or shapes that do not fit it, holds NaN or
+    infinite weights, or has masks other than the model's own (one that leaks lets an output
+    see later pixels).
     """
     tensors, metadata = _read(path)
     if tensors and all(key.startswith("module.") for key in tensors):

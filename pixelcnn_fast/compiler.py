@@ -36,11 +36,12 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_
 class Compiled:
     """A model as the runtimes take it.
 
-    program: what each runtime's own is made of; conditions: the part that depends on labels and condition
-    alone; normalised: whether the logits are log-probabilities, whose softmax the program leaves out; whole:
-    the program before its split into phases, if it is compared with the model for what users give. Not in a
-    pickle: behaviour, what the forward does; recorder, of the calls that made the weights; first, this before
-    it got other weights.
+    program: what each runtime's own is made of; conditions: the part that depends on labels
+    and condition alone; normalised: whether the logits are log-probabilities, whose softmax
+    the program leaves out; whole: the program before its split into phases, if it is
+    compared with the model for what users give. Not in a
+    pickle: behaviour, what the forward does; recorder, of the calls that made the weights;
+    first, this before it got other weights.
     """
 
     program: PhasedProgram
@@ -55,9 +56,10 @@ class Compiled:
     def with_weights(
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
-        """The same with other weights, by name, among which it puts those that the model writes. None if it must be
-        compiled anew: another weight is zero, Python has read another number (unless it is known to do the
-        same), or this comes out of a pickle."""
+        """The same with other weights, by name, among which it puts those that
+        the model writes. None if it must be compiled anew: another weight is
+        zero, Python has read another number (unless it is known to do the same),
+        or this comes out of a pickle."""
         first = self.first or self
         if first.recorder is None:
             return None
@@ -73,7 +75,7 @@ class Compiled:
 
     @cached_property
     def _reevaluations(self) -> dict[bool, Reevaluation]:
-        """By whether the model is known to do the same."""
+        """What computes constants from weights, by whether the model is known to do the same."""
         return {}
 
     def converted(self, convert: Convert) -> Compiled:
@@ -128,8 +130,8 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
 
 
 def capture_checked(model: WrappedModel) -> Captured:
-    """The captured model, compared with its program in its own dtype, before any pass. Raises CaptureMismatch
-    if they differ, NonFiniteLogits if logits are not finite."""
+    """The captured model, compared with its program in its own dtype, before any pass.
+    Raises CaptureMismatch if they differ, NonFiniteLogits if logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         check_program(found.program, found.conditions, model, expectations(model, found.replay))
@@ -138,8 +140,9 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel) -> Captured:
-    """The captured model, which then has its head's layout, and knows its labels, and what Python reads off
-    images. Its program is not compared with it yet. Raises NonFiniteLogits."""
+    """The captured model, which then has its head's layout, and knows its labels, and what
+    Python reads off images. Its program is not compared with it yet. Raises
+    NonFiniteLogits."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-# PyTorch's threads wait for each other at the end of each call that they share. That takes microseconds, unless
-# one of them has no core: then it takes a time slice of the system's.
+# PyTorch's threads wait for each other at the end of each call that they share. That takes
+# microseconds, unless one of them has no core: then it takes a time slice of the system's.
 TRIED = 0.006  # seconds: a process that has slept is not given the cores for so long
 SLOW = 0.002  # seconds of a call; on quiet cores, some 10 microseconds
 

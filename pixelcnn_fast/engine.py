@@ -39,7 +39,7 @@ BATCH_BYTES = 64 << 20  # of workspace for the default batch
 # Beyond these, nothing gets faster, and an interrupt loses more.
 LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
 LARGEST_ON_GPU = 64
-REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch
+REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch: more images if they are smaller
 PROBED = 64  # parameters
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
@@ -124,7 +124,7 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """Without runtimes, which are built when needed, and what only this process can use."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # for no comparison
+        snapshot = Snapshot(self.model, Behaviour(self.model), {}, {})  # nothing can be compared with it
         none = {"snapshot": snapshot, "_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "_fingerprint": self.fingerprint()}
 
@@ -238,8 +238,8 @@ class Engine:
                 verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
-        """n images in batches of this size; by default of equal sizes that fit into memory, and small enough that an
-        interrupted run has finished some."""
+        """n images in batches of this size; by default of equal sizes that fit into memory,
+        and small enough that an interrupted run has finished some."""
         if size is None:
             if isinstance(runtime, CudaRuntime):
                 largest = runtime.largest_batch()

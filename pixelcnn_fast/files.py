@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".unfinished"
-LEFT_BEHIND = 60  # seconds after which a killed process is presumed
+LEFT_BEHIND = 60  # seconds after which an unfinished file was left behind by a killed process
 
 
 @contextmanager
@@ -22,8 +22,9 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A new file, which takes the place of ``path`` when the context ends without an error, and not before.
 
-    What is no regular file but, say, a pipe, is written directly. through_links: whether links are followed,
-    else replaced. replaces: whether a file may be there already, else FileExistsError is raised at the end.
+    What is no regular file but, say, a pipe, is written directly. through_links: whether
+    links are followed, else replaced. replaces: whether a file may be there already, else
+    FileExistsError is raised at the end.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)

@@ -24,7 +24,11 @@ INTEGER_FORMS: dict[ImageForm, torch.dtype] = {
     "codes": torch.int64,
 }
 # The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
-SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
+SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {
+    "unit": (0, 1),
+    "centred": (-1, 1),
+    "levels": None,
+}
 # The relative error of floats, which may once have been float16.
 HALF = 0.51 * torch.finfo(torch.float16).eps
 
@@ -44,7 +48,9 @@ def check_levels(images: Tensor, levels: int) -> None:
 def with_channels(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """The shape of images, [N, C, H, W], or [N, H, W] for one channel -> (N, C, H, W)."""
     if len(shape) not in (3, 4):
-        raise ValueError(f"images have shape {list(shape)}, expected [N, C, H, W] or [N, H, W] for one channel")
+        raise ValueError(
+            f"images have shape {list(shape)}, expected [N, C, H, W] or [N, H, W] for one channel"
+        )
     n, *channels, height, width = shape
     return n, channels[0] if channels else 1, height, width
 
@@ -65,8 +71,9 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
 def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = None) -> Tensor:
     """Images -> their integer levels (int64, same shape).
 
-    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are integers. Floats are
-    rounded, and must be levels up to the rounding of float16. Nothing is guessed from values.
+    levels: L; image_form: the form that they are in, as for ``Sampler``; None: they are
+    integers. Floats are rounded, and must be levels up to the rounding of float16. Nothing
+    is guessed from values.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -108,7 +115,9 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
         if not bool(((exact - rounded).abs() <= allowed).all()):  # NaN is not
             return None
         found = rounded.long()
-    elif form is not None and (images.dtype != INTEGER_FORMS[form] or (form == "codes" and images.dim() != 3)):
+    elif form is not None and (
+        images.dtype != INTEGER_FORMS[form] or (form == "codes" and images.dim() != 3)
+    ):
         return None
     else:
         found = images.long()

@@ -35,10 +35,12 @@ def nll(
 ) -> Tensor:
     """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable.
 
-    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model
-    takes, called as ``model(images, *given, **named)``, without trailing Nones. Others are as for ``Sampler``.
-    Raises ValueError for images in another form, naming the forms that fit; UnknownLayout (a ValueError), with
-    the alternatives, if the output fits no head or several; ModelFailed if the model raises when given uint8.
+    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given,
+    named: what else the model takes, called as ``model(images, *given, **named)``, without
+    trailing Nones. Others are as for ``Sampler``.
+    Raises ValueError for images in another form, naming the forms that fit; UnknownLayout
+    (a ValueError), with the alternatives, if the output fits no head or several;
+    ModelFailed if the model raises when given uint8.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
@@ -83,9 +85,10 @@ def bits_per_dim(
 ) -> float:
     """Mean negative log-likelihood over a data set, in bits per sub-pixel; exact for batches of unequal size.
 
-    loader yields images [N, C, H, W], or tuples (images, labels, ...): whatever the model takes by position, or
-    None; a dict at the end holds what it takes by name. Tensors are moved to the model's device. The others are
-    as for ``nll``. Another thread may go on training the model meanwhile.
+    loader yields images [N, C, H, W], or tuples (images, labels, ...): whatever the model
+    takes by position, or None; a dict at the end holds what it takes by name. Tensors are
+    moved to the model's device. The others are as for ``nll``. Another thread may go on
+    training the model meanwhile.
     Raises ValueError if the loader yields no image, and what ``nll`` raises.
     """
     module = unwrapped(model)

@@ -16,10 +16,12 @@ PER_IMAGE = 2**128  # numbers that the counter leaves to each image
 def noise_of(seed: int, images: range, shape: tuple[int, ...]) -> Tensor:
     """Uniform numbers in [0, 1) for the images of these numbers -> float64 [len(images), *shape].
 
-    shape: as ``Sampler.noise_shape``. They are the upper 53 bits of those that Philox 4x64 gives with the seed
-    as its key and k * 2^128 as the counter of image k; NumPy promises never to change this stream.
-    Raises ValueError for a seed below 0, or of more than 128 bits, and TypeError for one that is no integer.
-    Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
+    shape: as ``Sampler.noise_shape``. They are the upper 53 bits of those that Philox 4x64
+    gives with the seed as its key and k * 2^128 as the counter of image k; NumPy promises
+    never to change this stream.
+    Raises ValueError for a seed below 0, or of more than 128 bits, and TypeError
+    for one that is no integer. Source: Salmon et al. 2011, "Parallel Random
+    Numbers: As Easy as 1, 2, 3".
     """
     seed = operator.index(seed)
     if not 0 <= seed < SEEDS:

@@ -20,8 +20,9 @@ BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Images side by side, in reading order -> uint8 [h, w, 3].
 
-    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel; gap:
-    image pixels between neighbours. Raises ValueError for other images, none, and columns or scale below 1.
+    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels
+    per image pixel; gap: image pixels between neighbours. Raises ValueError for other
+    images, none, and columns or scale below 1.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         raise ValueError(

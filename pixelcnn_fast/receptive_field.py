@@ -55,9 +55,10 @@ MEANING = {
 class ReceptiveField:
     """What the output at a pixel sees, by offset from that pixel; print it, or draw it with ``picture``.
 
-    shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether channel c of the output sees
-    channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1]; offsets outside the image do not
-    count. leak: why the model isn't causal, naming the layer, or None.
+    shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether channel c of
+    the output sees channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1];
+    offsets outside the image do not count. leak: why the model isn't causal, naming the
+    layer, or None.
     """
 
     shape: tuple[int, int, int]
@@ -71,8 +72,9 @@ class ReceptiveField:
 
     @cached_property
     def earlier(self) -> Tensor:
-        """The sub-pixels that come before the output and may be seen: bool, shaped like ``seen``. The present
-        pixel's channels are among them if the model orders channels, that is, if some output sees one."""
+        """The sub-pixels that come before the output and may be seen: bool, shaped like
+        ``seen``. The present pixel's channels are among them if the model orders channels,
+        that is, if some output sees one."""
         c, height, width = self.shape
         earlier = torch.zeros_like(self.seen)
         earlier[:, :, : height - 1] = True
@@ -93,7 +95,9 @@ class ReceptiveField:
 
     def __str__(self) -> str:
         c, height, width = self.shape
-        lines = [f"receptive field in {c}x{height}x{width} images: {'causal' if self.causal else 'NOT CAUSAL'}"]
+        lines = [
+            f"receptive field in {c}x{height}x{width} images: {'causal' if self.causal else 'NOT CAUSAL'}"
+        ]
         if self.leak is not None:
             lines.append(f"  {self.leak}")
         maps: dict[tuple[str, ...], list[int]] = {}
@@ -154,11 +158,13 @@ def receptive_field(
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
-    The arguments are those of ``Sampler``. The model need not be causal; a copy of it is run, in eval mode. How its
-    output is read only matters if the output sees its own pixel, which channels that are drawn earlier may do.
-    Raises Unsupported for a call that has no place in a causal program, CaptureMismatch if the model sees images
-    in another way as well, such as through a number that it reads in Python, and UnknownLayout if the output sees
-    its own pixel and fits no head, or several: then pass ``head=``.
+    The arguments are those of ``Sampler``. The model need not be causal; a copy of it is
+    run, in eval mode. How its output is read only matters if the output sees its own pixel,
+    which channels that are drawn earlier may do.
+    Raises Unsupported for a call that has no place in a causal program, CaptureMismatch if
+    the model sees images in another way as well, such as through a number that it reads in
+    Python, and UnknownLayout if the output sees its own pixel and fits no head, or several:
+    then pass ``head=``.
     """
     has_head = arguments.get("head") is not None
     wrapped = WrappedModel(model, shape, **arguments)
@@ -184,8 +190,9 @@ def receptive_field(
 
 @takes_arguments_of(WrappedModel)
 def check_causal(model: nn.Module, shape: tuple[int, int, int], **arguments: Unpack[ModelArguments]) -> None:
-    """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel or a later one: a check
-    for training scripts. Arguments and other errors are as for ``receptive_field``; the model stays as it was."""
+    """Raises NotCausal, naming the layer and the tap, if an output sees its own sub-pixel
+    or a later one: a check for training scripts. Arguments and other errors are as for
+    ``receptive_field``; the model stays as it was."""
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
@@ -237,17 +244,15 @@ def _named(paths: set[str]) -> str:
     return " and ".join([*sorted(paths)[:3], *(["others"] if len(paths) > 3 else [])])
 
 
-WAY_OUT = (
-    "Sampler(model, shape, runtime='reference') finds out by changing sub-pixels whether such a model is causal"
-)
+WAY_OUT = "Sampler(model, shape, runtime='reference') finds out by changing sub-pixels whether such a model is causal"
 
 
 # -- without a head
 
 
 class _AllOfAPixel(OfLevels):
-    """All numbers that an output has for a pixel. row_axis: the output's axis that holds the rows; columns come
-    next, and all other axes belong to a pixel."""
+    """All numbers that an output has for a pixel. row_axis: the output's axis that holds
+    the rows; columns come next, and all other axes belong to a pixel."""
 
     joint = True
 
@@ -273,8 +278,8 @@ class _AllOfAPixel(OfLevels):
 
 
 def _captured(model: WrappedModel, has_head: bool) -> Captured:
-    """Without a head, the output may also fit none, or several: UnknownLayout is raised where it matters which
-    one it is."""
+    """Without a head, the output may also fit none, or several: UnknownLayout is raised
+    where it matters which one it is."""
     try:
         return capture_checked(model)
     except UnknownLayout as error:

@@ -46,31 +46,40 @@ _telling = threading.Lock()
 class Sampler(Apart):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
-    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the head reads. The
-    sampler works on a copy in eval mode; ``refresh`` takes the weights of more training. Wrappers such as
-    ``DataParallel`` or ``torch.compile`` are taken off, and autocast is ignored.
-    shape: (C, H, W) of the images. head: how the output gives the distribution of values, from ``heads``; by
-    default one logit for each of ``levels`` (the model's attribute, else 256), in the only layout that fits.
-    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster where memory is the
-    limit or the processor multiplies bf16; or on a GPU 'fp16', with three bits more. Sums stay float32.
-    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is found by trying; by
-    default, if it has ``n_classes`` or if its forward needs something besides images and the condition.
-    image_form: in which the model takes images: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in
-    floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: of a further tensor that the model takes, without its batch axis; by default
-    (condition_channels, H, W) if the model has that attribute. It is passed as ``condition=`` if the forward has
-    such an argument, else last. condition_dtype: of integers, or the model's own, the default unless the model raises.
+    model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what
+    the head reads. The sampler works on a copy in eval mode; ``refresh`` takes the weights
+    of more training. Wrappers such as ``DataParallel`` or ``torch.compile`` are taken off,
+    and autocast is ignored.
+    shape: (C, H, W) of the images. head: how the output gives the distribution of values,
+    from ``heads``; by default one logit for each of ``levels`` (the model's attribute, else
+    256), in the only layout that fits.
+    precision: of the weights: 'same' as the model's; 'bf16', which is not exact, but faster
+    where memory is the limit or the processor multiplies bf16; or on a GPU 'fp16', with
+    three bits more. Sums stay float32.
+    conditional: whether the model takes labels, 0...K-1, where K is ``n_classes`` or is
+    found by trying; by default, if it has ``n_classes`` or if its forward needs something
+    besides images and the condition.
+    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64
+    [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or
+    'levels' (0...L-1).
+    condition_shape: of a further tensor that the model takes, without its batch axis; by
+    default (condition_channels, H, W) if the model has that attribute. It is passed as
+    ``condition=`` if the forward has such an argument, else last. condition_dtype: the
+    model's own, the default unless the model raises then, or one of integers.
     output: which part the head reads, if the model returns more: a key, an index, an attribute or a function.
-    runtime: what 'auto' stands for; by default the fastest that works. With 'reference', the model may be any
-    causal one, with attention, pooling or strides: each draw is a full forward, and other runtimes are refused.
-    Its causality is then tested on images that differ from some sub-pixel on, which takes about as long as
-    drawing one image, and misses a leak that shows in none of them.
+    runtime: what 'auto' stands for; by default the fastest that works. With 'reference',
+    the model may be any causal one, with attention, pooling or strides: each draw is a full
+    forward, and other runtimes are refused. Its causality is then tested on images that
+    differ from some sub-pixel on, which takes about as long as drawing one image, and
+    misses a leak that shows in none of them.
 
-    Building it puts back the generators of PyTorch, Python and NumPy: other threads may draw the same numbers twice.
-    Raises ModelFailed if the model itself raises; NotCausal if an output sees its own or a later pixel, naming
-    the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that has no place in
-    a causal program, naming module and call, or an output that depends on other images or chance; UnknownLayout,
-    with the alternatives, if the output fits no head or several; CaptureMismatch if the program differs from the model.
+    Building it puts back the generators of PyTorch, Python and NumPy: other threads may
+    draw the same numbers twice. Raises ModelFailed if the model itself raises; NotCausal if
+    an output sees its own or a later pixel, naming the layer and the tap, or both
+    sub-pixels with runtime='reference'; Unsupported for a call that has no place in a
+    causal program, naming module and call, or an output that depends on other images or
+    chance; UnknownLayout, with the alternatives, if the output fits no head or several;
+    CaptureMismatch if the program differs from the model.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -140,8 +149,9 @@ class Sampler(Apart):
         return self._engine.model.dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the images besides the arguments of ``sample``: what the forward reads and
-        computes. It is the same on all devices on which PyTorch makes the same calls."""
+        """SHA-256 of what decides the images besides the arguments of ``sample``: what the
+        forward reads and computes. It is the same on all devices on which PyTorch makes the
+        same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
@@ -158,13 +168,16 @@ class Sampler(Apart):
     def refresh(self, model: nn.Module | None = None) -> Sampler:
         """Takes the model's present weights, in a few percent of the time of building a sampler -> itself.
 
-        If a number, a function or a hook that the model holds is another, one forward is recorded to find out
-        whether that matters. If it does, or if a weight that was zero no longer is, the sampler is built anew, with a
-        warning. Parts whose ``train()`` or ``eval()`` do more than set the mode are copied into eval mode each time.
-        What a forward reads that the model does not hold, as a global number, is not seen to change. Samples that
-        other threads are drawing are still from the weights that they began with.
-        model: another one of the same kind, such as a moving average, from which it draws from now on; by default
-        the one that it knows. A copy, or what comes out of a pickle, knows none.
+        If a number, a function or a hook that the model holds is another, one forward
+        is recorded to find out whether that matters. If it does, or if a weight that
+        was zero no longer is, the sampler is built anew, with a warning. Parts whose
+        ``train()`` or ``eval()`` do more than set the mode are copied into eval mode
+        each time. What a forward reads that the model does not hold, as a global
+        number, is not seen to change. Samples that other threads are drawing are still
+        from the weights that they began with.
+        model: another one of the same kind, such as a moving average, from which it draws
+        from now on; by default the one that it knows. A copy, or what comes out of a
+        pickle, knows none.
         Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
         known = None if self._changes is None else self._changes.model
@@ -232,21 +245,29 @@ class Sampler(Apart):
         generator: torch.Generator | None = None, noise: Tensor | None = None, *,
         log_probability: bool = False, **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        """Draws n images -> [n, C, H, W]: uint8 (int32 beyond 256 levels), or what the head gives. Codes
-        (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
+        """Draws n images -> [n, C, H, W]: uint8 (int32 beyond 256 levels), or what the head
+        gives. Codes (image_form='codes') come as the model takes them, int64 [n, H, W],
+        here and below.
 
-        labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level; ``heads.SamplingOptions`` explains the further options of drawing. generator: draws the noise, for all
-        n images at once and on its device; with one seed, images depend on n and on the device, but never on the
-        batch size. noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own [n, D * uniforms, H, W],
-        on any device; same noise, same image. log_probability: return (images, ln p [n] float64) of the sub-pixels
-        drawn, at temperature 1 and with all levels. device: where the results are to be, by default on the CPU; on
-        the model's own device, they never leave it. batch_size: images drawn at once; by default what fits. runtime:
-        'auto', 'cpu' or 'cuda' (compiled), 'eager' (PyTorch with caches) or 'reference' (a full forward per pixel).
-        progress: show a bar. condition: [n, *condition_shape].
-        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
-        and SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``,
-        ``log_probabilities`` if they were asked for, and ``finished``, how many.
+        labels: [n] integers for a conditional model.
+        temperature: logits are divided by it; 0 takes the most likely level;
+        ``heads.SamplingOptions`` explains the further options of drawing.
+        generator: draws the noise, for all n images at once and on its device; with one
+        seed, images depend on n and on the device, but never on the batch size.
+        noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own
+        [n, D * uniforms, H, W], on any device; same noise, same image.
+        log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, at
+        temperature 1 and with all levels.
+        device: where the results are to be, by default on the CPU; on the model's own
+        device, they never leave it.
+        batch_size: images drawn at once; by default what fits.
+        runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager' (PyTorch with caches) or
+        'reference' (a full forward per pixel). progress: show a bar.
+        condition: [n, *condition_shape].
+        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError)
+        if the model gives NaN, and SamplingInterrupted on Ctrl-C. Whatever ends a run
+        carries what was finished: ``images``, ``log_probabilities`` if they were asked for,
+        and ``finished``, how many.
         """
         check_count(n)
         self._tell_of_changes()
@@ -284,8 +305,9 @@ class Sampler(Apart):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask). A pixel
-        sees the known pixels before it, never those after it. The rest is as for ``sample``.
+        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W]
+        for one mask). A pixel sees the known pixels before it, never those after it. The
+        rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
         values = self._engine.model.checked_images(images).to(where)
@@ -315,8 +337,9 @@ class Sampler(Apart):
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel, for checks.
 
-        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a head that reads no logits,
-        the parameters of each distribution, [n, D, H, W, P]. Other arguments: as for ``sample``.
+        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a
+        head that reads no logits, the parameters of each distribution, [n, D, H, W, P].
+        Other arguments: as for ``sample``.
         """
         values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
@@ -335,11 +358,14 @@ class Sampler(Apart):
         out = out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
         return out.to(settings.results_on)
 
-    def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters; ``DistributedDataParallel``
-        does not average these gradients. Where the sampler knows no model, it is of its own weights, without gradients.
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters;
+        ``DistributedDataParallel`` does not average these gradients. Where the sampler
+        knows no model, it is of its own weights, without gradients.
         """
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
@@ -359,8 +385,9 @@ class Sampler(Apart):
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it; while a CUDA graph is
-        captured, neither can be. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it;
+        while a CUDA graph is captured, neither can be. Raises RuntimeUnavailable, saying
+        why, if a runtime that is named can't be had.
         """
         check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)

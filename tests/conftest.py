@@ -7,7 +7,9 @@ Threads of OpenMP wait for each other in loops, which on shared cores takes many
 import os
 import signal
 
-if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:  # PyTorch reads it once, at its import
+if (
+    workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+) > 1:  # PyTorch reads it once, at its import
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest

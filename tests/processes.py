@@ -93,7 +93,9 @@ def run(size: int, task: Callable[..., None], *arguments: Any, **keywords: Any) 
     running, limit = list(started), time.monotonic() + PATIENCE
     try:
         while running:
-            assert wait([process.sentinel for process in running], max(0, limit - time.monotonic())), "it hangs"
+            assert wait([process.sentinel for process in running], max(0, limit - time.monotonic())), (
+                "it hangs"
+            )
             if any(process.exitcode not in (None, 0) for process in started):
                 for process in running:
                     process.terminate()
@@ -101,7 +103,9 @@ def run(size: int, task: Callable[..., None], *arguments: Any, **keywords: Any) 
     finally:
         for process in running:
             process.kill()
-    return [End(process.exitcode, _received(answer)) for process, answer in zip(started, answers, strict=True)]
+    return [
+        End(process.exitcode, _received(answer)) for process, answer in zip(started, answers, strict=True)
+    ]
 
 
 def _received(answer: Connection) -> str | None:

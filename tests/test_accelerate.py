@@ -533,7 +533,9 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed"
+)
 @pytest.mark.parametrize("around", [False, True])
 def test_data_parallel(one_process, monkeypatch, around: bool) -> None:
     monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 100)

@@ -127,7 +127,9 @@ def class_tests_in(source: str) -> int:
     kinds, found = kinds_of_instruction(), 0
     for node in ast.walk(ast.parse(source)):
         is_test = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
-        compares = isinstance(node, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+        compares = isinstance(node, ast.Compare) and any(
+            isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops
+        )
         if is_test or compares or isinstance(node, ast.MatchClass):
             found += bool(kinds & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)})
     return found
@@ -142,7 +144,5 @@ def test_passes_ask_instructions_and_do_not_test_for_their_class() -> None:
 
 
 def test_a_planted_test_for_a_class_is_counted() -> None:
-    planted = (
-        "if isinstance(i, (Pointwise, int)) or type(i) is Convolution: pass\nmatch i:\n case FromLevels(): pass"
-    )
+    planted = "if isinstance(i, (Pointwise, int)) or type(i) is Convolution: pass\nmatch i:\n case FromLevels(): pass"
     assert class_tests_in(planted) == 3

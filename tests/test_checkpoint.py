@@ -19,7 +19,9 @@ from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN, refer
 from pixelcnn_fast.models.pixel_rnn import KINDS
 
 Tensors = dict[str, torch.Tensor]
-RNN: dict[str, Any] = dict(input_channels=1, hidden_channels=4, n_layers=1, levels=2, learn_initial_state=True)
+RNN: dict[str, Any] = dict(
+    input_channels=1, hidden_channels=4, n_layers=1, levels=2, learn_initial_state=True
+)
 CONFIG: dict[str, Any] = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
 
 
@@ -257,7 +259,9 @@ def test_tensors_of_another_size(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-@pytest.mark.parametrize("setting", ["input_channels", "hidden_channels", "n_layers", "levels", "kernel_size"])
+@pytest.mark.parametrize(
+    "setting", ["input_channels", "hidden_channels", "n_layers", "levels", "kernel_size"]
+)
 @pytest.mark.parametrize("value", [10**6 + 1, 10**30])
 def test_a_config_of_a_huge_model_is_refused_before_it_is_built(tmp_path, setting, value):
     path = tmp_path / "model.safetensors"
@@ -286,7 +290,12 @@ def test_dilations_are_positive_integers(dilation: float, tmp_path: Path) -> Non
             torch.zeros(1000),
             "dilations has 500 items: .* not as many",
         ),
-        ("PixelRNN", dict(n_layers=5000), torch.zeros(5000, 0), "n_layers is 5000: .* not as large or as many"),
+        (
+            "PixelRNN",
+            dict(n_layers=5000),
+            torch.zeros(5000, 0),
+            "n_layers is 5000: .* not as large or as many",
+        ),
     ],
 )
 def test_layers_are_counted_by_tensors_and_not_by_sizes(model, config, tensors, message, tmp_path):

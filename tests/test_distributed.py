@@ -54,7 +54,9 @@ from tests.tiers import thorough
 COUNT = 13  # of the shards
 
 
-def arrays(folder: Path, n: int = N, size: int = SHARD_SIZE, file_format: Any = "npz") -> dict[str, np.ndarray]:
+def arrays(
+    folder: Path, n: int = N, size: int = SHARD_SIZE, file_format: Any = "npz"
+) -> dict[str, np.ndarray]:
     """All shards of a folder, joined."""
     shards = Shards(folder, n, size, file_format)
     read = [shards.read(shard) for shard in range(shards.count)]
@@ -130,7 +132,9 @@ def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
     assert -9 in [end.status for end in ends] and all(end.status for end in ends)
     before = times(tmp_path)
     fateful = Shards(tmp_path, N, SHARD_SIZE, "npz").path(FATEFUL // SHARD_SIZE).name
-    assert fateful not in before and 4 <= len(before) < COUNT  # both others may have been in the middle of one
+    assert (
+        fateful not in before and 4 <= len(before) < COUNT
+    )  # both others may have been in the middle of one
     unfinished = tmp_path / "shard-000012.npz.elsewhere-123.unfinished"
     unfinished.write_bytes(b"half")
     os.utime(unfinished, (0, 0))
@@ -218,7 +222,9 @@ def test_a_process_group_of_the_user_is_used_and_kept(whole: Path, tmp_path: Pat
         (dict(of=1), 'model is "'),
     ],
 )
-def test_another_job_is_refused_in_the_same_folder(changed: dict[str, Any], message: str, whole: Path) -> None:
+def test_another_job_is_refused_in_the_same_folder(
+    changed: dict[str, Any], message: str, whole: Path
+) -> None:
     before = files(whole)
     with pytest.raises(ValueError, match=f"holds another job: {message}"):
         draw(whole, **changed)
@@ -295,7 +301,9 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
     assert shards.finished().tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize(("writer", "stays"), [("here", False), ("another user's", True), ("elsewhere", True)])
+@pytest.mark.parametrize(
+    ("writer", "stays"), [("here", False), ("another user's", True), ("elsewhere", True)]
+)
 def test_what_a_killed_process_was_writing_goes(writer, stays, tmp_path, monkeypatch):
     """At once if it ran here; if it ran elsewhere it may be at work. And it is no shard of another job."""
     killed = subprocess.Popen(["true"])
@@ -400,7 +408,9 @@ def test_a_damaged_shard_is_drawn_again(name: str, file_format: FileFormat, tmp_
         draw_five(tmp_path, file_format=file_format)
 
 
-@pytest.mark.parametrize("error", [ImportError("no safetensors"), OSError(errno.EMFILE, "too many open files")])
+@pytest.mark.parametrize(
+    "error", [ImportError("no safetensors"), OSError(errno.EMFILE, "too many open files")]
+)
 def test_a_shard_that_can_t_be_looked_at_stays(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
     draw_five(tmp_path)
     before = five(tmp_path).path(1).read_bytes()
@@ -446,7 +456,10 @@ def probe(*parameters: float) -> dict[str, Any]:
     [
         (probe(1.0, -4.0), probe(1.0, -4.002)),
         (probe(1.0, 1.0), probe(1.0)),
-        (probe(1.0, 2.0, -1e9), probe(1.0, 2.1, -1e9)),  # one stands for what is impossible, and hides no other
+        (
+            probe(1.0, 2.0, -1e9),
+            probe(1.0, 2.1, -1e9),
+        ),  # one stands for what is impossible, and hides no other
         (probe(1.0), {"probe": {"parameters": [1.0], "within": None}}),  # as if it had been edited
         (probe(1.0), {"probe": {}}),
         (probe(1.0), {"probe": {"parameters": "x", "within": 1}}),

@@ -132,7 +132,11 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
     [
         ("1", None, "cuda"),
         ("1", "there is no compiler", "eager: there is no compiler"),
-        ("0", None, "eager: the cpu runtime needs the compiled module"),  # without which kernels are of no use
+        (
+            "0",
+            None,
+            "eager: the cpu runtime needs the compiled module",
+        ),  # without which kernels are of no use
     ],
 )
 def test_the_report_names_each_gpu_and_what_serves_it(is_built, why, serves, monkeypatch):

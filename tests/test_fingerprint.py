@@ -35,9 +35,13 @@ def test_tensors() -> None:
     assert fingerprint(torch.tensor(True)) != fingerprint(torch.tensor(False))
     large, other = torch.zeros(2, 2000)  # whose texts are abbreviated
     other[1000] = 1
-    assert fingerprint(large) != fingerprint(other) and fingerprint(large.numpy()) != fingerprint(other.numpy())
+    assert fingerprint(large) != fingerprint(other) and fingerprint(large.numpy()) != fingerprint(
+        other.numpy()
+    )
     assert fingerprint(torch.zeros(0)) != fingerprint()
-    assert fingerprint(torch.zeros(2, dtype=torch.bfloat16)) != fingerprint(torch.zeros(2, dtype=torch.float16))
+    assert fingerprint(torch.zeros(2, dtype=torch.bfloat16)) != fingerprint(
+        torch.zeros(2, dtype=torch.float16)
+    )
 
 
 def test_parts_are_kept_apart() -> None:

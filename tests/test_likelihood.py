@@ -258,7 +258,9 @@ def test_an_ambiguous_output_is_refused():
 def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
     model = nn.Conv2d(1, 256, (1, 3), padding=(0, 1))
     for call in (lambda x: nll(model, x), lambda x: bits_per_dim(model, [x])):
-        with pytest.raises(ModelFailed, match=r"nll\(model, images, image_form='unit'\)  # floats .* 0\.\.\.1"):
+        with pytest.raises(
+            ModelFailed, match=r"nll\(model, images, image_form='unit'\)  # floats .* 0\.\.\.1"
+        ):
             call(torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
     forms: list[ImageForm] = ["unit", "levels"]
     for form in forms:
@@ -308,7 +310,10 @@ def test_images_that_are_no_tensor_are_refused() -> None:
 @pytest.mark.parametrize("given", [(), (None,), (None, None)])
 def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
     """As loaders of models with and without labels have it."""
-    model, images = converting(pixelcnn(), lambda x: x), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
+    model, images = (
+        converting(pixelcnn(), lambda x: x),
+        torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8),
+    )
     assert torch.equal(nll(model, images, *given), nll(model, images))
 
 
@@ -333,5 +338,7 @@ def test_a_model_of_another_dtype_than_its_images(dtype: torch.dtype) -> None:
     model = nn.Conv2d(1, 8, 1).to(dtype)
     levels = torch.randint(0, 8, (2, 1, 3, 3))
     found = nll(model, levels / 7, image_form="unit", levels=8)
-    expected = torch.nn.functional.cross_entropy(model((levels / 7).to(dtype)), levels[:, 0], reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        model((levels / 7).to(dtype)), levels[:, 0], reduction="none"
+    )
     torch.testing.assert_close(found, expected.sum((1, 2)).to(found.dtype), rtol=0.05, atol=0.05)

@@ -65,7 +65,9 @@ def test_no_other_file_defines_an_error() -> None:
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                bases = [getattr(builtins, base.id, None) for base in node.bases if isinstance(base, ast.Name)]
+                bases = [
+                    getattr(builtins, base.id, None) for base in node.bases if isinstance(base, ast.Name)
+                ]
                 if any(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
                     found.add(path.relative_to(package).as_posix())
     assert found == {"errors.py"}

@@ -51,7 +51,9 @@ def test_is_what_autograd_sees(size, name):
     logits = positive(model)(images)
     for y, x in [(0, 0), (height // 2, width // 2), (height - 1, width - 1)]:
         for channel in range(c):
-            expected = torch.autograd.grad(logits[0, channel, y, x].sum(), images, retain_graph=True)[0][0] != 0
+            expected = (
+                torch.autograd.grad(logits[0, channel, y, x].sum(), images, retain_graph=True)[0][0] != 0
+            )
             rows, columns = (slice(n - 1 - at, 2 * n - 1 - at) for n, at in ((height, y), (width, x)))
             window = field.seen[channel, :, rows, columns]
             assert torch.equal(window, expected), (y, x, channel)
@@ -76,8 +78,18 @@ def test_a_starved_mask_is_a_blind_spot():
 # By name: the model, the layer and where its mask is one, the message.
 LEAKS: dict[str, tuple[str, str, tuple[Any, ...], str]] = {
     "mask B first": ("convolutional", "conv_in", np.s_[:, :, 1, 1], r"conv_in: .*\(\+0, \+0\).*mask A"),
-    "a later pixel": ("convolutional", "tail.0", (0, 0, 1, 2), r"tail.0: .*\(\+0, \+1\).*is the mask applied"),
-    "horizontal stack": ("gated", "blocks.2.horizontal", (0, 0, 0, 2), r"blocks.2.horizontal: .*\(\+0, \+2\)"),
+    "a later pixel": (
+        "convolutional",
+        "tail.0",
+        (0, 0, 1, 2),
+        r"tail.0: .*\(\+0, \+1\).*is the mask applied",
+    ),
+    "horizontal stack": (
+        "gated",
+        "blocks.2.horizontal",
+        (0, 0, 0, 2),
+        r"blocks.2.horizontal: .*\(\+0, \+2\)",
+    ),
     "vertical stack": ("gated", "blocks.0.vertical", (0, 0, 1), r"blocks.0.vertical: .*\(\+0, \+1\)"),
     "green feeds red": (
         "thirds",
@@ -107,7 +119,9 @@ def test_leaks_are_named(name):
 def test_the_field_in_words():
     text = str(receptive_field(pixelcnn(blocks=1, kernel=3), (1, 9, 12)))
     assert "receptive field in 1x9x12 images: causal" in text
-    assert "up to 5 rows above, 5 columns to the left and 5 to the right; 10 sub-pixels in blind spots" in text
+    assert (
+        "up to 5 rows above, 5 columns to the left and 5 to the right; 10 sub-pixels in blind spots" in text
+    )
     assert "\n  ##########?\n" in text and "\n  #####@.....\n" in text  # the rows next to the pixel
 
 
@@ -424,7 +438,11 @@ class Beside(nn.Module):
 
     def __init__(self, is_first: bool) -> None:
         super().__init__()
-        self.zero, self.wrong, self.is_first = MaskedConv2d(1, 6, 3, "B"), MaskedConv2d(1, 6, 3, "B"), is_first
+        self.zero, self.wrong, self.is_first = (
+            MaskedConv2d(1, 6, 3, "B"),
+            MaskedConv2d(1, 6, 3, "B"),
+            is_first,
+        )
         self.last = nn.Conv2d(6, 5, 1)
         for each in (self.zero, self.last):
             nn.init.zeros_(each.weight)

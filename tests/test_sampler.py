@@ -381,7 +381,9 @@ def test_the_first_arguments_may_be_given_by_position(sampler):
 
 @pytest.mark.parametrize("method", ["sample", "complete"])
 def test_an_unknown_keyword_is_named(sampler, method):
-    with pytest.raises(TypeError, match=rf"^Sampler\.{method}\(\) got an unexpected keyword argument 'top_q'$"):
+    with pytest.raises(
+        TypeError, match=rf"^Sampler\.{method}\(\) got an unexpected keyword argument 'top_q'$"
+    ):
         getattr(sampler, method)(*[None] * (2 if method == "complete" else 1), labels=LABELS, top_q=0.9)
 
 
@@ -505,7 +507,9 @@ class OnMeta(torch.Generator):
 
 
 def test_noise_and_generators_on_devices_that_won_t_do_are_refused(sampler):
-    with pytest.raises(ValueError, match="noise is on 'meta'.*its tensors have no values; pass it on the CPU"):
+    with pytest.raises(
+        ValueError, match="noise is on 'meta'.*its tensors have no values; pass it on the CPU"
+    ):
         sampler.sample(2, LABELS, noise=torch.rand(2, 2, 4, 4, device="meta"))
     with pytest.raises(ValueError, match="generator is on 'meta'.*; pass one on the CPU"):
         sampler.sample(2, LABELS, generator=OnMeta())

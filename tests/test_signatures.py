@@ -40,7 +40,9 @@ def test_arguments_are_handed_on():
 
 
 def test_the_error_for_an_unknown_keyword_names_the_function():
-    with pytest.raises(TypeError, match=r"^Thing\.method\(\) got an unexpected keyword argument 'positional'$"):
+    with pytest.raises(
+        TypeError, match=r"^Thing\.method\(\) got an unexpected keyword argument 'positional'$"
+    ):
         Thing().method(1, positional=1)
     with pytest.raises(TypeError, match=r"^Thing\.method: old= is called second= now$"):
         Thing().method(1, old=1)

@@ -258,7 +258,9 @@ def first_call(mode: Mode, cache: str) -> float:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     torch.set_num_threads(2)
     model = reference.PixelCNN(3, 128, 15).eval()
-    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)  # one graph: nothing asks for its values
+    images = torch.randint(
+        0, 256, (1, 3, 32, 32), dtype=torch.uint8
+    )  # one graph: nothing asks for its values
     seconds = []
     with torch.no_grad():
         expected = model(images)

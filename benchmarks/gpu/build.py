@@ -35,7 +35,12 @@ def build(folder: Path) -> Path:
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
-    options = ["-G", "Ninja", "--log-level=NOTICE", *(f"-D{name}={value}" for name, value in settings.items())]
+    options = [
+        "-G",
+        "Ninja",
+        "--log-level=NOTICE",
+        *(f"-D{name}={value}" for name, value in settings.items()),
+    ]
     configure = [cmake, "--fresh", "-S", str(ROOT), "-B", str(folder), *options]
     for command in (configure, [cmake, "--build", str(folder)]):
         if (status := subprocess.run(command, check=False).returncode) != 0:

@@ -32,7 +32,11 @@ class Judged:
 
 @torch.no_grad()
 def judged(
-    model: nn.Module, images: Tensor, noise: Tensor, labels: Tensor | None = None, precision: Precision = "same"
+    model: nn.Module,
+    images: Tensor,
+    noise: Tensor,
+    labels: Tensor | None = None,
+    precision: Precision = "same",
 ) -> Judged:
     """model: gives logits [n, C, H, W, L]; images: levels [n, C, H, W] drawn with noise u [n, C, H, W].
 
@@ -63,7 +67,9 @@ class Compared:
 
 
 @torch.no_grad()
-def compared(model: nn.Module, images: Tensor, noise: Tensor, logits: Tensor, precision: Precision) -> Compared:
+def compared(
+    model: nn.Module, images: Tensor, noise: Tensor, logits: Tensor, precision: Precision
+) -> Compared:
     """Few images, and the logits [n, C, H, W, L] that they were drawn from, all on the host as the model is."""
     images = images.to(torch.uint8)
     exact, plain = (by(images).double() for by in _in_dtypes(model, precision))

@@ -32,7 +32,9 @@ def main() -> None:
         "Python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "pybind11", "pytest")},
         "nvcc": first_line("nvcc", "--version"),
-        "driver": first_line("nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"),
+        "driver": first_line(
+            "nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"
+        ),
     }
     print(json.dumps(facts), flush=True)
     import torch
@@ -50,7 +52,9 @@ def main() -> None:
             )
         )
     elif Path("/dev/nvidiactl").exists():
-        sys.exit(f"there is a GPU, but torch {facts['torch']}, for CUDA {torch.version.cuda}, does not see it")
+        sys.exit(
+            f"there is a GPU, but torch {facts['torch']}, for CUDA {torch.version.cuda}, does not see it"
+        )
 
 
 if __name__ == "__main__":

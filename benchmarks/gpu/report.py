@@ -47,7 +47,9 @@ def failure(outcome: Outcome, most: int) -> str:
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     figures = {outcome.stage: outcome.figures for outcome in outcomes}
     yield "# " + shown(figures.get("machine", {}))
-    yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
+    yield from rows(
+        ["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes)
+    )
     if of_targets := targets(figures):
         body = ([name, *(values.get(key) for key in OF_TARGETS)] for name, values in of_targets.items())
         yield from rows(["bf16; predictions are for an H100", *OF_TARGETS], body)
@@ -75,7 +77,8 @@ def beside(rates: Mapping[str, Any]) -> dict[str, object]:
     assumed = rates.get("assumed", {})
     found = {name: {"measured": value} for name, value in rates.items() if name != "assumed"}
     return {
-        name: {"assumed": assumed[name], **value} if name in assumed else value for name, value in found.items()
+        name: {"assumed": assumed[name], **value} if name in assumed else value
+        for name, value in found.items()
     }
 
 

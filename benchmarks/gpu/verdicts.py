@@ -13,8 +13,18 @@ from gpu.report import TABLE
 from gpu.stage import OK, Ended, by_status, printed_figures
 
 # What NVIDIA's tools say of a machine that does not let them work, and if there was no error until they were cut off.
-REFUSALS = ("Device not supported", "ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
-CUT_OFF = ("ERROR SUMMARY: 0", "RACECHECK SUMMARY: 0", "Error: process didn't terminate", "Target application")
+REFUSALS = (
+    "Device not supported",
+    "ERR_NVGPUCTRPERM",
+    "LibraryNotLoaded",
+    "Failed to initialize the profiler",
+)
+CUT_OFF = (
+    "ERROR SUMMARY: 0",
+    "RACECHECK SUMMARY: 0",
+    "Error: process didn't terminate",
+    "Target application",
+)
 HANGS = 20.0  # seconds that a test may take until it counts as hung
 
 
@@ -34,7 +44,9 @@ def of_tests(ended: Ended) -> str:
     if bad := named["failed"]:
         first = f"{bad[0].split('::')[-1]}: {tests[bad[0]]['why']}"
         return f"failed: {len(bad)} of {len(tests)} tests{not_run}, the first: {first}"
-    hung = [name for name in named["begun"] if ended.status is not None or ended.at - tests[name]["at"] > HANGS]
+    hung = [
+        name for name in named["begun"] if ended.status is not None or ended.at - tests[name]["at"] > HANGS
+    ]
     if hung:
         return f"failed: {_ending(ended)} in {hung[0].split('::')[-1]}; {passed} passed{not_run}"
     if passed == 0:

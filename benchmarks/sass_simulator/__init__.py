@@ -19,4 +19,14 @@ from sass_simulator.machine import Memory
 from sass_simulator.rates import RATES, Rates
 from sass_simulator.run import Run, pack, simulate, unknown_instructions
 
-__all__ = ["RATES", "Kernel", "Memory", "Rates", "Run", "compiled", "pack", "simulate", "unknown_instructions"]
+__all__ = [
+    "RATES",
+    "Kernel",
+    "Memory",
+    "Rates",
+    "Run",
+    "compiled",
+    "pack",
+    "simulate",
+    "unknown_instructions",
+]

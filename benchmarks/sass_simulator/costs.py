@@ -53,7 +53,9 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
     name = i.name
     extra: dict[str, Any] = {}
     if name == "HMMA":
-        parts = {"16816": 1.0, "1688": 0.5, "1684": 0.25}[i.modifiers[0]] * (2 if "TF32" in i.modifiers else 1)
+        parts = {"16816": 1.0, "1688": 0.5, "1684": 0.25}[i.modifiers[0]] * (
+            2 if "TF32" in i.modifiers else 1
+        )
         kind, pipe, interval, source = "product", "tensor", rates.tensor * parts, "products"
         registers = [int(r) if r != "Z" else -1 for r in re.findall(r"\bR(\d+|Z)", " ".join(i.operands))]
         extra = {"result": registers[0], "addend": registers[-1]}

@@ -370,7 +370,13 @@ def brev(m: Machine, i: Instruction) -> Operation:
 
     def run(mask: Mask, group: Group) -> None:
         value = a()
-        for by, ones in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
+        for by, ones in (
+            (1, 0x55555555),
+            (2, 0x33333333),
+            (4, 0x0F0F0F0F),
+            (8, 0x00FF00FF),
+            (16, 0x0000FFFF),
+        ):
             value = (value & U32(ones)) << U32(by) | value >> U32(by) & U32(ones)
         put(value, mask)
 

@@ -32,7 +32,9 @@ from sass_simulator.operations import Operation, operation
 U32, U64 = np.uint32, np.uint64
 SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "32": 4, "64": 8, "128": 16}
 # Where data may be cached and who else sees it: of no effect on a block alone.
-CACHING = "E STRONG GPU SYS CTA SM WEAK CONSTANT NA EF EL LU BYPASS ACCESS LTC64B LTC128B LTC256B ZFILL PRIVATE"
+CACHING = (
+    "E STRONG GPU SYS CTA SM WEAK CONSTANT NA EF EL LU BYPASS ACCESS LTC64B LTC128B LTC256B ZFILL PRIVATE"
+)
 SIZE_NAMES = " ".join(SIZES)
 
 

@@ -140,7 +140,9 @@ class Machine:
         new = self.kernel.arch >= 100
         put(0x360 if new else 0x0, shape)
         put(0x370 if new else 0xC, blocks)
-        put(0x37C if new else 0x28, int(self.kernel.local_bytes).to_bytes(4, "little"))  # R1 begins at the top
+        put(
+            0x37C if new else 0x28, int(self.kernel.local_bytes).to_bytes(4, "little")
+        )  # R1 begins at the top
         put(
             {8: 0x118, 9: 0x208}.get(self.kernel.arch // 10, 0x358), bytes(8)
         )  # describes global memory: no effect
@@ -254,7 +256,9 @@ class Machine:
 
         def fetch() -> Any:
             both = bits()
-            parts = [(both >> np.uint32(shift)).astype(np.uint16).view(np.float16) for shift in (first, second)]
+            parts = [
+                (both >> np.uint32(shift)).astype(np.uint16).view(np.float16) for shift in (first, second)
+            ]
             return np.stack(parts).reshape(2, -1).astype(np.float32)
 
         return _signed(fetch, negative, absolute)

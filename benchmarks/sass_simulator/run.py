@@ -89,7 +89,9 @@ class Run:
 
     def _executed(self, where: Where) -> int:
         blocks = self.timed, *self.others
-        return sum(n for b in blocks for index, n in b.issued.items() if where(self.kernel.instructions[index]))
+        return sum(
+            n for b in blocks for index, n in b.issued.items() if where(self.kernel.instructions[index])
+        )
 
     def marks(self, warp: int = 0) -> list[float]:
         """When a warp executed each ``asm("pmevent 0;")``."""
@@ -124,7 +126,9 @@ class Run:
 
 def unknown_instructions(kernel: Kernel) -> list[str]:
     """Those that the simulator does not know, with their places: an error once a simulation comes there."""
-    machine = Machine(kernel, Memory(), 32, (0, 0, 0), (1, 1, 1), (32, 1, 1), bytes(kernel.parameter_bytes), 16)
+    machine = Machine(
+        kernel, Memory(), 32, (0, 0, 0), (1, 1, 1), (32, 1, 1), bytes(kernel.parameter_bytes), 16
+    )
     return Executor(machine).unknown()
 
 

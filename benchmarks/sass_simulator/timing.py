@@ -133,7 +133,8 @@ class Multiprocessor:
             apart["cluster"] = self.busy["cluster"]
         return Timed(
             cycles=max(self.ends, default=0.0),
-            busy={name: cycles / SCHEDULERS for name, cycles in self.busy.items() if name not in apart} | apart,
+            busy={name: cycles / SCHEDULERS for name, cycles in self.busy.items() if name not in apart}
+            | apart,
             waits=self.waits,
             issued=self.issued,
             marks=self.marks,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.files import check_replaceable
 
-LARGEST = 10**12
+LARGEST = 10**12  # of anything that is counted
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -93,7 +93,9 @@ def size(text: str) -> tuple[int, int]:
     """28x20 -> height 28, width 20; 28 -> both."""
     found = re.fullmatch(r"([0-9]{1,18})(?:x([0-9]{1,18}))?", text)
     if not found or 0 in (sides := (int(found[1]), int(found[2] or found[1]))):
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a size: write height x width, as in 28x28")
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is not a size: write height x width, as in 28x28"
+        )
     return sides
 
 

@@ -22,11 +22,13 @@ CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 
 class Check:
     """One contestant's images against the common ones and against probabilities computed separately.
 
-    differing: how many of the ``drawn`` sub-pixels differ from the common images. excess: the largest distance
-    of a noise value from the interval of the level drawn with it, given the image so far; limit: how large it
-    may be. rounding: the largest relative change of a weight, where the contestant rounds them. If it rounds
-    what they are multiplied by, too, the excess is by the model in float64, and the limit what bf16 may move.
-    Else it is by the rounded weights, and model_excess is by the model's own, which nothing bounds.
+    differing: how many of the ``drawn`` sub-pixels differ from the common images. excess:
+    the largest distance of a noise value from the interval of the level drawn with it,
+    given the image so far; limit: how large it may be. rounding: the largest relative
+    change of a weight, where the contestant rounds them. If it rounds what they are
+    multiplied by, too, the excess is by the model in float64, and the limit what bf16 may
+    move. Else it is by the rounded weights, and model_excess is by the model's own, which
+    nothing bounds.
     """
 
     differing: int

@@ -57,7 +57,12 @@ class WholeImages:
     """A sampler that draws every pixel. exact: one with the model's own weights, if it rounds them."""
 
     def __init__(
-        self, name: str, sampler: Sampler, work: Workload, progress: bool = False, exact: Sampler | None = None
+        self,
+        name: str,
+        sampler: Sampler,
+        work: Workload,
+        progress: bool = False,
+        exact: Sampler | None = None,
     ) -> None:
         self._sampler, self._work, self._exact = sampler, work, exact
         runtime = name.removesuffix("-bf16")

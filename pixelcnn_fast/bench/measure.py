@@ -1,4 +1,4 @@
-"""Compares samplers, which take turns so that a drift of the machine affects all."""
+"""Compares samplers, which take turns so that a drift of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def compare(
 ) -> list[Result]:
     """Warms up, times the contestants in turns on the same noise, and checks every image they drew.
 
-    naive_pixels: how many the naive sampler draws in all, given the others; its time is scaled up; 0: whole
-    images. naive_repeats: in how many rounds, from the first, it takes part. Raises what Sampler raises.
+    naive_pixels: how many the naive sampler draws in all, given the others; its time is
+    scaled up; 0: whole images. naive_repeats: in how many rounds, from the first, it takes
+    part. Raises what Sampler raises.
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}

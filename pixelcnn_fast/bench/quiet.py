@@ -9,7 +9,7 @@ from pathlib import Path
 from pixelcnn_fast.bench.streams import complain
 
 SECONDS = 1.0  # of a measurement
-BUSY = 0.3  # cores that other processes may take
+BUSY = 0.3  # cores that other processes may take without spoiling the times
 PATIENCE = 15.0  # seconds; installing a package is over by then
 
 _COUNTERS = Path("/proc/stat")

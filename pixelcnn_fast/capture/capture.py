@@ -1,7 +1,7 @@
 """Turns a model into a program: records its forward on two examples, and lowers the calls.
 
-Calls on constants, such as weights, run once; calls on conditions, such as labels, run for each batch; and calls on
-feature maps, which depend on the image, become instructions.
+Calls on constants, such as weights, run once; calls on conditions, such as labels, run for
+each batch; and calls on feature maps, which depend on the image, become instructions.
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ def capture(
 ) -> Captured:
     """Runs ``model`` on examples, and turns what it does into a program.
 
-    What does not depend on the image, and tables of levels, are computed in the model's dtype; the program is in
-    float64 where the device has that.
+    What does not depend on the image, and tables of levels, are computed in the model's
+    dtype; the program is in float64 where the device has that.
 
-    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others for a model
-    that reads numbers off the image; levels: what the model is given for each level, or None for real numbers; classes:
-    the number of labels, if known; output: which part of the result is read. Raises Unsupported, naming module and
-    call, for a call that has no place in a program, and UnknownLayout for an output that the head can't read.
+    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one
+    channel, and others for a model that reads numbers off the image; levels: what the model
+    is given for each level, or None for real numbers; classes: the number of labels, if
+    known; output: which part of the result is read. Raises Unsupported, naming module and
+    call, for a call that has no place in a program, and UnknownLayout for an output that
+    the head can't read.
     """
     # Each recording runs a model that has never run, since a forward may keep what it makes.
     untouched = duplicate(model) if can_be_copied else model

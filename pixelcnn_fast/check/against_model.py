@@ -36,8 +36,8 @@ Examples = Sequence[tuple[Tensor, Conditioning]]  # values [N, C, H, W], and wha
 class Expected(NamedTuple):
     """What a program is compared with, on examples that it was not captured with.
 
-    by_model: the model's parameters [N, D, H, W, P] for each; exact: those of the recorded calls in float64, if
-    they can be made there.
+    by_model: the model's parameters [N, D, H, W, P] for each; exact: those of the recorded
+    calls in float64, if they can be made there.
     """
 
     examples: Examples
@@ -70,11 +70,13 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 def check_recorded(
     as_is: Sequence[Tensor], by_model: Sequence[Tensor], exact: Callable[[int], Tensor], model: WrappedModel
 ) -> None:
-    """Compares the recorded calls with the model in its dtype. Raises CaptureMismatch. exact: by an example's number,
-    what the calls give in float64; it may raise NotInFloat64.
+    """Compares the recorded calls with the model in its dtype. Raises
+    CaptureMismatch. exact: by an example's number, what the calls give in
+    float64; it may raise NotInFloat64.
 
-    The results are the same bit by bit, unless PyTorch takes sums in another order, as for single images, where an axis
-    of size 1 may have any stride. Then they may differ by as much as rounding matters, which ``exact`` tells.
+    The results are the same bit by bit, unless PyTorch takes sums in another order, as for
+    single images, where an axis of size 1 may have any stride. Then they may differ by as
+    much as rounding matters, which ``exact`` tells.
     """
     for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
         if torch.equal(found, expected):
@@ -97,8 +99,8 @@ def check_program(
     expected: Expected,
     factor: float = 2,
 ) -> None:
-    """Compares a program with the recorded calls and, once cast, with the model. Raises CaptureMismatch. factor: as for
-    ``check_rounded``."""
+    """Compares a program with the recorded calls and, once cast, with the model. Raises
+    CaptureMismatch. factor: as for ``check_rounded``."""
     # On the CPU, float64 is known to exist.
     on_cpu = replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
     computed = on_examples(in_dtype(on_cpu, torch.float64), conditions, expected.examples)
@@ -129,8 +131,9 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
     """Compares a program, of which ``computed`` comes, with the recorded calls in float64.
 
-    Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which matter for large ones.
-    Logits are compared at a high temperature, too, since a level that is all but certain hides much.
+    Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which
+    matter for large ones. Logits are compared at a high temperature, too, since a level
+    that is all but certain hides much.
     """
     # Logits that are read off probabilities are rounded near 1.
     gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
@@ -153,13 +156,15 @@ def check_rounded(
     expected: Expected,
     factor: float,
 ) -> None:
-    """Compares a program with a model in a dtype in which both round. computed: the program in float64, the yardstick,
-    which is right if the recorded calls could be made there.
+    """Compares a program with a model in a dtype in which both round. computed: the program
+    in float64, the yardstick, which is right if the recorded calls could be made there.
 
-    The program's error may be at most twice (``factor``) the model's. If the yardstick may be wrong, the model's may be
-    at most four times (or ``factor``) the program's, which passes through fewer roundings: a wrong program makes a
-    wrong yardstick, from which the model is further. Both are allowed a few roundings of the parameters. All this holds
-    for the largest error and for the mean: large roundings at a few pixels would hide an error at all of them.
+    The program's error may be at most twice (``factor``) the model's. If the yardstick may
+    be wrong, the model's may be at most four times (or ``factor``) the program's, which
+    passes through fewer roundings: a wrong program makes a wrong yardstick, from which the
+    model is further. Both are allowed a few roundings of the parameters. All this holds for
+    the largest error and for the mean: large roundings at a few pixels would hide an error
+    at all of them.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, expected.examples)

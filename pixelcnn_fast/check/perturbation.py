@@ -49,8 +49,9 @@ class Observed:
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
     """Runs the model, whose head then has its layout, and tests, at ``most`` pixels, whether it is causal.
 
-    Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
-    sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
+    Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal,
+    naming the output and what it sees, in channels, rows and columns; Unsupported if the
+    output for an image is not a function of that image.
     """
     c, height, width = model.shape
     with model.in_use(), eagerly, torch.no_grad():
@@ -134,11 +135,12 @@ def _pixels(height: int, width: int) -> list[int]:
 
 
 class _Pairs:
-    """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; outputs up to it, included,
-    must stay.
+    """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*;
+    outputs up to it, included, must stay.
 
-    Random and other random values; random values and the lowest, or the highest; the lowest and the highest; the
-    highest and the lowest; dark random values and the lowest. Sub-pixels are numbered as they are drawn.
+    Random and other random values; random values and the lowest, or the highest; the lowest
+    and the highest; the highest and the lowest; dark random values and the lowest.
+    Sub-pixels are numbered as they are drawn.
     """
 
     def __init__(self, model: WrappedModel) -> None:
@@ -223,8 +225,8 @@ class _Pairs:
         )
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
-        """The first and last changed sub-pixels on which an output (d, y, x) depends: one, unless its effect is within
-        the tolerance."""
+        """The first and last changed sub-pixels on which an output (d, y, x) depends: one,
+        unless its effect is within the tolerance."""
         d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:

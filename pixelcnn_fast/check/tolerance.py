@@ -16,8 +16,8 @@ EXACT = 1e-9  # how far distributions may be apart if both are computed in float
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float | None = None) -> Tensor:
-    """How far distributions, [N, D, H, W], move if parameters move by so many roundings (unit: None for the
-    model's)."""
+    """How far distributions, [N, D, H, W], move if parameters move by so many roundings
+    (unit: None for the model's)."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * (unit or rounding_unit(model)) * sign)

@@ -89,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def finish(comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]) -> int:
+def finish(
+    comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]
+) -> int:
     """Saves and prints a report -> the exit status."""
     paths = report.save(comparisons, folder, stem, title, found)
     say(report.about(found), report.markdown(comparisons), "", *paths)

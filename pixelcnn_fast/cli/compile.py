@@ -80,7 +80,9 @@ def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
 def _compiler(name: str | None) -> compilers.Compiler:
     found: compilers.Compiler | None = getattr(compilers, name or "compiler")()
     if found is None:
-        named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
+        named = (
+            f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
+        )
         raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}{named}")
     return found
 

@@ -13,8 +13,9 @@ OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(sig
 
 
 class Interrupts:
-    """The first signal ends the command by a KeyboardInterrupt. One that comes later, or while something is saved, is
-    only answered by a line on stderr; the next ends it at once."""
+    """The first signal ends the command by a KeyboardInterrupt. One that comes
+    later, or while something is saved, is only answered by a line on stderr; the
+    next ends it at once."""
 
     def __init__(self) -> None:
         self.received: list[int] = []

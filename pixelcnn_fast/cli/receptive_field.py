@@ -23,7 +23,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("receptive-field", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add(
-        "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
+        "--checkpoint",
+        type=file_name,
+        default="mnist",
+        help="'mnist', which comes with the package, or a file",
     )
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     add("--out", type=png, metavar="PNG", help="also write a picture")

@@ -55,9 +55,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sample", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add(
-        "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
+        "--checkpoint",
+        type=file_name,
+        default="mnist",
+        help="'mnist', which comes with the package, or a file",
     )
-    add("--label", action="append", help="class to draw; may be repeated; 'all' for every class (default: all)")
+    add(
+        "--label",
+        action="append",
+        help="class to draw; may be repeated; 'all' for every class (default: all)",
+    )
     per_class = "images of each class, or in all if there are no classes"
     add("-n", type=count, default=16, metavar="N", help=per_class)
     # Not shown, since torchrun takes --n for its own options that begin so.

@@ -25,8 +25,8 @@ from pixelcnn_fast.sampler import Sampler
 WORKSPACE = 64 << 20
 # The share by which the probe may differ, however few bits it is computed in.
 MOST_WITHIN = 0.05
-TRIED = 100  # images for which functions are compared, spread evenly
-PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # of numbered images
+TRIED = 100  # images for which the functions of two runs are compared, spread evenly
+PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # the second: of numbered images
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
@@ -90,7 +90,7 @@ class Drawing:
                 )
         options = fields_among(SamplingOptions, self.arguments, temperature=self.temperature)
         probe = self.sampler.probe()
-        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # between processors
+        within = min(MOST_WITHIN, 10 * TOLERANCE[self.sampler.dtype])  # as far as processors may differ
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(self.no_images["images"].dtype),

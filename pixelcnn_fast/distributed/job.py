@@ -44,19 +44,21 @@ def sample(
 ) -> None:
     """Draws n images into files in ``folder``, with all other processes that call this, and returns when all are there.
 
-    These are the processes of torch.distributed, or those that torchrun has started, or this one alone. Each
-    passes the same arguments, and a folder that all of them see.
+    These are the processes of torch.distributed, or those that torchrun has started, or
+    this one alone. Each passes the same arguments, and a folder that all of them see.
 
-    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
-    [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
-    ``log_probabilities`` float64 [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1),
-    sampler.noise_shape)`` of ``pixelcnn_fast.noise``. Files appear as a whole: the same call, on any number of
+    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and
+    following: ``images`` [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64
+    [m] if the model takes them, and ``log_probabilities`` float64 [m]. Image k is drawn
+    with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of
+    ``pixelcnn_fast.noise``. Files appear as a whole: the same call, on any number of
     processes, goes on with those that are missing.
-    labels: [n], or a function from the numbers of images, int64 [m], to their labels [m]; condition: the same
-    for [n, *condition_shape]. shard_size: images in a file. progress: show a bar on rank 0. Others: as for
-    ``Sampler.sample``.
-    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that holds another job,
-    naming what differs; RuntimeError if another process has failed; KeyboardInterrupt, saying what is finished.
+    labels: [n], or a function from the numbers of images, int64 [m], to their labels [m];
+    condition: the same for [n, *condition_shape]. shard_size: images in a file. progress:
+    show a bar on rank 0. Others: as for ``Sampler.sample``.
+    Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that
+    holds another job, naming what differs; RuntimeError if another process has failed;
+    KeyboardInterrupt, saying what is finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)

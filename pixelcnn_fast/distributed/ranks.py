@@ -14,7 +14,7 @@ import torch.distributed as dist
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 # Seconds between looks into the store, the first and the longest, as thousands may look.
 PAUSES = 0.01, 1.0
-PARTING = 5  # seconds that rank 0, which may hold the store, waits
+PARTING = 5  # seconds that rank 0, which may hold the store, waits for others to look into it
 
 _jobs = itertools.count()  # a process may do several
 
@@ -102,8 +102,8 @@ def _until(done: Callable[[], bool], check: Callable[[], None] = lambda: None) -
 def common_name(rank: int, size: int, store: dist.Store) -> str:
     """A new name on which all ranks agree, whatever the store holds from before torchrun restarted them.
 
-    Each rank says hello with a name that it makes up. Rank 0 answers every hello with its own name, until all ranks
-    have heard that name in answer to their own hello.
+    Each rank says hello with a name that it makes up. Rank 0 answers every hello with its
+    own name, until all ranks have heard that name in answer to their own hello.
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -126,8 +126,9 @@ def common_name(rank: int, size: int, store: dist.Store) -> str:
 
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
-    """Within the context, this process is one of those of the default process group, if there is one, else of those
-    that torchrun has started, else alone. What is raised is told to the others."""
+    """Within the context, this process is one of those of the default process group, if
+    there is one, else of those that torchrun has started, else alone. What is raised is
+    told to the others."""
     has_group = dist.is_available() and dist.is_initialized()
     makes_group = dist.is_available() and not has_group and all(name in os.environ for name in ENVIRONMENT)
     if has_group:

@@ -24,7 +24,7 @@ FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
 CHECKSUM = "crc32"  # in a safetensors file's metadata
 LONGEST_SHOWN = 16  # characters: enough of a fingerprint
-# These errors say nothing of a file.
+# Errors that say nothing about the file itself.
 BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM
 MOST_SHARDS = 10**7
 DIGITS = 6  # so up to a million names sort as numbers
@@ -97,8 +97,8 @@ class Shards:
             raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
 
     def remove_if_damaged(self, shard: int, expected: Mapping[str, np.ndarray]) -> bool:
-        """Removes a file whose headers are not those of ``expected``, arrays of no images -> whether it did. Raises
-        ValueError if it is a folder."""
+        """Removes a file whose headers are not those of ``expected``, arrays of no images
+        -> whether it did. Raises ValueError if it is a folder."""
         path, n = self.path(shard), len(self.images(shard))
         kinds = {name: f"{x.dtype} {[n, *x.shape[1:]]}" for name, x in expected.items()}
         if path.is_dir():
@@ -139,8 +139,8 @@ class Shards:
         return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder and its manifest, and removes what killed processes have left. Raises ValueError, naming
-        what differs, if the folder holds another job."""
+        """Makes the folder and its manifest, and removes what killed processes have left.
+        Raises ValueError, naming what differs, if the folder holds another job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))

@@ -20,9 +20,10 @@ EXAMPLES_OF_VALUES = 4
 class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, and how they are drawn.
 
-    A pixel has D distributions of P parameters: one for each image channel, or, if ``joint``, one. Each is
-    drawn with ``uniforms`` numbers of noise and gives c = C / D values. Derive from this class for a
-    distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
+    A pixel has D distributions of P parameters: one for each image channel, or, if
+    ``joint``, one. Each is drawn with ``uniforms`` numbers of noise and gives c = C / D
+    values. Derive from this class for a distribution of your own; the runtimes 'reference'
+    and 'eager' need nothing else.
     """
 
     # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
@@ -69,13 +70,14 @@ class Head(ABC):
 
     @abstractmethod
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
-        """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises
-        UnknownLayout, with the alternatives, if none fits or several do."""
+        """The head with its layout, read off the output for images of ``shape``
+        [N, C, H, W]. Raises UnknownLayout, with the alternatives, if none fits or
+        several do."""
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a known layout -> parameters [N, D, H, W, P]; channels: C. It is captured with
-        the model, so it makes only calls of docs/supported_calls.md."""
+        """The model's output, in a known layout -> parameters [N, D, H, W, P]; channels: C.
+        It is captured with the model, so it makes only calls of docs/supported_calls.md."""
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
         """The head for a model in that dtype, of which a copy in another one is run."""
@@ -88,9 +90,10 @@ class Head(ABC):
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
         """How far apart the distributions of two tensors of parameters are.
 
-        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], NaN where there is
-        none. By default, the greatest difference of log-densities, or for levels of probabilities, for a few
-        ``examples``. No large parameter may hide others.
+        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64
+        [N, D, H, W], NaN where there is none. By default, the greatest difference of
+        log-densities, or for levels of probabilities, for a few ``examples``. No large
+        parameter may hide others.
         """
         n, distributions, height, width, _ = one.shape
         found, generator = [], torch.Generator().manual_seed(0)
@@ -130,8 +133,9 @@ class Head(ABC):
     ) -> Tensor:
         """Draws the values of distributions -> [..., c].
 
-        parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c]; known: bool [..., c], the
-        values that are given, on which the others may depend. What is drawn for them does not matter.
+        parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c];
+        known: bool [..., c], the values that are given, on which the others may depend.
+        What is drawn for them does not matter.
         """
 
     @abstractmethod
@@ -158,8 +162,9 @@ class Head(ABC):
     def check_finite(
         self, parameters: Tensor, row: int, column: int, first_channel: int = 0, each: int = 1
     ) -> None:
-        """Raises NonFiniteLogits if a parameter is NaN or infinite. parameters: [N, d, P] of pixel (row, column),
-        from ``first_channel`` on; each: image channels per distribution."""
+        """Raises NonFiniteLogits if a parameter is NaN or infinite. parameters: [N, d, P]
+        of pixel (row, column), from ``first_channel`` on; each: image channels per
+        distribution."""
         bad = ~torch.isfinite(parameters).all(-1)
         if bad.any():
             image, distribution = bad.nonzero()[0].tolist()
@@ -167,6 +172,7 @@ class Head(ABC):
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
-    """The head with its layout, read off the output for images of ``shape`` [N, C, H, W]. Raises UnknownLayout,
-    with the alternatives, if none fits or several do, or if it is not one tensor."""
+    """The head with its layout, read off the output for images of ``shape`` [N, C, H, W].
+    Raises UnknownLayout, with the alternatives, if none fits or several do, or if it is not
+    one tensor."""
     return head.resolved(picked(output, None), shape)

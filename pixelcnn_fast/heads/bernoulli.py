@@ -17,8 +17,8 @@ from pixelcnn_fast.telling import tell
 
 @dataclass(frozen=True)
 class Bernoulli(OfLevels):
-    """Images of two levels; the model's output is [N, C, H, W], the logit of level 1 for each sub-pixel or, if
-    ``probabilities``, its probability, after a sigmoid."""
+    """Images of two levels; the model's output is [N, C, H, W], the logit of level 1 for
+    each sub-pixel or, if ``probabilities``, its probability, after a sigmoid."""
 
     probabilities: bool = False
     levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images

@@ -72,8 +72,8 @@ class OfLevels(Head):
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
-    """The layout that a model names as ``logits_layout``, or None, for images of ``shape`` [..., H, W] with
-    H = W = levels, where the output's shape does not tell."""
+    """The layout that a model names as ``logits_layout``, or None, for images of ``shape``
+    [..., H, W] with H = W = levels, where the output's shape does not tell."""
     found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -86,8 +86,9 @@ LEAST = torch.finfo(torch.float32).tiny
 class Categorical(OfLevels):
     """One logit per level.
 
-    levels: L; layout: the output's, one of ``LAYOUTS``; None: inferred from its shape if only one fits. probabilities:
-    whether it holds probabilities, after a softmax, or logits, before one, as log-probabilities are, too.
+    levels: L; layout: the output's, one of ``LAYOUTS``; None: inferred from its shape if
+    only one fits. probabilities: whether it holds probabilities, after a softmax, or
+    logits, before one, as log-probabilities are, too.
     """
 
     levels: int = 256
@@ -117,10 +118,12 @@ class Categorical(OfLevels):
         heads = [replace(self, layout=layout) for layout in LAYOUTS]
         fitting = [head for head in heads if found == head.expected(shape)]
         if len(fitting) == 1 or (len(fitting) == 2 and shape[1] == 1 and output.dim() == 4):
-            return fitting[0]  # one channel has no order
+            return fitting[0]  # the channels' order does not matter for one
         if fitting:
             title = f"the model's output {found} can be read in several ways; say which:"
-            lines = [f"  head={head!r}: {LAYOUTS[head.layout]}" for head in fitting if head.layout is not None]
+            lines = [
+                f"  head={head!r}: {LAYOUTS[head.layout]}" for head in fitting if head.layout is not None
+            ]
         else:
             title = f"the model's output has shape {found}; for {self.levels} levels it is expected to be"
             lines = [f"  {head.expected(shape)} for head={head!r}" for head in heads]

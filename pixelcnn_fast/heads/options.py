@@ -19,17 +19,19 @@ def option(
 ) -> Any:
     """A field that is also a command-line argument; native: what C++ has in place of None."""
     native = default if native is None else native
-    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "native": native})
+    return field(
+        default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "native": native}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level,
-    and others below the smallest normal float32 are refused.
+    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most
+    likely level, and others below the smallest normal float32 are refused.
 
-    top_k: only so many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely
-    levels, as many as it takes to reach this probability; those that top_k keeps count as probability 1. Of
-    equally likely levels, the lower counts as more likely.
+    top_k: only so many levels, the most likely ones, may be drawn (None: all). top_p: only
+    the most likely levels, as many as it takes to reach this probability; those that top_k
+    keeps count as probability 1. Of equally likely levels, the lower counts as more likely.
     Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
 

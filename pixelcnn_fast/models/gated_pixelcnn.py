@@ -17,13 +17,15 @@ from pixelcnn_fast.nn.masked_conv2d import MaskType
 class GatedPixelCNN(nn.Module):
     """Gated PixelCNN: p(image) as a product over pixels in raster order.
 
-    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1 (read as 0...levels-1
-    when some value exceeds 1); labels: [N] integers, needed with ``n_classes``; condition:
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1
+    (read as 0...levels-1 when some value exceeds 1); labels: [N] integers, needed with
+    ``n_classes``; condition:
     [N, condition_channels, H, W] floating point, needed with ``condition_channels``
     -> logits [N, input_channels, H, W, levels].
     dilations: one block for each; the first has mask A. channel_order: as in ``PixelCNN``.
-    Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels or conditions.
-    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
+    Raises ValueError for a wrong shape or dtype, and for missing, unexpected or
+    out-of-range labels or conditions. Source: van den Oord et al. 2016, "Conditional Image
+    Generation with PixelCNN Decoders".
     """
 
     logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell
@@ -54,7 +56,9 @@ class GatedPixelCNN(nn.Module):
         self.conv_hidden = MaskedConv2d(hidden_channels, hidden_channels, 1, "B", channel_groups=hidden)
         self.conv_out = MaskedConv2d(hidden_channels, input_channels * levels, 1, "B", channel_groups=logits)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         check_inputs(images, self.input_channels, labels, self.n_classes)
         check_condition(condition, images, self.condition_channels)
         vertical = horizontal = to_unit_range(images, self.levels, self.conv_out.weight.dtype)

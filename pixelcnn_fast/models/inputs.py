@@ -50,7 +50,9 @@ def check_inputs(images: Tensor, channels: int, labels: Tensor | None, n_classes
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
         return  # what the labels are is not known yet
     if ((labels < 0) | (labels >= n_classes)).any():
-        raise ValueError(f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{n_classes - 1}")
+        raise ValueError(
+            f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{n_classes - 1}"
+        )
 
 
 def check_condition(condition: Tensor | None, images: Tensor, channels: int | None) -> None:

@@ -28,13 +28,16 @@ def is_unobserved(conv: nn.Module) -> bool:
 class PixelRNN(nn.Module):
     """PixelRNN: p(image) as a product over pixels in raster order.
 
-    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1; labels: [N]
-    integers, needed with ``n_classes`` -> logits [N, input_channels, H, W, levels].
-    kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h, how wide each is; the
-    path that they are added to is 2h wide. kernel_size: of the first convolution. channel_order: as in
-    ``PixelCNN``. learn_initial_state: whether the LSTMs' states outside of the image are parameters.
-    Raises ValueError for another kind, a wrong shape or dtype, and missing, unexpected or out-of-range labels.
-    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sections 3.1 to 3.4.
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in
+    0...1; labels: [N] integers, needed with ``n_classes`` -> logits
+    [N, input_channels, H, W, levels].
+    kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h,
+    how wide each is; the path that they are added to is 2h wide. kernel_size: of the first
+    convolution. channel_order: as in ``PixelCNN``. learn_initial_state: whether the LSTMs'
+    states outside of the image are parameters.
+    Raises ValueError for another kind, a wrong shape or dtype, and missing, unexpected or
+    out-of-range labels. Source: van den Oord et al. 2016, "Pixel Recurrent Neural
+    Networks", sections 3.1 to 3.4.
     """
 
     logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell

@@ -16,14 +16,17 @@ LEVELS = 256
 class PixelCNN(nn.Module):
     """Convolutional PixelCNN: p(image) as a product over pixels in raster order.
 
-    images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in 0...1 (read as 0...255 when
-    some value exceeds 1); labels: [N] integers, needed with ``n_classes``
+    images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in
+    0...1 (read as 0...255 when some value exceeds 1); labels: [N] integers,
+    needed with ``n_classes``
     -> logits [N, input_channels, H, W, 256].
-    channel_order: with 'thirds' (or True) or 'interleaved' a colour sees the earlier ones of its pixel, and hidden
-    channels belong to colours as in ``nn.channel_groups``; with None it sees earlier pixels only.
-    Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
-    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.5; the class embedding after
-    "Conditional Image Generation with PixelCNN Decoders", section 2.3.
+    channel_order: with 'thirds' (or True) or 'interleaved' a colour sees the earlier ones
+    of its pixel, and hidden channels belong to colours as in ``nn.channel_groups``; with
+    None it sees earlier pixels only.
+    Raises ValueError for a wrong shape or dtype, and for missing, unexpected or
+    out-of-range labels. Source: van den Oord et al. 2016, "Pixel Recurrent Neural
+    Networks", section 3.5; the class embedding after "Conditional Image Generation with
+    PixelCNN Decoders", section 2.3.
     """
 
     logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell

@@ -1,7 +1,8 @@
 """Which colour a feature channel belongs to, where the colours of a pixel depend on each other: R -> G -> B.
 
-Every layer's channels are in as many groups as the image has channels. A feature of group g may see its own
-pixel's image channels up to g (mask B) or before g (mask A), and all those of earlier pixels.
+Every layer's channels are in as many groups as the image has channels. A feature of group g
+may see its own pixel's image channels up to g (mask B) or before g (mask A), and all those
+of earlier pixels.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ CHANNEL_ORDERS: tuple[ChannelOrder, ...] = ("thirds", "interleaved")
 def channel_groups(channels: int, colours: int, order: ChannelOrder) -> Tensor:
     """The group of each feature channel -> int64 [channels], values 0...colours-1.
 
-    'thirds': consecutive runs, as in R R G G B B; 'interleaved': channel k is in group k modulo colours, as in
-    R G B R G B. If the channels don't divide evenly, the first groups get one channel more in either order:
-    7 channels for 3 colours are 3 + 2 + 2.
+    'thirds': consecutive runs, as in R R G G B B; 'interleaved': channel k is in group k
+    modulo colours, as in R G B R G B. If the channels don't divide evenly, the first groups
+    get one channel more in either order: 7 channels for 3 colours are 3 + 2 + 2.
     Raises ValueError for any other order, and for fewer channels than colours.
     """
     if order not in CHANNEL_ORDERS:
@@ -50,5 +51,7 @@ def named_order(channel_order: bool | str | None) -> ChannelOrder | None:
     if channel_order in (None, False):
         return None
     if channel_order not in CHANNEL_ORDERS:
-        raise ValueError(f"channel_order is {channel_order!r}, expected 'thirds', 'interleaved', True or None")
+        raise ValueError(
+            f"channel_order is {channel_order!r}, expected 'thirds', 'interleaved', True or None"
+        )
     return channel_order

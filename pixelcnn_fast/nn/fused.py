@@ -22,7 +22,9 @@ KINDS: dict[type, tuple[str, str]] = {
 }
 
 
-def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
+def conv_norm_relu(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None
+) -> Tensor:
     """ReLU(norm(conv(x)) + residual). x: [N, I, H, W] -> [N, O, H, W]."""
     if is_masked(conv) and can_fuse(x, conv, norm) and not _is_promoted(residual):
         return fused(x, conv, norm, "relu", residual=residual)

@@ -14,14 +14,17 @@ from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d, VerticalConv2d
 class GatedBlock(nn.Module):
     """One layer of both stacks.
 
-    vertical, horizontal: [N, channels_in, H, W]; labels: [N] integers, needed with ``n_classes``; condition:
-    [N, condition_channels, H, W], needed with ``condition_channels``
+    vertical, horizontal: [N, channels_in, H, W]; labels: [N] integers, needed with
+    ``n_classes``; condition: [N, condition_channels, H, W], needed with
+    ``condition_channels``
     -> (vertical, horizontal), both [N, channels_out, H, W]. Both conditions enter both gates.
-    A network's first block has mask A and takes the image twice; it has no residual, which would show the pixel
-    itself. With mask B the widths agree, and the horizontal stack is residual.
+    A network's first block has mask A and takes the image twice; it has no
+    residual, which would show the pixel itself. With mask B the widths agree, and
+    the horizontal stack is residual.
     colours, channel_order: for images whose colours see each other in order; see ``nn.channel_order``.
-    Raises ValueError if mask B comes with two widths, and for a condition that is missing or does not fit.
-    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", figure 2, equation 4.
+    Raises ValueError if mask B comes with two widths, and for a condition that is missing
+    or does not fit. Source: van den Oord et al. 2016, "Conditional Image Generation with
+    PixelCNN Decoders", figure 2, equation 4.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class GatedBlock(nn.Module):
         self.link = nn.Conv2d(width, width, 1)
         self.out = MaskedConv2d(channels_out, channels_out, 1, "B", channel_groups=out_of_gate)
         self.gate = GatedActivation()
-        self.label_vertical = self.label_horizontal = self.condition_vertical = self.condition_horizontal = None
+        self.label_vertical = self.label_horizontal = self.condition_vertical = self.condition_horizontal = (
+            None
+        )
         if n_classes is not None:
             self.label_vertical = nn.Embedding(n_classes, width)
             self.label_horizontal = nn.Embedding(n_classes, width)

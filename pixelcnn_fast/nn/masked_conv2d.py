@@ -36,9 +36,10 @@ class MaskedConv2d(nn.Conv2d):
     """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
-    channel_groups: of the input's and of the output's channels (``channel_order.channel_groups``), if the
-    colours of a pixel see each other in order. The buffer ``mask`` has the weight's shape. The stored weight is
-    never changed: masked entries keep their values, take no part and get a gradient of exactly zero.
+    channel_groups: of the input's and of the output's channels
+    (``channel_order.channel_groups``), if the colours of a pixel see each other in order.
+    The buffer ``mask`` has the weight's shape. The stored weight is never changed: masked
+    entries keep their values, take no part and get a gradient of exactly zero.
     Raises ValueError for even kernel sizes, unknown mask types and groups of other channels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
@@ -60,7 +61,9 @@ class MaskedConv2d(nn.Conv2d):
         bias: bool = True,
         channel_groups: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias
+        )
         self.mask_type = mask_type
         mask = raster_mask(*self.kernel_size, mask_type).expand_as(self.weight).clone()
         if channel_groups is not None:

@@ -15,8 +15,8 @@ Groups = tuple[Tensor, Tensor]
 
 
 class Recurrence(nn.Module):
-    """An LSTM over pixels with the gates i, f, g and o. h0, c0: [hidden_channels], the states outside of the image,
-    where they are learned."""
+    """An LSTM over pixels with the gates i, f, g and o. h0, c0: [hidden_channels], the
+    states outside of the image, where they are learned."""
 
     h0: Tensor | None
     c0: Tensor | None
@@ -53,10 +53,11 @@ def gate_groups(groups: Groups | None, in_channels: int, hidden_channels: int) -
 class RowLSTM(Recurrence):
     """A convolutional LSTM from row to row: a pixel sees a triangle above it, and a few pixels to its left.
 
-    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. The input-to-state convolution has mask B; the
-    state-to-state taps lie on the row above. channel_groups: those of the input's and of the hidden channels,
-    if colours see each other in order. learn_initial_state: whether h and c of the row above the image are
-    parameters, ``h0`` and ``c0``, or zeros. Raises ValueError for even kernel sizes, and other bad settings.
+    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. The input-to-state convolution
+    has mask B; the state-to-state taps lie on the row above. channel_groups: those of the
+    input's and of the hidden channels, if colours see each other in order.
+    learn_initial_state: whether h and c of the row above the image are parameters, ``h0``
+    and ``c0``, or zeros. Raises ValueError for even kernel sizes, and other bad settings.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
 
@@ -82,9 +83,10 @@ class RowLSTM(Recurrence):
 class DiagonalLSTM(Recurrence):
     """An LSTM whose state depends on those of the pixels above and to the left: a pixel sees all of them.
 
-    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. reverse: each row is walked from the right, and left
-    reads as right; such a layer sees later pixels of its row, so it is to be shifted down. Other settings as for
-    ``RowLSTM``; initial states also stand for the column before the first.
+    x: [N, in_channels, H, W] -> [N, hidden_channels, H, W]. reverse: each row is walked
+    from the right, and left reads as right; such a layer sees later pixels of its row, so
+    it is to be shifted down. Other settings as for ``RowLSTM``; initial states also stand
+    for the column before the first.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
 

@@ -11,9 +11,10 @@ from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
 class ResidualBlock(nn.Module):
     """ReLU(norm2(conv2(ReLU(norm1(conv1(x))))) + skip(x)), both convolutions 3x3 with mask B.
 
-    x: [N, channels_in, H, W] -> [N, channels_out, H, W]. ``skip`` is the identity where the widths agree,
-    else a 1x1 convolution with batch norm. channel_groups: those of input and output, as in ``MaskedConv2d``.
-    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", figure 5, with batch norm.
+    x: [N, channels_in, H, W] -> [N, channels_out, H, W]. ``skip`` is the identity where the
+    widths agree, else a 1x1 convolution with batch norm. channel_groups: those of input and
+    output, as in ``MaskedConv2d``. Source: van den Oord et al. 2016, "Pixel Recurrent
+    Neural Networks", figure 5, with batch norm.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ class VerticalConv2d(MaskedConv2d):
 class HorizontalConv2d(MaskedConv2d):
     """Convolution along the present row: pixels to the left (mask A), or those and the present one (mask B).
 
-    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; channel groups, weights and errors as in ``MaskedConv2d``.
-    Source: as for ``VerticalConv2d``.
+    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; channel groups, weights and errors
+    as in ``MaskedConv2d``. Source: as for ``VerticalConv2d``.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""Stateless operators, each with a compiled CPU kernel, a Triton kernel and a plain reference. All but
-``masked_conv_block`` are differentiable; all work under ``torch.compile(fullgraph=True)`` and autocast."""
+"""Stateless operators, each with a compiled CPU kernel, a Triton kernel and a plain
+reference. All but ``masked_conv_block`` are differentiable; all work under
+``torch.compile(fullgraph=True)`` and autocast."""
 
 from pixelcnn_fast.ops.categorical_nll.op import categorical_nll
 from pixelcnn_fast.ops.diagonal_lstm.op import diagonal_lstm

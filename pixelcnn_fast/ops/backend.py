@@ -25,7 +25,9 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
             return "compiled"
         return next(name for name in BACKENDS if not why_not(name, device.type, dtype))
     if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(
+            f"backend is {backend!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
     if reason := why_not(backend, device.type, dtype):
         raise ValueError(f"backend {backend!r} can't compute this: {reason}")
     return backend

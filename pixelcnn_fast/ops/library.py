@@ -32,13 +32,15 @@ def define(
 ) -> Callable[..., Any]:
     """Registers an op -> a function that calls it, with arguments by position.
 
-    compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The others name those of
-    its arguments that they read. fake: the results, empty, from shapes alone. casts: the tensors that autocast
-    converts to its dtype, as for convolutions. backward: (gradients of the first results, needed, **arguments)
-    -> the gradients by the arguments' names; needed: the names of those that are asked for. results: the names
-    of the results, where ``backward`` reads some as it reads arguments; those whose gradients it does not take
-    have none. Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes
-    longer than a small op itself.
+    compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The
+    others name those of its arguments that they read. fake: the results, empty, from shapes
+    alone. casts: the tensors that autocast converts to its dtype, as for convolutions.
+    backward: (gradients of the first results, needed, **arguments)
+    -> the gradients by the arguments' names; needed: the names of those that are
+    asked for. results: the names of the results, where ``backward`` reads some as
+    it reads arguments; those whose gradients it does not take have none. Where
+    PyTorch would add nothing to ``compute``, the function bypasses the dispatcher,
+    which takes longer than a small op itself.
     """
     declared = _signature(compute)
     names = list(declared.parameters)
@@ -183,8 +185,8 @@ def have_tangents(args: tuple) -> bool:
 
 
 def _check_no_transform(name: str, args: tuple) -> None:
-    """PyTorch would take the tangents of a result for zero, and of other transforms its error would ask for a
-    method that only the library could write."""
+    """PyTorch would take the tangents of a result for zero, and of other transforms its
+    error would ask for a method that only the library could write."""
     if torch.compiler.is_compiling():
         return
     if forward_ad._current_level >= 0 and have_tangents(args):
@@ -230,12 +232,13 @@ def _element(dtype: torch.dtype) -> int:
     return int(required().Element.__members__[str(dtype).removeprefix("torch.")])
 
 
-POOLED = 2**21  # bytes from which memory is kept
+POOLED = 2**21  # bytes from which a result's memory is kept for later ones
 
 
 def pooled(empty: Tensor) -> Tensor:
-    """A result that is still to be written, [...] without gaps -> in its place, if it is large, one in memory
-    that earlier results have left: the system clears new memory, which takes as long as computing."""
+    """A result that is still to be written, [...] without gaps -> in its place, if it is
+    large, one in memory that earlier results have left: the system clears new memory, which
+    takes as long as computing."""
     if empty.device.type != "cpu" or empty.nbytes < POOLED or native() is None:
         return empty
     storage = torch.frombuffer(required().Block(empty.nbytes), dtype=torch.uint8).untyped_storage()
@@ -260,8 +263,9 @@ def computed(x: Tensor | None) -> Tensor | None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule: channels-last if strides
-    grow from channels to columns, rows and images. Where one memory is both, as of one pixel, it is contiguous."""
+    """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule:
+    channels-last if strides grow from channels to columns, rows and images. Where one
+    memory is both, as of one pixel, it is contiguous."""
     sizes, strides = x.shape, x.stride()
     least = 0
     for axis in (1, 3, 2, 0):

@@ -16,8 +16,8 @@ from pixelcnn_fast.ops.masked_conv2d.op import weight_gradient
 
 
 class StateTap(NamedTuple):
-    """Where a tap of the state-to-state weight lies, seen from a pixel, and the pixels for which that is an initial
-    state, as rows and columns."""
+    """Where a tap of the state-to-state weight lies, seen from a pixel, and the pixels for
+    which that is an initial state, as rows and columns."""
 
     dy: int
     dx: int
@@ -29,9 +29,9 @@ def register(
 ) -> Callable[..., Tensor]:
     """Registers an op and that of its gradients -> the function (sums, weight, h0, c0, *direction, backend) -> h.
 
-    reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients of sums, weight, h0
-    and c0; diagonal: whether a state follows on the one to the left, too, and its rows have a direction; taps:
-    (how many, *direction) -> each.
+    reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the
+    gradients of sums, weight, h0 and c0; diagonal: whether a state follows on the one to
+    the left, too, and its rows have a direction; taps: (how many, *direction) -> each.
     """
 
     def own(reverse: bool) -> tuple[bool, ...]:

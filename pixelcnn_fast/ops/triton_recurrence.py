@@ -1,9 +1,10 @@
 """The recurrences of PixelRNN in Triton: one launch computes all steps, a program for each image.
 
-Pixels of one step, a row or a diagonal, are computed together: their gates are products of the states before them
-and the weights, which stay in the L2 cache as all programs read them. A program passes states on through memory,
-with a barrier after each step. States are in the inputs' dtype, cells and sums in float32; float32 products are
-rounded to TF32 where torch allows it for convolutions. Equal inputs give equal bits.
+Pixels of one step, a row or a diagonal, are computed together: their gates are products of
+the states before them and the weights, which stay in the L2 cache as all programs read
+them. A program passes states on through memory, with a barrier after each step. States are
+in the inputs' dtype, cells and sums in float32; float32 products are rounded to TF32 where
+torch allows it for convolutions. Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def forward(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """sums: [N, 4h, H, W], any strides; weight: [4h, h, taps]; h0, c0: [h] or None; diagonal: whether a state
-    follows on those above and to the left, the cell on the latter; keep: whether the gates are needed
+    """sums: [N, 4h, H, W], any strides; weight: [4h, h, taps]; h0, c0: [h] or None;
+    diagonal: whether a state follows on those above and to the left, the cell on the
+    latter; keep: whether the gates are needed
     -> h [N, h, H, W] and the gates [N, 4h, H, W], in sums' memory format.
 
     Raises TypeError for float64 and unequal dtypes.
@@ -76,8 +78,8 @@ def forward(
 def backward(
     grad: Tensor, weight: Tensor, c0: Tensor | None, gates: Tensor, diagonal: bool, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """grad: of h, [N, h, H, W]; gates: as ``forward`` gave them -> the gradients of sums [N, 4h, H, W], in
-    gates' memory format, and of c0 [h]."""
+    """grad: of h, [N, h, H, W]; gates: as ``forward`` gave them -> the gradients of sums
+    [N, 4h, H, W], in gates' memory format, and of c0 [h]."""
     check_dtype(*(x for x in (grad, weight, c0, gates) if x is not None))
     n, hidden, height, width = grad.shape
     layout, c0 = memory_format(gates), c0 if c0 is None else c0.contiguous()
@@ -216,7 +218,10 @@ def _forward_kernel(
                     in_columns = (x + dx >= 0) & (x + dx < width)
                     inside = active & (y + dy >= 0) & in_columns
                     states = load_tile(
-                        h + pixel + dy * h_strides[2] + dx * h_strides[3], inside, k * h_strides[1], k < HIDDEN
+                        h + pixel + dy * h_strides[2] + dx * h_strides[3],
+                        inside,
+                        k * h_strides[1],
+                        k < HIDDEN,
                     )
                     if h0 is not None:
                         outside = active & (~inside if DIAGONAL else (y + dy < 0) & in_columns)
@@ -301,8 +306,9 @@ def _backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A program computes one image, from its last step to its first. weight: [taps, h, 4h]; cells: of all
-    pixels, like grad; grad_cells: of each position, by the steps after it, [N, positions, h]."""
+    """A program computes one image, from its last step to its first. weight: [taps, h, 4h];
+    cells: of all pixels, like grad; grad_cells: of each position, by the steps after it,
+    [N, positions, h]."""
     K_BLOCKS: tl.constexpr = (4 * HIDDEN + BLOCK_K - 1) // BLOCK_K
     image = tl.program_id(0).to(tl.int64)
     positions = height if DIAGONAL else width

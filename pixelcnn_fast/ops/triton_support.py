@@ -1,7 +1,7 @@
 """What the Triton kernels share: tiles in and out of memory, and float32 mathematics.
 
-They use only what Triton 3.6 and 3.9 have in common: raw pointers with masks. Everything also runs in Triton's
-interpreter, which has no bfloat16 arithmetic and no libdevice.
+They use only what Triton 3.6 and 3.9 have in common: raw pointers with masks. Everything
+also runs in Triton's interpreter, which has no bfloat16 arithmetic and no libdevice.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def within(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.
 
-    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where the compiler cannot tell, neighbouring
-    threads load along the last dimension, so this decides whether loads coalesce.
+    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where the compiler
+    cannot tell, neighbouring threads load along the last dimension, so this
+    decides whether loads coalesce.
     """
     if ROWS_INNERMOST:
         mask = column_mask[:, None] & row_mask[None, :]

@@ -1,7 +1,8 @@
 """The tile sizes of a Triton kernel on a device, from the table beside it; nothing is tuned at run time.
 
-They follow from arithmetic (tiles that fill the tensor cores, registers and stages that leave room for a second
-program on the multiprocessor) and from what compiles without spills; they have not been measured yet.
+They follow from arithmetic (tiles that fill the tensor cores, registers and stages that
+leave room for a second program on the multiprocessor) and from what compiles without
+spills; they have not been measured yet.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Tile(NamedTuple):
 # In the interpreter an operation costs the same at any size; odd sizes still take several of these.
 INTERPRETER = 0
 
-# By compute capability, or for the interpreter; a device takes the entry for its own, or else the nearest lower
-# one. Tiles go from large to small: the first that gives every multiprocessor a program is taken, or the last.
+# By compute capability, or for the interpreter; a device takes the entry for its own, or
+# else the nearest lower one. Tiles go from large to small: the first that gives every
+# multiprocessor a program is taken, or the last.
 Tiles = dict[int, tuple[Tile, ...]]
 
 

@@ -14,8 +14,8 @@ from pixelcnn_fast.program.program import Program
 def compose(program: Program) -> Program:
     """Lets readers compute convolutions without steps, where that is cheaper.
 
-    This needs readers at the same pixel: elsewhere, outside the grid, a value is zero, but the sum of its taps may not
-    be. It leaves unread values in.
+    This needs readers at the same pixel: elsewhere, outside the grid, a value is zero, but
+    the sum of its taps may not be. It leaves unread values in.
     """
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):

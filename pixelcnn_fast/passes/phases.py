@@ -40,8 +40,8 @@ def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> s
 
 
 def split_phases(program: Program) -> PhasedProgram:
-    """Gives each instruction a phase. Raises Unsupported if a layer reads ahead of the present pixel, or the output
-    needs what is computed of a finished row."""
+    """Gives each instruction a phase. Raises Unsupported if a layer reads ahead of the
+    present pixel, or the output needs what is computed of a finished row."""
     fields = receptive_fields(program)
     draws, ordered = len(program.outputs), components(program.instructions)
     known = computed_by_rows(ordered)

@@ -1,8 +1,9 @@
 """The passes in their order: from a captured program to a phased one, and on to a runtime's own.
 
-Those that change weights run within a ``WeightRecorder``: whatever a weight's value decides, as by ``w != 0``,
-becomes a guard, and weights that decide it otherwise need a new program. A pass that only asks whether a weight
-lets something through asks ``program.zeros``, so that weights may become zero later.
+Those that change weights run within a ``WeightRecorder``: whatever a weight's value
+decides, as by ``w != 0``, becomes a guard, and weights that decide it otherwise need a new
+program. A pass that only asks whether a weight lets something through asks
+``program.zeros``, so that weights may become zero later.
 """
 
 from __future__ import annotations

@@ -33,4 +33,6 @@ def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
     def rounded(tap: Tap) -> Tap:
         return replace(tap, weight=tap.weight.to(dtype).to(program.dtype))
 
-    return replace(program, instructions=tuple(i.with_taps(map(rounded, i.taps)) for i in program.instructions))
+    return replace(
+        program, instructions=tuple(i.with_taps(map(rounded, i.taps)) for i in program.instructions)
+    )

@@ -1,7 +1,8 @@
 """Lets convolutions start before a residual sum that they read, where every layer is waited for.
 
-``x + W g`` is ready a layer after ``g``. A 1x1 tap V makes ``V x + (V W) g`` of it, and need not wait. That takes
-more multiplications, which pays where a layer takes time only for its barrier and its reads of memory.
+``x + W g`` is ready a layer after ``g``. A 1x1 tap V makes ``V x + (V W) g`` of it, and
+need not wait. That takes more multiplications, which pays where a layer takes time only for
+its barrier and its reads of memory.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Read, Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
 
-# A sum's readers may take so many weights more, 64 KB in bfloat16: a multiprocessor reads them in about the 1,000 clock
-# cycles that a layer of one pixel takes.
+# A sum's readers may take so many weights more, 64 KB in bfloat16: a multiprocessor reads
+# them in about the 1,000 clock cycles that a layer of one pixel takes.
 MOST_WEIGHTS = 1 << 15
 
 
@@ -40,7 +41,9 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
     by_out = {i.out: i for i in program.instructions}
     rows = {i.out for i in program.in_phase(Phase.ROW)}
     instructions = tuple(
-        _without_waiting(i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)}, rows)
+        _without_waiting(
+            i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)}, rows
+        )
         for i in program.instructions
     )
     return replace(program, instructions=instructions)
@@ -64,8 +67,9 @@ def _residual(phased: PhasedInstruction) -> Instruction | None:
 def _without_waiting(
     phased: PhasedInstruction, residuals: Mapping[int, Instruction], rows: Container[int]
 ) -> PhasedInstruction:
-    """Lets the instruction read the parts of residual sums. It reads no sum that was composed itself, since its parts
-    are ready a layer earlier. rows: values known before the row's pixels."""
+    """Lets the instruction read the parts of residual sums. It reads no sum that was
+    composed itself, since its parts are ready a layer earlier. rows: values known before
+    the row's pixels."""
     i = phased.instruction
     if phased.scan is not None:
         return phased

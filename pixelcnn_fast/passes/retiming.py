@@ -1,7 +1,8 @@
 """Handles layers that read ahead and are shifted back later, as a whole convolution moved down by one.
 
-Such a value can't be computed in its pixel's turn. But only the shifted value is read, so the shift is moved up
-through the layers, onto their taps, until every layer reads only what is known.
+Such a value can't be computed in its pixel's turn. But only the shifted value is
+read, so the shift is moved up through the layers, onto their taps, until every
+layer reads only what is known.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from pixelcnn_fast.program.recurrence import Component, components
 def without_reading_ahead(program: Program) -> Program:
     """The same causal program, in which nothing reads ahead.
 
-    Then taps read rows above, the present row up to the present pixel, or, of values that see only rows above, any
-    pixel of the present row. Raises Unsupported if that is impossible. What needs a recurrence from the right, or one
-    that reads ahead, is left alone, to be computed when its row is finished and read from the rows below.
+    Then taps read rows above, the present row up to the present pixel, or, of values that
+    see only rows above, any pixel of the present row. Raises Unsupported if that is
+    impossible. What needs a recurrence from the right, or one that reads ahead, is left
+    alone, to be computed when its row is finished and read from the rows below.
     """
     retiming = _Retiming(program)
     reads = [read for i in program.instructions if i.out not in retiming.finished for read in i.reads()]

@@ -1,8 +1,9 @@
 """Makes values of channels that are computed at different times, or read separately.
 
-Channels of a value may differ in how many channels of their pixel must be drawn first. Or a step may read only
-some, as a gate reads each half of a convolution; steps work on whole values, so each half must be a value, and
-splits spread along steps. A convolution can read and compute any pieces, through rows and columns of its weights.
+Channels of a value may differ in how many channels of their pixel must be drawn first. Or a
+step may read only some, as a gate reads each half of a convolution; steps work on whole
+values, so each half must be a value, and splits spread along steps. A convolution can read
+and compute any pieces, through rows and columns of its weights.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pixelcnn_fast.program.receptive_field.fields import Field, output_field, re
 
 
 def split_channels(program: Program) -> Program:
-    """Lets every step read whole values, whose channels can be computed together. There is one output per image channel
-    if logits need draws of their own pixel."""
+    """Lets every step read whole values, whose channels can be computed together. There is
+    one output per image channel if logits need draws of their own pixel."""
     seen = output_field(program)
     ordered = bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())  # logits see their own pixel
     most = program.shape[0] if ordered else 1  # draws of a pixel
@@ -80,7 +81,9 @@ class _Splitter:
         }
         self._new = Emitter()
         # By value, the numbers of its pieces, known before these, as recurrences need them.
-        self._pieces = {value: [self._new.number() for _ in pieces] for value, pieces in self._channels.items()}
+        self._pieces = {
+            value: [self._new.number() for _ in pieces] for value, pieces in self._channels.items()
+        }
 
     def split(self) -> Program:
         for i in self._program.instructions:

@@ -1,7 +1,7 @@
 """Recorded ATen calls, which can run again for a batch of another size.
 
-A tensor of a call is a strided view of a numbered storage, a slot. So views need not be recorded, and what writes
-into one is seen by all others.
+A tensor of a call is a strided view of a numbered storage, a slot. So views need not be
+recorded, and what writes into one is seen by all others.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call. Tensors are ``View``s; results that are none are None. name: as 'aten::add.Tensor'; where: its
-    module."""
+    """One call. Tensors are ``View``s; results that are none are None. name: as
+    'aten::add.Tensor'; where: its module."""
 
     name: str
     args: tuple

@@ -31,8 +31,9 @@ def check_causal(program: Program) -> None:
 def leak_of(program: Program) -> Leak | None:
     """What the output sees but must not, preferably a later pixel; None for a causal program.
 
-    At fault is the tap on the path to it that looks furthest ahead. If none does, it is the first in a layer with taps
-    on other pixels, which should be masked, or else the first of all.
+    At fault is the tap on the path to it that looks furthest ahead. If none does,
+    it is the first in a layer with taps on other pixels, which should be masked,
+    or else the first of all.
     """
     fields, sees = receptive_fields(program), output_field(program)
     own = [size // 2 for size in sees.shape[2:]]

@@ -111,8 +111,8 @@ class LabelBranch:
 class ConditionProgram:
     """The recorded calls on labels and condition, whose slots operands of steps read.
 
-    read_by_python: numbers that Python read, which may decide otherwise in batches that were not tried; verified:
-    batches of labels that were.
+    read_by_python: numbers that Python read, which may decide otherwise in batches that
+    were not tried; verified: batches of labels that were.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class ConditionProgram:
     ) -> dict[ConditionOperand, Tensor]:
         """By operand, what the calls give for n images: [n, channels], or [n, H, W, channels].
 
-        Raises ModelFailed if a call raises, as for an unknown label, and Unsupported for a branch on labels that goes
-        another way.
+        Raises ModelFailed if a call raises, as for an unknown label, and Unsupported for a
+        branch on labels that goes another way.
         """
         for guard in self.guards:
             memory = self._memory(guard.calls, guard.leaves, given, n)
@@ -194,8 +194,8 @@ class ConditionProgram:
         return memory
 
     def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:
-        """-> (the calls that slots need for each batch, and their leaves). All that depends on no batch is computed
-        here, once."""
+        """-> (the calls that slots need for each batch, and their leaves). All that depends
+        on no batch is computed here, once."""
         calls = needed(self._calls, slots)
         each_time = self._each_time(calls)
         once = [call for call in calls if each_time.isdisjoint(call.written)]

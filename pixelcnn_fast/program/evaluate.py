@@ -22,8 +22,9 @@ Condition = Callable[[ConditionOperand], Tensor]
 def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     """The program's meaning, teacher-forced: all pixels at once, and recurrences by rows or diagonals.
 
-    levels: integers [N, C, H, W]; condition: operand -> [N, channels] or [N, H, W, channels] -> [N, distributions,
-    H, W, parameters]; for a categorical head, logits [N, C, H, W, L].
+    levels: integers [N, C, H, W]; condition: operand -> [N, channels] or
+    [N, H, W, channels] -> [N, distributions, H, W, parameters]; for a categorical head,
+    logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels, condition)
     parts = components(program.instructions)
@@ -178,5 +179,7 @@ def shifted(x: Tensor, dy: int, dx: int) -> Tensor:
     out = torch.zeros_like(x)
     rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)
     to_y, to_x, from_y, from_x = max(-dy, 0), max(-dx, 0), max(dy, 0), max(dx, 0)
-    out[:, to_y : to_y + rows, to_x : to_x + columns] = x[:, from_y : from_y + rows, from_x : from_x + columns]
+    out[:, to_y : to_y + rows, to_x : to_x + columns] = x[
+        :, from_y : from_y + rows, from_x : from_x + columns
+    ]
     return out

@@ -1,8 +1,9 @@
 """The interface of instructions: what a pass, a runtime or a check may ask any of them.
 
-An instruction computes one value, a feature map of the program's grid: it puts what it starts from through steps.
-Values are real numbers in the model's dtype, and zero outside the grid. Steps work channel by channel, unless their
-kind reads all channels of its operand.
+An instruction computes one value, a feature map of the program's grid: it puts
+what it starts from through steps. Values are real numbers in the model's dtype,
+and zero outside the grid. Steps work channel by channel, unless their kind reads
+all channels of its operand.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Surroundings(ABC):
 class Instruction(ABC):
     """Computes one value: it puts what it starts from through steps.
 
-    out: the value; channels: how many it has; name: the module that it comes from. The methods here answer for taps and
-    steps, a kind of instruction for the rest. One with operands, or constants, of its own must answer all questions
-    about them (``REQUIRED``), or its class can't be defined.
+    out: the value; channels: how many it has; name: the module that it comes from. The
+    methods here answer for taps and steps, a kind of instruction for the rest. One with
+    operands, or constants, of its own must answer all questions about them (``REQUIRED``),
+    or its class can't be defined.
     """
 
     out: int
@@ -148,8 +150,9 @@ class Instruction(ABC):
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         """The same instruction on some of its channels, of which those that are ``picked_together`` stay so.
 
-        exchanged: maps a value and some of its channels to the value that holds exactly those; whole: maps a value
-        that is read whole to its replacement. Taps go on reading the same values.
+        exchanged: maps a value and some of its channels to the value that holds exactly
+        those; whole: maps a value that is read whole to its replacement. Taps go on reading
+        the same values.
         """
         steps = tuple(step.picked(channels, exchanged, whole) for step in self.steps)
         return replace(self, channels=len(channels), steps=steps)
@@ -187,9 +190,7 @@ class Instruction(ABC):
     def line(self, sources: Sequence[str]) -> str:
         """Its line in a listing."""
         steps = "".join(f" | {step}" for step in self.steps)
-        return (
-            f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"
-        )
+        return f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"
 
     def __str__(self) -> str:
         return self.line(self.sources())

@@ -8,8 +8,9 @@ from pixelcnn_fast.program.phased import PhasedProgram
 class ProgramListing:
     """``print`` shows instructions, live taps, phases, and the costs, for one runtime.
 
-    ``row_flops``, ``pixel_flops``: floating-point operations per pixel and image of each phase; ``weight_bytes``;
-    ``workspace_bytes``: per image of a batch, besides the weights; ``weights``: the matrices.
+    ``row_flops``, ``pixel_flops``: floating-point operations per pixel and image of each
+    phase; ``weight_bytes``; ``workspace_bytes``: per image of a batch, besides the weights;
+    ``weights``: the matrices.
     """
 
     def __init__(self, program: PhasedProgram, runtime: str, pixel_weight_bytes: int) -> None:
@@ -21,7 +22,9 @@ class ProgramListing:
         self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
         self.row_flops, self.pixel_flops = 2 * row_weights, 2 * pixel_weights
         width = program.shape[2]
-        stored = sum((width + s.pad_left + s.pad_right) * s.rows * s.channels for s in program.storage.values())
+        stored = sum(
+            (width + s.pad_left + s.pad_right) * s.rows * s.channels for s in program.storage.values()
+        )
         partial = sum(width * i.channels for i in program.instructions if i.row_runs)
         self.workspace_bytes = (stored + partial) * program.dtype.itemsize
 

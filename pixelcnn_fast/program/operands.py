@@ -77,8 +77,8 @@ class Tap:
 class ConditionOperand:
     """What depends on the condition alone, or on nothing: elements of a recorded call's result.
 
-    node: the call's slot; index: [channels], or [H, W, channels] if it varies over pixels, into all elements, or with
-    ``per_image`` into each image's.
+    node: the call's slot; index: [channels], or [H, W, channels] if it varies over pixels,
+    into all elements, or with ``per_image`` into each image's.
     """
 
     node: int
@@ -105,8 +105,8 @@ class ConditionOperand:
 class Step:
     """One operation on an instruction's sum x, channel by channel.
 
-    kind: a name in ``program.steps.KINDS``, which says what alpha means and which operand it has: ``value``,
-    ``condition``, or ``scale`` and ``shift``, both [channels].
+    kind: a name in ``program.steps.KINDS``, which says what alpha means and which operand
+    it has: ``value``, ``condition``, or ``scale`` and ``shift``, both [channels].
     """
 
     kind: str

@@ -26,8 +26,9 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source, channels of out] applied to
-    pixels (row + dy, column + dx ... column + dx + width - 1), which lie side by side in memory."""
+    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source,
+    channels of out] applied to pixels (row + dy, column + dx ... column + dx + width - 1),
+    which lie side by side in memory."""
 
     source: int
     dy: int
@@ -54,8 +55,9 @@ class Scan(NamedTuple):
 class PhasedInstruction:
     """An instruction, when it runs, and its taps as runs, whose weights the taps' are views of.
 
-    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: what it is
-    part of, if anything, in the phases row and finished; all others there take a whole row at once.
+    after: how many draws of the pixel come before it. Row runs are summed for a whole row
+    beforehand. scan: what it is part of, if anything, in the phases row and finished; all
+    others there take a whole row at once.
     """
 
     instruction: Instruction
@@ -91,9 +93,9 @@ class PhasedInstruction:
 class Wavefront:
     """At step t, value v is computed for every row y at column t - lag * y + leads[v], where that is in the grid.
 
-    A step begins with the row phase and the sums over row runs. With a lag longer by c - 1, each row starts that much
-    later than the values above it, which may be computed for c steps at once; with one longer by 2c - 1, even during
-    the c steps before those.
+    A step begins with the row phase and the sums over row runs. With a lag longer by c - 1,
+    each row starts that much later than the values above it, which may be computed for c
+    steps at once; with one longer by 2c - 1, even during the c steps before those.
     """
 
     lag: int
@@ -104,8 +106,9 @@ class Wavefront:
 class PhasedProgram(AnyProgram):
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or in turn.
 
-    Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
-    steps read of the condition. wavefront: None if rows are sampled one at a time.
+    Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally
+    many. condition_operands: what steps read of the condition. wavefront: None if rows are
+    sampled one at a time.
     """
 
     instructions: tuple[PhasedInstruction, ...]

@@ -1,8 +1,9 @@
 """What Python and C++ share besides steps: enumerations, constants, and a program's structs.
 
-csrc/headers.py writes the C++ of all this, and what reads the structs from Python, within CMake and a bare Python: so
-this imports the standard library alone. A field is declared here, filled in by runtimes/native_program.py, and there in
-C++; an enumerator is one more row.
+csrc/headers.py writes the C++ of all this, and what reads the structs from
+Python, within CMake and a bare Python: so this imports the standard library
+alone. A field is declared here, filled in by runtimes/native_program.py, and
+there in C++; an enumerator is one more row.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ MATHS = (Math("fp32", "float32"), Math("bf16", "bfloat16"), Math("fp16", "float1
 class InstructionTraits:
     """What an instruction's steps start from: out = steps(x).
 
-    reads_image: whether x is part of the image, so that it is computed as values are drawn; on_cuda: whether the CUDA
-    runtime has it, or refuses the program.
+    reads_image: whether x is part of the image, so that it is computed as values are drawn;
+    on_cuda: whether the CUDA runtime has it, or refuses the program.
     """
 
     name: str
@@ -71,8 +72,9 @@ INSTRUCTIONS = (
 class HeadTraits:
     """What a pixel's values are drawn from, by ``Head.native``.
 
-    value, value_bytes: the dtype of values in PyTorch; single: whether a distribution gives one value, drawn with
-    one uniform; on_cuda: whether the CUDA runtime has it, or refuses the program.
+    value, value_bytes: the dtype of values in PyTorch; single: whether a
+    distribution gives one value, drawn with one uniform; on_cuda: whether the
+    CUDA runtime has it, or refuses the program.
     """
 
     name: str
@@ -127,8 +129,9 @@ class Run:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The image as an instruction reads it: ``count`` channels, each as a number, or as row `level` of a table [levels,
-    width]: a one-hot vector or an embedding. Together they have count * width channels."""
+    """The image as an instruction reads it: ``count`` channels, each as a number, or as row
+    `level` of a table [levels, width]: a one-hot vector or an embedding. Together they have
+    count * width channels."""
 
     first: int = 0
     count: int = 0
@@ -153,8 +156,8 @@ class Instruction:
     after: int = 0  # how many draws of its pixel come before it
     dy: int = 0
     dx: int = 0
-    # Instructions of one scan follow each other, and go through a row pixel by pixel, in the phases row and finished.
-    # All others there, with -1, compute it at once.
+    # Instructions of one scan follow each other, and go through a row pixel by pixel, in
+    # the phases row and finished. All others there, with -1, compute it at once.
     scan: int = -1
     from_the_right: bool = False  # a scan
 
@@ -179,8 +182,8 @@ class ConditionOperand:
 
 @dataclass(frozen=True)
 class Head:
-    """The model's output at a pixel: each distribution takes ``uniforms`` numbers of the noise and gives the values of
-    the next image_channels / distributions image channels."""
+    """The model's output at a pixel: each distribution takes ``uniforms`` numbers of the
+    noise and gives the values of the next image_channels / distributions image channels."""
 
     kind: HeadKind
     distributions: int
@@ -197,8 +200,8 @@ class Program:
     height: int
     width: int
     head: Head
-    # The values that hold the parameters, one per draw, which takes the next distributions / len(outputs): all at once,
-    # or one after the other, where each sees those before.
+    # The values that hold the parameters, one per draw, which takes the next distributions
+    # / len(outputs): all at once, or one after the other, where each sees those before.
     outputs: list[int]
     storage: list[Storage]  # by value; values are numbered from 0
     instructions: list[Instruction]
@@ -212,8 +215,8 @@ class Job:
 
     images: int
     values: Memory  # [images, C, H, W] of the head's type: known ones in, all of them out
-    # [images, C, H, W]: nonzero where a value is known; 0: none is. A distribution is drawn unless all its values are
-    # known.
+    # [images, C, H, W]: nonzero where a value is known; 0: none is. A distribution is drawn
+    # unless all its values are known.
     known: Flags = 0
     noise: Uniforms  # [images, distributions * uniforms, H, W] in [0, 1)
     # Per operand [images, channels] or [images, H, W, channels]; on CUDA in one array.

@@ -1,8 +1,9 @@
 """The kinds of step: every list of them, in Python, C++ and CUDA, is made from this table.
 
-A new kind needs a formula in csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h, and unless it is an activation of
-PyTorch's, in program/formulas.py; without them, neither csrc compiles nor the package imports. CMake runs this file
-with a bare Python (csrc/headers.py), so it imports the standard library alone.
+A new kind needs a formula in csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h, and
+unless it is an activation of PyTorch's, in program/formulas.py; without them, neither csrc
+compiles nor the package imports. CMake runs this file with a bare Python (csrc/headers.py),
+so it imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class Activation:
 class StepKind:
     """One kind of pointwise operation on x.
 
-    reads_all_channels: whether each channel reads all of the operand's channels, or only its own; is_infinite_at_zero:
-    whether it makes x = 0 infinite, by its alpha; cost: in multiply-adds per channel and pixel; alpha: what that means,
-    or empty; commutes: whether x and the operand may change places (if alpha is 1); activation: its names in PyTorch,
+    reads_all_channels: whether each channel reads all of the operand's channels, or only
+    its own; is_infinite_at_zero: whether it makes x = 0 infinite, by its alpha; cost: in
+    multiply-adds per channel and pixel; alpha: what that means, or empty; commutes: whether
+    x and the operand may change places (if alpha is 1); activation: its names in PyTorch,
     if it computes what that does by default.
     """
 

@@ -146,9 +146,9 @@ class Behaviour:
     # -- of another module
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
-        """Whether another module, in eval mode, makes the recorded calls with its own tensors or, without a recording,
-        gives the same for an example. weights: the paths of tensors that may differ; has_values: whether all else is
-        known to be the same."""
+        """Whether another module, in eval mode, makes the recorded calls with its own
+        tensors or, without a recording, gives the same for an example. weights: the paths
+        of tensors that may differ; has_values: whether all else is known to be the same."""
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:

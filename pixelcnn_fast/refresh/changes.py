@@ -20,8 +20,9 @@ LOOKED_AT = 1024  # elements of each tensor
 class Changes:
     """Whether a model is what it was.
 
-    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them. So a few elements of each
-    tensor are looked at, too; where only its memory or its version are others, all of them.
+    Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them.
+    So a few elements of each tensor are looked at, too; where only its memory or its
+    version are others, all of them.
     """
 
     def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:
@@ -57,8 +58,9 @@ class Changes:
 
 
 class _Look:
-    """A model as it was looked at: each tensor's place, version and some elements, and what else there is. Views of
-    these keep memory that the model gives up until the next look."""
+    """A model as it was looked at: each tensor's place, version and some
+    elements, and what else there is. Views of these keep memory that the model
+    gives up until the next look."""
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:

@@ -25,8 +25,9 @@ class Merged:
     """Calls that give the same as the recorded ones.
 
     What is done alike to parts of one tensor, at equal distances, is done at once, which leaves the results side by
-    side: ``cat`` and copies then have nothing to do, and a kernel's taps cost as many calls as one of them. Small
-    tensors that are converted, as of batch norms, are put together before.
+    side: ``cat`` and copies then have nothing to do, and a kernel's taps cost as
+    many calls as one of them. Small tensors that are converted, as of batch
+    norms, are put together before.
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:
@@ -99,7 +100,9 @@ class Merged:
                 whole = View(slot, (length * len(flat),), (1,), 0, flat[0].dtype)
                 self.calls.append(Call("aten::cat", (flat,), {}, (whole,)))
                 moved = [replace(x, slot=slot, offset=at * length) for at, x in enumerate(sources)]
-                alike = [replace(call, args=(x, *call.args[1:])) for call, x in zip(alike, moved, strict=True)]
+                alike = [
+                    replace(call, args=(x, *call.args[1:])) for call, x in zip(alike, moved, strict=True)
+                ]
             found += alike
         return found
 

@@ -27,9 +27,9 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 
 @dataclass
 class Plan:
-    """Calls, slot by slot, so that what one makes is soon read and let go, while it is in the processor's caches; in
-    their own order if some call writes into another's result. leaves: by slot, what no call creates; wanted: what is to
-    be computed."""
+    """Calls, slot by slot, so that what one makes is soon read and let go, while it is in
+    the processor's caches; in their own order if some call writes into another's result.
+    leaves: by slot, what no call creates; wanted: what is to be computed."""
 
     leaves: Mapping[int, Leaf]
     calls: Sequence[Call]

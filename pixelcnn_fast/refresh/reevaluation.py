@@ -47,8 +47,8 @@ class Reevaluation:
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
-        """The wanted tensors, or None if a guard does not hold. weights: by name, asked for just before they are read;
-        those into which the model writes are put there."""
+        """The wanted tensors, or None if a guard does not hold. weights: by name, asked for
+        just before they are read; those into which the model writes are put there."""
         found = self._evaluated(weights)
         if found is None:
             return None

@@ -19,9 +19,10 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 class Snapshot:
     """A model as it was when it was taken.
 
-    weights: by path, the tensors that it holds and its forward reads; values: by path, what else it holds; outside:
-    copies of tensors that its forward reads and it does not hold; overlaps: pairs of a weight and another tensor that
-    share memory; sources: parameters of which eval mode may make weights.
+    weights: by path, the tensors that it holds and its forward reads; values: by path, what
+    else it holds; outside: copies of tensors that its forward reads and it does not hold;
+    overlaps: pairs of a weight and another tensor that share memory; sources: parameters of
+    which eval mode may make weights.
     """
 
     model: WrappedModel
@@ -36,8 +37,9 @@ class Snapshot:
     def taken(
         cls, model: WrappedModel, behaviour: Behaviour, held: Contents, weights: Mapping[str, Tensor]
     ) -> Snapshot:
-        """Takes a model whose ``contents`` were ``held`` and ``weights`` before it was run, and warns if its forward
-        reads tensors that it does not hold. Its behaviour then knows what its first call has kept."""
+        """Takes a model whose ``contents`` were ``held`` and ``weights`` before it was run,
+        and warns if its forward reads tensors that it does not hold. Its behaviour then
+        knows what its first call has kept."""
         if model.held.is_uncopyable:
             with model.in_use():
                 _ = behaviour.recorded_others  # while it is what it was
@@ -102,8 +104,8 @@ class Snapshot:
         return found - {path for path in drifted if are_as_good_as_equal(present[path], self.weights[path])}
 
     def follow(self, module: nn.Module) -> Present | str:
-        """A model as it is now, or why only a new sampler can have its weights; guards check what Python has read of
-        weights."""
+        """A model as it is now, or why only a new sampler can have its weights; guards
+        check what Python has read of weights."""
         if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
@@ -152,8 +154,8 @@ class Snapshot:
 class Present:
     """A module as it is now, beside its snapshot.
 
-    held: what it holds in eval mode; has_values: whether all but its tensors is what it was; weights: copies of those
-    by path; is_copied: whether a copy was looked at.
+    held: what it holds in eval mode; has_values: whether all but its tensors is what it
+    was; weights: copies of those by path; is_copied: whether a copy was looked at.
     """
 
     def __init__(self, before: Snapshot, module: nn.Module) -> None:
@@ -186,8 +188,12 @@ class Present:
         before, behaviour = self._before, self._before.behaviour
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
-        if behaviour.recording is None or behaviour.read_by_python:  # what else the forward reads is not known
-            others = {path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights}
+        if (
+            behaviour.recording is None or behaviour.read_by_python
+        ):  # what else the forward reads is not known
+            others = {
+                path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights
+            }
         model = before.model
         if not self.has_values and before.runs_module and not model.held.is_uncopyable:
             model = self._same or model
@@ -217,7 +223,9 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
     """Says at which path two modules differ first, and at how many more."""
     paths = [path for path in {**before, **now} if now.get(path, now) != before.get(path, now)]
     first = (paths or ["order"])[0].replace(":", ".").strip(".") or "type"
-    return f"its {first} is another" + (f", as is what is at {len(paths) - 1} more paths" if paths[1:] else "")
+    return f"its {first} is another" + (
+        f", as is what is at {len(paths) - 1} more paths" if paths[1:] else ""
+    )
 
 
 class _Taken(dict[str, Tensor]):

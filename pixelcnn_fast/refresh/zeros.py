@@ -61,8 +61,8 @@ def implied_by_zeros(
 ) -> set[Guard]:
     """The guards that hold as long as the same elements of these weights, by slot, are zero.
 
-    They look at products, and at elements that are moved. The calls are made with ones in place of all that is not
-    zero, since zeros that come from underflow do not stay.
+    They look at products, and at elements that are moved. The calls are made with ones in
+    place of all that is not zero, since zeros that come from underflow do not stay.
     """
     made = {slot: call for call in calls for slot in call.written}
     comparisons = {

@@ -28,12 +28,13 @@ Real = Mapping[fx.Node, Tensor]
 
 
 class Backend:
-    """``torch.compile(model, backend=Backend())``: calls that this library has faster ops for are rewritten, before
-    autograd, so for training and inference.
+    """``torch.compile(model, backend=Backend())``: calls that this library has faster ops
+    for are rewritten, before autograd, so for training and inference.
 
-    mode: what runs the graph: 'eager', or 'inductor', which compiles the rest of it. live_gradients: whether
-    weights that are masked in place (``weight.data *= mask``) get gradients at live taps only. report: what was
-    rewritten, and what was left and why; it fills at each compilation.
+    mode: what runs the graph: 'eager', or 'inductor', which compiles the rest of it.
+    live_gradients: whether weights that are masked in place (``weight.data *= mask``) get
+    gradients at live taps only. report: what was rewritten, and what was left and why; it
+    fills at each compilation.
     """
 
     def __init__(self, mode: Mode = "eager", live_gradients: bool = False) -> None:
@@ -160,14 +161,15 @@ def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule,
                 yield from _parts(inside, {each: real[given] for each, given in pairs if given in real})
 
 
-shared = functools.cache(Backend)
+shared = functools.cache(Backend)  # one for all models with the same settings
 
 
 def named(
     module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor", "live_gradients": True})``
-    calls; options are those of ``Backend``. Raises ValueError for others."""
+    """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor",
+    "live_gradients": True})`` calls; options are those of ``Backend``. Raises ValueError
+    for others."""
     given = {"mode": "eager", "live_gradients": False, **(options or {})}
     if len(given) > 2 or given["mode"] not in get_args(Mode) or not isinstance(given["live_gradients"], bool):
         raise ValueError(

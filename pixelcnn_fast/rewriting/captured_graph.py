@@ -15,9 +15,10 @@ from pixelcnn_fast.rewriting.report import Report
 
 @dataclass
 class CapturedGraph:
-    """real: the inputs' tensors now, which only decide whether a rewrite pays. inference: whether nothing of the
-    graph is kept for a backward. live_gradients: whether weights that are masked in place get gradients at live
-    taps only. by_inductor: whether Inductor runs it, which lays out what reads both layouts as it likes."""
+    """real: the inputs' tensors now, which only decide whether a rewrite pays. inference:
+    whether nothing of the graph is kept for a backward. live_gradients: whether weights
+    that are masked in place get gradients at live taps only. by_inductor: whether Inductor
+    runs it, which lays out what reads both layouts as it likes."""
 
     graph: fx.Graph
     real: Mapping[fx.Node, Tensor] = field(default_factory=dict)

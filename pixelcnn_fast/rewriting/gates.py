@@ -131,8 +131,8 @@ def _erase_unread(graph: fx.Graph, node: fx.Node, until: tuple[fx.Node, ...] = (
 
 
 def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.Node] | None:
-    """(x, condition) of a gate's input that nobody else reads and that is their sum. In inference, a sum of two
-    maps is left to the convolution before it."""
+    """(x, condition) of a gate's input that nobody else reads and that is their sum. In
+    inference, a sum of two maps is left to the convolution before it."""
     if whole.users or not is_call(whole, ADD) or len(whole.args) != 2 or whole.kwargs:
         return None
     total = value(whole)

@@ -1,7 +1,8 @@
 """Lays feature maps between this library's operators out channels-last, as their kernels read and write them.
 
-What follows such a map takes over its layout and gives the same numbers. Whatever else reads it, the graph's
-caller first of all, gets a contiguous map. What PyTorch keeps for its backward stays as the caller knows it.
+What follows such a map takes over its layout and gives the same numbers. Whatever else
+reads it, the graph's caller first of all, gets a contiguous map. What PyTorch keeps for its
+backward stays as the caller knows it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _AGNOSTIC = (
     )
     | spelled(*ACTIVATIONS, *"gelu softplus mish hardtanh relu6 selu celu softsign logsigmoid".split())
 )
-_FEWEST = 2  # of our convolutions that are joined by maps
+_FEWEST = 2  # of our convolutions, joined by maps, for which their layout is changed
 
 
 def rewrite(captured: CapturedGraph) -> None:
@@ -85,8 +86,9 @@ def _set_format(node: fx.Node, result_format: torch.memory_format) -> None:
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
-    """Whether a convolution has more channels than its argument, and its result is given back at once: our
-    kernel writes it contiguously in less time than PyTorch's takes to compute it."""
+    """Whether a convolution has more channels than its argument, and its result is given
+    back at once: our kernel writes it contiguously in less time than PyTorch's takes to
+    compute it."""
     if not calls(node, CONV2D) or not following.isdisjoint(node.users):
         return False
     call = Conv2dCall.of(node)
@@ -108,8 +110,9 @@ def _write_contiguous(captured: CapturedGraph, node: fx.Node) -> None:
 def _following(captured: CapturedGraph) -> set[fx.Node]:
     """The calls whose result is a contiguous map, of the same numbers whatever the layout of the arguments.
 
-    Others may get a copy. So nobody may write into it if others read it, PyTorch may not keep it for its backward
-    if it is known outside, and who reads it must do so with gradients if it has some.
+    Others may get a copy. So nobody may write into it if others read it, PyTorch may not
+    keep it for its backward if it is known outside, and who reads it must do so with
+    gradients if it has some.
     """
     graph, writes, by_inductor = captured.graph, captured.writes, captured.by_inductor
     following = {
@@ -141,7 +144,9 @@ def _mixing(graph: fx.Graph, following: set[fx.Node], by_inductor: bool) -> set[
     others = {x for node in last for x in node.all_input_nodes if x not in last and _is_map(x)}
     if not by_inductor:  # a convolution hands no gradient on as it is
         others = {x for x in others if getattr(value(x), "requires_grad", False) and not _is_convolution(x)}
-    return {node for node in last if not _is_convolution(node) and not others.isdisjoint(node.all_input_nodes)}
+    return {
+        node for node in last if not _is_convolution(node) and not others.isdisjoint(node.all_input_nodes)
+    }
 
 
 def _is_map(node: fx.Node) -> bool:

@@ -42,7 +42,9 @@ def rewrite(captured: CapturedGraph) -> None:
         captured.replace(*reduced.calls, by=new)
         if call.input.op != "placeholder" and not call.input.users:
             graph.erase_node(call.input)
-        captured.report.rewritten[f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where] += 1
+        captured.report.rewritten[
+            f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where
+        ] += 1
 
 
 def _why_not(captured: CapturedGraph, node: fx.Node, call: Any, reduced: Reduced | None) -> str | None:

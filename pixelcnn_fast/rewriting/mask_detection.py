@@ -37,8 +37,9 @@ KEEPING_ZEROS = frozenset(
 class MaskedWeight(NamedTuple):
     """A weight that is zero where ``mask`` is zero, or, inverted, where it isn't.
 
-    since: the call that made it so. in_place: whether that wrote into the weight itself, whose own gradient is
-    then the convolution's. through: the calls that hand the zeros on to the weight.
+    since: the call that made it so. in_place: whether that wrote into the weight itself,
+    whose own gradient is then the convolution's. through: the calls that hand the zeros on
+    to the weight.
     """
 
     mask: fx.Node

@@ -79,7 +79,9 @@ def rewrite(captured: CapturedGraph) -> None:
         with graph.inserting_before(node):
             new = call.inserted(graph, found.inserted(graph), dense, result_format)
         captured.replace(node, by=new)
-        gradients = ", dense gradients" if dense else ", gradients of live taps only" if found.in_place else ""
+        gradients = (
+            ", dense gradients" if dense else ", gradients of live taps only" if found.in_place else ""
+        )
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
 
 

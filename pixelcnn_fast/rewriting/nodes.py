@@ -302,7 +302,9 @@ def _is_known(node: fx.Node) -> bool:
         is_foreign = node.target.namespace not in ("aten", "prims")
     else:
         is_foreign = isinstance(node.target, (torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator))
-    is_random = any(part in name_of(node) for part in ("rand", "dropout", "bernoulli", "multinomial", "normal"))
+    is_random = any(
+        part in name_of(node) for part in ("rand", "dropout", "bernoulli", "multinomial", "normal")
+    )
     return is_any_call(node) and not is_foreign and not is_random and all(x is None for x in _written(node))
 
 

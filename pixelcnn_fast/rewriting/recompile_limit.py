@@ -35,8 +35,9 @@ def warns_at_recompile_limit(
     modules_of: Callable[[nn.Module], Iterable[nn.Module]],
     is_by_inductor: bool = False,
 ) -> Callable[..., Any]:
-    """A function that calls the compiled one, and warns once if PyTorch stops compiling it, if parts of a model get
-    hooks after the first call, and, with Inductor, if tensors begin to share memory.
+    """A function that calls the compiled one, and warns once if PyTorch stops compiling it,
+    if parts of a model get hooks after the first call, and, with Inductor, if tensors begin
+    to share memory.
 
     target: what was compiled. modules_of: all modules of a model, registered or not.
     """

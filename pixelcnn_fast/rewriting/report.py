@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 
 class Report:
-    """It fills at each compilation. rewritten, left: how often a call became something, or was left for a
-    reason, on a line of the model's code. warnings: what else there is to know."""
+    """It fills at each compilation. rewritten, left: how often a call became
+    something, or was left for a reason, on a line of the model's code. warnings:
+    what else there is to know."""
 
     def __init__(self) -> None:
         self.rewritten: Counter[tuple[str, str]] = Counter()

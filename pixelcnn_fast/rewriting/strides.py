@@ -24,8 +24,8 @@ def layout_of(node: fx.Node) -> torch.memory_format | None:
 
 
 def is_surely_so(node: fx.Node) -> bool:
-    """Whether a result has the strides of its fake tensor. Where memory is both contiguous and channels-last,
-    results become contiguous, and fakes do not."""
+    """Whether a result has the strides of its fake tensor. Where memory is both contiguous
+    and channels-last, results become contiguous, and fakes do not."""
     found = value(node)
     is_both = found is not None and found.is_contiguous() and layout_of(node) != torch.contiguous_format
     return not (is_both and is_any_call(node))
@@ -38,6 +38,6 @@ def followed(x: Any) -> torch.memory_format | None:
 
 
 def asked_format(x: Any, weight: Any, wanted: torch.memory_format | None) -> torch.memory_format | None:
-    """What to ask a convolution for: nothing where it follows x as PyTorch's does, as fakes of x may be wrong.
-    PyTorch's also follows a weight that is channels-last."""
+    """What to ask a convolution for: nothing where it follows x as PyTorch's does, as fakes
+    of x may be wrong. PyTorch's also follows a weight that is channels-last."""
     return None if followed(x) == wanted and followed(weight) != torch.channels_last else wanted

@@ -76,7 +76,9 @@ class Candidate(NamedTuple):
     def result_format(self) -> torch.memory_format | None:
         """Of the whole result; what is cropped from it becomes dense in it."""
         found, shown = layout_of(self.node), value(self.end)
-        is_sure = self.node.target is MASKED_CONV2D or is_laid_out_as_ours(self.node, Conv2dCall.of(self.node))
+        is_sure = self.node.target is MASKED_CONV2D or is_laid_out_as_ours(
+            self.node, Conv2dCall.of(self.node)
+        )
         if found == torch.channels_last and self.crop.nodes and shown is not None:
             # Where its memory is both, it would be taken for contiguous, which a crop is not.
             is_sure = is_sure and not shown.contiguous().is_contiguous(memory_format=torch.channels_last)
@@ -192,7 +194,13 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
     """The window of its result that is read, if that is all."""
     user = only_user(node)
     begin, size = _cut(user), _size(user)
-    if begin is None or size is None or user is None or 0 in size or writes.are_known_outside(_may_share(user)):
+    if (
+        begin is None
+        or size is None
+        or user is None
+        or 0 in size
+        or writes.are_known_outside(_may_share(user))
+    ):
         return None  # for whose strides and memory somebody may look, as as_strided does
     if any("as_strided" in name_of(x) for each in _may_share(user) for x in each.users):
         return None
@@ -226,13 +234,19 @@ def _size(node: Any) -> Pair | None:
 def _padding(node: fx.Node) -> Pair | None:
     """Above and to the left, of a call that pads height and width by zeros."""
     names = (
-        ["input", "pad", "value"] if node.target is torch.constant_pad_nd else ["input", "pad", "mode", "value"]
+        ["input", "pad", "value"]
+        if node.target is torch.constant_pad_nd
+        else ["input", "pad", "mode", "value"]
     )
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     pad = given.get("pad")
     if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
         return None
-    if not isinstance(pad, (tuple, list)) or len(pad) not in (2, 4) or not all(isinstance(n, int) for n in pad):
+    if (
+        not isinstance(pad, (tuple, list))
+        or len(pad) not in (2, 4)
+        or not all(isinstance(n, int) for n in pad)
+    ):
         return None
     return pad[2] if len(pad) == 4 else 0, pad[0]
 

@@ -28,8 +28,8 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
 
 
 class CpuRuntime(Runtime):
-    """Packs the weights once; ``run`` may then be called from several threads. precision: 'bf16' is that of
-    the weights, and, where the processor multiplies it, of values."""
+    """Packs the weights once; ``run`` may then be called from several threads. precision:
+    'bf16' is that of the weights, and, where the processor multiplies it, of values."""
 
     def __init__(
         self, program: PhasedProgram, conditions: ConditionProgram, head: Head, precision: Precision = "same"

@@ -59,7 +59,9 @@ class _Caches:
         draws = len(program.outputs)
         self._after = [[i for i in at_pixels if i.after == after] for after in range(draws + 1)]
         self._by_rows = {
-            phase: [list(group) for _, group in groupby(program.in_phase(phase), key=lambda i: i.scan or i.out)]
+            phase: [
+                list(group) for _, group in groupby(program.in_phase(phase), key=lambda i: i.scan or i.out)
+            ]
             for phase in (Phase.ROW, Phase.FINISHED)
         }
         self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
@@ -102,7 +104,11 @@ class _Caches:
                 around.compute(i)
 
     def _sum(
-        self, i: Instruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
+        self,
+        i: Instruction,
+        windows: list[tuple[Tensor, Tensor]],
+        start: Tensor | None,
+        shape: tuple[int, ...],
     ) -> Tensor:
         if start is None and i.bias is not None:
             start = i.bias.expand(*shape, i.channels)

@@ -19,10 +19,11 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool [n, C, H, W]; noise: float64
-    [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to fill; log_probability: float64 [n, C, H, W], zeros, to
-    fill where values are drawn; on_row(y) is called before row y, and stops the run by raising. All lie on the
-    host, or with the model.
+    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool
+    [n, C, H, W]; noise: float64 [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to
+    fill; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn;
+    on_row(y) is called before row y, and stops the run by raising. All lie on the host, or
+    with the model.
     """
 
     values: Tensor

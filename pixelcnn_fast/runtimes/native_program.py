@@ -68,8 +68,8 @@ def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
 def native_program(
     program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype
 ) -> schema.Program:
-    """Values are numbered anew, from 0. Tensors, on the CPU in ``dtype``, are given by address, as C++ is built
-    without PyTorch; ``borrowed`` keeps them alive."""
+    """Values are numbered anew, from 0. Tensors, on the CPU in ``dtype``, are given by
+    address, as C++ is built without PyTorch; ``borrowed`` keeps them alive."""
     number = {i.out: index for index, i in enumerate(program.instructions)}
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape

@@ -56,9 +56,10 @@ class Apart:
 
 
 class Contents:
-    """What was found in a module when this was made, by path: tensors, modules, and ``values``, which are numbers,
-    texts, functions, types, and which objects there are. Modules of equal values compute the same functions of their
-    tensors, as far as can be seen from outside.
+    """What was found in a module when this was made, by path: tensors, modules, and
+    ``values``, which are numbers, texts, functions, types, and which objects there are.
+    Modules of equal values compute the same functions of their tensors, as far as can be
+    seen from outside.
 
     others: objects, each with the attribute that leads to it; leading: by id, those that lead to tensors or modules.
 
@@ -123,7 +124,10 @@ class Contents:
         if x.layout is torch.strided and not x.is_nested:
             self.tensors[path] = x
         else:  # a forward that reads it can't be recorded
-            self.values[path] = x.layout, fingerprint(x.detach().to_dense() if not x.is_nested else x.values())
+            self.values[path] = (
+                x.layout,
+                fingerprint(x.detach().to_dense() if not x.is_nested else x.values()),
+            )
 
     def _value(self, path: str, x: Any, attribute: Any) -> None:
         kind = type(x)
@@ -289,7 +293,9 @@ def _attributes(x: Any) -> dict[str, Any]:
 
 def _is_plain(x: Any) -> bool:
     """Whether an object equals its copies and is fully described by its text."""
-    return type(x) in ATOMS or isinstance(x, Enum) or (type(x) in (tuple, frozenset) and all(map(_is_plain, x)))
+    return (
+        type(x) in ATOMS or isinstance(x, Enum) or (type(x) in (tuple, frozenset) and all(map(_is_plain, x)))
+    )
 
 
 def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:

@@ -13,7 +13,12 @@ from pixelcnn_fast.program.calls import flat
 from pixelcnn_fast.user_model.contents import Contents, parameters_of
 from pixelcnn_fast.user_model.held_module import Substituted
 from pixelcnn_fast.user_model.model_arguments import ON_META
-from pixelcnn_fast.user_model.private_copy import changes_with_its_mode, copy_or_why_not, exclusively, sets_more
+from pixelcnn_fast.user_model.private_copy import (
+    changes_with_its_mode,
+    copy_or_why_not,
+    exclusively,
+    sets_more,
+)
 from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping, unreached
 
 
@@ -21,8 +26,8 @@ from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
 ) -> Iterator[nn.Module]:
-    """A context that gives a copy of the module in eval mode with clones of its tensors, on a device and in a dtype; if
-    it can't be copied, the module itself with clones.
+    """A context that gives a copy of the module in eval mode with clones of its tensors, on
+    a device and in a dtype; if it can't be copied, the module itself with clones.
 
     read: gives the paths of tensors that the forward reads. Raises ValueError if some of those have no values.
     """
@@ -49,8 +54,9 @@ def standing_for(
 
 
 def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> nn.Module | str:
-    """A copy, or why there is none, for modules whose ``eval()`` asks for parameters: those still trained are then
-    replaced by clones of the module's own, with the numbers of eval mode."""
+    """A copy, or why there is none, for modules whose ``eval()`` asks for
+    parameters: those still trained are then replaced by clones of the module's
+    own, with the numbers of eval mode."""
     parameters = in_place_of(own, {path: x.detach() for path, x in others.items()})
     origins = {id(parameters[id(x)]): x for x in own.values()}
     copied = copy_or_why_not(live, dict(parameters), is_trained=True)
@@ -68,8 +74,8 @@ def _linked(live: nn.Module, own: Mapping[str, Tensor], others: Mapping[str, Ten
 def _clones(
     live: nn.Module, own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Clones of tensors, by path, which share memory as before unless they are trained. Those of the module's own dtype
-    get ``dtype``."""
+    """Clones of tensors, by path, which share memory as before unless they are trained.
+    Those of the module's own dtype get ``dtype``."""
     computes_in = {x.dtype for x in parameters_of(live, own.values()) if x.is_floating_point()}
     sharing = {path for pair in overlapping(own) for path in pair}
     storages, once = dict[tuple[int, torch.dtype], Tensor](), dict[int, Tensor]()

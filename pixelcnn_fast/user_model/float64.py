@@ -21,9 +21,11 @@ def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
 
 
 class InFloat64(TorchFunctionMode):
-    """Makes calls compute in float64 that would compute in ``dtype``, the model's own, or in a wider one: those that
-    name such a dtype (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), and those that get PyTorch's default
-    (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left."""
+    """Makes calls compute in float64 that would compute in ``dtype``, the model's
+    own, or in a wider one: those that name such a dtype (``x.float()``,
+    ``torch.zeros(..., dtype=torch.float32)``), and those that get PyTorch's
+    default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype
+    rounds, so it is left."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -54,7 +56,9 @@ class InFloat64(TorchFunctionMode):
 def no_narrower_than(dtype: torch.dtype) -> set[torch.dtype]:
     """The dtypes below float64 that hold every number of a dtype."""
     own, all_three = torch.finfo(dtype), (torch.bfloat16, torch.float16, torch.float32)
-    return {each for each in all_three if torch.finfo(each).eps <= own.eps and torch.finfo(each).max >= own.max}
+    return {
+        each for each in all_three if torch.finfo(each).eps <= own.eps and torch.finfo(each).max >= own.max
+    }
 
 
 def _as_float64(x: Any) -> Any:

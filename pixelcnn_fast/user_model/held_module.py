@@ -48,8 +48,9 @@ def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]
 
 
 class HeldModule:
-    """A module, with what picks the part of its output that is read. Other weights are put into it when it is next
-    asked for. A pickle leaves out what can't be pickled, with a warning.
+    """A module, with what picks the part of its output that is read. Other
+    weights are put into it when it is next asked for. A pickle leaves out what
+    can't be pickled, with a warning.
 
     uncopyable: the user's own module, if that can't be copied, else None.
     """

@@ -85,7 +85,9 @@ def check_has_values(model: nn.Module) -> None:
     if any(x.is_meta and x.numel() for x in tensors):
         raise ValueError(f"the model is {ON_META}")
     divides = if_imported("torch.distributed.fsdp", "FSDPModule")
-    if any(hasattr(x, "full_tensor") for x in tensors) or any(isinstance(x, divides) for x in model.modules()):
+    if any(hasattr(x, "full_tensor") for x in tensors) or any(
+        isinstance(x, divides) for x in model.modules()
+    ):
         raise ValueError(
             "the model's parameters are divided among processes: pass a model of whole ones, such as one that has "
             "loaded get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), which is in "
@@ -108,8 +110,8 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether a model says that it takes labels, or needs more than images and a condition. Raises ValueError for a
-    condition of unknown shape."""
+    """Whether a model says that it takes labels, or needs more than images and a condition.
+    Raises ValueError for a condition of unknown shape."""
     if getattr(model, "n_classes", 0) is None:
         return False
     if integer_of(model, "n_classes"):

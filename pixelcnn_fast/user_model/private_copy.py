@@ -34,8 +34,9 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 def copy_or_why_not(
     module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
-    """As ``private_copy``, or why there is no copy. memo: by id, what takes the place of tensors; is_apart: whether no
-    function of the copy may lead to the module; is_trained: whether gradients are wanted."""
+    """As ``private_copy``, or why there is no copy. memo: by id, what takes the place of
+    tensors; is_apart: whether no function of the copy may lead to the module; is_trained:
+    whether gradients are wanted."""
     held, memo = Contents(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm

@@ -87,9 +87,12 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return duplicate(module, in_place_of(held.tensors, tensors), held)
 
 
-def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None) -> nn.Module:
-    """A deep copy of a module. An attribute that leads to what can't be copied, such as a lock, but not to tensors, is
-    shared. memo: as for ``copy.deepcopy``, with the copy's tensors; held: what the module holds."""
+def duplicate(
+    module: nn.Module, memo: dict[int, Any] | None = None, held: Contents | None = None
+) -> nn.Module:
+    """A deep copy of a module. An attribute that leads to what can't be copied, such as a
+    lock, but not to tensors, is shared. memo: as for ``copy.deepcopy``, with the copy's
+    tensors; held: what the module holds."""
     held, memo = held or Contents(module), {} if memo is None else memo
     replaced = {path: memo[id(x)] for path, x in held.tensors.items() if id(x) in memo}
     for x, _ in held.others:
@@ -115,8 +118,9 @@ def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Conte
 
 
 def _put_into(copied: nn.Module, tensors: Mapping[str, Tensor], known: Container[int]) -> None:
-    """Puts tensors, by path, in place of those that are not ``known``, by id: modules that copy themselves may not heed
-    a memo. TorchScript's modules, and unregistered tensors, get the numbers only."""
+    """Puts tensors, by path, in place of those that are not ``known``, by id: modules that
+    copy themselves may not heed a memo. TorchScript's modules, and unregistered tensors,
+    get the numbers only."""
     held = Contents(copied)
     own_tensors = [(path, x) for path, x in held.tensors.items() if path in tensors and id(x) not in known]
     others = {id(x): tensors[path] for path, x in own_tensors}

@@ -51,8 +51,9 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 class WrappedModel:
     """A model as the stations take it; ``Sampler`` explains the arguments.
 
-    ``module`` is a copy in eval mode, or the user's own if that can't be copied. A recorded forward tells its head's
-    layout, ``branches`` and ``reads_images``; trials tell its labels, and its condition's dtype.
+    ``module`` is a copy in eval mode, or the user's own if that can't be copied. A recorded
+    forward tells its head's layout, ``branches`` and ``reads_images``; trials tell its
+    labels, and its condition's dtype.
     """
 
     def __init__(
@@ -189,8 +190,9 @@ class WrappedModel:
         return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Other examples than those recorded, in batches of other sizes: a dark image; random ones, with every label if
-        these are few and the model is small; and bright ones if they are small."""
+        """Other examples than those recorded, in batches of other sizes: a dark image;
+        random ones, with every label if these are few and the model is small; and bright
+        ones if they are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
@@ -201,8 +203,9 @@ class WrappedModel:
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
-        """Images as sampling meets them, if Python reads numbers off these: the lowest level everywhere, or from the
-        second pixel, the second row or the middle on, and the highest level."""
+        """Images as sampling meets them, if Python reads numbers off these: the lowest
+        level everywhere, or from the second pixel, the second row or the middle on, and the
+        highest level."""
         if self.levels is not None and self.reads_images:
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch

@@ -132,7 +132,9 @@ def test_compare(work: Workload, naive_pixels: int) -> None:
     results = compare(work, names, repeats=3, naive_pixels=naive_pixels)
     assert [result.name for result in results] == names
     naive, *_, last = (result for result in results if not result.name.endswith("-bf16"))
-    assert last.check is not None and last.check.differing == 0  # the others' images are compared with its own
+    assert (
+        last.check is not None and last.check.differing == 0
+    )  # the others' images are compared with its own
     assert (naive.timed, naive.extrapolated) == ((6, True) if naive_pixels else (20, False))
     for result in results:
         assert result.check is not None
@@ -249,7 +251,9 @@ def test_speed_ups_are_ratios_of_medians() -> None:
     assert report.speed_ups([naive, fast]) == {"reference": {"reference": 1.0, "cpu": 25.0}}
     header, _, first, second, *rest = report.markdown([[naive, fast]]).splitlines()
     assert "extrapolated from 4 of 16 pixels" in first and "5.00 s" in first and "4.00 s – 45.0 s" in first
-    assert "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
+    assert (
+        "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
+    )
     assert [line.split("|")[5].strip() for line in (header, first, second)] == ["images/s", "0.2", "5"]
     assert "1.0e-07" in rest[-1]
     assert {line.count("|") for line in (header, first, second)} == {header.count("|")}
@@ -291,7 +295,9 @@ def test_the_chart_shows_no_factor_of_a_wrong_contestant(tmp_path: Path, monkeyp
     assert "extrapolated from 4 of 16 pixels" in two_at_once[0].label
 
 
-@pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234×"), (10, "10×"), (9.87, "9.9×"), (0.123, "0.12×")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234.5, "1,234×"), (10, "10×"), (9.87, "9.9×"), (0.123, "0.12×")]
+)
 def test_factors(value: float, text: str) -> None:
     assert report.factor(value) == text
 
@@ -385,7 +391,8 @@ def test_what_bench_draws_by_default(options, shape, seed, tmp_path, monkeypatch
     assert main(["bench", *options, "--out", str(tmp_path)]) == 130
     (work,) = found
     assert (
-        torch.equal(work.noise, workload(work.model, 1, shape[1], shape[2], seed).noise) and work.shape == shape
+        torch.equal(work.noise, workload(work.model, 1, shape[1], shape[2], seed).noise)
+        and work.shape == shape
     )
     assert not list(tmp_path.iterdir())
 

@@ -54,7 +54,9 @@ def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: Column
         shape = runtime.shape(images)
         facts = runtime.sampler(Shape(1, shape.cluster)).facts
         at_once = -(-images // shape.images) * shape.cluster
-        cycles = cost(facts, "bf16", shape.images, at_once, H100.multiprocessors) / facts["sweeps"][0]["steps"]
+        cycles = (
+            cost(facts, "bf16", shape.images, at_once, H100.multiprocessors) / facts["sweeps"][0]["steps"]
+        )
         assert cycles == pytest.approx(recorded()["cycles"][name], rel=0.2)
 
 

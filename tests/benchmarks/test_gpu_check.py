@@ -194,7 +194,9 @@ def test_tests_that_are_cut_off(tmp_path, monkeypatch):
     }
     found = Rehearsal(tmp_path, {key.replace("'", ""): answer for key, answer in answers.items()}, short)
     assert found.failed == {"tests of clusters"}
-    assert found.text.startswith("tests of clusters: failed: 1 of 2 tests, 7 not run, the first: b: CUDA error")
+    assert found.text.startswith(
+        "tests of clusters: failed: 1 of 2 tests, 7 not run, the first: b: CUDA error"
+    )
     assert "| tests of the sampler | ok so far: 1 passed, 0 skipped, 8 not run in" in found.text
 
 

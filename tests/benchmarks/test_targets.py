@@ -51,7 +51,10 @@ def test_a_strict_bound_is_not_met_by_itself() -> None:
 def test_contestants_take_turns() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {"a": 2, "b": 2}
+    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {
+        "a": 2,
+        "b": 2,
+    }
 
 
 def test_ratios_are_of_the_rounds_that_both_took_part_in() -> None:
@@ -85,7 +88,9 @@ def test_other_results_are_no_gain() -> None:
             check("it", [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.tensor([1, wrong])])
     check("it", [torch.tensor(9.0)], [torch.tensor(9.001)])
     with pytest.raises(CheckFailed):  # a loss is no measure for gradients
-        check("it", [torch.tensor(9.0), torch.full((2,), 1e-3)], [torch.tensor(9.0), torch.full((2,), 1.1e-3)])
+        check(
+            "it", [torch.tensor(9.0), torch.full((2,), 1e-3)], [torch.tensor(9.0), torch.full((2,), 1.1e-3)]
+        )
     works = {"plain": lambda: [torch.ones(2)], "ours": lambda: [torch.zeros(2)]}
     with pytest.raises(CheckFailed, match="it, ours"):
         faster("it", works, 1, 2, repeats=1)
@@ -225,8 +230,15 @@ def test_with_quick_what_takes_long_is_left_out(tmp_path) -> None:
 
 @pytest.mark.parametrize("absent", ["accelerated", "accelerated with inductor"])
 def test_a_mode_that_fails_leaves_the_other(absent) -> None:
-    seconds = {"plain": [6.0], "torch.compile": [4.0], "accelerated": [2.0], "accelerated with inductor": [2.0]}
+    seconds = {
+        "plain": [6.0],
+        "torch.compile": [4.0],
+        "accelerated": [2.0],
+        "accelerated with inductor": [2.0],
+    }
     del seconds[absent]
     found = list(acceleration.judged("it", seconds, "", ((1.0, 2.0), (1.0, 2.0))))
-    assert [target.value for target in found] == [3.0, 2.0] and all("fails" in target.name for target in found)
+    assert [target.value for target in found] == [3.0, 2.0] and all(
+        "fails" in target.name for target in found
+    )
     assert list(acceleration.judged("it", {"plain": [6.0]}, "", ((1.0, 2.0), None))) == []

@@ -171,7 +171,9 @@ BODIES = {
     "a constant that is NaN in part": lambda net, h, x: (
         h + torch.tensor([0.1, math.nan, 0.3]).nan_to_num(0.2).repeat(2)[:, None, None]
     ),
-    "a constant that is NaN everywhere": lambda net, h, x: h + torch.full((6, 1, 1), math.nan).nan_to_num(0.2),
+    "a constant that is NaN everywhere": lambda net, h, x: (
+        h + torch.full((6, 1, 1), math.nan).nan_to_num(0.2)
+    ),
     "no body": lambda net, h, x: h,
 }
 
@@ -363,7 +365,9 @@ def test_levels_first_in_the_channels_are_followed():
         n, c, height, width = x.shape
         return 4 * net.conv(x.double() / 255).view(n, 256, c, height, width).permute(0, 2, 3, 4, 1)
 
-    assert_runtimes_agree(Sampler(Written(levels_first, conv=MaskedConv2d(2, 512, 3, "A")).double(), (2, 4, 4)))
+    assert_runtimes_agree(
+        Sampler(Written(levels_first, conv=MaskedConv2d(2, 512, 3, "A")).double(), (2, 4, 4))
+    )
 
 
 @pytest.mark.parametrize(

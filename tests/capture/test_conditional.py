@@ -110,7 +110,9 @@ def test_what_labels_must_not_do(name: str) -> None:
 
 def test_labels_and_a_condition_must_not_decide_together() -> None:
     body = lambda e, y, c: e + c if (y[:, None] + c).max() < 1e9 else e  # noqa: E731
-    with pytest.raises(Unsupported, match="depends on the condition and the labels: .* for another condition"):
+    with pytest.raises(
+        Unsupported, match="depends on the condition and the labels: .* for another condition"
+    ):
         Sampler(OfBoth(body, CLASSES), SHAPE, image_form="unit", condition_shape=(LEVELS,))
 
 
@@ -405,7 +407,9 @@ def test_a_branch_must_fall_alike_while_images_are_drawn(name: str) -> None:
         lambda x: x * 2 if x.min().item() < 256 and x.max() > 200 else x,
     ],
 )
-def test_a_branch_that_a_dark_image_does_not_take_is_refused_by_name(body: Callable[[Tensor], Tensor]) -> None:
+def test_a_branch_that_a_dark_image_does_not_take_is_refused_by_name(
+    body: Callable[[Tensor], Tensor],
+) -> None:
     """Also if another number was read before."""
     with pytest.raises(Unsupported, match="Before, Python took a branch in model of .* depends on the image"):
         Sampler(Wide(body), SHAPE, image_form="levels")

@@ -155,7 +155,9 @@ BODIES = {
     "several functions of one level": lambda net, h, x, i: (
         h * torch.logical_xor(left(i) > 200, left(i) % 2 == 1)[:, :1]
     ),
-    "sines of levels": lambda net, h, x, i: h + left(torch.sin(x[:, :1] * torch.arange(C).to(x).view(C, 1, 1))),
+    "sines of levels": lambda net, h, x, i: (
+        h + left(torch.sin(x[:, :1] * torch.arange(C).to(x).view(C, 1, 1)))
+    ),
     "windows": lambda net, h, x, i: (net.same.mask.flatten(1) @ F.unfold(h, 3, padding=1)).view_as(h),
     "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
     "a gated linear unit over the last axis": lambda net, h, x, i: channels_last(F.glu)(net.wide(h)),
@@ -195,7 +197,9 @@ BODIES = {
     "cropped then padded": lambda net, h, x, i: h + net.same(F.pad(h[:, :, :-1, :], (0, 0, 1, 0))),
     "zero pad module": lambda net, h, x, i: h + nn.ZeroPad2d((1, 0, 0, 0))(h)[:, :, :, :-1],
     "convolution of a crop": lambda net, h, x, i: F.pad(net.same(h[:, :, :-1]), (0, 0, 1, 0)) + h,
-    "rolled with its first row zeroed": lambda net, h, x, i: net.same(with_first_row_zero(torch.roll(h, 1, 2))),
+    "rolled with its first row zeroed": lambda net, h, x, i: net.same(
+        with_first_row_zero(torch.roll(h, 1, 2))
+    ),
     "rolled and multiplied": lambda net, h, x, i: (
         net.same(with_first_row_zero(torch.roll(F.relu(h), 1, 2))) * h
     ),
@@ -211,7 +215,9 @@ BODIES = {
     "a channel of ones": lambda net, h, x, i: (
         net.same(h) + torch.arange(30.0, dtype=h.dtype).view(1, 1, 5, 6) / 30
     ),
-    "a map over the image": lambda net, h, x, i: h * torch.linspace(0, 1, 180, dtype=h.dtype).view(1, 6, 5, 6),
+    "a map over the image": lambda net, h, x, i: (
+        h * torch.linspace(0, 1, 180, dtype=h.dtype).view(1, 6, 5, 6)
+    ),
     "concat-elu": lambda net, h, x, i: net.narrow(F.elu(torch.cat([h, -h], dim=1))),
     "gelu": lambda net, h, x, i: F.gelu(h) + F.gelu(net.same(h), approximate="tanh"),
     "softplus": lambda net, h, x, i: F.softplus(3 * h, beta=2),

@@ -101,7 +101,9 @@ def test_any_number_of_classes_is_found(classes):
 
 
 def test_a_model_that_takes_any_label_is_given_any():
-    built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
+    built = sampler(
+        Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double())))
+    )
     assert_runtimes_agree(built, 5, labels=torch.tensor([0, 9, 10, 77, 123456]))
     with pytest.raises(ValueError, match=r"labels span -1\.\.\.0, expected 0 or more"):
         built.sample(2, torch.tensor([0, -1]))
@@ -118,7 +120,9 @@ def test_labels_of_another_kind_or_shape_are_refused(labels):
 
 
 def test_labels_are_not_tried_again_and_again(monkeypatch):
-    built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
+    built = sampler(
+        Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double())))
+    )
     tried, takes = [], built._engine.model.takes
 
     def counted(*example):
@@ -336,7 +340,9 @@ def test_a_condition_of_integers(arguments):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.bool])
 def test_a_condition_of_small_integers(dtype):
     built = sampler(
-        Conditioned(lambda net, c: upsampled(net, c.long() % 5)), condition_shape=(4, 5), condition_dtype=dtype
+        Conditioned(lambda net, c: upsampled(net, c.long() % 5)),
+        condition_shape=(4, 5),
+        condition_dtype=dtype,
     )
     assert_runtimes_agree(built, 5, condition=torch.randint(2, (5, 4, 5)))
 
@@ -428,7 +434,11 @@ def test_what_changes_something_is_not(dtype):
 
 ENCODERS: dict[str, tuple[nn.Module, Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "GRU": (nn.GRU(3, 6, batch_first=True), lambda net, c: net(c)[1][-1], (4, 3)),
-    "LSTM": (nn.LSTM(3, 6, 2, bidirectional=True), lambda net, c: net(c.transpose(0, 1))[0][-1, :, :6], (4, 3)),
+    "LSTM": (
+        nn.LSTM(3, 6, 2, bidirectional=True),
+        lambda net, c: net(c.transpose(0, 1))[0][-1, :, :6],
+        (4, 3),
+    ),
     "transformer": (
         nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2),
         lambda net, c: net(c).mean(1),

@@ -164,7 +164,9 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "padded by more than the image": over_padded,
     "padded by more than the image and reordered": reordered_twice,
     "rows from the end and back": lambda net, x: net.above(x)[:, :, :-1].flip(2).contiguous().flip(2),
-    "an integer of each level": lambda net, x: net.above((x * 4).round().long().remainder(3).to(x))[:, :, :-1],
+    "an integer of each level": lambda net, x: net.above((x * 4).round().long().remainder(3).to(x))[
+        :, :, :-1
+    ],
     "clamped far": lambda net, x: F.hardtanh(net.above(x)[:, :, :-1] * 1e8),
 }
 
@@ -246,7 +248,10 @@ def test_small_images(body: Callable[[Net, Tensor], Tensor], size: tuple[int, in
 # -- models that see the whole image through a Python number
 
 
-LEAKS: dict[str, Callable[[Tensor], Tensor]] = {**HIDDEN, "a mean that stays a tensor": lambda x: x - x.mean()}
+LEAKS: dict[str, Callable[[Tensor], Tensor]] = {
+    **HIDDEN,
+    "a mean that stays a tensor": lambda x: x - x.mean(),
+}
 
 
 @pytest.mark.parametrize("name", LEAKS)

@@ -77,7 +77,14 @@ LEAST = torch.finfo(torch.float32).min
 VARIANTS = {
     **{
         name: Variant(name)
-        for name in ("cropped shifts", "channels last", "interleaved", "one-hot", "binary", "rare activations")
+        for name in (
+            "cropped shifts",
+            "channels last",
+            "interleaved",
+            "one-hot",
+            "binary",
+            "rare activations",
+        )
     },
     "masked": Variant("in-place masks", mask=-1e9),
     "masked, with labels": Variant("dilated gated", mask=-1e9),

@@ -52,7 +52,9 @@ def draws(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_causal_networks_pass_and_ordered_channels_are_told_from_others(name: str, dtype: torch.dtype) -> None:
+def test_causal_networks_pass_and_ordered_channels_are_told_from_others(
+    name: str, dtype: torch.dtype
+) -> None:
     model, shape = network(name)
     assert draws(model.to(dtype), shape) == (shape[0] if name in ORDERED else 1)
 
@@ -315,7 +317,10 @@ def test_a_joint_head_must_not_see_its_own_pixel() -> None:
 def test_an_output_that_depends_on_the_batch_or_on_chance_is_refused() -> None:
     shape = (1, 4, 5)
     past = lambda x: F.pad(x, (1, 0))[..., :-1]  # noqa: E731
-    for leak in (lambda x: past(x).mean(0, keepdim=True), lambda x: 0.01 * torch.randn(x.shape, dtype=x.dtype)):
+    for leak in (
+        lambda x: past(x).mean(0, keepdim=True),
+        lambda x: 0.01 * torch.randn(x.shape, dtype=x.dtype),
+    ):
         with pytest.raises(Unsupported, match="other images of the batch, or on chance"):
             Sampler(Changed(base(shape), leak), shape, runtime="reference")
 

@@ -72,10 +72,16 @@ def calls() -> list[Bad]:
     for option in ("batch", "top-k"):
         found += bad(f"--{option}", f"sample --{option}=", texts=NOT_COUNTS)
     for option in ("repeats", "threads", "batch"):
-        found += bad(f"--{option}", f"bench --{option}=", texts=[text for text in NOT_COUNTS if text != "1,2"])
+        found += bad(
+            f"--{option}", f"bench --{option}=", texts=[text for text in NOT_COUNTS if text != "1,2"]
+        )
     found += bad("--batch", "bench --batch=", texts=["1,", ",1", "1,,2", "1,1", "1,0", "1;2", "1, 2"])
-    found += bad("--naive-pixels", "bench --naive-pixels=", texts=[text for text in NOT_COUNTS if text != "0"])
-    found += bad("--seed", "sample --seed=", "bench --seed=", texts=[*NOT_WHOLE, *TOO_LARGE, str(2**64), "-1"])
+    found += bad(
+        "--naive-pixels", "bench --naive-pixels=", texts=[text for text in NOT_COUNTS if text != "0"]
+    )
+    found += bad(
+        "--seed", "sample --seed=", "bench --seed=", texts=[*NOT_WHOLE, *TOO_LARGE, str(2**64), "-1"]
+    )
     found += bad("temperature", "sample --temperature=", texts=[*NOT_NUMBERS, "1e-39"])
     found += bad("top[-_]p", "sample --top-p=", texts=[*NOT_NUMBERS, "0", "1.01"])
     for command in ("sample", "bench", "receptive-field"):
@@ -89,7 +95,9 @@ def calls() -> list[Bad]:
     for option in ("runtime", "precision"):
         found += bad(f"--{option}", f"sample --{option}=", texts=["", "x", "CPU", "cpu,eager", "cpu "])
     found += bad(
-        "runtimes", "bench --runtimes=", texts=["", "cpu,", ",cpu", "cpu,cpu", "x", "cpu eager", "CPU", "auto"]
+        "runtimes",
+        "bench --runtimes=",
+        texts=["", "cpu,", ",cpu", "cpu,cpu", "x", "cpu eager", "CPU", "auto"],
     )
     found += bad("bf16", f"{SMALL} --precision=bf16 --runtime=reference")
     found += bad("fp16", f"{SMALL} --precision=fp16 --runtime=cpu") + bad("tf32", f"{SMALL} --precision=tf32")

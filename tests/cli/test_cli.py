@@ -126,7 +126,9 @@ def test_a_signal_saves_what_is_finished(by, status, plain, tmp_path, monkeypatc
     with np.load(tmp_path / "a.npz") as saved:
         assert saved["images"].shape == (4, 1, 4, 4)
         monkeypatch.undo()
-        expected = Sampler(checkpoint.load(plain), (1, 4, 4)).sample(9, noise=noise_of(0, range(9), (1, 4, 4)))
+        expected = Sampler(checkpoint.load(plain), (1, 4, 4)).sample(
+            9, noise=noise_of(0, range(9), (1, 4, 4))
+        )
         assert np.array_equal(saved["images"], expected[:4].numpy())
 
 
@@ -164,7 +166,11 @@ def test_whatever_ends_the_run_what_is_finished_is_saved(
     assert "stopped: 3 of 9 images are finished" in captured.err and told in captured.err.splitlines()[-1]
     assert captured.out.splitlines()[:2] == [str(tmp_path / "a.png"), str(tmp_path / "a.npz")]
     with np.load(tmp_path / "a.npz") as saved:
-        assert np.array_equal(saved["images"], Stopped.images.numpy()) and saved["labels"].tolist() == [0, 1, 2]
+        assert np.array_equal(saved["images"], Stopped.images.numpy()) and saved["labels"].tolist() == [
+            0,
+            1,
+            2,
+        ]
     assert has_both(tmp_path)
 
 
@@ -233,7 +239,9 @@ def test_too_little_memory_to_compress_does_not_cost_the_picture(plain, tmp_path
     assert (tmp_path / "a.png").exists() and not (tmp_path / "a.npz").exists()
 
 
-def test_what_ended_the_run_counts_more_than_a_file_that_can_t_be_written(plain, tmp_path, monkeypatch, capsys):
+def test_what_ended_the_run_counts_more_than_a_file_that_can_t_be_written(
+    plain, tmp_path, monkeypatch, capsys
+):
     ended(monkeypatch, Stopped())
     monkeypatch.setattr(np, "savez_compressed", lambda *_, **__: 1 / 0)
     assert sample(plain, tmp_path) == 130
@@ -294,7 +302,9 @@ def test_closed_streams_and_pipes(command: str, status: int, plain: Path, tmp_pa
 def test_names_that_stdout_can_not_show(plain: Path, tmp_path: Path, monkeypatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    assert run("sample", "--checkpoint", plain, "--size", 4, "--n", 1, "--out", tmp_path / "\udcff é.png") == 0
+    assert (
+        run("sample", "--checkpoint", plain, "--size", 4, "--n", 1, "--out", tmp_path / "\udcff é.png") == 0
+    )
     assert "\\udcff \\xe9.png" in stream.buffer.getvalue().decode()
 
 

@@ -65,7 +65,9 @@ print(peak() - before, memory.to_capture(model, 160, 160))
 
 
 @thorough
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units, or not at all")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems count memory in other units, or not at all"
+)
 @pytest.mark.parametrize(
     "model",
     [

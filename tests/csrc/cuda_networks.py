@@ -103,7 +103,9 @@ class NearlyTheSame(torch.nn.Module):
         torch.manual_seed(2)
         here = [(0, 0)]
         self.first = Masked(1, 12, [*ABOVE, (0, -1)])
-        self.pairs = torch.nn.ModuleList(Masked(12, 12, taps, size=5) for taps in itertools.chain(*self.PAIRS))
+        self.pairs = torch.nn.ModuleList(
+            Masked(12, 12, taps, size=5) for taps in itertools.chain(*self.PAIRS)
+        )
         with torch.no_grad():
             for weights in self.pairs.parameters():
                 weights.mul_(9)

@@ -135,7 +135,9 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     engine = runtime(sampler, blocks)
     assert engine.facts(n)["cluster"] == CLUSTERS.get(blocks, 1)
     got, _ = run(engine, sampler, u, labels=labels)
-    expected = sampler.sample(n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu")
+    expected = sampler.sample(
+        n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
+    )
     assert torch.equal(got, expected.int())
     assert got.numel() < 50 or got.unique().numel() > 10
 
@@ -259,7 +261,9 @@ def of_channels(hidden: int) -> Sampler:
     return Sampler(PixelCNN(1, hidden, 6).eval(), (1, 8, 32))
 
 
-def shapes_by_cost(hidden: int, multiprocessors: int, largest_cluster: int) -> Callable[[int], tuple[int, int]]:
+def shapes_by_cost(
+    hidden: int, multiprocessors: int, largest_cluster: int
+) -> Callable[[int], tuple[int, int]]:
     sampler = of_channels(hidden)
     captured = sampler._engine.compiled_program
     limits = Limits(227 << 10, multiprocessors, largest_cluster)
@@ -309,7 +313,9 @@ def test_known_sub_pixels_stay_and_do_not_count():
     images, u, labels = inputs(shape, 2)
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
-    got, _ = run(runtime(sampler), sampler, u, levels=images, known=known, labels=labels, log_probability=found)
+    got, _ = run(
+        runtime(sampler), sampler, u, levels=images, known=known, labels=labels, log_probability=found
+    )
     expected, log_probability = sampler.complete(
         images, known, labels, noise=u, runtime="cpu", log_probability=True
     )
@@ -572,7 +578,9 @@ def test_relu_keeps_nan(precision):
 def test_the_image_whose_colour_is_drawn_first_is_named():
     """Though an image before it has none in a colour that is drawn later."""
     shape = (2, 2, 3)
-    sampler = Sampler(ChannelByChannel(), shape, condition_shape=shape, image_form="unit", head=Categorical(4))
+    sampler = Sampler(
+        ChannelByChannel(), shape, condition_shape=shape, image_form="unit", head=Categorical(4)
+    )
     _, u, _ = inputs(shape, 3)
     condition = torch.zeros(3, *shape)
     condition[0, 1, 0, 1] = condition[2, 0, 0, 1] = torch.nan

@@ -126,10 +126,14 @@ def labels_for(model: nn.Module, n: int) -> Tensor | None:
     return torch.arange(n) % 4 if getattr(model, "n_classes", None) else None
 
 
-def assert_drawn_right(name: str, n: int, precision: Precision = "same", batch_size: int | None = None) -> None:
+def assert_drawn_right(
+    name: str, n: int, precision: Precision = "same", batch_size: int | None = None
+) -> None:
     model, shape = network(name)
     noise, labels = noise_for(shape, n), labels_for(model, n)
-    images = sampler_of(name, precision).sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=batch_size)
+    images = sampler_of(name, precision).sample(
+        n, labels, noise=noise, runtime=RUNTIME, batch_size=batch_size
+    )
     found = judged(model, images, noise, labels, precision)
     assert found.is_right, found
 

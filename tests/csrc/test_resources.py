@@ -18,7 +18,9 @@ STALE = "run python benchmarks/cuda_resources.py"
 def documented(section: str, math: str) -> list[dict[str, str]]:
     """A table of the page: its rows for a kind of numbers, a cell by the name of its column."""
     rows = resources.TABLE.read_text().split(f"## {section}")[1].split("##")[0].splitlines()
-    names, _, *cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")]
+    names, _, *cells = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")
+    ]
     return [dict(zip(names, row, strict=True)) for row in cells if row[0] == math]
 
 
@@ -67,7 +69,9 @@ def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler
 @thorough
 def test_compilers_before_12_8_have_kernels_of_clusters_too() -> None:
     """They refuse some instructions as others write them."""
-    older = {name: text.replace("__CUDACC_VER_MINOR__ < 1208", "0 < 9999") for name, text in sources().items()}
+    older = {
+        name: text.replace("__CUDACC_VER_MINOR__ < 1208", "0 < 9999") for name, text in sources().items()
+    }
     assert older != sources()
     found = compilers()[0]
     assert b"\x7fELF" in found.compiled(older, 90, Instance("bf16", 1, 2).options)

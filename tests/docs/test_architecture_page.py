@@ -61,5 +61,7 @@ def test_drawings_are_well_formed_and_lie_on_a_card_of_their_own_colour(name: st
 
 def test_parts_named_on_the_page_are_in_the_package() -> None:
     parts = {name for row in first_cells("order of imports") for name in row}
-    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    there = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert there <= {name.partition(".")[0] for name in parts}

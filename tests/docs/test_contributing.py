@@ -78,4 +78,6 @@ def all_heads(head: type[Head] = Head) -> list[type[Head]]:
 @pytest.mark.parametrize("head", [head for head in all_heads() if not inspect.isabstract(head)])
 def test_every_head_is_exported_and_tested(head: type[Head]) -> None:
     assert head.__name__ in heads.__all__
-    assert f"{head.__name__}(" in "".join(file.read_text() for file in (ROOT / "tests/heads").glob("test_*.py"))
+    assert f"{head.__name__}(" in "".join(
+        file.read_text() for file in (ROOT / "tests/heads").glob("test_*.py")
+    )

@@ -166,7 +166,9 @@ REFUSED: dict[str, Call] = {
     "adaptive_avg_pool2d": lambda x: F.pad(F.adaptive_avg_pool2d(x, 3), (1, 1, 1, 1)),
     "adaptive_max_pool2d": lambda x: F.pad(F.adaptive_max_pool2d(x, 3), (1, 1, 1, 1)),
     "interpolate": lambda x: F.interpolate(x, scale_factor=2)[:, :, :5, :5],
-    "grid_sample": lambda x: F.grid_sample(x, torch.zeros(len(x), 5, 5, 2, dtype=x.dtype), align_corners=True),
+    "grid_sample": lambda x: F.grid_sample(
+        x, torch.zeros(len(x), 5, 5, 2, dtype=x.dtype), align_corners=True
+    ),
     "conv1d": lambda x: F.conv1d(x.flatten(2), KERNEL[..., :1, 0]).view(x.shape),
     "conv3d": lambda x: F.conv3d(x[:, :, None], KERNEL[:, :, :1, :1, None])[:, :, 0],
     "group_norm": lambda x: F.group_norm(x, 2),

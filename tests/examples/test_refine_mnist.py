@@ -71,7 +71,9 @@ def test_samples_become_more_real_and_the_average_is_saved(data, options, tmp_pa
 
     def distance(model: checkpoint.Model) -> float:
         """Mean |level| between samples and the image of their label."""
-        samples = Sampler(model, (1, 7, 5)).sample(60, labels[:60], generator=torch.Generator().manual_seed(1))
+        samples = Sampler(model, (1, 7, 5)).sample(
+            60, labels[:60], generator=torch.Generator().manual_seed(1)
+        )
         return (samples.float() - images[:60].float()).abs().mean().item()
 
     assert distance(refined) < 0.8 * distance(checkpoint.load(tmp_path / "model.safetensors"))

@@ -48,7 +48,8 @@ def test_a_pixel_rnn_learns_binarised_digits(data, tmp_path, kind, capsys):
     assert min(history) < 0.8 * history[0]
     model = checkpoint.load(tmp_path / "model.safetensors")
     assert (
-        model.config | dict(kind=kind, levels=2, n_layers=1, hidden_channels=6, n_classes=None) == model.config
+        model.config | dict(kind=kind, levels=2, n_layers=1, hidden_channels=6, n_classes=None)
+        == model.config
     )
     notes = checkpoint.read_notes(tmp_path / "model.safetensors")
     nats = min(history) * 35 * math.log(2)

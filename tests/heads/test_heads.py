@@ -350,7 +350,9 @@ def test_a_probability_of_0_has_a_logit_in_any_dtype(dtype):
 @pytest.mark.parametrize("closing", [lambda x: x.softmax(1), lambda x: x.log_softmax(1).exp()])
 def test_probabilities_of_a_model_in_any_dtype(dtype, closing):
     layers = dict(conv=MaskedConv2d(1, 6, 3, "A"), last=nn.Conv2d(6, 4, 1))
-    model = Written(lambda net, x: closing(4 * net.last(torch.tanh(net.conv(x.to(net.last.weight))))), **layers)
+    model = Written(
+        lambda net, x: closing(4 * net.last(torch.tanh(net.conv(x.to(net.last.weight))))), **layers
+    )
     head = heads.Categorical(4, probabilities=True)
     sampler = Sampler(model.to(dtype), (1, 5, 6), head=head, image_form="levels")
     images = torch.randint(4, (20, 1, 5, 6))

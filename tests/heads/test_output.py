@@ -97,7 +97,11 @@ def test_the_part_that_is_named_is_read(name):
             None,
             r"a dict of 'hidden': a tensor \[2, 6, 4, 5\], 'logits': a tensor \[2, 7, 4, 5\]; say",
         ),
-        ("a text among others", None, r"a dict of 'text': a str, 'logits': a tensor \[2, 7, 4, 5\]; say with"),
+        (
+            "a text among others",
+            None,
+            r"a dict of 'text': a str, 'logits': a tensor \[2, 7, 4, 5\]; say with",
+        ),
         ("a mapping", None, r"an Output of 'logits': a tensor \[2, 7, 4, 5\]; say"),
         ("a record", None, r"a Record of 'logits': a tensor \[2, 7, 4, 5\]; say"),
         ("nested", None, r"a dict of 'all': a tuple of 0: a tensor \[2, 7, 4, 5\], 1: a dict of nothing"),

@@ -407,7 +407,9 @@ def test_hooks_see_what_the_modules_give(kind):
 
 def test_a_hook_on_all_modules_keeps_what_they_give():
     kept: list[tuple[Tensor, Tensor]] = []
-    hook = nn.modules.module.register_module_forward_hook(lambda m, a, x: kept.append((x, x.detach().clone())))
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda m, a, x: kept.append((x, x.detach().clone()))
+    )
     try:
         pixel_rnn("row_lstm")(images())
     finally:

@@ -53,7 +53,9 @@ ALL = TWICE | ONCE
 def drawn(name: str, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ALL[name][1]
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes
+    ]
 
 
 def op(name: str) -> Any:

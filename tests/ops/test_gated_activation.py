@@ -15,7 +15,9 @@ def run(function, x, condition, dtype, channels_last=False):
     x = (x.to(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
     condition = None if condition is None else condition.to(dtype, copy=True).requires_grad_()
     y = function(x, condition)
-    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype))
+    y.backward(
+        torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+    )
     return [y.detach(), x.grad, *([] if condition is None else [condition.grad])]
 
 

@@ -144,7 +144,10 @@ def test_bf16_is_summed_exactly_and_rounded_once(isa: str, layout: str) -> None:
         grad = torch.randint(-9, 10, (n, channels_out, size, size), generator=generator)
         found = {}
         with instruction_set(isa):
-            both: list[tuple[torch.dtype, Any]] = [(torch.float64, plain), (torch.bfloat16, ops.masked_conv2d)]
+            both: list[tuple[torch.dtype, Any]] = [
+                (torch.float64, plain),
+                (torch.bfloat16, ops.masked_conv2d),
+            ]
             for dtype, function in both:
                 leaves = [FORMATS[layout](x.to(dtype)).requires_grad_(), weight.to(dtype).requires_grad_()]
                 y = function(*leaves, None, mask.expand_as(weight).to(dtype))

@@ -124,7 +124,9 @@ def test_equals_a_loop_over_pixels(name, backend, isa, dtype, learned):
             part += [
                 (x / e.abs().max().clamp_min(1e-30)).flatten() for x, e in zip(results, exact, strict=True)
             ]
-    assert_right(*(torch.cat(part).to(d) for part, d in zip(parts, (dtype, dtype, torch.float64), strict=True)))
+    assert_right(
+        *(torch.cat(part).to(d) for part, d in zip(parts, (dtype, dtype, torch.float64), strict=True))
+    )
 
 
 @cache

@@ -62,7 +62,9 @@ def check_resources(device: Device, launches: list[Launch]) -> None:
         where = f"{name} {arguments}"
         spills = re.findall(r"\b(?:STL|LDL)\b", kernel.asm["sass"])
         assert not spills, f"{len(spills)} spills: {where}"
-        assert kernel.metadata.shared <= device.shared_memory, f"{kernel.metadata.shared} bytes shared: {where}"
+        assert kernel.metadata.shared <= device.shared_memory, (
+            f"{kernel.metadata.shared} bytes shared: {where}"
+        )
 
 
 def test_convolutions(device, compiled, arithmetic):

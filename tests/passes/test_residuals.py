@@ -19,7 +19,9 @@ from tests.passes.test_compose import GENERATOR, no_condition, random, tap
 LEVELS = FromLevels(0, 1, "levels")
 
 
-def program(steps: Sequence[Step] = (Step("add", value=Read(1)),), dy: int = 0, left: bool = False) -> Program:
+def program(
+    steps: Sequence[Step] = (Step("add", value=Read(1)),), dy: int = 0, left: bool = False
+) -> Program:
     """The logits %4 read a residual sum %3 of x, %1, and g, %2. dy: in which row the sum reads g; left: whether g reads
     the present row, as x does not."""
     width, wide = 4, (4, 4)

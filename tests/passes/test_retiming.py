@@ -42,7 +42,9 @@ BODIES = {
     "nothing": lambda net, h: h,
     "an activation and a bias": lambda net, h: torch.sigmoid(h) + 1,
     "another layer": lambda net, h: net.more(F.relu(h)) + h,
-    "a gate": lambda net, h: (lambda a, b: a.tanh() * b.sigmoid())(*net.more(h).chunk(2, 1)).repeat(1, 2, 1, 1),
+    "a gate": lambda net, h: (lambda a, b: a.tanh() * b.sigmoid())(*net.more(h).chunk(2, 1)).repeat(
+        1, 2, 1, 1
+    ),
     "divisions": lambda net, h: F.softsign(net.more(torch.exp(h))) + torch.exp(h).rsqrt(),  # by zero, outside
     "logarithms": lambda net, h: torch.log(torch.exp(h)) + h,  # of zero, outside
     "a map over the image": lambda net, h: (

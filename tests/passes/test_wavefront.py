@@ -71,7 +71,9 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
 
     def visit(i, t, columns, row_phase):
         start = {y: t - lag * y + front.leads[i.out] for y in range(height)}
-        pixels = [(y, x) for y in range(height) for x in range(start[y], start[y] + columns) if 0 <= x < width]
+        pixels = [
+            (y, x) for y in range(height) for x in range(start[y], start[y] + columns) if 0 <= x < width
+        ]
         for y, x in pixels:
             for source, dy, dx, summed_first in reads_of(i):
                 if (summed_first or i.phase is Phase.ROW) == row_phase:

@@ -204,7 +204,10 @@ def test_the_smallest_table_bounds_what_is_looked_up() -> None:
         call("embedding", view(10, 9, 2), codes, out=view(11, N, 4, 2)),
     ]
     assert [ConditionProgram(calls, {}, (labels, codes)).rows_looked_up(which) for which in (0, 1)] == [5, 9]
-    assert [ConditionProgram(calls, {}, (labels, None)).rows_looked_up(which) for which in (0, 1)] == [5, None]
+    assert [ConditionProgram(calls, {}, (labels, None)).rows_looked_up(which) for which in (0, 1)] == [
+        5,
+        None,
+    ]
 
 
 def test_conditions_of_a_model_are_pickled() -> None:

@@ -149,9 +149,9 @@ def test_a_walk_from_the_right_is_named() -> None:
     walk = Convolution(1, 1, "walk", (Tap(0, 0, -1, one), Tap(1, 0, 1, one)))
     layers = (FromLevels(0, 1, "levels"), walk, sums(2, "last", [(0, 0)]))
     found = why_not_causal(Program((1, 4, 5), 1, layers, (2,), torch.float64))
-    assert re.match("walk: .*; it walks rows from the right: shift what it gives down by a row", found or ""), (
-        found
-    )
+    assert re.match(
+        "walk: .*; it walks rows from the right: shift what it gives down by a row", found or ""
+    ), found
 
 
 def sums(out: int, name: str, places: list[At]) -> Convolution:

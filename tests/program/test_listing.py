@@ -26,7 +26,9 @@ def test_costs_are_those_of_the_program() -> None:
 def test_what_is_computed_between_draws_is_listed_by_draw() -> None:
     """The logits of a second image channel see the first of their own pixel."""
     one = torch.ones(1, 3, dtype=torch.float64)
-    red, green = (FromLevels(at, 1, name, pick=torch.tensor([at])) for at, name in enumerate(("red", "green")))
+    red, green = (
+        FromLevels(at, 1, name, pick=torch.tensor([at])) for at, name in enumerate(("red", "green"))
+    )
     first, second = (
         Convolution(2 + at, 3, name, (Tap(0, 0, at - 1, one), Tap(1, -1, 0, one)))
         for at, name in enumerate(("first", "second"))

@@ -70,7 +70,9 @@ LAYERS = {
         DiagonalLSTM(C, C, reverse=True), lambda net, h: h + shifted_down(net.across(net.layer(h)).tanh())
     ),
     "one on another": lambda: nn.Sequential(RowLSTM(C, C), DiagonalBiLSTM(C, C), DiagonalLSTM(C, C)),
-    "a recurrence over rows above": lambda: Then(RowLSTM(C, C), lambda net, h: h + net.layer(shifted_down(h))),
+    "a recurrence over rows above": lambda: Then(
+        RowLSTM(C, C), lambda net, h: h + net.layer(shifted_down(h))
+    ),
     "ahead, and shifted down": lambda: Then(
         DiagonalLSTM(C, C), lambda net, h: h + shifted_down(net.layer(net.across(h)))
     ),
@@ -127,7 +129,9 @@ def test_fields_are_those_that_gradients_show(name: str) -> None:
     for y in range(height):
         for x in range(width):
             (gradient,) = torch.autograd.grad(logits[0, :, y, x].square().sum(), image, retain_graph=True)
-            shown[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x] |= gradient[0, 0] != 0
+            shown[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x] |= (
+                gradient[0, 0] != 0
+            )
     assert not (shown & ~seen).any() and torch.equal(seen[:, 1:-1], shown[:, 1:-1])
 
 

@@ -27,8 +27,15 @@ from tests.csrc.emulated import EmulatedKernels
 from tests.needs import needs_native
 from tests.tolerances import assert_right
 
-LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than fill whole vectors, or two tiles
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
+LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = (
+    33,
+    3,
+    5,
+    5,
+)  # 33 channels: one more than fill whole vectors, or two tiles
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("g++"), reason="the host's emulation is not built: no g++"
+)
 
 
 def emulated_cuda(program: PhasedProgram, conditions: ConditionProgram, head: Head) -> CudaRuntime:
@@ -68,7 +75,9 @@ def half_of_x(kind: StepKind, alpha: float, dtype: torch.dtype) -> torch.Tensor:
     operands = {Operand.NONE: 0, Operand.CONSTANTS: 2}.get(kind.operand, 1)
     defined = torch.isfinite(FORMULAS[kind.name](tried, alpha, *[torch.ones_like(tried)] * operands)).all()
     x = x / 2 if defined else x.abs() / 2 + 0.25
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].view(-1, LEVEL_COUNT).to(dtype)
+    return (
+        x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].view(-1, LEVEL_COUNT).to(dtype)
+    )
 
 
 def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
@@ -93,7 +102,9 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
 
     on_levels = (step(-1, False),) if kind.operand in (Operand.NONE, Operand.CONSTANTS) else ()
 
-    def convolution(out: int, name: str, *taps: Tap, bias: torch.Tensor | None = None, **fields) -> Convolution:
+    def convolution(
+        out: int, name: str, *taps: Tap, bias: torch.Tensor | None = None, **fields
+    ) -> Convolution:
         return Convolution(out, LEVEL_COUNT, name, taps, bias, **fields)
 
     at_logits = (
@@ -144,7 +155,9 @@ def logits_of(program: Program, levels: torch.Tensor, runtime: str) -> torch.Ten
 
 @on_every_runtime
 @pytest.mark.parametrize(
-    "kind, alpha", [(k, a) for k in KINDS.values() for a in alphas(k)], ids=lambda p: getattr(p, "name", str(p))
+    "kind, alpha",
+    [(k, a) for k in KINDS.values() for a in alphas(k)],
+    ids=lambda p: getattr(p, "name", str(p)),
 )
 def test_each_kind_is_its_formula(kind, alpha, runtime):
     dtype, _ = RUNTIMES[runtime]
@@ -202,7 +215,9 @@ def applied(kind: str, x: torch.Tensor, operand: torch.Tensor, alpha: float, run
 def test_the_larger_or_smaller_is_one_of_the_two_to_the_bit(kind, formula, runtime):
     """However large the other is; and NaN if one of them is."""
     dtype, _ = RUNTIMES[runtime]
-    numbers = torch.tensor([float("nan"), float("inf"), -float("inf"), -1e9, 1e9, 0.1, -0.3, 0.0], dtype=dtype)
+    numbers = torch.tensor(
+        [float("nan"), float("inf"), -float("inf"), -1e9, 1e9, 0.1, -0.3, 0.0], dtype=dtype
+    )
     x, operand = torch.cartesian_prod(numbers, numbers).unbind(-1)
     for alpha in (0.1, -0.3, 0.0, 1e9, -1e9):
         other = operand if KINDS[kind].operand is Operand.VALUE else torch.full_like(x, alpha)
@@ -222,7 +237,9 @@ def test_exp_reaches_both_ends_of_its_dtype(runtime):
     assert torch.equal(found.isnan(), plain.isnan())
     assert torch.equal(found.isposinf(), plain.isposinf())
     assert torch.equal(found == 0, plain == 0) and bool((found == 0).any())
-    size = exact[finite].clamp_min(limits.smallest_normal)  # the error is relative, except for denormal numbers
+    size = exact[finite].clamp_min(
+        limits.smallest_normal
+    )  # the error is relative, except for denormal numbers
     found, plain, exact = ((y[finite].double() / size) for y in (found, plain, exact))
     assert_right(found.to(dtype), plain.to(dtype), exact)
 

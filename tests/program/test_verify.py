@@ -139,7 +139,10 @@ BROKEN_PHASES = {
         lambda p: replace(p, storage={v: s for v, s in p.storage.items() if v != 1}),
         "its channels are kept",
     ),
-    "levels before the draw": (lambda p: changed(p, 0, after=0, phase=Phase.PIXEL), "are drawn before it runs"),
+    "levels before the draw": (
+        lambda p: changed(p, 0, after=0, phase=Phase.PIXEL),
+        "are drawn before it runs",
+    ),
     "too early": (lambda p: changed(p, 1, phase=Phase.ROW), "not known there"),
     "too late": (lambda p: changed(p, 2, after=1, phase=Phase.DRAWN), "is drawn later"),
     "too few rows": (

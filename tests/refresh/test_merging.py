@@ -91,7 +91,11 @@ def same_twice(x: Weights) -> list[Tensor]:
 
 
 def nothing(x: Weights) -> list[Tensor]:
-    return [torch.cat([x["kernel"][:0], x["kernel"][:0]]) * 2, x["kernel"][:0].double(), x["mask"][:0].double()]
+    return [
+        torch.cat([x["kernel"][:0], x["kernel"][:0]]) * 2,
+        x["kernel"][:0].double(),
+        x["mask"][:0].double(),
+    ]
 
 
 def other_axes(x: Weights) -> list[Tensor]:

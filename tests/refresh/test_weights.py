@@ -55,7 +55,9 @@ def named(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", few([torch.float64, torch.float32], 1))
-@pytest.mark.parametrize("name", ["in-place masks", "weight norm", "cropped shifts", "channels last", "thirds"])
+@pytest.mark.parametrize(
+    "name", ["in-place masks", "weight norm", "cropped shifts", "channels last", "thirds"]
+)
 def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
     network = NETWORKS[name]
     model = network.model().to(dtype)

@@ -173,7 +173,9 @@ CONVOLUTIONS: dict[str, Program] = {
     "computed mask": lambda m, x: m.convolved(x, m.weight * (m.mask > 0).to(m.weight)),
     "weight used twice": lambda m, x: m.convolved(x, p := m.weight * m.mask) + p.sum(),
     "dropout": lambda m, x: F.dropout(m.convolved(x, m.weight * m.mask), 0.5, m.training),
-    "another function in training": lambda m, x: m.convolved(x, m.weight * m.mask) * (1.1 if m.training else 1),
+    "another function in training": lambda m, x: (
+        m.convolved(x, m.weight * m.mask) * (1.1 if m.training else 1)
+    ),
     "norm": lambda m, x: F.relu(m.norm(m.convolved(x, m.weight * m.mask))),
     "weight written before": lambda m, x: in_order(
         product := m.weight * m.mask, m.weight.detach().add_(0.1), m.convolved(x, product)
@@ -345,7 +347,9 @@ class Chain(nn.Module):
 @pytest.mark.parametrize("part", range(4))
 @thorough
 def test_layers_compute_what_they_did_in_inductor(part: int) -> None:
-    names = [name for name in PROGRAMS if name != "new data"]  # of which Inductor itself lays results out anew
+    names = [
+        name for name in PROGRAMS if name != "new data"
+    ]  # of which Inductor itself lays results out anew
     model = Chain(names[part::4]).double()
     model(images(5))  # makes the links
     with torch._inductor.config.patch(fallback_random=True):

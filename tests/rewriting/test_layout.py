@@ -63,7 +63,9 @@ def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> N
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_logits_of_a_dilated_convolution_are_contiguous(inference: bool) -> None:
-    model = nn.Sequential(Masked(3), nn.ReLU(), Masked(4), nn.ReLU(), nn.Conv2d(4, 9, 3, padding=2, dilation=2))
+    model = nn.Sequential(
+        Masked(3), nn.ReLU(), Masked(4), nn.ReLU(), nn.Conv2d(4, 9, 3, padding=2, dilation=2)
+    )
     x, backend = torch.randn(2, 3, 6, 5), Looking()
     with torch.set_grad_enabled(not inference):
         found, expected = torch.compile(model, backend=backend)(x), model(x)

@@ -50,7 +50,11 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
         True,
     ),
     "flattened without gradients": (flattened_without_gradients, LAST, True),
-    "flattened twice": (lambda x: F.cross_entropy(x.flatten(0, 1).flatten(0, 2), LEVELS.flatten()), LAST, True),
+    "flattened twice": (
+        lambda x: F.cross_entropy(x.flatten(0, 1).flatten(0, 2), LEVELS.flatten()),
+        LAST,
+        True,
+    ),
     "a matrix": (lambda x: F.cross_entropy(2 * x, LEVELS.flatten()), LAST.reshape(-1, 7), True),
     "other levels in the last place": (
         lambda x: F.cross_entropy(x.reshape(-1, 14), LEVELS.flatten()[::2]),

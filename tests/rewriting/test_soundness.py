@@ -426,7 +426,9 @@ def test_what_is_known_outside_is_what_pytorch_keeps(name: str, program: Any, la
 
 def test_within_torch_func() -> None:
     model, backend, x = Programmed(lambda m, x: m.b(m.a(x))).double(), Backend(), images()
-    found = torch.compile(lambda x: torch.func.vmap(lambda image: model(image[None])[0])(x), backend=backend)(x)
+    found = torch.compile(lambda x: torch.func.vmap(lambda image: model(image[None])[0])(x), backend=backend)(
+        x
+    )
     torch.testing.assert_close(found, model(x))
     assert not backend.report.rewritten and "within a transformation of torch.func" in str(backend.report)
 
@@ -441,7 +443,9 @@ def test_an_op_that_makes_the_mask_is_called_as_often_as_it_was() -> None:
             return (x > 0).to(x)
 
         library.impl("mask_of", mask_of, "CPU")
-        torch.library.register_fake("pixelcnn_fast_tests::mask_of", lambda x: torch.empty_like(x), lib=library)
+        torch.library.register_fake(
+            "pixelcnn_fast_tests::mask_of", lambda x: torch.empty_like(x), lib=library
+        )
         plain = Programmed(
             lambda m, x: F.conv2d(x, m.a.weight * torch.ops.pixelcnn_fast_tests.mask_of(m.a.mask), padding=1)
         ).double()

@@ -18,7 +18,9 @@ ORDERS = [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2), (2, 3, 0, 1), (0, 3, 2, 1)]
 
 
 class Network(nn.Module):
-    def __init__(self, channels: int, hidden: int, outputs: int, forward: Callable[[Any, Tensor], Any]) -> None:
+    def __init__(
+        self, channels: int, hidden: int, outputs: int, forward: Callable[[Any, Tensor], Any]
+    ) -> None:
         super().__init__()
         self.first, self.last = Masked(channels, hidden), Masked(hidden, outputs)
         self.middle, self.wide = Masked(hidden, hidden), Masked(hidden, 2 * hidden)

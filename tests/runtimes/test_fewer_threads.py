@@ -88,7 +88,9 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 @thorough
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes to cores")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes to cores"
+)
 def test_threads_that_wait_for_a_busy_core_are_left_behind():
     sampler = Sampler(enlivened(MODELS["PixelCNN"]()), (3, 8, 8))
 

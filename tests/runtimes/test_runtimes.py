@@ -148,7 +148,9 @@ def test_bf16_weights(runtime, isa):
     with instruction_set(isa):
         rounds_all = runtime == "cpu" and required().multiplies_bf16()
         narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)
-        difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
+        difference = (
+            (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
+        )
         scale = same.logits(images, labels, runtime).abs().max()
         assert 1e-5 * scale < difference < 0.05 * scale
         agree = torch.allclose(
@@ -262,7 +264,9 @@ def test_unknown_pixels_are_not_looked_at(runtime):
     sampler, u = Sampler(pixelcnn().double(), (1, 4, 4)), noise(2, (1, 4, 4))
     nothing = torch.zeros(4, 4, dtype=torch.bool)
     garbage = torch.randint(0, 256, (2, 1, 4, 4))
-    assert torch.equal(sampler.complete(garbage, nothing, noise=u, runtime=runtime), sampler.sample(2, noise=u))
+    assert torch.equal(
+        sampler.complete(garbage, nothing, noise=u, runtime=runtime), sampler.sample(2, noise=u)
+    )
 
 
 def in_whole_blocks(net: Any, x: Tensor) -> Tensor:

@@ -57,7 +57,9 @@ def statistics(model: nn.Module) -> None:
 
 def transposed(model: nn.Module) -> None:
     """In the same memory, and its first elements are what they were."""
-    weight = next(p for p in model.parameters() if p.dim() == 4 and p.shape[0] == p.shape[1] and p.shape[2] > 1)
+    weight = next(
+        p for p in model.parameters() if p.dim() == 4 and p.shape[0] == p.shape[1] and p.shape[2] > 1
+    )
     weight.data = weight.data.transpose(0, 1)
 
 

@@ -121,7 +121,10 @@ def test_a_module_that_can_t_be_pickled_is_left_behind() -> None:
         pickle.dumps(other)
         assert copy.deepcopy(other).sample(3, labels, noise=noise()).shape == (3, *SHAPE)
     with silence():  # a copy needs no pickle
-        assert copy.deepcopy(sampler).sample(3, labels, noise=noise(), runtime="reference").shape == (3, *SHAPE)
+        assert copy.deepcopy(sampler).sample(3, labels, noise=noise(), runtime="reference").shape == (
+            3,
+            *SHAPE,
+        )
 
 
 class Drawn(torch.utils.data.Dataset):

@@ -111,7 +111,9 @@ class Frozen(nn.Conv2d):
         return self
 
     def forward(self, h: Tensor) -> Tensor:
-        return nn.functional.conv2d(h, self.weight if self.is_merged else self.weight + self.adapter, self.bias)
+        return nn.functional.conv2d(
+            h, self.weight if self.is_merged else self.weight + self.adapter, self.bias
+        )
 
 
 class Swapping(nn.Conv2d):

@@ -132,7 +132,9 @@ def test_a_hook_that_logs_into_the_model_is_no_change(runtime: Any) -> None:
         sampler.sample(1)
         sampler.refresh().sample(1)
     assert logged
-    model.conv_in.register_forward_hook(lambda module, given, found: found * (1 + model.conv_in.weight.mean()))
+    model.conv_in.register_forward_hook(
+        lambda module, given, found: found * (1 + model.conv_in.weight.mean())
+    )
     asserting.stale(sampler)
 
 
@@ -201,7 +203,9 @@ def test_it_is_called_by_its_name() -> None:
 @pytest.mark.filterwarnings("ignore:.*can't be copied")
 @pytest.mark.parametrize("classes", few([3, None], 1))
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
-def test_numbers_that_a_hook_logs_into_what_can_t_be_copied(classes: int | None, runtime: RuntimeName) -> None:
+def test_numbers_that_a_hook_logs_into_what_can_t_be_copied(
+    classes: int | None, runtime: RuntimeName
+) -> None:
     model: Any = pixelcnn(classes=classes)
     model.single, logged = NoCopies(), list[float]()
     model.conv_in.register_forward_hook(lambda module, given, found: logged.append(found.mean().item()))

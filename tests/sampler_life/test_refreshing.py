@@ -60,7 +60,9 @@ def test_it_can_be_refreshed_again_and_again() -> None:
             images = sampler.refresh().sample(3, labels, noise=noise())
         assert not torch.equal(images, first)
         for runtime in ("auto", "reference"):
-            assert torch.equal(Sampler(model, SHAPE).sample(3, labels, noise=noise(), runtime=runtime), images)
+            assert torch.equal(
+                Sampler(model, SHAPE).sample(3, labels, noise=noise(), runtime=runtime), images
+            )
 
 
 @pytest.mark.parametrize("settings", [dict(precision="bf16"), dict(runtime="reference")])
@@ -184,7 +186,9 @@ def test_tied_weights_stay_tied() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_began_with(monkeypatch) -> None:
+def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_began_with(
+    monkeypatch,
+) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
     expected = sampler.sample(40, noise=noise(40), runtime="reference")
@@ -252,7 +256,9 @@ def stepped(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("dtype", few([torch.int64, torch.float32], 1))
 @pytest.mark.parametrize("read", [int, lambda step: step % 2 == 0, lambda step: step > 1])
-def test_a_counter_in_a_buffer_that_a_schedule_reads(read: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
+def test_a_counter_in_a_buffer_that_a_schedule_reads(
+    read: Callable[[Tensor], Any], dtype: torch.dtype
+) -> None:
     def scheduled(net: Changed, h: Tensor) -> Tensor:
         net.get_buffer("calls").add_(1)
         return h * 2 if read(net.get_buffer("step")) and net.training else h

@@ -192,5 +192,6 @@ def test_refreshed_in_inference_mode_it_works_outside() -> None:
         sampler.refresh()
     images = sampler.sample(3, noise=noise(), runtime="reference")
     assert (
-        sampler.log_prob(images).requires_grad and copy.deepcopy(sampler).fingerprint() == sampler.fingerprint()
+        sampler.log_prob(images).requires_grad
+        and copy.deepcopy(sampler).fingerprint() == sampler.fingerprint()
     )

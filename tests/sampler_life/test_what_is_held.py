@@ -40,7 +40,9 @@ def test_a_network_in_a_list_is_followed() -> None:
         sampler.refresh()
     for runtime in ("cpu", "reference"):
         now = sampler.sample(3, noise=noise(), runtime=runtime)
-        assert torch.equal(now, Sampler(model, SHAPE).sample(3, noise=noise())) and not torch.equal(now, before)
+        assert torch.equal(now, Sampler(model, SHAPE).sample(3, noise=noise())) and not torch.equal(
+            now, before
+        )
     assert print_before != sampler.fingerprint() == Sampler(Guided(base), SHAPE).fingerprint()
     gradient = torch.autograd.grad(sampler.log_prob(images).sum(), [*base.parameters()], allow_unused=True)
     assert all(x is not None for x in gradient)

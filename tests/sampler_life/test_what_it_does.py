@@ -96,7 +96,9 @@ def test_what_is_made_of_labels_alone(one, other):
     ],
     ids=["of a level", "a threshold", "a remainder", "an order of channels"],
 )
-def test_what_is_made_of_the_image(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> None:
+def test_what_is_made_of_the_image(
+    one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]
+) -> None:
     class Of(nn.Module):
         levels = 256
 
@@ -374,7 +376,11 @@ def scaling(held: Any, x: Tensor) -> Tensor:
 
 
 HELD: dict[str, tuple[Any, Any, Callable[[Any, Tensor], Tensor]]] = {
-    "a slice": (slice(0, 100), slice(100, 200), lambda held, x: x * (1 + x[..., held].mean(-1, keepdim=True))),
+    "a slice": (
+        slice(0, 100),
+        slice(100, 200),
+        lambda held, x: x * (1 + x[..., held].mean(-1, keepdim=True)),
+    ),
     "a decimal": (Decimal(1), Decimal(3), scaling),
     "a caller": (operator.methodcaller("tanh"), operator.methodcaller("sigmoid"), lambda held, x: held(x)),
     "bytes": (bytearray([1]), bytearray([9]), scaling),
@@ -530,7 +536,9 @@ class Settings:
 
 
 @pytest.mark.parametrize("is_inner", [False, True])
-def test_a_class_that_a_model_reads_its_settings_from(is_inner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_a_model_reads_its_settings_from(
+    is_inner: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Own(Settings):
         pass
 

@@ -159,7 +159,9 @@ def test_blocks_that_do_not_meet_take_what_each_takes_alone(folder):
 
     def result(**more) -> Run:
         m, count = Memory(), 4
-        plan = np.array([[128 + i % 2 * 4096, 128 + (i + 1) % 2 * 4096, 0, 8] for i in range(count)], np.uint32)
+        plan = np.array(
+            [[128 + i % 2 * 4096, 128 + (i + 1) % 2 * 4096, 0, 8] for i in range(count)], np.uint32
+        )
         places = m.place(8 * count * 8 * 512 + 4096), m.place(plan), m.place(8)
         return simulate(
             kernel, pack(*places, np.int32(count)), m, threads=256, rates=H100, shared_bytes=8320, **more

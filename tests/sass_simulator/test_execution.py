@@ -199,7 +199,9 @@ def test_asynchronous_copies_and_matrices_from_shared_memory(run):
     marks = run("copies", m, m.place(data), out, np.int32(rounds)).marks(7)
     assert len(marks) == rounds and sorted(marks) == marks
     data.reshape(rounds, 256, 8)[:, ::5] = 0
-    swapped = data[:, [1, 0, 3, 2, 5, 4, 7, 6]].swapaxes(3, 4)  # a lane gets four registers, one of each matrix
+    swapped = data[:, [1, 0, 3, 2, 5, 4, 7, 6]].swapaxes(
+        3, 4
+    )  # a lane gets four registers, one of each matrix
     expected = swapped.reshape(rounds, 8, 4, 32, 2).transpose(0, 1, 3, 2, 4)
     np.testing.assert_array_equal(m.read(out, data.size, np.uint16), expected.reshape(-1))
 

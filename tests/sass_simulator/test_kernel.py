@@ -62,7 +62,9 @@ def test_the_simulator_says_what_it_does_not_know(small, tmp_path):
     for name in ("convolution", "draw", "divergent", "integers", "floats", "copies", "pointers"):
         assert unknown_instructions(Kernel.load(small, name)) == []
     (tmp_path / "clock.cu").write_text("__global__ void now(int* out) { *out = clock(); }")
-    (unknown,) = unknown_instructions(Kernel.load(compiled(tmp_path / "clock.cu", "90", tmp_path / "c"), "now"))
+    (unknown,) = unknown_instructions(
+        Kernel.load(compiled(tmp_path / "clock.cu", "90", tmp_path / "c"), "now")
+    )
     assert "SR_CLOCKLO" in unknown and "a clock" in unknown and "clock.cu:1" in unknown
 
 

@@ -29,7 +29,9 @@ def run_layers(cubin: Path, defect: str, count: int, **more) -> Run:
     kernel = Kernel.load(cubin, f"Defect{DEFECTS.index(defect)}E")
     memory, values = Memory(), 16 * count
     first, size = -(-values // 128) * 128, 32 * 128
-    plan = np.array([[first + i % 2 * size, first + (i + 1) % 2 * size, 0, 8] for i in range(count)], np.uint32)
+    plan = np.array(
+        [[first + i % 2 * size, first + (i + 1) % 2 * size, 0, 8] for i in range(count)], np.uint32
+    )
     weights = memory.place(WARPS * count * FRAGMENTS * 512 + 4096)  # zeros; read ahead of the end, too
     addresses = weights, memory.place(plan), memory.place(8)
     return simulate(kernel, pack(*addresses, np.int32(count)), memory, threads=256, rates=H100,

@@ -9,7 +9,11 @@ from sass_simulator.timing import timed
 
 H100 = RATES["90"]
 STALL, NO_BOARDS, FIRST_BOARD = 2 << 105, 7 << 110 | 7 << 113, 7 << 113
-SECTORS = (100, 200, 400)  # of three copies, one after the other: 32 bytes each, of which one comes in a cycle
+SECTORS = (
+    100,
+    200,
+    400,
+)  # of three copies, one after the other: 32 bytes each, of which one comes in a cycle
 
 
 @pytest.mark.parametrize("pending", range(len(SECTORS) + 1))

@@ -68,7 +68,11 @@ class InPlaceConv(nn.Conv2d):
 
 def in_place():
     def layer(kind, c_in, c_out, k):
-        return [InPlaceConv(kind, c_in, c_out, k, 1, k // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(True)]
+        return [
+            InPlaceConv(kind, c_in, c_out, k, 1, k // 2, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(True),
+        ]
 
     return nn.Sequential(
         *layer("A", 1, 9, 7), *layer("B", 9, 9, 3), *layer("B", 9, 9, 3), nn.Conv2d(9, LEVELS, 1)

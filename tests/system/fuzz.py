@@ -363,7 +363,9 @@ class Fuzzed(nn.Module):
         outputs = 1 if bernoulli else self.levels
         self.probabilities = bernoulli and r.random() < 0.5
         layout = r.choice(list(heads.LAYOUTS))
-        self.head = heads.Bernoulli(self.probabilities) if bernoulli else heads.Categorical(self.levels, layout)
+        self.head = (
+            heads.Bernoulli(self.probabilities) if bernoulli else heads.Categorical(self.levels, layout)
+        )
         colour_of = torch.arange(colours).repeat_interleave(outputs)
         if layout in ("N,L*C,H,W", "N,L,C,H,W"):
             colour_of = torch.arange(colours).repeat(outputs)
@@ -434,11 +436,15 @@ def check(seed: int) -> None:
         return  # some layer has overwritten all that depends on the image
     shape = tuple(condition.shape[1:])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # many of them make nothing of their labels, or condition
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # many of them make nothing of their labels, or condition
         sampler = Sampler(model, model.shape, head=model.head, conditional=True, condition_shape=shape)
     u = torch.rand(n, *model.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     naive = sampler.sample(n, labels, noise=u, condition=condition, runtime="reference")
-    assert model.forbidden < 0 or not bool((naive == model.forbidden).any()), f"{model.name}: a forbidden level"
+    assert model.forbidden < 0 or not bool((naive == model.forbidden).any()), (
+        f"{model.name}: a forbidden level"
+    )
     expected = sampler.logits(naive, labels, condition=condition, runtime="reference")
     for runtime in ("eager", "cpu") if native() else ("eager",):
         message = (

@@ -110,7 +110,9 @@ class Net(nn.Module):
             x = x + self.labels(labels)[:, :, None, None]
         if self.training:
             x = x * (1 + 0 * self.get_buffer("steps").add_(1)) * (0.5 if is_warm else 1)
-        x = self.activation(self.norm(self.second(self.activation(x).roll(self.shift, 1))) * self.bank[self.at])
+        x = self.activation(
+            self.norm(self.second(self.activation(x).roll(self.shift, 1))) * self.bank[self.at]
+        )
         return self.last(self.drop(x * self.scale))
 
 

@@ -171,7 +171,9 @@ def test_conditions_that_are_given(name):
     sampler = Sampler(model, (channels, 3, 4), condition_shape=given_shape)
     condition, u = torch.randn(3, *shape), torch.rand(3, channels, 3, 4, dtype=torch.float64)
     naive = assert_runtimes_agree(sampler, 3, batch_sizes=(2,), u=u, labels=labels, condition=condition)
-    assert not torch.equal(naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference"))
+    assert not torch.equal(
+        naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference")
+    )
     known = torch.eye(3, 4).bool()
     for runtime in ("eager", "auto"):
         kept = sampler.complete(naive, known, labels, noise=u, runtime=runtime, condition=condition)
@@ -186,7 +188,9 @@ def test_conditions_that_are_given(name):
 @needs_native
 def test_images_that_share_threads_have_their_own_arguments() -> None:
     """Each thread draws some of the images."""
-    sampler = Sampler(gated(input_channels=2, condition_channels=3, n_classes=4, channel_order=True), (2, 5, 6))
+    sampler = Sampler(
+        gated(input_channels=2, condition_channels=3, n_classes=4, channel_order=True), (2, 5, 6)
+    )
     u, labels, condition = (
         torch.rand(9, 2, 5, 6, dtype=torch.float64),
         torch.arange(9) % 4,

@@ -42,10 +42,14 @@ OWN = {
         classes=3,
     ),
     "gated interleaved": Network(
-        lambda: gated(hidden_channels=13, channel_order="interleaved"), (3, 4, 5), {"head": Categorical(LEVELS)}
+        lambda: gated(hidden_channels=13, channel_order="interleaved"),
+        (3, 4, 5),
+        {"head": Categorical(LEVELS)},
     ),
     "thirds": Network(
-        lambda: PixelCNN(3, 14, 1, kernel_size=3, channel_order="thirds"), (3, 4, 4), {"head": Categorical(256)}
+        lambda: PixelCNN(3, 14, 1, kernel_size=3, channel_order="thirds"),
+        (3, 4, 4),
+        {"head": Categorical(256)},
     ),
 }
 MUTATED = {**NETWORKS, **{f"own {name}": network for name, network in OWN.items()}}
@@ -106,7 +110,9 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
     program, conditions, logits, *_ = capture_model(wrapped)
-    operands = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
+    operands = [
+        step.condition for i in program.instructions for step in i.steps if step.condition is not None
+    ]
     return program, levels, logits, conditions(operands, given, EXAMPLE_BATCH).__getitem__
 
 
@@ -119,7 +125,9 @@ def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
 
 
 def convolutions(program: Program) -> list[tuple[int, Convolution]]:
-    return [(index, i) for index, i in enumerate(program.instructions) if isinstance(i, Convolution) and i.taps]
+    return [
+        (index, i) for index, i in enumerate(program.instructions) if isinstance(i, Convolution) and i.taps
+    ]
 
 
 @pytest.mark.parametrize("name", MUTATED)

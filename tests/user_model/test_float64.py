@@ -61,7 +61,9 @@ def test_constants_beside_features_fall_on_the_model_s_side_of_a_step(name: str)
                 torch.meshgrid(torch.linspace(0, 1, 11), torch.linspace(0, 1, 12), indexing="ij")
             )
             together = torch.cat([x.float(), places.expand(len(x), 2, 11, 12)], 1)
-            return self.last(torch.cat([torch.relu(self.first(together)), ROUNDING[name](together[:, 1:])], 1))
+            return self.last(
+                torch.cat([torch.relu(self.first(together)), ROUNDING[name](together[:, 1:])], 1)
+            )
 
     model, images = Coordinates(), torch.randint(0, LEVELS, (2, 1, 11, 12), dtype=torch.uint8)
     made = Sampler(model, (1, 11, 12), levels=LEVELS)
@@ -322,7 +324,9 @@ def test_a_constant_for_each_image_may_be_rounded_as_batches_are(batch_axis: str
         def forward(self, x: Tensor) -> Tensor:
             n = len(x)
             place = (
-                self.place.expand(n, -1, -1, -1) if batch_axis == "expanded" else self.place.repeat(n, 1, 1, 1)
+                self.place.expand(n, -1, -1, -1)
+                if batch_axis == "expanded"
+                else self.place.repeat(n, 1, 1, 1)
             )
             of_place = self.of_place(place)
             if batch_axis == "within an axis":

@@ -409,7 +409,9 @@ WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "AveragedModel": torch.optim.swa_utils.AveragedModel,
     "compiled": compiled,
-    "DataParallel, in AveragedModel": lambda model: torch.optim.swa_utils.AveragedModel(nn.DataParallel(model)),
+    "DataParallel, in AveragedModel": lambda model: torch.optim.swa_utils.AveragedModel(
+        nn.DataParallel(model)
+    ),
     "compiled, in DataParallel": lambda model: nn.DataParallel(compiled(model)),
     "a layer compiled": compiled_inside,
     "compiled in place": compiled_in_place,

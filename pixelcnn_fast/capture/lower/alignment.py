@@ -16,8 +16,9 @@ MOST_SHIFTS = 2  # of the pixels of one map
 
 
 class Segment(NamedTuple):
-    """Channels ``at`` of a map [N, C, h, w] that come from ``channels`` of one value: element (i, j) is that at (i +
-    dy, j + dx) if that is one of ``pixels``, bool [H, W]; else zero."""
+    """Channels ``at`` of a map [N, C, h, w] that come from ``channels`` of one
+    value: element (i, j) is that at (i + dy, j + dx) if that is one of
+    ``pixels``, bool [H, W]; else zero."""
 
     source: int
     channels: list[int]
@@ -37,7 +38,9 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     for index, live in zip((elements.image, elements.y, elements.x), lives, strict=True):
         along = _runs_along(index, live)
         if len(along) > 1 or set(along) & set(spatial):
-            raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+            raise Unsupported(
+                f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
+            )
         spatial += along or [-1]
     dims, usual = range(addresses.dim()), (0, addresses.dim() - 2, addresses.dim() - 1)
     for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
@@ -50,8 +53,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
 
 
 def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """-> (the addresses, where each axis of the image is one, as in [N * H * W, C]; N, H and W; the axes for
-    channels)."""
+    """-> (the addresses, where each axis of the image is one, as in [N * H * W, C]; N, H
+    and W; the axes for channels)."""
     first: Unsupported | None = None
     for shape in _unflattened(space, addresses):
         try:
@@ -99,8 +102,8 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
-    """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or several. Raises Unsupported
-    unless pixels are just shifted, with zeros moved in."""
+    """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or
+    several. Raises Unsupported unless pixels are just shifted, with zeros moved in."""
     source = space.source_of(addresses)
     return [
         segment

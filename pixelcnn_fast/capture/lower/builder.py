@@ -37,7 +37,9 @@ class Builder:
         self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.final_softmaxes: dict[int, str] = {}  # by source: which final softmax it is
-        table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
+        table = (
+            None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
+        )
         self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
 
     def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
@@ -101,8 +103,8 @@ class Builder:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
 
     def shifted_state(self, x: Map, beside: int) -> Read | None:
-        """Where a step can read x, if that is a recurrence's whole state, shifted. Others are left to convolutions,
-        which their readers can take over."""
+        """Where a step can read x, if that is a recurrence's whole state, shifted. Others
+        are left to convolutions, which their readers can take over."""
         shape = (self.space.channels(beside), *self.space.grid)
         if not self.states or x.source is not None or x.shape[1:] != shape:
             return None

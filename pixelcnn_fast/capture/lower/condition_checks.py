@@ -30,9 +30,10 @@ def check_conditions(
     classes: int | None,
     record_again: Callable[[Conditioning], None],
 ) -> None:
-    """Raises Unsupported if labels or conditions decide what is computed, or matter for other images. given: an example
-    for two images; classes: the number of labels, if known; record_again: runs the model for three images, and raises
-    Unsupported if it differs. What can't be tried for all is left in ``conditions.read_by_python``."""
+    """Raises Unsupported if labels or conditions decide what is computed, or matter for
+    other images. given: an example for two images; classes: the number of labels, if known;
+    record_again: runs the model for three images, and raises Unsupported if it differs.
+    What can't be tried for all is left in ``conditions.read_by_python``."""
     labels = list(_labels(conditions, operands, given, classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
@@ -120,7 +121,10 @@ def _of_label(given: Conditioning, label: int, n: int) -> Conditioning:
 
 
 def _labels(
-    conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning, classes: int | None
+    conditions: ConditionProgram,
+    operands: Sequence[ConditionOperand],
+    given: Conditioning,
+    classes: int | None,
 ) -> Iterator[int]:
     """Yields the labels to be tried: the known ones, where a wrong one would end the program."""
     if given.labels is None or (classes is None and given.labels.device.type != "cpu"):

@@ -44,15 +44,18 @@ def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
 
 
 def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
-    """Removes a final log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W] -> (what
-    remains, whether there was one). Raises Unsupported for one over other axes."""
+    """Removes a final log-softmax over the levels. logits: addresses of the model's output,
+    [N, C, L, H, W] -> (what remains, whether there was one). Raises Unsupported for one
+    over other axes."""
     taken_of = made_by(b, "log_softmax", b.map(logits))
     if taken_of is None:
         return logits, False
     rows = _sorted_rows(logits.movedim(2, -1))
     known = [x for x in map(_sorted_rows, b.distributions) if x.shape[1] == rows.shape[1]]
     if not known or not _among(rows, torch.cat(known)):
-        raise Unsupported("cannot sample from this model: its last call is a softmax, but not over the levels")
+        raise Unsupported(
+            "cannot sample from this model: its last call is a softmax, but not over the levels"
+        )
     return b.space.moved(logits, taken_of), True
 
 

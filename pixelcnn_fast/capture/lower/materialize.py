@@ -18,7 +18,9 @@ OPERANDS = (Constant, OfCondition)
 
 def windowed(b: Builder, x: Map) -> Map:
     """The same map, [N, C, H, W], where windows of values larger than the image have become values."""
-    others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
+    others = [
+        s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)
+    ]
     if not others:
         return x
     addresses, elements = x.addresses.clone(), b.space.decode(x.addresses)

@@ -100,8 +100,9 @@ class Operands:
         return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
     def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
-        """The addresses of a constant. What repeats along an axis is there once; zeros are left out, unless they are
-        weights, which may change. For the flags, see ``Constant``."""
+        """The addresses of a constant. What repeats along an axis is there once; zeros are
+        left out, unless they are weights, which may change. For the flags, see
+        ``Constant``."""
         x = x.detach()
         if not x.numel():
             return torch.zeros(x.shape, dtype=torch.long)

@@ -81,9 +81,10 @@ def tabulated(
     """A function of one level at a time, and of constants, for which there is no step.
 
     maps: what depends on that level, or is a constant, broadcast; constants: addresses that broadcast to them.
-    function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or [L, n, width],
-    whose last axis becomes one of the result. is_needed: False to raise Unsupported where pixels have different
-    functions; is_same: whether elements differ in constants only.
+    function: (what the levels make of elements of each map, [L, n]; their constants, [n])
+    -> [L, n], or [L, n, width], whose last axis becomes one of the result. is_needed: False
+    to raise Unsupported where pixels have different functions; is_same: whether elements
+    differ in constants only.
     """
     if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
         return whole
@@ -95,7 +96,9 @@ def tabulated(
     varies = level[0] >= 0
     found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
     if bool(((level != found) & varies).any()):
-        raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
+        raise Unsupported(
+            "there is no such step, and it is a function of several levels, which no table holds"
+        )
     columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
     others = [b.space.relative(x).expand(shape).flatten() for x in constants]
     keys, inverse = _distinct(torch.stack([*which.cpu()[index].flatten(1), *others]))

@@ -185,8 +185,9 @@ class Translation(LoweringContext):
         return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
-        """The maps of a call on constants in a storage of features: exact for products, which another batch may round
-        otherwise, and for what is made of them; else rounded as the model does, lest they cross a step."""
+        """The maps of a call on constants in a storage of features: exact for products,
+        which another batch may round otherwise, and for what is made of them; else rounded
+        as the model does, lest they cross a step."""
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources
@@ -212,7 +213,9 @@ class Translation(LoweringContext):
         """Whether a call computes truth values, or integers that wrap round."""
         dtypes = {view.dtype for view in call.outputs}
         is_pointwise = torch.Tag.pointwise in call.operator.tags
-        return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
+        return is_pointwise and not any(
+            d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes
+        )
 
     def _refused_for(self, views: Iterable[View]) -> str | None:
         found = (s for view in views if view.slot in self.storages for s in self.map(view).sources)
@@ -286,7 +289,9 @@ class Translation(LoweringContext):
         if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         for kind in KINDS:  # the last call may show that the head misreads it
-            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(returned)) is not None:
+            if (misread := head.misread(kind)) and made_by(
+                self.builder, kind, self.map(returned)
+            ) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
         found = self.map(output)
         if (reason := self._refused_for([output])) is not None:

@@ -23,8 +23,9 @@ from pixelcnn_fast.user_model.contents import Contents
 
 
 class Forward:
-    """Runs a model on an example and records it. output: which part of the result the head reads; allows_autocast:
-    whether it records autocast, which no program follows; parameters: what the head reads, [n, D, H, W, P]."""
+    """Runs a model on an example and records it. output: which part of the result the head
+    reads; allows_autocast: whether it records autocast, which no program follows;
+    parameters: what the head reads, [n, D, H, W, P]."""
 
     def __init__(
         self,
@@ -41,7 +42,8 @@ class Forward:
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
         self.recording.given = tuple(
-            x if x is None else recorder.input(x, of) for x, of in zip(given, (LABELS, CONDITION), strict=True)
+            x if x is None else recorder.input(x, of)
+            for x, of in zip(given, (LABELS, CONDITION), strict=True)
         )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
             try:

@@ -70,8 +70,8 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created. parameters: the parameters and buffers on it, by name, with their places; before:
-    a copy, if a call has written into it."""
+    """A storage that no call created. parameters: the parameters and buffers on it, by
+    name, with their places; before: a copy, if a call has written into it."""
 
     held: Tensor
     parameters: tuple[tuple[str, View], ...] = ()
@@ -88,9 +88,9 @@ class Leaf:
 
 @dataclass
 class Recording:
-    """The calls of one forward. images, given: the views that the model was given; outputs: the view that it returned,
-    and the same as parameters; constants_read: the views of all else that Python read, with the number of calls
-    before."""
+    """The calls of one forward. images, given: the views that the model was given; outputs:
+    the view that it returned, and the same as parameters; constants_read: the views of all
+    else that Python read, with the number of calls before."""
 
     n: int
     calls: list[Call] = field(default_factory=list)
@@ -118,7 +118,9 @@ class Recording:
             calls += needed(self.calls, [view.slot for view in views])
         views += [view for call in calls for view in call.inputs]
         slots = dict.fromkeys(view.slot for view in views)
-        return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
+        return {
+            slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()
+        }
 
     def unnamed(self) -> list[Tensor]:
         """The tensors without a name that no call created and the needed calls read."""
@@ -250,7 +252,9 @@ class Recorder(TorchDispatchMode):
             self._noted("the size", depends, masks or call.outputs)
         return out
 
-    def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
+    def _escaped(
+        self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any
+    ) -> None:
         if self.reading == CHECK:
             return
         is_branch = is_yes_or_no if not self.reading else self.reading == BRANCH
@@ -259,7 +263,9 @@ class Recorder(TorchDispatchMode):
         call = Call(func.name(), args, {}, (None,), self.where())
         self._noted(what, depends, call.inputs, is_branch=is_branch, call=call, value=value)
 
-    def _noted(self, what: str, depends: frozenset[str], views: Iterable[View] = (), **of_number: Any) -> None:
+    def _noted(
+        self, what: str, depends: frozenset[str], views: Iterable[View] = (), **of_number: Any
+    ) -> None:
         """Notes that Python reads a number, and from which views if it depends on nothing given."""
         at = len(self.recording.calls)
         if depends:

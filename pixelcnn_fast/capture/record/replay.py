@@ -12,7 +12,17 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, flat, leaves, map_leaves, needed, unread
+from pixelcnn_fast.program.calls import (
+    BatchSize,
+    Call,
+    Memory,
+    View,
+    flat,
+    leaves,
+    map_leaves,
+    needed,
+    unread,
+)
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning
 from pixelcnn_fast.user_model.float64 import no_narrower_than
 
@@ -43,8 +53,8 @@ class Replay:
 
     @torch.no_grad()
     def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
-        """As a call, with what capture computes in float64. Raises NotInFloat64 where bits of a tensor are read, or the
-        like."""
+        """As a call, with what capture computes in float64. Raises NotInFloat64 where bits
+        of a tensor are read, or the like."""
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
         recorded = self._recording.memory(EXAMPLE_BATCH)
         as_is = [call for call in self._calls if call in self._as_is]

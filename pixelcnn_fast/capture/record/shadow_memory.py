@@ -1,8 +1,9 @@
 """Shadow memory: where the elements of tensors come from.
 
-Every element of every source has an address; 0 stands for a zero. A source is a value of the program, or an operand: a
-constant, or what depends on the condition alone. Each storage has a parallel array of addresses, of which a view has
-its part, so that whatever moves or overwrites elements is followed.
+Every element of every source has an address; 0 stands for a zero. A source is a value of
+the program, or an operand: a constant, or what depends on the condition alone. Each storage
+has a parallel array of addresses, of which a view has its part, so that whatever moves or
+overwrites elements is followed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Value(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What depends on neither image nor condition, [R]. of_weights: whether it may change with the weights; is_exact:
-    whether it is a product that was not rounded to the model's dtype."""
+    """What depends on neither image nor condition, [R]. of_weights: whether it
+    may change with the weights; is_exact: whether it is a product that was not
+    rounded to the model's dtype."""
 
     elements: Tensor
     of_weights: bool = False
@@ -161,7 +163,9 @@ class AddressSpace:
 class Map:
     """A feature map of the captured model: a whole value, [N, C, h, w], or any addresses."""
 
-    def __init__(self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None) -> None:
+    def __init__(
+        self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None
+    ) -> None:
         self._space, self._source, self._addresses = space, source, addresses
 
     @property

@@ -19,8 +19,9 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What weights have decided after ``at`` calls; if others decide otherwise, another program is needed. read: the
-    view, or the call that read it as a number; is_for_more: whether only truth values that become true count."""
+    """What weights have decided after ``at`` calls; if others decide otherwise, another
+    program is needed. read: the view, or the call that read it as a number; is_for_more:
+    whether only truth values that become true count."""
 
     read: View | Call
     value: Any

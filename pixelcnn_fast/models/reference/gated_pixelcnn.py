@@ -117,7 +117,9 @@ class GatedPixelCNN(nn.Module):
         self.conv_hidden = MaskedConv2d(hidden_channels, hidden_channels, 1, "B", hidden, hidden)
         self.conv_out = MaskedConv2d(hidden_channels, input_channels * levels, 1, "B", hidden, logits)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         x = images.to(self.conv_out.weight.dtype)
         if images.dtype == torch.uint8 or x.max() > 1:
             x = x / (self.levels - 1)

@@ -17,10 +17,11 @@ def categorical_nll(
 ) -> Tensor:
     """Negative log-likelihood of each image in nats; probabilities are never stored.
 
-    logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1, or ``ignored``, where a
-    sub-pixel is left out -> [N], in float32, or in float64 for float64 logits. backend: 'auto', 'compiled',
-    'triton' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't
-    compute it, and on the CPU for levels out of range; elsewhere the result is undefined.
+    logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1, or
+    ``ignored``, where a sub-pixel is left out -> [N], in float32, or in float64 for float64
+    logits. backend: 'auto', 'compiled', 'triton' or 'reference'. Raises ValueError if
+    shapes, dtypes or devices do not fit, or the backend can't compute it, and on the CPU
+    for levels out of range; elsewhere the result is undefined.
     """
     if logits.dim() != 5 or levels.shape != logits.shape[:-1]:
         raise ValueError(

@@ -15,7 +15,9 @@ def categorical_nll(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> 
     Raises ValueError for levels out of range, but only on the CPU: on CUDA the check would wait for the GPU.
     """
     count = logits.shape[-1]
-    if levels.device.type == "cpu" and not bool(((levels >= 0) & (levels < count) | (levels == ignored)).all()):
+    if levels.device.type == "cpu" and not bool(
+        ((levels >= 0) & (levels < count) | (levels == ignored)).all()
+    ):
         raise out_of_range(levels[levels != ignored], count)
     log_sum_exp = logits.double().logsumexp(-1)
     index, is_kept = kept(levels, ignored)

@@ -19,8 +19,8 @@ TILES: Tiles = {INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8
 
 def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1, ``ignored`` ones left out
-    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], computed in float32
-    but stored in float64, as by the other backends.
+    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W],
+    computed in float32 but stored in float64, as by the other backends.
 
     A level outside 0...L-1 makes its image's nats NaN. Equal inputs give equal bits.
     Raises TypeError for float64 and integer logits.
@@ -118,7 +118,9 @@ def _forward_kernel(
     level = tl.load(levels + number, mask=inside, other=0)
     known = inside & (level >= 0) & (level < LEVELS)
     chosen = tl.load(rows + level * strides[3], mask=known, other=float("nan")).to(tl.float32)
-    tl.store(partial + tl.program_id(0), tl.sum(tl.where(inside & (level != IGNORED), result - chosen, 0.0), 0))
+    tl.store(
+        partial + tl.program_id(0), tl.sum(tl.where(inside & (level != IGNORED), result - chosen, 0.0), 0)
+    )
 
 
 @triton.jit

@@ -18,9 +18,10 @@ def diagonal_lstm(
 ) -> Tensor:
     """An LSTM whose state depends on those of the pixels above and to the left; the cell before is that to the left.
 
-    sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, 2], tap 0 on the pixel
-    above, tap 1 on the one to the left; h0, c0: what row -1 and column -1 hold, [h]; None: zeros; reverse: each
-    row is walked from the right, and left reads as right -> h [N, h, H, W].
+    sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, 2],
+    tap 0 on the pixel above, tap 1 on the one to the left; h0, c0: what row -1 and column
+    -1 hold, [h]; None: zeros; reverse: each row is walked from the right, and left reads as
+    right -> h [N, h, H, W].
     In bfloat16 and float16, cells are float32. backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.2.

@@ -18,8 +18,9 @@ def diagonal_lstm(
     c0: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """sums: [N, 4h, H, W]; weight: [4h, h, 2], tap 0 on the pixel above and tap 1 on the one to the left; h0, c0:
-    what row -1 and column -1 hold, [h], or None for zeros; reverse: each row from the right -> h [N, h, H, W]."""
+    """sums: [N, 4h, H, W]; weight: [4h, h, 2], tap 0 on the pixel above and tap 1 on the
+    one to the left; h0, c0: what row -1 and column -1 hold, [h], or None for zeros;
+    reverse: each row from the right -> h [N, h, H, W]."""
     return forward(sums, weight, h0, c0, reverse, keep=False)[0]
 
 
@@ -71,7 +72,11 @@ def backward(
         y = _rows_on(d, height, width) + 1
         x = d + 2 - y
         of_gates, of_cell = cell_backward(
-            grad_h[:, :, y, x], grad_c[:, :, y, x], gates[:, :, y - 1, x - 1], c[:, :, y, x], c[:, :, y, x - 1]
+            grad_h[:, :, y, x],
+            grad_c[:, :, y, x],
+            gates[:, :, y - 1, x - 1],
+            c[:, :, y, x],
+            c[:, :, y, x - 1],
         )
         grad_sums[:, :, y - 1, x - 1] = of_gates
         grad_c[:, :, y, x - 1] += of_cell

@@ -16,8 +16,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = 
 
     x: [N, 2C, H, W], any strides; condition: [N, 2C] or [N, 2C, H, W], added to x first, or None
     -> [N, C, H, W], channels-last where x is. backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if the channels are odd, the condition does not fit, or the backend can't compute it.
-    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", equation 2.
+    Raises ValueError if the channels are odd, the condition does not fit, or the backend
+    can't compute it. Source: van den Oord et al. 2016, "Conditional Image Generation with
+    PixelCNN Decoders", equation 2.
     """
     if x.dim() != 4 or x.shape[1] % 2:
         raise ValueError(f"x is {list(x.shape)}: expected [N, 2C, H, W], an even number of channels")

@@ -30,12 +30,14 @@ def masked_conv2d(
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
     x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'], in ``result_format``, or as x is laid out. Weights where the mask is 0
-    take no part and get a gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that without
-    a mask, which PyTorch gives if the mask was multiplied into the weight's own memory.
+    bias: [O] or None -> [N, O, H', W'], in ``result_format``, or as x is laid out. Weights
+    where the mask is 0 take no part and get a gradient of exactly 0; with
+    ``dense_gradient`` the weight's gradient is that without a mask, which PyTorch gives if
+    the mask was multiplied into the weight's own memory.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't compute it.
-    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
+    Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the
+    backend can't compute it. Source: van den Oord et al. 2016, "Pixel Recurrent Neural
+    Networks", section 3.4.
     """
     padding, dilation = geometry(weight, padding, dilation)
     check_masked_conv2d(x, weight, bias, mask, padding, dilation)
@@ -86,7 +88,9 @@ def check_masked_conv2d(
         if pad < 0 or step < 1:
             raise ValueError(f"padding {padding}, dilation {dilation}: expected 0 or more, 1 or more")
         if size[axis + 2] + 2 * pad < step * (kernel[axis + 2] - 1) + 1:
-            raise ValueError(f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
+            raise ValueError(
+                f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel"
+            )
 
 
 def expands(mask: Tensor, kernel: torch.Size) -> bool:
@@ -136,7 +140,9 @@ def _compute(
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.forward(x, weight, bias, mask, dilation, padding, result_format=result_format, size=size)
+        return triton.forward(
+            x, weight, bias, mask, dilation, padding, result_format=result_format, size=size
+        )
     mask = mask_like(mask, weight)
     if backend == "reference":
         y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
@@ -264,7 +270,9 @@ def _gradients(grad, x, weight, mask, padding, dilation, backend, dense_gradient
     return torch.ops.aten.convolution_backward(grad, x, weight, weight.shape[:1], *how)[1:]
 
 
-def _backward_of_input_gradient(along, needed, grad, weight, mask, padding, dilation, backend, dense_gradient):
+def _backward_of_input_gradient(
+    along, needed, grad, weight, mask, padding, dilation, backend, dense_gradient
+):
     found, how = {}, (padding, dilation, backend, dense_gradient)
     if "grad" in needed:
         found["grad"] = _forward(along, weight, None, mask, *how, None, grad.shape[2:])

@@ -1,14 +1,17 @@
 """Masked 2-D convolution in Triton: implicit matrix products over the live taps only.
 
-A tap is a pair (i, j) of kernel indices, live if the mask there is not 0 for some channels. The mask is read at
-every call, on the device, so that nothing waits for it. The kernels read one matrix per live tap, packed by a
-small copy, and channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit elements of
-their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32 where
-torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
+A tap is a pair (i, j) of kernel indices, live if the mask there is not 0 for some channels.
+The mask is read at every call, on the device, so that nothing waits for it. The kernels
+read one matrix per live tap, packed by a small copy, and channels-last feature maps. Other
+maps are copied first: shifted by a tap, the 16-bit elements of their rows would not be
+aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32 where
+torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs
+give equal bits.
 
-Nothing is kept between calls, packed weights neither: fused optimizers, and writes through ``.data``, change no
-version counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, triton 3.6
-and 3.9 take tiles of several rows through registers on sm_90, and pipeline no loads on sm_80 (docs/triton.md).
+Nothing is kept between calls, packed weights neither: fused optimizers, and writes through
+``.data``, change no version counter, and tensors made in inference mode have none. Loads
+have masks; with tensor descriptors, triton 3.6 and 3.9 take tiles of several rows through
+registers on sm_90, and pipeline no loads on sm_80 (docs/triton.md).
 """
 
 from __future__ import annotations
@@ -77,10 +80,11 @@ def forward(
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it; bias: [O];
     residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
-    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient of a convolution's
-    result, and what comes is that of its input, of this size. activation: as for ``masked_conv_block``.
-    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x
-    has 2^30 or more.
+    size: (H', W'), if padding below and to the right differs; transposed: x is the gradient
+    of a convolution's result, and what comes is that of its input, of this size.
+    activation: as for ``masked_conv_block``.
+    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has
+    no pixel, or it or x has 2^30 or more.
     """
     kernel = weight.shape[2:]
     if size is None:
@@ -143,15 +147,18 @@ def input_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W']; weight, mask: as in ``forward`` -> [N, C, H, W] in a memory format, or grad's."""
     how = (mask, dilation, padding)
-    return forward(grad, weight, None, *how, result_format=result_format, size=input_shape[2:], transposed=True)
+    return forward(
+        grad, weight, None, *how, result_format=result_format, size=input_shape[2:], transposed=True
+    )
 
 
 def _pack(
     weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it
-    -> the matrices of the taps [kH * kW, from, to], live ones first, the offsets (dy, dx) of the pixels that they
-    apply to, int32 [kH * kW, 2], and how many are live, int32 [1]."""
+    -> the matrices of the taps [kH * kW, from, to], live ones first, the offsets
+    (dy, dx) of the pixels that they apply to, int32 [kH * kW, 2], and how many
+    are live, int32 [1]."""
     check_dtype(weight)
     live, mask = live_taps(mask, weight.shape[2:]), mask.expand(weight.shape)
     if transposed:
@@ -333,8 +340,8 @@ def _product_over_taps_kernel(
         dy = tl.load(offsets + 2 * following)
         dx = tl.load(offsets + 2 * following + 1)
 
-    # In parts, each written before the next is begun: all addends at once would take the registers that a second
-    # program on the multiprocessor needs.
+    # In parts, each written before the next is begun: all addends at once would take the
+    # registers that a second program on the multiprocessor needs.
     PART: tl.constexpr = BLOCK_O // 4
     image = image.to(tl.int64)
     row = row.to(tl.int64)

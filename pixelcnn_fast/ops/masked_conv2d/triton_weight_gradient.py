@@ -54,7 +54,7 @@ def weight_gradient(
     taps = kernel[0] * kernel[1]
     precision = precision_of(x.dtype)
     size = tile(TILES[precision], x.device, in_channels, out_channels, positions)
-    alive = triton.cdiv(taps, 2)  # about so many; others end at once
+    alive = triton.cdiv(taps, 2)  # about so many: the others' programs end at once
     tiles = triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     # Each split sums a share of the positions, and the shares are summed in order: no atomics.
     splits = max(1, min(multiprocessors(x.device) // (alive * tiles), positions // (4 * size.depth)))

@@ -37,8 +37,9 @@ def masked_conv_block(
 ) -> Tensor:
     """activation(scale * (masked convolution + bias) + shift + condition + residual) in one pass; no gradients.
 
-    x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias, scale, shift: [O]; condition: [N, O]; residual:
-    [N, O, H', W'] -> [N, O, H', W'], in ``result_format``, or as x is laid out. None leaves a term out.
+    x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias, scale, shift: [O]; condition:
+    [N, O]; residual: [N, O, H', W'] -> [N, O, H', W'], in ``result_format``, or as x is
+    laid out. None leaves a term out.
     activation: 'none', or a name in ``reference.ACTIVATIONS``; alpha is the slope, where it has one.
     Raises ValueError like ``masked_conv2d``, and if a gradient would be needed, where fusing would save nothing.
     """

@@ -17,11 +17,12 @@ def row_lstm(
 ) -> Tensor:
     """An LSTM from row to row: gates = sums + weight ∗ h of the row above; the cell before is that of the pixel above.
 
-    sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, k], k odd, taps on the
-    row above; h0, c0: what row -1 holds inside the image's columns, [h]; None: zeros -> h [N, h, H, W].
-    Everything else outside the image is zero. In bfloat16 and float16, cells are float32. backend: 'auto',
-    'compiled', 'triton' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit.
-    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1.
+    sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, k],
+    k odd, taps on the row above; h0, c0: what row -1 holds inside the image's columns, [h];
+    None: zeros -> h [N, h, H, W]. Everything else outside the image is zero. In bfloat16
+    and float16, cells are float32. backend: 'auto', 'compiled', 'triton' or 'reference'.
+    Raises ValueError if shapes, dtypes or devices do not fit. Source: van den Oord et al.
+    2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
     check(sums, weight, h0, c0, "k")
     if weight.shape[2] % 2 == 0:

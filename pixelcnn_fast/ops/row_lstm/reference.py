@@ -14,8 +14,9 @@ State = tuple[Tensor, Tensor, Gates]  # h, c and what the gates were
 
 
 def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor | None = None) -> Tensor:
-    """sums: [N, 4h, H, W]; weight: [4h, h, k], k odd, whose taps lie on the row above; h0, c0: what row -1 holds
-    inside the image's columns, [h], or None for zeros -> h [N, h, H, W]."""
+    """sums: [N, 4h, H, W]; weight: [4h, h, k], k odd, whose taps lie on the row above; h0,
+    c0: what row -1 holds inside the image's columns, [h], or None for zeros -> h
+    [N, h, H, W]."""
     return forward(sums, weight, h0, c0, keep=False)[0]
 
 

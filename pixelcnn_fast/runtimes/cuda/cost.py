@@ -1,7 +1,7 @@
 """Estimates how long the CUDA sampler takes for a batch, to choose how images share multiprocessors.
 
-A column step is a chain of records, while its weights come from L2. Clusters pay where weights are many; where many
-blocks read at once, fewer may be faster.
+A column step is a chain of records, while its weights come from L2. Clusters pay where
+weights are many; where many blocks read at once, fewer may be faster.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pixelcnn_fast.program.schema import TILE_SITES
 
 
 class Constants(NamedTuple):
-    """Cycles of a record with one tile of sites, and more in a cluster; of one with more tiles, and for each of
-    them; bytes a cycle from L2, alone, and if all read; bytes of weights multiplied in a cycle. ``gpu.sweep``
-    fits them."""
+    """Cycles of a record with one tile of sites, and more in a cluster; of one with more
+    tiles, and for each of them; bytes a cycle from L2, alone, and if all read; bytes of
+    weights multiplied in a cycle. ``gpu.sweep`` fits them."""
 
     record: float = 1050
     hop: float = 260
@@ -30,7 +30,12 @@ CONSTANTS = Constants()
 
 
 def cycles(
-    facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int, by: Constants = CONSTANTS
+    facts: dict[str, Any],
+    math: str,
+    images: int,
+    blocks: int,
+    multiprocessors: int,
+    by: Constants = CONSTANTS,
 ) -> float:
     """Of a block or cluster with so many images. facts: ``CudaSampler.facts`` for one image."""
     l2_bytes = min(by.l2_bytes, by.l2_bytes_shared * max(1, multiprocessors / blocks))

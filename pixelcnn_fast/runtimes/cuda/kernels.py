@@ -25,8 +25,8 @@ READY = "PIXELCNN_FAST_KERNELS"  # a folder of compiled kernels
 
 
 class Instance(NamedTuple):
-    """One of the kernels. math: what it multiplies; tiles: of sites, that a warp has registers for; cluster: how
-    many blocks share their images (1: each has its own)."""
+    """One of the kernels. math: what it multiplies; tiles: of sites, that a warp has
+    registers for; cluster: how many blocks share their images (1: each has its own)."""
 
     math: str
     tiles: int
@@ -127,7 +127,9 @@ def why_no_kernels() -> str | None:
     if not driver.version():
         return "no CUDA driver is installed: install NVIDIA's driver"
     if driver.version() < driver.OLDEST:
-        return f"the driver serves CUDA {version_text(driver.version())}, and 11.8 is needed: update the driver"
+        return (
+            f"the driver serves CUDA {version_text(driver.version())}, and 11.8 is needed: update the driver"
+        )
     if not compilers() and not os.environ.get(READY):
         return (
             "there is no compiler for its kernels: install NVRTC (pip install nvidia-cuda-nvrtc), which PyTorch's CUDA "
@@ -143,8 +145,9 @@ def version_text(version: int) -> str:
 
 
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
-    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from the cache, or else compiled by
-    the first compiler that can. Raises RuntimeUnavailable if it can't be had."""
+    """A kernel for a GPU: from the folder that PIXELCNN_FAST_KERNELS names, from
+    the cache, or else compiled by the first compiler that can. Raises
+    RuntimeUnavailable if it can't be had."""
     number, dotted = 10 * capability[0] + capability[1], "{}.{}".format(*capability)
     failures = []
     if folder := os.environ.get(READY):

@@ -65,7 +65,9 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
         return "PyTorch is built for ROCm, and the kernels are for NVIDIA's GPUs: use 'eager'"
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
+        return (
+            f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
+        )
     if program.dtype not in MATH_BY_DTYPE:
         return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
     return why_no_kernels()
@@ -97,8 +99,8 @@ class DeviceJob:
 
 @dataclass
 class Launched:
-    """A job at work. results: where each belongs, and what holds it once ``done`` has come; done: None on the
-    host; constants: kept until then, as the runtime may forget them."""
+    """A job at work. results: where each belongs, and what holds it once ``done`` has come;
+    done: None on the host; constants: kept until then, as the runtime may forget them."""
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
@@ -108,8 +110,9 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with a block, or a cluster of blocks, for every few images, as ``cost`` chooses. kernels, limits:
-    for tests, which run the kernels on the host. Raises RuntimeUnavailable, saying why."""
+    """Samples with a block, or a cluster of blocks, for every few images, as ``cost``
+    chooses. kernels, limits: for tests, which run the kernels on the host. Raises
+    RuntimeUnavailable, saying why."""
 
     def __init__(
         self,
@@ -182,7 +185,9 @@ class CudaRuntime(Runtime):
         if launched.done is not None:
             launched.done.synchronize()
         if (code := int(launched.error)) == schema.WAITED_IN_VAIN:
-            raise RuntimeError("threads of the CUDA sampler waited in vain for each other: please report this")
+            raise RuntimeError(
+                "threads of the CUDA sampler waited in vain for each other: please report this"
+            )
         if code != -1:
             raise NonFiniteLogits(*self._location(code))
         for row in range(self._program.shape[1]):  # all of them were one launch

@@ -32,8 +32,9 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; without a home, among temporary files. Raises
-    RuntimeUnavailable if the variable names a user's home that there is not."""
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; without a home, among
+    temporary files. Raises RuntimeUnavailable if the variable names a user's home that
+    there is not."""
     if named := os.environ.get("PIXELCNN_FAST_CACHE"):
         try:
             return Path(named).expanduser()
@@ -88,7 +89,9 @@ class Store:
         if (why := self._why_not(line, name, cubin)) is None:
             return cubin
         if strict:
-            raise RuntimeUnavailable(f"{path} {why}: compile it again, with `python -m pixelcnn_fast compile`")
+            raise RuntimeUnavailable(
+                f"{path} {why}: compile it again, with `python -m pixelcnn_fast compile`"
+            )
         return None
 
     def _why_not(self, line: bytes, name: str, cubin: bytes) -> str | None:

@@ -69,7 +69,9 @@ def test_ours(capsys):
 @needs_native
 def test_wrong_images_are_not_timed(monkeypatch, capsys):
     judged = sampling.judged
-    monkeypatch.setattr(sampling, "judged", lambda model, images, *a, **k: judged(model, images ^ 64, *a, **k))
+    monkeypatch.setattr(
+        sampling, "judged", lambda model, images, *a, **k: judged(model, images ^ 64, *a, **k)
+    )
     with pytest.raises(CheckFailed, match="1 images are wrong"):
         sampling.ours()
     assert printed(capsys) == {}

@@ -106,7 +106,9 @@ def test_the_simulators_rates_are_shown_beside(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "sass_simulator", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "sass_simulator.rates", SimpleNamespace(RATES={"90": row}))
-    assert rates.assumed(9, 0)["DRAM, read, TB/s"] == 3.0 and rates.assumed(9, 0).keys() == rates.ASSUMED.keys()
+    assert (
+        rates.assumed(9, 0)["DRAM, read, TB/s"] == 3.0 and rates.assumed(9, 0).keys() == rates.ASSUMED.keys()
+    )
     assert rates.assumed(8, 6) == {}
 
 

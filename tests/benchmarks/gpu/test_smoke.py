@@ -46,7 +46,8 @@ def test_right_kernels_pass(name):
 
 
 @pytest.mark.parametrize(
-    ("dy", "dx", "first"), [(0, -2, "row 0, column 2"), (-1, 0, "row 1, column 0"), (-2, 1, "row 2, column 0")]
+    ("dy", "dx", "first"),
+    [(0, -2, "row 0, column 2"), (-1, 0, "row 1, column 0"), (-2, 1, "row 2, column 0")],
 )
 def test_a_wrong_weight_is_seen_where_it_is_first_read(monkeypatch, dy, dx, first):
     """The tap that reads the pixel dy rows below and dx columns to the right: not before that is in the image."""

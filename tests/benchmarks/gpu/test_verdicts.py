@@ -43,7 +43,11 @@ FAILED, ERROR = line("c", "failed", why="wrong: 1"), line("d", "failed", why="br
         ),  # as it was torn down
         ([PASSED], 2, "failed: 1 tests passed, but the status is 2"),
         ([{"tests": 9}, PASSED, SKIPPED], None, "ok so far: 1 passed, 1 skipped, 7 not run in 30 s"),
-        ([{"tests": 9}, PASSED, line("e", "begun")], None, "ok so far: 1 passed, 0 skipped, 8 not run in 30 s"),
+        (
+            [{"tests": 9}, PASSED, line("e", "begun")],
+            None,
+            "ok so far: 1 passed, 0 skipped, 8 not run in 30 s",
+        ),
         (
             [{"tests": 2}, PASSED, line("e", "begun", at=75.0)],
             None,
@@ -152,7 +156,9 @@ def test_budget(tmp_path):
     rows = '{"budget": {"one image": {"met": false}}}'
     assert of_budget(ended(tmp_path, 0, rows)) == "ok"
     assert of_budget(ended(tmp_path, 0, rows, errors="of others\n")) == "ok: of others"
-    assert of_budget(ended(tmp_path, 0, errors="not recorded: do it\n")) == "not available: not recorded: do it"
+    assert (
+        of_budget(ended(tmp_path, 0, errors="not recorded: do it\n")) == "not available: not recorded: do it"
+    )
     assert of_budget(ended(tmp_path, 1, errors="Traceback")) == "failed: status 1: Traceback"
 
 

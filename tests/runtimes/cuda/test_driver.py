@@ -116,7 +116,9 @@ def test_no_driver_is_a_clear_refusal(monkeypatch) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     driver._library.cache_clear()
-    monkeypatch.setattr(driver, "ctypes", SimpleNamespace(CDLL=missing, c_int=ctypes.c_int, byref=ctypes.byref))
+    monkeypatch.setattr(
+        driver, "ctypes", SimpleNamespace(CDLL=missing, c_int=ctypes.c_int, byref=ctypes.byref)
+    )
     with pytest.raises(RuntimeUnavailable, match="no CUDA driver is installed.*libcuda.so.1.*install"):
         driver._library()
     assert driver.version() == 0

@@ -79,7 +79,9 @@ def test_a_kernel_under_another_name_is_refused(store: Store) -> None:
     store.put("walk", CUBIN)
     store.path("walk").rename(store.path("run"))
     assert store.get("run") is None
-    with pytest.raises(RuntimeUnavailable, match=f"{store.path('run')} is the kernel walk under another name"):
+    with pytest.raises(
+        RuntimeUnavailable, match=f"{store.path('run')} is the kernel walk under another name"
+    ):
         store.get("run", strict=True)
 
 
@@ -275,7 +277,9 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", "~/mine")
     assert cache_folder() == Path("~/mine").expanduser()
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", "~nobody-of-that-name/mine")
-    with pytest.raises(RuntimeUnavailable, match="PIXELCNN_FAST_CACHE=~nobody-of-that-name/mine can't be used"):
+    with pytest.raises(
+        RuntimeUnavailable, match="PIXELCNN_FAST_CACHE=~nobody-of-that-name/mine can't be used"
+    ):
         cache_folder()
 
 

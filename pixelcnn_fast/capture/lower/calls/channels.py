@@ -35,7 +35,9 @@ def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
         )
     order = [*channels[:-1], *(dim for dim in spatial if dim >= 0), last]
     arranged = split.permute(order)
-    groups = arranged.reshape(-1, *(split.shape[dim] if dim >= 0 else 1 for dim in spatial), split.shape[last])
+    groups = arranged.reshape(
+        -1, *(split.shape[dim] if dim >= 0 else 1 for dim in spatial), split.shape[last]
+    )
     if len(groups) > MOST_GROUPS:
         raise Unsupported(f"it works on {len(groups)} groups of features of a pixel, one by one")
     parts = [apply(b.map(group.permute(0, 3, 1, 2))).addresses.permute(0, 2, 3, 1) for group in groups]

@@ -17,7 +17,9 @@ from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 from pixelcnn_fast.program.steps import ACTIVATIONS
 
 # Pointwise calls that PyTorch has not tagged as such.
-POINTWISE_TOO = frozenset((*ACTIVATIONS, *"_to_copy floor_divide __and__ __or__ __xor__ _prelu_kernel".split()))
+POINTWISE_TOO = frozenset(
+    (*ACTIVATIONS, *"_to_copy floor_divide __and__ __or__ __xor__ _prelu_kernel".split())
+)
 # Calls on each channel with constants of its own, [C]; their other results are not used.
 CHANNELWISE = frozenset(
     "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()

@@ -74,7 +74,9 @@ def _lstm(
     parts = [b.out(b.selected(whole, [*range(k * hidden, (k + 1) * hidden)])) for k in range(4)]
     borders = [] if h0 is None else [_border(b, tap, h0 @ tap.weight) for tap in taps]
     cell0 = (
-        None if c0 is None else _emit(b, Convolution, hidden, taps=(_border(b, _StateTap(before, 0, c0), c0),))
+        None
+        if c0 is None
+        else _emit(b, Convolution, hidden, taps=(_border(b, _StateTap(before, 0, c0), c0),))
     )
     # The states are read before they are defined, by numbers that are counted ahead.
     c = len(b.instructions) + 2 * len(GATES) + 1 + (cell0 is not None)

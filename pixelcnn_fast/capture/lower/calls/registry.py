@@ -111,8 +111,8 @@ def _stepped_by(of: Callable[..., Steps], b: Builder, x: Map, *args: Any, **kwar
     return stepped(b, x, *of(*args, **kwargs))
 
 
-# Calls that only move elements; views are not recorded at all. Arguments called so say where to: they must be
-# constants.
+# Calls that only move elements; views are not recorded at all. Arguments called so say
+# where to: they must be constants.
 MOVEMENTS = frozenset(
     "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put "
     "index_select masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter "
