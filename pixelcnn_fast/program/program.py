@@ -82,5 +82,6 @@ def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[
 
 
 def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
-    """Everything that steps read of the condition."""
-    return [step.condition for i in instructions for step in i.steps if step.condition is not None]
+    """Everything that steps read of the condition, each operand once."""
+    read = (step.condition for i in instructions for step in i.steps)
+    return list(dict.fromkeys(operand for operand in read if operand is not None))

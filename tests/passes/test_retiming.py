@@ -77,6 +77,27 @@ def test_same_meaning_and_nothing_reads_ahead(name, rows):
     assert_runtimes_agree(Sampler(model, (1, 5, 6), levels=LEVELS, image_form="unit"))
 
 
+class TwoShifts(nn.Module):
+    """A layer with labels that reads ahead is shifted right twice, so that two copies of it are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.n_classes = 3
+        self.ahead, self.out = nn.Conv2d(1, 6, (1, 5), padding=(0, 2)), nn.Conv2d(6, LEVELS, 1)
+        self.before, self.after = nn.Embedding(3, 6), nn.Embedding(3, 6)
+
+    def forward(self, x, labels):
+        h = torch.tanh(self.ahead(x) + self.before(labels)[:, :, None, None])
+        both = F.pad(h, (3, 0))[..., :-3] + F.pad(h, (4, 0))[..., :-4]
+        return self.out(torch.tanh(both) + self.after(labels)[:, :, None, None])
+
+
+def test_copies_of_a_layer_share_what_they_read_of_the_condition():
+    sampler = Sampler(TwoShifts(), (1, 5, 6), levels=LEVELS, image_form="unit")
+    assert_runtimes_agree(sampler, 5, labels=torch.tensor([0, 1, 2, 0, 1]))
+
+
 def test_a_program_that_reads_nothing_ahead_is_left_alone():
     _, _, program, _, _ = captured(nn.Sequential(nn.ZeroPad2d((1, 1, 2, -1)), nn.Conv2d(1, LEVELS, (2, 3))))
     assert without_reading_ahead(program) is program
