@@ -74,7 +74,7 @@ void each_field({of.__name__}& of, const F& f) {{
 
 
 def header() -> str:
-    numbers = {name.title().replace("_", ""): x for name, x in SCHEMA.items() if isinstance(x, int)}
+    numbers = {name.title().replace("_", ""): x for name, x in SCHEMA["CONSTANTS"].items()}
     enumerations = (STEPS["Operand"], STEPS["KINDS"].values(), *SCHEMA["ENUMERATIONS"])
     structs, options = SCHEMA["STRUCTS"], OPTIONS["SamplingOptions"]
     return f"""// Written by csrc/headers.py from {", ".join(FILES)}.

@@ -122,16 +122,21 @@ def kinds_of_instruction() -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
+def outside_calls(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Call):
+            yield from outside_calls(child)
+
+
 def class_tests_in(source: str) -> int:
-    """How many tests of an instruction's class there are in a source."""
+    """How many tests of an instruction's class, or of its name, there are in a source."""
     kinds, found = kinds_of_instruction(), 0
     for node in ast.walk(ast.parse(source)):
-        is_test = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
-        compares = isinstance(node, ast.Compare) and any(
-            isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops
-        )
-        if is_test or compares or isinstance(node, ast.MatchClass):
-            found += bool(kinds & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)})
+        is_call = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        if is_call or isinstance(node, (ast.Compare, ast.MatchClass)):
+            inside = list(outside_calls(node))
+            found += any(getattr(x, kind, None) in kinds for x in inside for kind in ("id", "attr", "value"))
     return found
 
 
@@ -144,5 +149,10 @@ def test_passes_ask_instructions_and_do_not_test_for_their_class() -> None:
 
 
 def test_a_planted_test_for_a_class_is_counted() -> None:
-    planted = "if isinstance(i, (Pointwise, int)) or type(i) is Convolution: pass\nmatch i:\n case FromLevels(): pass"
-    assert class_tests_in(planted) == 3
+    planted = [
+        "isinstance(i, (instructions.Pointwise, int))",
+        "type(i) == Convolution",
+        "type(i).__name__ in ('Pointwise',)",
+        "match i:\n case FromLevels(): pass",
+    ]
+    assert [class_tests_in(each) for each in planted] == [1, 1, 1, 1]

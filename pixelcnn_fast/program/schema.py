@@ -18,6 +18,7 @@ TILE_SITES = 8  # that a product of tensor cores computes at once
 MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
 LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of an error's code; the rest is the pixel's
 WAITED_IN_VAIN = 0  # the code of threads that waited for each other too long
+CONSTANTS = {name: x for name, x in globals().items() if isinstance(x, int)}
 
 # -- enumerations; in C++, traits(kind) gives the columns of a row
 
@@ -230,5 +231,5 @@ STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, P
 
 
 def signature(*structs: type) -> str:
-    """The structs' fields as text, by which a compiled module is known to fit."""
-    return "; ".join(f"{struct.__name__} {struct.__annotations__}" for struct in structs)
+    """The constants and the structs' fields as text, by which a compiled module is known to fit."""
+    return "; ".join([str(CONSTANTS), *(f"{each.__name__} {each.__annotations__}" for each in structs)])

@@ -8,6 +8,7 @@ import architecture
 import pytest
 
 from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.rewriting.pipeline import REWRITES
 from tests.docs import DOCS
 from tests.test_architecture import PACKAGE, TIERS
 
@@ -27,6 +28,11 @@ def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
 def test_every_pass_is_described() -> None:
     listed = [name for (name,) in first_cells("passes")]
     assert listed == list(dict.fromkeys(transform.__name__ for transform in pipeline.PASSES))
+
+
+def test_every_rewrite_is_described() -> None:
+    listed = [f"pixelcnn_fast.rewriting.{name}" for (name,) in first_cells("rewrites")]
+    assert listed == [each.__module__ for each in REWRITES]
 
 
 def test_links_lead_somewhere() -> None:
