@@ -89,7 +89,7 @@ namespace pcf {{
 {" ".join(f"constexpr int k{name} = {x};" for name, x in numbers.items())}
 {"".join(map(enumeration, enumerations))}{struct(options)}
 #ifndef __CUDACC_RTC__  // NVRTC, which compiles device code, has no standard library
-inline constexpr char kSignature[] = "{SCHEMA["signature"](*structs, options)}";
+inline constexpr char kSignature[] = "{SCHEMA["signature"](STEPS["KINDS"], *structs, options)}";
 {"".join(map(struct, structs))}
 #endif
 

@@ -25,6 +25,8 @@ void read(pybind11::handle from, T& to) {
     });
   } else if constexpr (requires { to.emplace_back(); }) {
     for (const pybind11::handle item : from) read(item, to.emplace_back());
+  } else if constexpr (requires { to.has_value(); }) {
+    read(from, to.emplace());
   } else if constexpr (std::is_pointer_v<T>) {
     to = reinterpret_cast<T>(from.cast<uintptr_t>());
   } else {

@@ -24,6 +24,17 @@ class StateTap(NamedTuple):
     initial: tuple[slice, slice]
 
 
+class _StateToState(NamedTuple):
+    """What the compiled module reads by name; addresses are 0 for None."""
+
+    diagonal: bool
+    reverse: bool
+    taps: int
+    weight: int
+    h0: int
+    c0: int
+
+
 def register(
     name: str, reference: Any, diagonal: bool, taps: Callable[..., list[StateTap]]
 ) -> Callable[..., Tensor]:
@@ -62,7 +73,7 @@ def register(
         h, gates = pooled(h), pooled(gates)
         weight = weight.contiguous()
         h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
-        states = (diagonal, reverse, weight.shape[2], address(weight), address(h0), address(c0))
+        states = _StateToState(diagonal, reverse, weight.shape[2], *map(address, (weight, h0, c0)))
         kept = raw(gates) if keep else None
         required().recurrence(states, raw(sums), raw(h), kept, torch.get_num_threads())
         return h, gates
@@ -97,7 +108,7 @@ def register(
             of_sums, _, of_h0, of_c0 = _like_gradients(weight, gates)
             of_sums, weight, c0 = pooled(of_sums), weight.contiguous(), c0 if c0 is None else c0.contiguous()
             required().recurrence_gradient(
-                (diagonal, reverse, weight.shape[2], address(weight), 0, address(c0)),
+                _StateToState(diagonal, reverse, weight.shape[2], address(weight), h0=0, c0=address(c0)),
                 raw(grad),
                 raw(gates),
                 raw(of_sums),

@@ -8,6 +8,7 @@ there in C++; an enumerator is one more row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
@@ -54,18 +55,20 @@ class InstructionTraits:
     """What an instruction's steps start from: out = steps(x).
 
     reads_image: whether x is part of the image, so that it is computed as values are drawn;
-    on_cuda: whether the CUDA runtime has it, or refuses the program.
+    sums: whether x is the sum of the bias and the runs, else one value; on_cuda:
+    whether the CUDA runtime has it, or refuses the program.
     """
 
     name: str
     reads_image: bool
+    sums: bool
     on_cuda: bool
 
 
 INSTRUCTIONS = (
-    InstructionTraits("from_levels", reads_image=True, on_cuda=True),
-    InstructionTraits("convolution", reads_image=False, on_cuda=True),  # x = bias + row and pixel runs
-    InstructionTraits("pointwise", reads_image=False, on_cuda=True),  # x is a value
+    InstructionTraits("from_levels", reads_image=True, sums=False, on_cuda=True),
+    InstructionTraits("convolution", reads_image=False, sums=True, on_cuda=True),
+    InstructionTraits("pointwise", reads_image=False, sums=False, on_cuda=True),
 )
 
 
@@ -230,6 +233,7 @@ class Job:
 STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program, Job
 
 
-def signature(*structs: type) -> str:
-    """The constants and the structs' fields as text, by which a compiled module is known to fit."""
-    return "; ".join([str(CONSTANTS), *(f"{each.__name__} {each.__annotations__}" for each in structs)])
+def signature(steps: Iterable[str], *structs: type) -> str:
+    """What a compiled module must have in common with Python, as text: constants, kinds of steps, fields."""
+    fields = [f"{each.__name__} {each.__annotations__}" for each in structs]
+    return "; ".join([str(CONSTANTS), ", ".join(steps), *fields])

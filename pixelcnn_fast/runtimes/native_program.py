@@ -14,9 +14,10 @@ from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes.job import Job
 
-SIGNATURE = schema.signature(*schema.STRUCTS, SamplingOptions)
+SIGNATURE = schema.signature(KINDS, *schema.STRUCTS, SamplingOptions)
 
 
 def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:

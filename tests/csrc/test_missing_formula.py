@@ -1,4 +1,4 @@
-"""A kind of step without a formula: nothing compiles, for the CPU or for CUDA, and the package does not import."""
+"""A kind of step, instruction or head that C++ lacks: nothing compiles; without a formula, nothing imports."""
 
 import shutil
 import subprocess
@@ -13,20 +13,27 @@ from tests.tiers import thorough
 pytestmark = thorough
 
 ROOT = Path(__file__).parents[2]
+PLANTED = [
+    ("steps.py", "_KINDS = (\n", '    StepKind("cube"),\n'),
+    ("schema.py", "INSTRUCTIONS = (\n", '    InstructionTraits("attention", False, False, on_cuda=False),\n'),
+    ("schema.py", "HEADS = (", 'HeadTraits("mixture", "int32", 4, single=True, on_cuda=False), '),
+]
+SAMPLER = "CMakeFiles/cpu.dir/csrc/cpu/sampler/sampler.cpp.o"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, with one more kind in the table and nowhere else."""
+    """The sources, with one more kind in each table and nowhere else."""
     copy = tmp_path_factory.mktemp("source")
     for folder in ("csrc", "tests/csrc", "pixelcnn_fast/program", "pixelcnn_fast/heads"):
         shutil.copytree(ROOT / folder, copy / folder)
     shutil.copy(ROOT / "CMakeLists.txt", copy)
     (copy / "pixelcnn_fast" / "__init__.py").touch()
-    table = copy / "pixelcnn_fast" / "program" / "steps.py"
-    text = table.read_text()
-    assert text.count('    StepKind("relu", ') == 1
-    table.write_text(text.replace('    StepKind("relu", ', '    StepKind("cube"),\n    StepKind("relu", '))
+    for file, before, row in PLANTED:
+        table = copy / "pixelcnn_fast" / "program" / file
+        text = table.read_text()
+        assert text.count(before) == 1
+        table.write_text(text.replace(before, before + row))
     return copy
 
 
@@ -39,16 +46,17 @@ def build(source: Path, folder: Path, target: str, *settings: str) -> str:
     return done.stdout
 
 
-def assert_names_the_kind(output: str) -> None:
-    errors = [line for line in output.splitlines() if "error: " in line]
-    assert errors and all("cube" in line and "not handled in switch" in line for line in errors)
-
-
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-@pytest.mark.parametrize("target", ["kernels_sse2", "cuda_planner"])
-def test_it_does_not_compile(source, tmp_path, target):
+@pytest.mark.parametrize(
+    ("target", "kinds"),
+    [("kernels_sse2", {"cube"}), ("cuda_planner", {"cube"}), (SAMPLER, {"attention", "mixture"})],
+)
+def test_it_does_not_compile(source, tmp_path, target, kinds):
     """The planner has CUDA's formulas."""
-    assert_names_the_kind(build(source, tmp_path, target))
+    output = build(source, tmp_path, target)
+    errors = [line for line in output.splitlines() if "error: " in line]
+    assert errors and all("not handled in switch" in line for line in errors)
+    assert kinds == {kind for kind in ("cube", "attention", "mixture") for line in errors if kind in line}
 
 
 def test_the_package_does_not_import(source):

@@ -10,6 +10,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.heads import Categorical, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program import schema
+from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes import native_program
 from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
@@ -71,8 +72,9 @@ def test_an_unknown_name_is_refused(field, value):
 def test_a_module_of_another_schema_is_refused(monkeypatch):
     program = Sampler(pixelcnn(kernel=3), (1, 9, 12))._engine.compiled_program.program
     assert native_program.why_not_compiled(program, Categorical(256)) is None, "run make native"
-    fewer = schema.signature(*schema.STRUCTS[1:], SamplingOptions)
+    structs = (*schema.STRUCTS, SamplingOptions)
+    others = [schema.signature(KINDS, *structs[1:]), schema.signature(list(KINDS)[1:], *structs)]
     monkeypatch.setitem(schema.CONSTANTS, "LANE_BITS", schema.LANE_BITS + 1)
-    for other in (fewer, schema.signature(*schema.STRUCTS, SamplingOptions)):
+    for other in (*others, schema.signature(KINDS, *structs)):
         monkeypatch.setattr(native_program, "SIGNATURE", other)
         assert "make native" in str(native_program.why_not_compiled(program, Categorical(256)))

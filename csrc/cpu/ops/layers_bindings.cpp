@@ -1,5 +1,5 @@
 // The layers' ops in Python. Tensors are passed as addresses, sizes and strides: Python checks shapes, dtypes and
-// devices, allocates results and keeps everything alive. It passes all arguments by position.
+// devices, allocates results and keeps everything alive. Arguments are passed by position, fields of structs by name.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,9 +10,36 @@
 #include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/memory_pool.h"
 #include "cpu/ops/recurrence.h"
+#include "read.h"
 
 namespace py = pybind11;
 namespace cpu = pcf::cpu;
+
+namespace pcf::cpu {
+
+template <class F>
+void each_field(MaskedWeight& of, const F& f) {
+  f("weight", of.weight), f("mask", of.mask);
+}
+
+template <class F>
+void each_field(Geometry& of, const F& f) {
+  f("padding", of.padding), f("dilation", of.dilation);
+}
+
+template <class F>
+void each_field(ConvEpilogue& of, const F& f) {
+  f("bias", of.bias), f("scale", of.scale), f("shift", of.shift), f("condition", of.condition);
+  f("residual", of.residual), f("activation", of.activation), f("alpha", of.alpha);
+}
+
+template <class F>
+void each_field(StateToState& of, const F& f) {
+  f("diagonal", of.diagonal), f("reverse", of.reverse), f("taps", of.taps);
+  f("weight", of.weight), f("h0", of.h0), f("c0", of.c0);
+}
+
+}  // namespace pcf::cpu
 
 namespace {
 
@@ -68,31 +95,21 @@ struct type_caster<cpu::LogitsTensor> {
   }
 };
 
-// A struct, from a tuple of its fields.
-template <class Struct, class... Fields>
-struct FieldsCaster {
-  PYBIND11_TYPE_CASTER(Struct, const_name("tuple"));
-  bool load(handle source, bool convert) {
-    make_caster<std::tuple<Taken<Fields>...>> fields;
-    if (!fields.load(source, convert)) return false;
-    value = std::apply([](const auto&... each) { return Struct{passed<Fields>(each)...}; },
-                       cast_op<std::tuple<Taken<Fields>...>>(std::move(fields)));
-    return true;
-  }
+// A struct, from any object that has its fields as attributes.
+template <class Struct>
+struct NamedCaster {
+  PYBIND11_TYPE_CASTER(Struct, const_name("object"));
+  bool load(handle source, bool) { return pcf::read(source, value), true; }
 };
 
-using Pointer = const void*;
-using Pair = std::array<int, 2>;
 template <>
-struct type_caster<cpu::MaskedWeight> : FieldsCaster<cpu::MaskedWeight, cpu::FeatureMap, cpu::FeatureMap> {};
+struct type_caster<cpu::MaskedWeight> : NamedCaster<cpu::MaskedWeight> {};
 template <>
-struct type_caster<cpu::Geometry> : FieldsCaster<cpu::Geometry, Pair, Pair> {};
+struct type_caster<cpu::Geometry> : NamedCaster<cpu::Geometry> {};
 template <>
-struct type_caster<cpu::ConvEpilogue>
-    : FieldsCaster<cpu::ConvEpilogue, Pointer, Pointer, Pointer, Pointer, std::optional<cpu::FeatureMap>,
-                   std::optional<pcf::StepKind>, double> {};
+struct type_caster<cpu::ConvEpilogue> : NamedCaster<cpu::ConvEpilogue> {};
 template <>
-struct type_caster<cpu::StateToState> : FieldsCaster<cpu::StateToState, bool, bool, int, Pointer, Pointer, Pointer> {};
+struct type_caster<cpu::StateToState> : NamedCaster<cpu::StateToState> {};
 
 }  // namespace pybind11::detail
 

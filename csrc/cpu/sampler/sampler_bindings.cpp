@@ -28,10 +28,6 @@ int run(const cpu::Sampler& sampler, py::handle described, int threads, const st
 
 void bind_sampler(py::module_& m) {
   m.attr("SIGNATURE") = pcf::kSignature;
-  py::enum_<pcf::StepKind> kinds(m, "StepKind");
-  for (int k = 0; k < count_of(pcf::StepKind{}); k++)
-    kinds.value(traits(static_cast<pcf::StepKind>(k)).name, static_cast<pcf::StepKind>(k));
-
   py::class_<cpu::Sampler>(m, "CpuSampler")
       .def(py::init([](py::handle program, bool float64, py::handle weights) {
              return cpu::make_sampler(pcf::read<pcf::Program>(program), float64, pcf::read<pcf::Weights>(weights),

@@ -60,8 +60,16 @@ void pack(const T* weight, int depth, int channels, Weights weights, void* packe
 
 template <class T>
 constexpr Kernels<T> table() {
-  Kernels<T> k{kBlock<T>, 0,           block_bytes<T>, pack<T>, matmul<T>,         nullptr,
-               nullptr,   epilogue<T>, weigh<T>,       pick<T>, log_probability<T>};
+  Kernels<T> k{
+      .block = kBlock<T>,
+      .block_bytes = block_bytes<T>,
+      .pack = pack<T>,
+      .matmul = matmul<T>,
+      .epilogue = epilogue<T>,
+      .weigh = weigh<T>,
+      .pick = pick<T>,
+      .log_probability = log_probability<T>,
+  };
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 4)
     k.depths_of_rounded = kDepthsOfRounded, k.matmul_rounded = matmul_rounded, k.round = round_rows;

@@ -50,37 +50,37 @@ struct Kernels {
   int block;  // output channels in a packed block
   // Where the processor multiplies bf16, x, too, is rounded to it where weights are. Rows that are rounded already have
   // depths that are multiples of this; 0 elsewhere.
-  int depths_of_rounded;
+  int depths_of_rounded = 0;
   bool multiplies_bf16() const { return depths_of_rounded > 0; }
 
   // Gives the bytes of one packed block; packs weight [depth, channels] into all of its blocks.
-  int64_t (*block_bytes)(int depth, Weights);
-  void (*pack)(const T* weight, int depth, int channels, Weights, void* packed);
+  int64_t (&block_bytes)(int depth, Weights);
+  void (&pack)(const T* weight, int depth, int channels, Weights, void* packed);
 
   // The product of x and W for the blocks first...last-1. Sums run over depth in the same order whatever the number of
   // rows, so a result does not depend on how images are batched. All rows of the result are padded to whole blocks.
   // Sums are in T, whatever the weights.
-  void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, const Result<T>&);
+  void (&matmul)(Rows<const T> x, int rows, Packed, int first, int last, const Result<T>&);
 
   // The same of rows that are rounded already, by weights of bf16.
-  void (*matmul_rounded)(Rows<const Bfloat16> x, int rows, Packed, int first, int last, const Result<T>&);
+  void (*matmul_rounded)(Rows<const Bfloat16> x, int rows, Packed, int first, int last, const Result<T>&) = nullptr;
 
   // Rounds the channels first...last-1: to nearest, ties to even, denormals to zero.
-  void (*round)(Rows<const T> in, int rows, int first, int last, Rows<Bfloat16> out);
+  void (*round)(Rows<const T> in, int rows, int first, int last, Rows<Bfloat16> out) = nullptr;
 
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
-  void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,
+  void (&epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,
                    Rows<T> out);
 
   // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
   // False if a logit is not finite. `weights` may be `logits`.
-  bool (*weigh)(const T* logits, int levels, double temperature, T* weights);
+  bool (&weigh)(const T* logits, int levels, double temperature, T* weights);
 
   // The smallest k with u < cdf_k of the weights; the last level with a weight if rounding leaves none.
-  int (*pick)(const T* weights, int levels, double u);
+  int (&pick)(const T* weights, int levels, double u);
 
   // ln softmax(logits)[level]. scratch: [levels].
-  double (*log_probability)(const T* logits, int levels, int level, T* scratch);
+  double (&log_probability)(const T* logits, int levels, int level, T* scratch);
 };
 
 // The kernels of an instruction set named in cpu_features.h.

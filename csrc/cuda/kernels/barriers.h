@@ -31,7 +31,7 @@ __device__ inline void keep_waiting(const Block& b) {
   }
 }
 
-// Behind it, what was copied for the next record is there, and what all threads have made.
+// When it returns, all threads' results are there, and the copies for the next record have arrived.
 PCF_DEVICE void wait_at_barrier(Block& b) {
   if (!is_over(b)) keep_waiting(b);
   b.barriers++;

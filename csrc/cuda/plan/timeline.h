@@ -48,7 +48,7 @@ struct Sweep {
   bool sums = false;  // whether all entries sum up, of several columns at once, what the next sweep's are to go on with
 };
 
-inline bool is_product(const Instruction* i) { return i->kind == InstructionKind::convolution; }
+inline bool is_product(const Instruction* i) { return traits(i->kind).sums; }
 
 struct Timeline {
   // lag: how many columns behind the row above a row starts, at least the program's, if it has a wavefront. The program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +10,35 @@ from torch.nn.grad import conv2d_weight
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import Pair, address, computed, define, memory_format, pooled, raw
+from pixelcnn_fast.ops.library import Pair, RawTensor, address, computed, define, memory_format, pooled, raw
 from pixelcnn_fast.ops.masked_conv2d import reference
 
 Padding = int | Pair | Literal["same", "valid"]
+
+
+# -- what the compiled module reads by name
+
+
+class MaskedWeight(NamedTuple):
+    weight: RawTensor
+    mask: RawTensor
+
+
+class Geometry(NamedTuple):
+    padding: Pair
+    dilation: Pair
+
+
+class Epilogue(NamedTuple):
+    """What follows a convolution: addresses of vectors, 0 for none, and a residual map."""
+
+    bias: int = 0
+    scale: int = 0
+    shift: int = 0
+    condition: int = 0
+    residual: RawTensor | None = None
+    activation: str | None = None
+    alpha: float = 1.0
 
 
 def masked_conv2d(
@@ -153,9 +178,9 @@ def _compute(
     bias = computed(bias)
     required().masked_conv2d(
         raw(x),
-        (raw(weight), raw(mask)),
-        (padding, dilation),
-        (address(bias), 0, 0, 0, None, None, 1.0),
+        MaskedWeight(raw(weight), raw(mask)),
+        Geometry(padding, dilation),
+        Epilogue(address(bias)),
         raw(out),
         torch.get_num_threads(),
     )
@@ -193,7 +218,11 @@ def _input_gradient(
         return grad_x.zero_()
     grad_x = pooled(grad_x)
     required().masked_conv2d_input_gradient(
-        raw(grad), (raw(weight), raw(mask)), (padding, dilation), raw(grad_x), torch.get_num_threads()
+        raw(grad),
+        MaskedWeight(raw(weight), raw(mask)),
+        Geometry(padding, dilation),
+        raw(grad_x),
+        torch.get_num_threads(),
     )
     return grad_x
 
@@ -230,8 +259,8 @@ def weight_gradient(
     required().masked_conv2d_weight_gradient(
         raw(grad),
         raw(x),
-        (raw(mask), raw(mask)),
-        (padding, dilation),
+        MaskedWeight(raw(mask), raw(mask)),
+        Geometry(padding, dilation),
         address(weight),
         address(bias),
         torch.get_num_threads(),

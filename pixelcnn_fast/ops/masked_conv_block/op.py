@@ -9,6 +9,9 @@ from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import Pair, address, computed, define, pooled, raw
 from pixelcnn_fast.ops.masked_conv2d.op import (
+    Epilogue,
+    Geometry,
+    MaskedWeight,
     Padding,
     check_masked_conv2d,
     geometry,
@@ -108,18 +111,19 @@ def _compute(
     if not out.numel():
         return out
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
-    module = required()
-    epilogue = (
-        *map(address, (bias, scale, shift, condition)),
-        None if residual is None else raw(residual),
-        None if activation == "none" else getattr(module.StepKind, activation),
-        alpha,
-    )
-    module.masked_conv2d(
+    required().masked_conv2d(
         raw(x),
-        (raw(weight), raw(mask)),
-        (padding, dilation),
-        epilogue,
+        MaskedWeight(raw(weight), raw(mask)),
+        Geometry(padding, dilation),
+        Epilogue(
+            address(bias),
+            address(scale),
+            address(shift),
+            address(condition),
+            residual=None if residual is None else raw(residual),
+            activation=None if activation == "none" else activation,
+            alpha=alpha,
+        ),
         raw(out),
         torch.get_num_threads(),
     )
