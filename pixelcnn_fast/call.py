@@ -63,13 +63,6 @@ class SamplingArguments(OptionArguments, total=False):
     device: torch.device | str | None
 
 
-def noise_shape(engine: Engine) -> tuple[int, int, int]:
-    """(D * uniforms, H, W) of the noise that an image is drawn with."""
-    channels, height, width = engine.model.shape
-    head = engine.model.head
-    return head.uniforms * head.distributions(channels), height, width
-
-
 def run(
     engine: Engine,
     values: Tensor,
@@ -88,14 +81,14 @@ def run(
 
     try:
         given = checked_conditioning(engine.model, settings.labels, settings.condition, n)
-        shape, noise = torch.Size((n, *noise_shape(engine))), settings.noise
+        shape, noise = torch.Size((n, *engine.noise_shape)), settings.noise
         if noise is not None:
             noise = _checked_noise(noise, shape)
         runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
-        if noise is None:  # a call that is refused leaves the generator as it is
-            noise = _drawn_noise(shape, settings.generator)
         if not isinstance(runtime, ReferenceRuntime):
             engine.verify_conditioning(given, parts)
+        if noise is None:  # a call that is refused leaves the generator as it is
+            noise = _drawn_noise(shape, settings.generator)
         whole = Job(
             values=values,
             noise=noise,

@@ -39,9 +39,9 @@ class Compiled:
     program: what each runtime's own is made of; conditions: the part that depends on labels
     and condition alone; normalised: whether the logits are log-probabilities, whose softmax
     the program leaves out; whole: the program before its split into phases, if it is
-    compared with the model for what users give. Not in a
-    pickle: behaviour, what the forward does; recorder, of the calls that made the weights;
-    first, this before it got other weights.
+    compared with the model for what users give. A pickle leaves out behaviour, what the
+    forward does; recorder, of the calls that made the weights; first, this before it got
+    other weights.
     """
 
     program: PhasedProgram
@@ -57,9 +57,10 @@ class Compiled:
         self, weights: MutableMapping[str, Tensor], does_the_same: bool = False
     ) -> Compiled | None:
         """The same with other weights, by name, among which it puts those that
-        the model writes. None if it must be compiled anew: another weight is
-        zero, Python has read another number (unless it is known to do the same),
-        or this comes out of a pickle."""
+        the model writes. None if it must be compiled anew: a weight that was zero
+        no longer is (more zeros rarely matter), Python has read another number
+        (unless the model is known to do the same), a weight is gone, or this
+        comes out of a pickle."""
         first = self.first or self
         if first.recorder is None:
             return None
@@ -108,7 +109,7 @@ class Compiled:
 
 
 def compile_model(model: WrappedModel, precision: Precision = "same") -> Compiled:
-    """Captures the model, whose head then has its layout, and compiles it. precision: as for ``Sampler``.
+    """Captures the model, sets its head's layout, and compiles it. precision: as for ``Sampler``.
 
     Raises what ``Sampler`` raises, and ValueError for a precision that does not go with the model's dtype.
     """
@@ -140,9 +141,9 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 
 def capture_model(model: WrappedModel) -> Captured:
-    """The captured model, which then has its head's layout, and knows its labels, and what
-    Python reads off images. Its program is not compared with it yet. Raises
-    NonFiniteLogits."""
+    """Captures the model, and sets its head, which then has its layout, its labels, and
+    ``branches`` and ``reads_images``. The program is not compared with the model yet.
+    Raises NonFiniteLogits."""
     infer_condition_dtype(model)
     levels = None
     if model.levels is not None:

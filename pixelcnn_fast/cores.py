@@ -11,7 +11,7 @@ import torch
 
 # PyTorch's threads wait for each other at the end of each call that they share. That takes
 # microseconds, unless one of them has no core: then it takes a time slice of the system's.
-TRIED = 0.006  # seconds: a process that has slept is not given the cores for so long
+TRIED = 0.006  # seconds of trying: longer than the system favours a process that has just woken
 SLOW = 0.002  # seconds of a call; on quiet cores, some 10 microseconds
 
 

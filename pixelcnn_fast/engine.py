@@ -84,6 +84,12 @@ class Engine:
         return self.snapshot.model
 
     @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(D * uniforms, H, W) of the noise that an image is drawn with."""
+        head, (channels, height, width) = self.model.head, self.model.shape
+        return head.uniforms * head.distributions(channels), height, width
+
+    @property
     def compiled_program(self) -> Compiled:
         """The model's program. Raises RuntimeError, saying why, if there is none."""
         if self.compiled is None:
@@ -105,7 +111,7 @@ class Engine:
         if isinstance(present, str):
             return present
         program, before = None, self.compiled
-        # It asks for weights as it needs them, and the snapshot below takes the same.
+        # The program copies weights as it reads them; the snapshot below keeps the same copies.
         if before is not None:
             program = before.with_weights(present.weights)
             if program is None and present.does_the_same_with_other_numbers():
@@ -115,7 +121,7 @@ class Engine:
         return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
-        """Tests a model without a program again, at some pixels. Raises NotCausal."""
+        """The engine, with a model without a program tested again at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
@@ -160,8 +166,9 @@ class Engine:
     def prepared(
         self, name: RuntimeName, n: int = 0, batch_size: int | None = None
     ) -> tuple[Runtime, list[slice]]:
-        """The runtime of that name, or an available one for 'auto', ready to draw n images, and its batches.
-        Raises ValueError or RuntimeError, saying why."""
+        """-> (the runtime of that name, or an available one for 'auto', ready to draw n
+        images; the slice of these that each batch has). Raises ValueError or RuntimeError,
+        saying why."""
         check_choice("runtime", name, RUNTIMES)
         chosen = self.auto if name == "auto" else name
         try:
@@ -227,7 +234,7 @@ class Engine:
     # -- running
 
     def verify_conditioning(self, given: Conditioning, parts: list[slice]) -> None:
-        """Raises Unsupported if the model does something else for these than its program."""
+        """Raises Unsupported if, for what is given, the model does something else than its program."""
         if self.compiled is None:
             return
         conditions, whole = self.compiled.conditions, self.compiled.whole
@@ -235,7 +242,8 @@ class Engine:
             for part in parts if conditions.guards else ():
                 conditions([], given.part(part), part.stop - part.start)
             if whole is not None and conditions.read_by_python:
-                verify_conditioning(whole, conditions, self.model, given)
+                with random_state_kept(self.model.device):
+                    verify_conditioning(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
         """n images in batches of this size; by default of equal sizes that fit into memory,

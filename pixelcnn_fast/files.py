@@ -48,7 +48,7 @@ def replacing(
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # as where the disk is full
+        if error.filename is None and error.errno is not None:  # for example if the disk is full
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pixelcnn_fast.call import (
-    CallSettings,
-    RunSettings,
-    SamplingArguments,
-    check_count,
-    fields_among,
-    noise_shape,
-    run,
-)
+from pixelcnn_fast.call import CallSettings, RunSettings, SamplingArguments, check_count, fields_among, run
 from pixelcnn_fast.check.conditioning import warn_of_what_changes_nothing
 from pixelcnn_fast.compiler import gc_paused
 from pixelcnn_fast.cores import as_cores_allow, one_thread
@@ -73,13 +65,13 @@ class Sampler(Apart):
     differ from some sub-pixel on, which takes about as long as drawing one image, and
     misses a leak that shows in none of them.
 
-    Building it puts back the generators of PyTorch, Python and NumPy: other threads may
-    draw the same numbers twice. Raises ModelFailed if the model itself raises; NotCausal if
-    an output sees its own or a later pixel, naming the layer and the tap, or both
-    sub-pixels with runtime='reference'; Unsupported for a call that has no place in a
-    causal program, naming module and call, or an output that depends on other images or
-    chance; UnknownLayout, with the alternatives, if the output fits no head or several;
-    CaptureMismatch if the program differs from the model.
+    Building leaves the generators of PyTorch, Python and NumPy as they were: another thread
+    that draws meanwhile may get the same numbers twice. Raises ModelFailed if the model
+    itself raises; NotCausal if an output depends on its own sub-pixel or a later one,
+    naming the layer and the tap or, with runtime='reference', both sub-pixels; Unsupported
+    for a call that has no place in a causal program, naming module and call, or an output
+    that depends on other images or chance; UnknownLayout, with the alternatives, if the
+    output fits no head or several; CaptureMismatch if the program differs from the model.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -101,6 +93,7 @@ class Sampler(Apart):
         self._use(engine, model)
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
+        """Draws from this engine, which was built from the model, from now on."""
         engine.prepared("auto")  # if it raises, the sampler stays as it was
         self._engine, self._has_told = engine, False
         self._changes: Changes | None = Changes(unwrapped(model), engine.snapshot)
@@ -136,7 +129,7 @@ class Sampler(Apart):
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """(D * uniforms, H, W) of the noise that an image is drawn with."""
-        return noise_shape(self._engine)
+        return self._engine.noise_shape
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +148,8 @@ class Sampler(Apart):
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:
-        """Some of what the model gives for a fixed image; None after a pickle without a module."""
+        """Numbers by which processes check that they hold the same model, up to rounding:
+        some of what it gives for a fixed image. None after a pickle without a module."""
         return self._engine.probe()
 
     @property
@@ -172,9 +166,9 @@ class Sampler(Apart):
         is recorded to find out whether that matters. If it does, or if a weight that
         was zero no longer is, the sampler is built anew, with a warning. Parts whose
         ``train()`` or ``eval()`` do more than set the mode are copied into eval mode
-        each time. What a forward reads that the model does not hold, as a global
-        number, is not seen to change. Samples that other threads are drawing are still
-        from the weights that they began with.
+        each time. If a forward reads what the model does not hold, such as a global
+        number, a change of that is not seen. Samples that other threads are drawing are
+        still from the weights that they began with.
         model: another one of the same kind, such as a moving average, from which it draws
         from now on; by default the one that it knows. A copy, or what comes out of a
         pickle, knows none.
@@ -187,7 +181,8 @@ class Sampler(Apart):
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
+        # No other thread may run a module that can't be copied meanwhile. The work is in many
+        # small parts, for which more threads take longer.
         with gc_paused(), torch.inference_mode(False):
             with self._engine.model.in_use(), one_thread():
                 engine = self._engine.with_weights(model)
@@ -260,7 +255,8 @@ class Sampler(Apart):
         temperature 1 and with all levels.
         device: where the results are to be, by default on the CPU; on the model's own
         device, they never leave it.
-        batch_size: images drawn at once; by default what fits.
+        batch_size: images drawn at once; by default some tens, fewer if they are large, or
+        with 'cuda' as many as keep the GPU busy and fit into its memory.
         runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager' (PyTorch with caches) or
         'reference' (a full forward per pixel). progress: show a bar.
         condition: [n, *condition_shape].
@@ -375,7 +371,8 @@ class Sampler(Apart):
             return engine.model.log_probability(values, given, model, read, self._ranks)
 
     def with_reference(self, model: nn.Module) -> Sampler:
-        """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
+        """The same sampler around another module of the same meaning, which the runtime
+        'reference' then runs: for benchmarks."""
         wrapped = WrappedModel(model, self.shape, head=self.head, image_form=self._engine.model.image_form)
         other = copy.copy(self)
         snapshot = replace(self._engine.snapshot, model=wrapped)
@@ -386,8 +383,8 @@ class Sampler(Apart):
         """Does what the first call that draws n images would do besides drawing -> itself.
 
         On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it;
-        while a CUDA graph is captured, neither can be. Raises RuntimeUnavailable, saying
-        why, if a runtime that is named can't be had.
+        while a CUDA graph is captured, neither can be. Raises ValueError or RuntimeError,
+        saying why, if a runtime that is named can't be had.
         """
         check_count(n)
         self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
@@ -400,6 +397,7 @@ class Sampler(Apart):
     # -- running
 
     def _workplace(self, device: torch.device | str | None) -> torch.device:
+        """Where values are filled, for results on ``device``: on the CPU, or with the model."""
         results_on = CallSettings(device=device).results_on
         return results_on if results_on.type == "cpu" else self.device
 

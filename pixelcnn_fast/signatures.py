@@ -14,9 +14,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_arguments_of(
     *sources: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Function], Function]:
-    """Decorates a function that hands on its ``**arguments``: the keyword-only parameters
-    of ``sources``, which its signature then shows, but for its own. renamed: old names ->
-    the new ones, for errors.
+    """For a function that hands its ``**arguments`` on: its signature also shows the
+    keyword-only parameters of ``sources`` that it does not declare itself. renamed: old
+    names -> the new ones, for errors.
 
     Calling it with any other keyword raises TypeError, which names the function.
     """

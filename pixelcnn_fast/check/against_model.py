@@ -74,9 +74,9 @@ def check_recorded(
     CaptureMismatch. exact: by an example's number, what the calls give in
     float64; it may raise NotInFloat64.
 
-    The results are the same bit by bit, unless PyTorch takes sums in another order, as for
-    single images, where an axis of size 1 may have any stride. Then they may differ by as
-    much as rounding matters, which ``exact`` tells.
+    The results are the same bit by bit, unless PyTorch takes sums in another order, for
+    example for single images, where an axis of size 1 may have any stride. Then they may
+    differ by as much as rounding matters, which ``exact`` tells.
     """
     for at, (found, expected) in enumerate(zip(as_is, by_model, strict=True)):
         if torch.equal(found, expected):
@@ -107,7 +107,8 @@ def check_program(
     if expected.exact is not None:
         check_exact(computed, model, expected.exact)
     if model.dtype != torch.float64:
-        if expected.exact is not None:  # one example tells how much the program rounds
+        if expected.exact is not None:
+            # The program is right; one example tells roughly how much it rounds, hence 8.
             examples, by_model, exact = expected
             expected, computed = Expected(examples[-1:], by_model[-1:], exact), computed[-1:]
             factor = 8
@@ -159,12 +160,12 @@ def check_rounded(
     """Compares a program with a model in a dtype in which both round. computed: the program
     in float64, the yardstick, which is right if the recorded calls could be made there.
 
-    The program's error may be at most twice (``factor``) the model's. If the yardstick may
-    be wrong, the model's may be at most four times (or ``factor``) the program's, which
-    passes through fewer roundings: a wrong program makes a wrong yardstick, from which the
-    model is further. Both are allowed a few roundings of the parameters. All this holds for
-    the largest error and for the mean: large roundings at a few pixels would hide an error
-    at all of them.
+    The program's error may be at most ``factor`` times the model's. This holds for the
+    largest error and for the mean, since large roundings at a few pixels would hide an
+    error at all of them. If the yardstick may be wrong, the model's largest error may be at
+    most four times (or ``factor``) the program's, which passes through fewer roundings: a
+    wrong program makes a wrong yardstick, from which the model is further. Both are allowed
+    a few roundings of the parameters.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, expected.examples)

@@ -37,7 +37,8 @@ SEEN = 1e-9  # a move that shows dependence on a channel, in any dtype: drawing 
 class Observed:
     """What a model's forwards show of it.
 
-    draws: of a pixel, 1 or one per channel; parameters: of a distribution, in ``dtype``; output_bytes: of an image.
+    draws: how many a pixel takes, 1 or one per channel; parameters: how many numbers, in
+    ``dtype``, describe a distribution; output_bytes: of an image.
     """
 
     draws: int
@@ -47,7 +48,7 @@ class Observed:
 
 
 def observed(model: WrappedModel, most: int | None = None) -> Observed:
-    """Runs the model, whose head then has its layout, and tests, at ``most`` pixels, whether it is causal.
+    """Runs the model, sets its head's layout, and tests, at ``most`` pixels, whether it is causal.
 
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal,
     naming the output and what it sees, in channels, rows and columns; Unsupported if the

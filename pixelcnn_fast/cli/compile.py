@@ -30,7 +30,7 @@ Without this command, a kernel compiles when it is first needed, which takes som
 Compile them for containers, clusters and other machines that have no compiler or no cache that lasts. No GPU is needed.
 What is in the folder is not compiled again, and what is finished is kept, so the same command goes on where it was
 stopped. The kernels of other versions of this library are refused, so compile them again after an update. --arch is the
-compute capability without its dot, as in 90 for 9.0; a GPU also takes those of smaller minor versions.
+compute capability without its dot, such as 90 for 9.0; a GPU also takes those of smaller minor versions.
 """
 
 
@@ -88,7 +88,7 @@ def _compiler(name: str | None) -> compilers.Compiler:
 
 
 def _own_archs() -> list[int]:
-    """Of this machine's GPUs, as 90 for compute capability 9.0."""
+    """Those of this machine's GPUs, such as 90 for compute capability 9.0."""
     if not torch.cuda.is_available():
         raise ValueError("--arch is needed, as this machine has no GPU: such as --arch 90 for an H100")
     capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))

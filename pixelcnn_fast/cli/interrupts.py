@@ -28,7 +28,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # A signal that is ignored stays so, as SIGINT in a shell's background job, SIGHUP under nohup.
+        # A signal that is ignored stays so, such as SIGINT in a shell's background job or SIGHUP under nohup.
         optional = [number for number in OPTIONAL if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, *optional)}
         try:

@@ -42,7 +42,8 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """What draws or scores in its own way does not inherit what its parent says of that."""
+        """A subclass with a ``draw`` or ``log_probability`` of its own does not inherit
+        ``native`` and ``of_logits``."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
@@ -80,7 +81,7 @@ class Head(ABC):
         It is captured with the model, so it makes only calls of docs/supported_calls.md."""
 
     def of_model_in(self, dtype: torch.dtype) -> Self:
-        """The head for a model in that dtype, of which a copy in another one is run."""
+        """The head for a model of that dtype, even when a copy of it runs in another."""
         return self
 
     def comparable(self, parameters: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pixelcnn_fast.nn.channel_order import named_order
 
 
 def config_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``locals()``, as a constructor begins -> the arguments that build the same network."""
+    """``locals()`` at the start of a constructor -> the arguments that build the same network."""
     config = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
     return {**config, "channel_order": named_order(config["channel_order"])}
 

@@ -34,7 +34,7 @@ def define(
 
     compute: the op for CPU and CUDA tensors, whose typed signature becomes the schema. The
     others name those of its arguments that they read. fake: the results, empty, from shapes
-    alone. casts: the tensors that autocast converts to its dtype, as for convolutions.
+    alone. casts: the tensors that autocast converts to its dtype, as it does for convolutions.
     backward: (gradients of the first results, needed, **arguments)
     -> the gradients by the arguments' names; needed: the names of those that are
     asked for. results: the names of the results, where ``backward`` reads some as
@@ -264,8 +264,8 @@ def computed(x: Tensor | None) -> Tensor | None:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule:
-    channels-last if strides grow from channels to columns, rows and images. Where one
-    memory is both, as of one pixel, it is contiguous."""
+    channels-last if strides grow from channels to columns, rows and images. Where strides
+    fit both formats, for example with one pixel, it is contiguous."""
     sizes, strides = x.shape, x.stride()
     least = 0
     for axis in (1, 3, 2, 0):

@@ -1,4 +1,4 @@
-"""Makes one convolution of two where that takes less work, as in the links of a Gated PixelCNN."""
+"""Makes one convolution of two where that takes less work, for example in the links of a Gated PixelCNN."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pixelcnn_fast.program.program import Program
 
 
 def compose(program: Program) -> Program:
-    """Lets readers compute convolutions without steps, where that is cheaper.
+    """Folds a convolution without steps into the convolutions that read it, where that is cheaper.
 
-    This needs readers at the same pixel: elsewhere, outside the grid, a value is zero, but
-    the sum of its taps may not be. It leaves unread values in.
+    They must read it at the same pixel: a value that is read outside the grid is zero, but
+    the sum of its taps there may not be. Values that nothing reads any more are left in.
     """
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):

@@ -15,7 +15,8 @@ from pixelcnn_fast.program.program import Program
 
 
 def fuse(program: Program) -> Program:
-    """Lets steps that alone read a value compute it, too. Values must be read whole: see ``split_channels``."""
+    """Merges a pointwise instruction into the one that it starts from, if nothing else
+    reads that. Values must be read whole: see ``split_channels``."""
     readers = Counter(read.value for i in program.instructions for read in i.reads())
     readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
@@ -33,7 +34,7 @@ def fuse(program: Program) -> Program:
 
 
 def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
-    """The instruction with each value from which it may start, as x + y is steps on x or on y."""
+    """The instruction with each value from which it may start: x + y, say, is steps on x or on y."""
     if not isinstance(instruction, Pointwise):
         return []
     ways = [instruction]

@@ -1,7 +1,9 @@
 """The passes in their order: from a captured program to a phased one, and on to a runtime's own.
 
-Those that change weights run within a ``WeightRecorder``: whatever a weight's value
-decides, as by ``w != 0``, becomes a guard, and weights that decide it otherwise need a new
+``compile_model`` runs ``simplified``, compares what that leaves with the model, and then
+runs ``in_dtype`` and ``phased``; ``for_runtime`` follows when a runtime is built. Passes
+that change weights run within a ``WeightRecorder``: whatever a weight's value decides, for
+example by ``w != 0``, becomes a guard, and weights that decide it otherwise need a new
 program. A pass that only asks whether a weight lets something through asks
 ``program.zeros``, so that weights may become zero later.
 """
@@ -47,6 +49,7 @@ TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {
     "cpu": (),
     "cuda": (one_row_at_a_time, without_waiting_for_residuals),
 }
+# All of them, for tests and docs.
 PASSES: tuple[Callable, ...] = (
     *SIMPLIFYING,
     in_dtype,

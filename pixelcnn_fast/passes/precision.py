@@ -13,8 +13,8 @@ from pixelcnn_fast.program.program import Program
 
 
 def in_dtype(program: Program, dtype: torch.dtype) -> Program:
-    """The program in another dtype, with constants clamped to its range, as for a mask of
-    ``finfo(torch.float64).min``."""
+    """The program in another dtype, with constants clamped to its range, such as those of a
+    mask with ``finfo(torch.float64).min``."""
     largest = torch.finfo(dtype).max
     is_narrower = largest < torch.finfo(program.dtype).max
 

@@ -1,4 +1,4 @@
-"""Handles layers that read ahead and are shifted back later, as a whole convolution moved down by one.
+"""Handles layers that read ahead and are shifted back later, such as a whole convolution moved down by one.
 
 Such a value can't be computed in its pixel's turn. But only the shifted value is
 read, so the shift is moved up through the layers, onto their taps, until every

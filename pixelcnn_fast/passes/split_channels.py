@@ -1,9 +1,9 @@
 """Makes values of channels that are computed at different times, or read separately.
 
 Channels of a value may differ in how many channels of their pixel must be drawn first. Or a
-step may read only some, as a gate reads each half of a convolution; steps work on whole
-values, so each half must be a value, and splits spread along steps. A convolution can read
-and compute any pieces, through rows and columns of its weights.
+step may read only some: a gate, for example, reads each half of a convolution. Steps work
+on whole values, so each half must be a value, and splits spread along steps. A convolution
+can read and compute any pieces, through rows and columns of its weights.
 """
 
 from __future__ import annotations

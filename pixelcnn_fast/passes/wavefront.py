@@ -2,8 +2,8 @@
 
 A pixel needs the earlier pixels of its row and, in the rows above, only columns up to a
 fixed distance to its right. So pixel (y, x) can be drawn in column step x + lag * y, with
-all others of that step. A value that is read to the right within its row, as in a vertical
-stack, is computed ``lead`` columns ahead of the pixel that is drawn.
+all others of that step. A value that is read to the right within its row, such as one of a
+vertical stack, is computed ``lead`` columns ahead of the pixel that is drawn.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call. Tensors are ``View``s; results that are none are None. name: as
-    'aten::add.Tensor'; where: its module."""
+    """One call. Tensors are ``View``s; a result that is not a tensor is None. name: such as
+    'aten::add.Tensor'; where: the path of the module that made it."""
 
     name: str
     args: tuple
@@ -151,7 +151,7 @@ def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any
 
 
 def functional(name: str) -> Callable[..., Any]:
-    """The operation of a call that does not write into its arguments, which decide its overload."""
+    """The out-of-place operation of a call; its arguments select the overload."""
     namespace, _, rest = out_of_place(name).partition("::")
     return getattr(getattr(torch.ops, namespace), rest.partition(".")[0])
 

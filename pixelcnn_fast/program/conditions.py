@@ -109,10 +109,10 @@ class LabelBranch:
 
 
 class ConditionProgram:
-    """The recorded calls on labels and condition, whose slots operands of steps read.
+    """The recorded calls on labels and condition; steps' operands read their slots.
 
     read_by_python: numbers that Python read, which may decide otherwise in batches that
-    were not tried; verified: batches of labels that were.
+    were not tried; verified: batches of labels that were tried.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class ConditionProgram:
     ) -> dict[ConditionOperand, Tensor]:
         """By operand, what the calls give for n images: [n, channels], or [n, H, W, channels].
 
-        Raises ModelFailed if a call raises, as for an unknown label, and Unsupported for a
-        branch on labels that goes another way.
+        Raises ModelFailed if a call raises, for example for an unknown label, and
+        Unsupported for a branch on labels that goes another way.
         """
         for guard in self.guards:
             memory = self._memory(guard.calls, guard.leaves, given, n)

@@ -53,7 +53,7 @@ class Scan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PhasedInstruction:
-    """An instruction, when it runs, and its taps as runs, whose weights the taps' are views of.
+    """An instruction, when it runs, and its taps grouped into runs; a tap's weight is a view of its run's.
 
     after: how many draws of the pixel come before it. Row runs are summed for a whole row
     beforehand. scan: what it is part of, if anything, in the phases row and finished; all
@@ -119,8 +119,9 @@ class PhasedProgram(AnyProgram):
         return [i for i in self.instructions if i.phase is phase]
 
     def timed_reads(self) -> Iterator[tuple[PhasedInstruction, Read, bool]]:
-        """Each instruction's reads that reach furthest right, and whether a wavefront's step must know them as it
-        begins: sums over rows above, and what a recurrence computes later in a step."""
+        """Yields each instruction's reads that reach furthest right, and whether a wavefront's
+        step must know them as it begins: what row runs read besides values of the row phase,
+        and what a recurrence computes later in a step."""
         rows = {i.out for i in self.in_phase(Phase.ROW)}
         defined: set[int] = set()
         for i in self.instructions:

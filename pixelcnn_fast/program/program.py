@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class AnyProgram:
     """What all programs have in common, phased or not.
 
-    shape: (image channels, H, W). parameters: of one distribution, such as the logits of
-    all levels. joint: whether one distribution gives all channels of a pixel, or each has
-    its own. outputs: the values that hold, one after the other, a pixel's
-    ``distributions * parameters`` numbers, channel index = distribution * parameters +
-    parameter. dtype: what the model computes in. normalised: whether it gives the
-    log-softmax of these numbers. branches: what each ``if`` on the image, and number that
-    Python reads off it, was at capture.
+    shape: (image channels, H, W). parameters: how many numbers describe a distribution,
+    such as one logit per level. joint: whether one distribution gives all channels of a
+    pixel, or each has its own. outputs: the values that hold, one after the other, the
+    ``distributions * parameters`` numbers of a pixel, channel index = distribution *
+    parameters + parameter. dtype: what the model computes in. normalised: whether it gives
+    the log-softmax of these numbers. branches: what each ``if`` on the image, and number
+    that Python reads off it, was at capture.
     """
 
     shape: tuple[int, int, int]

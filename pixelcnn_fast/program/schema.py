@@ -204,13 +204,14 @@ class Program:
     height: int
     width: int
     head: Head
-    # The values that hold the parameters, one per draw, which takes the next distributions
-    # / len(outputs): all at once, or one after the other, where each sees those before.
+    # The values that hold the parameters, one per draw. A draw takes the next
+    # (distributions / len(outputs)) distributions: all of them or, where each sees those
+    # before, one.
     outputs: list[int]
     storage: list[Storage]  # by value; values are numbered from 0
     instructions: list[Instruction]
     conditions: list[ConditionOperand]
-    lag: int = 0  # columns that a row starts behind the row above; 0: one row at a time
+    lag: int = 0  # the least columns by which a row follows that above; 0: one row at a time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ class Behaviour:
 
     @property
     def decisive_others(self) -> list[Recording] | None:
-        """As ``recorded_others``, but none for a program, which does the same or refuses."""
+        """As ``recorded_others``; [] with a program, which does the same for all examples, or raises."""
         return [] if self.is_captured else self.recorded_others
 
     @cached_property

@@ -18,11 +18,11 @@ LOOKED_AT = 1024  # elements of each tensor
 
 
 class Changes:
-    """Whether a model is what it was.
+    """Watches a model, without keeping it alive; true once it differs from the snapshot.
 
     Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them.
-    So a few elements of each tensor are looked at, too; where only its memory or its
-    version are others, all of them.
+    So a few elements of each tensor are looked at, too. If any of this is not what it was,
+    everything is compared with the snapshot.
     """
 
     def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:

@@ -24,10 +24,10 @@ SMALL = 4096  # elements: a call on fewer takes more time than copying them
 class Merged:
     """Calls that give the same as the recorded ones.
 
-    What is done alike to parts of one tensor, at equal distances, is done at once, which leaves the results side by
-    side: ``cat`` and copies then have nothing to do, and a kernel's taps cost as
-    many calls as one of them. Small tensors that are converted, as of batch
-    norms, are put together before.
+    What is done alike to parts of one tensor, at equal distances, is done at once, which
+    leaves the results side by side: ``cat`` and copies then have nothing to do, and a
+    kernel's taps cost as many calls as one of them. Small tensors that are converted, such
+    as those of batch norms, are put together before.
     """
 
     def __init__(self, recorded: Sequence[Call], read: Sequence[View]) -> None:

@@ -88,7 +88,9 @@ class Reevaluation:
         self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights: its parameter itself, if one fits. Raises RuntimeError if none does."""
+        """What a leaf holds with these weights: its parameter itself, if that fits as it
+        is, else a copy of the storage with the weights in it. Raises RuntimeError if they
+        can't be put there."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters

@@ -229,13 +229,15 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
 
 
 class _Taken(dict[str, Tensor]):
-    """Copies of tensors, made when they are first asked for, to be read from the processor's caches."""
+    """Copies of tensors, each made when it is first asked for: what reads it next finds it
+    in the processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """The tensor before, if it is the same, as masks are; else a copy. Raises RuntimeError if it is gone."""
+        """The tensor before, if it is the same, which masks mostly are; else a copy. Raises
+        RuntimeError if it is gone."""
         if (x := self._present.get(name)) is None:
             raise RuntimeError(f"{name} is gone")
         before = self._before.get(name)

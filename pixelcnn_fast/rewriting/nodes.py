@@ -197,7 +197,7 @@ class Writes:
         return not any(start < node < end for node in self.into(read))
 
     def none_after(self, start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
-        """As ``none_between`` until the end, as it must be for what an op keeps for its backward."""
+        """``none_between`` until the end, which what an op keeps for its backward needs."""
         return not any(start < node for node in self.into(read) if node not in but)
 
 

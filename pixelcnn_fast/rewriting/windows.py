@@ -208,7 +208,7 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
 
 
 def _may_share(node: fx.Node) -> list[fx.Node]:
-    """A map, and what shares its memory, or would if it were contiguous, as crops become."""
+    """A map, and what shares its memory, or would if it were contiguous, which crops become."""
     found = [node]
     for each in found:
         for user in each.users:

@@ -1,4 +1,9 @@
-"""The CPU runtime: executes a phased program with the compiled module (csrc/cpu)."""
+"""The CPU runtime: executes a phased program with the compiled module (csrc/cpu).
+
+A pixel is drawn through Sampler.sample, call.run, CpuRuntime.run and, in csrc/cpu/sampler,
+SamplerOf::run and, on each thread, Walk: work, draw_pixels, draw_values, draw_one.
+HeadDrawer::draw has the head's formula.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runtime is asked to do with one batch, and how the Python runtimes draw."""
+"""What a runtime is asked to do, and how the Python runtimes draw."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pixelcnn_fast.program.conditions import Conditioning
 
 @dataclass(kw_only=True)
 class Job:
-    """One batch of n images to sample, complete or teacher-force.
+    """Images to sample, complete or teacher-force: a whole call, or one batch of it (``part``).
 
-    A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
-    values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool
+    A pixel has D distributions of P parameters each, and U = D * head.uniforms numbers of
+    noise. values: [n, C, H, W] in the head's dtype, to fill where not known; known: bool
     [n, C, H, W]; noise: float64 [n, U, H, W] in [0, 1); parameters: [n, D, H, W, P] to
     fill; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn;
-    on_row(y) is called before row y, and stops the run by raising. All lie on the host, or
-    with the model.
+    on_row(y) is called before row y, and stops the run by raising. For ``run``, all lie on
+    the host, or with the model; ``run_each`` moves the noise.
     """
 
     values: Tensor
@@ -99,7 +99,7 @@ class Runtime(ABC):
     def run(self, job: Job) -> None: ...
 
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
-        """Makes ready what such a batch needs. Raises RuntimeUnavailable, saying why."""
+        """Gets ready for batches of so many images. Raises RuntimeUnavailable, saying why."""
 
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Runs them in order -> each when it is finished. Their noise may be on any device."""

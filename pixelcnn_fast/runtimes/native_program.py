@@ -53,7 +53,8 @@ def sampling_options(options: SamplingOptions) -> SamplingOptions:
 
 
 def native_job(job: Job, conditions: Sequence[Tensor]) -> schema.Job:
-    """With ``known`` in uint8. Whoever calls keeps the tensors, which are dense, alive."""
+    """The job by addresses of its tensors, which the caller keeps alive. They are dense,
+    and ``known`` is uint8."""
     return schema.Job(
         options=sampling_options(job.options),
         images=job.values.shape[0],

@@ -40,8 +40,8 @@ def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int],
 
 
 def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether the condition may be negative or, unless the user says so, of
-    integers. Raises ModelFailed if the model takes neither."""
+    """Finds out whether a condition of real numbers may be negative and, if the user names
+    no dtype, whether it is of integers. Raises ModelFailed if the model takes neither."""
     if model.condition_shape is None:
         return
     if model.condition_dtype is not None and not model.condition_dtype.is_floating_point:

@@ -61,7 +61,8 @@ class Contents:
     Modules of equal values compute the same functions of their tensors, as far as can be
     seen from outside.
 
-    others: objects, each with the attribute that leads to it; leading: by id, those that lead to tensors or modules.
+    others: objects, each with the attribute that leads to it; leading: the ids of the
+    attributes that lead to tensors or modules.
 
     It is walked as ``copy.deepcopy`` does, and into what functions hold. Paths of what is not registered have a colon.
     """

@@ -92,7 +92,7 @@ def _clones(
 
 
 def without_gradients(live: nn.Module, result: Tensor) -> list[str]:
-    """The paths of trainable parameters without gradients, as eval mode computes with others instead."""
+    """The paths of trainable parameters without gradients: eval mode computes with others instead."""
     held = Contents(live)
     if not changes_with_its_mode(held):
         return []

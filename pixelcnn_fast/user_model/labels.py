@@ -14,7 +14,8 @@ CHECKED = 64  # labels among which those of examples are, if K is not known
 class Labels:
     """The labels of a model, or the integers of its condition: 0...K-1, where K is said or found by trying.
 
-    classes: K, if known; accepted: all below are known to be taken; highest: the label up to which K is looked for.
+    classes: K, if known; accepted: labels below it count as taken; highest: the label up to
+    which K is looked for.
     """
 
     def __init__(self, classes: int | None, name: str = "labels", highest: int = HIGHEST) -> None:
@@ -32,7 +33,7 @@ class Labels:
             self.accepted = self.classes or max(self.accepted, min(CHECKED, self._highest + 1))
 
     def restrict(self, takes: Callable[[int], bool]) -> None:
-        """As ``explore``, with a stricter judge of labels that seemed to be taken."""
+        """Finds K below ``accepted`` if a stricter judge refuses a label that seemed to be taken."""
         if not takes(self.accepted - 1):
             self.classes = self.accepted = first_refused(takes, 1, self.accepted - 1) or self.accepted
 

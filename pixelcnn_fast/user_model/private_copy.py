@@ -134,7 +134,7 @@ def exclusively(module: nn.Module) -> Iterator[None]:
         finally:
             for state in before:
                 if state.training and not state.module.training:
-                    state.module.train()  # which may do more, as taking adapters out of weights again
+                    state.module.train()  # which may do more, such as taking adapters out of weights
             for state in before:
                 state.restore()
             for x, data, was in tensors:

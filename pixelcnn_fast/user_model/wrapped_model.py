@@ -49,7 +49,7 @@ RANDOM_CONDITIONS = (torch.randn, torch.rand)
 
 
 class WrappedModel:
-    """A model as the stations take it; ``Sampler`` explains the arguments.
+    """A model as capture, checks and runtimes use it; ``Sampler`` explains the arguments.
 
     ``module`` is a copy in eval mode, or the user's own if that can't be copied. A recorded
     forward tells its head's layout, ``branches`` and ``reads_images``; trials tell its
@@ -97,13 +97,15 @@ class WrappedModel:
         self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
         self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
         known = {id(x) for x in contents.tensors.values()}
-        # The tensors that only ``copy.deepcopy`` finds; not in copies of this.
+        # Tensors that only ``copy.deepcopy`` reaches, which keeps the originals in
+        # memo[id(memo)]; a pickle leaves them out.
         self.hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in known]
         self.held = HeldModule(module if copied is None else copied, output, is_uncopyable=copied is None)
         self._own_dtype = self.dtype  # which its code may name; a copy may compute in another
-        self.branches: tuple[str, ...] = ()  # what Python reads off the image, for granted in a program
+        # What Python reads off the image, which a program takes for granted.
+        self.branches: tuple[str, ...] = ()
         self.reads_images = False  # whether Python reads numbers off the image
-        self.told = set[str]()  # what was said of it once, as of parameters without gradients, by path
+        self.told = set[str]()  # what was said once: paths without gradients, ".ranks", ".modes"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hidden": []}
@@ -190,9 +192,9 @@ class WrappedModel:
         return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Other examples than those recorded, in batches of other sizes: a dark image;
-        random ones, with every label if these are few and the model is small; and bright
-        ones if they are small."""
+        """Examples other than the recorded ones, mostly of other batch sizes: a dark image;
+        bright ones if images are small; partly drawn ones if Python reads numbers off
+        them; and random ones, with every label if these are few and the model is small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []

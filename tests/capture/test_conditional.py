@@ -196,11 +196,24 @@ def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes:
     )
     if name == "a branch":
         message = "model: an if on what depends on the labels: it falls otherwise for these labels"
+    generator = torch.Generator()
+    before = generator.get_state()
     with pytest.raises(Unsupported, match=message + ".*runtime='reference'"):
-        sampler.sample(8, labels + 1)
+        sampler.sample(8, labels + 1, generator=generator)
+    assert torch.equal(generator.get_state(), before)
     with pytest.raises(Unsupported, match=message):
         sampler.logits(torch.zeros(8, *SHAPE, dtype=torch.long), labels + 1, runtime="eager")
     assert sampler.sample(8, labels + 1, runtime="reference").shape == (8, *SHAPE)
+
+
+def test_comparing_the_model_for_labels_draws_nothing_from_the_users_generator() -> None:
+    """It is compared for the first call only, whatever the model itself draws."""
+    model = of_many(lambda e, y: (torch.rand(2), e * 5 if y[0].item() == 778 else e)[1])
+    sampler, images = Sampler(model, SHAPE, image_form="unit"), list[Tensor]()
+    for _ in range(2):
+        torch.manual_seed(0)
+        images.append(sampler.sample(8, torch.full((8,), 777)))
+    assert torch.equal(*images)
 
 
 def test_labels_that_are_tried_are_spread_over_all() -> None:

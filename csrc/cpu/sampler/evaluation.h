@@ -60,9 +60,9 @@ class Evaluation {
 
   Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns); }
 
-  // Computes an instruction's sum over the rows above, at the pixels of the chunk that begins at column step t: in the
-  // row phase this gives its whole value, else the partial sum that the pixel phase begins with.
-  void sum_rows_above(Member<T>& member, const Instruction& i, int t) {
+  // Computes an instruction's sum over its row runs, at the pixels of the chunk that begins at column step t: in the
+  // phases of rows this gives its whole value, else the partial sum that its evaluation at a pixel begins with.
+  void sum_row_runs(Member<T>& member, const Instruction& i, int t) {
     if (i.barrier_in_row) member.wait_for_team();
     const Span& chunk = span(member, t + lead(i), schedule_.chunk);
     if (chunk.count() == 0) return;

@@ -16,7 +16,8 @@ inline bool exclude_levels(const SamplingOptions& options) { return options.top_
 
 // Sets the weights of all levels that the options exclude to zero. logits, weights: [levels], where weights grow with
 // logits; order: scratch. Of equal logits, the lower level counts as more likely. The sums are those of
-// heads/drawing.py, in the same order, so the last level to be kept does not depend on the runtime.
+// heads/drawing.py, in the same order, so the last level to be kept depends on the runtime only through rounding of the
+// weights.
 template <class T>
 void keep_likeliest(const T* logits, T* weights, int levels, const SamplingOptions& options, std::vector<int>& order) {
   order.resize(levels);

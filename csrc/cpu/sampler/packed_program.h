@@ -34,7 +34,7 @@ struct PackedInstruction : Instruction {
   int padded = 0;
   bool is_output = false;
   bool ends_in_products = false;  // whether the last product can apply the steps
-  // Whether another thread may still be writing what is read, for the sums over rows above or at a pixel.
+  // Whether another thread may still be writing what is read, for the sums over row runs or at a pixel.
   bool barrier_in_row = false, barrier_at_pixel = false;
 
   // Whether it is computed for a whole row at once.
@@ -43,7 +43,7 @@ struct PackedInstruction : Instruction {
   bool is_at_pixels() const {
     return !reads_image(*this) && (phase != Phase::row || is_output) && phase != Phase::finished;
   }
-  // Whether its sum over rows above is kept until its pixel's turn comes.
+  // Whether its sum over row runs is kept until its pixel's turn comes.
   bool keeps_partial() const { return !row_runs.empty() && !by_rows(); }
 };
 
@@ -178,7 +178,7 @@ class PackedProgram {
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts
   // from, and a step's operand, is the thread's own. But whatever reads all channels of a value also reads those of
   // other threads: if the value was written since the last barrier, there is a barrier before the read, which serves
-  // all writes before it. There is also one between the sums over rows above and the pixels, and two at each draw.
+  // all writes before it. There is also one between the sums over row runs and the pixels, and two at each draw.
   void set_barriers(int draws) {
     std::set<int> written;
     const auto needs_barrier = [&](const std::vector<PackedRun>& runs, const std::vector<PackedStep<T>>& steps) {
@@ -195,7 +195,7 @@ class PackedProgram {
         written.insert(i.out);
       }
     };
-    // What is computed after a pixel's last draw is read by the next sums over rows above, or, if there are none in
+    // What is computed after a pixel's last draw is read by the next sums over row runs, or, if there are none in
     // between, by the next pixel.
     set_barriers(draws);
     const std::set<int> last_written = written;

@@ -25,9 +25,9 @@ class Sampler {
   virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
   Schedule schedule(int images, int threads) const { return schedules(images, threads).front(); }
 
-  // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
-  // run stops and passes the exception on. schedule: for job.images. A group whose threads wait for
-  // each other far longer than they work goes on with fewer. -> how many threads the smallest group ends with
+  // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of the first group's images; if it
+  // throws, the run stops and passes the exception on. schedule: for job.images. A group whose threads wait for each
+  // other far longer than they work goes on with fewer. -> how many threads the smallest group ends with
   virtual int run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 
   // The same on at most `threads` threads, by the cheapest schedule. For three seconds after a run has left threads
@@ -37,8 +37,8 @@ class Sampler {
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };
 
-// In float64, or else in float32. isa: a name from available_isas(). Throws std::invalid_argument for bf16 weights with
-// float64.
+// float64: compute in float64, not float32. isa: a name from available_isas(). Throws std::invalid_argument for bf16
+// weights with float64.
 std::unique_ptr<Sampler> make_sampler(const Program&, bool float64, Weights, const char* isa);
 
 }  // namespace pcf::cpu

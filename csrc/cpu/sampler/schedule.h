@@ -12,16 +12,16 @@ namespace pcf::cpu {
 inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
-// Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums that the rows above contribute to
-// the pixels of these steps are computed.
+// Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums over row runs are computed for the
+// pixels of these steps.
 //
 // A matrix product needs some tens of rows to be fast. So with few images, several rows are sampled at once, as close
-// behind each other as the model's receptive field allows. A longer chunk makes the products over rows above larger,
+// behind each other as the model's receptive field allows. A longer chunk makes the products of row runs larger,
 // but rows start that much later. With many images, one row at a time is as fast and takes less memory; a chunk is then
 // the whole row.
 //
 // Threads that share an instruction's channels wait for each other at every layer. Fewer have to wait if they form two
-// teams: while one works on the pixels of a chunk, the other computes the sums over the rows above for the next chunk.
+// teams: while one works on the pixels of a chunk, the other computes the sums over row runs for the next chunk.
 // Rows then start one more chunk later. Groups of threads that have images of their own do not wait for each other.
 struct Schedule {
   int groups = 1, threads = 1;  // groups of `threads` threads; each takes the next images
@@ -30,14 +30,14 @@ struct Schedule {
   int rows_in_flight = 1;
   int lead = 0;                     // of the value computed furthest ahead; 0 where a row is one chunk
   int pixel_threads = 0;            // of the pixel team, if a group has two teams; 0: one team does all
-  std::vector<bool> by_pixel_team;  // by instruction: whether this team makes its sums over rows above, for balance
+  std::vector<bool> by_pixel_team;  // by instruction: whether this team makes its sums over row runs, for balance
   std::vector<int> fewer_at;        // column steps at which a group goes on with fewer threads in any case: for tests
   double cost = 0;                  // of the whole, in multiply-adds of one thread
 
   bool two_teams() const { return pixel_threads > 0; }
   int steps(const Program& program) const { return Wavefront{program.width, program.height, lag}.steps(); }
   int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
-  // Buffers for sums over rows above: one team reads those of a chunk while the other writes those of the next.
+  // Buffers for sums over row runs: one team reads those of a chunk while the other writes those of the next.
   int partials() const { return two_teams() ? 2 : 1; }
 };
 
@@ -49,7 +49,7 @@ struct Work {
 };
 
 struct ProgramWork {
-  Work row_phase, pixels;          // without the sums over rows above that wait for their pixel
+  Work row_phase, pixels;          // without the sums over row runs that wait for their pixel
   std::vector<Work> partial_sums;  // those sums, by instruction
   int longest_lead = 0;
   int most_threads = 1;  // more would own no channels

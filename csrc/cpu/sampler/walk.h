@@ -107,15 +107,15 @@ class Walk {
  private:
   bool by_pixel_team(const Instruction& i) const { return schedule_.by_pixel_team[&i - p_.instructions.data()]; }
 
-  // Computes the sums that the rows above contribute to the chunk that begins at column step t, for the instructions
-  // with mine(instruction).
+  // Computes the sums over row runs for the chunk that begins at column step t, for the instructions with
+  // mine(instruction).
   template <class Mine>
   void make_sums(Member<T>& member, int t, const Mine& mine) {
     compute_row(member, t, p_.before_row);
     for (const auto& i : p_.instructions) {
       const bool in_row_phase = i.phase == Phase::row && (p_.before_row.empty() || i.is_output);
       const bool for_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
-      if ((in_row_phase || for_pixels) && mine(i)) evaluation_.sum_rows_above(member, i, t);
+      if ((in_row_phase || for_pixels) && mine(i)) evaluation_.sum_row_runs(member, i, t);
     }
   }
 
@@ -139,10 +139,10 @@ class Walk {
   void compute_row(Member<T>& member, int t, const std::vector<Stage>& stages) {
     for (const Stage& stage : stages) {
       member.wait_for_team();
-      for (int k : stage.by_rows) evaluation_.sum_rows_above(member, p_.instructions[k], t);
+      for (int k : stage.by_rows) evaluation_.sum_row_runs(member, p_.instructions[k], t);
       for (int scan : stage.scans)
         for (const Instruction* i = &p_.instructions[scan]; is_in(*i, scan); i++)
-          if (i->keeps_partial()) evaluation_.sum_rows_above(member, *i, t);
+          if (i->keeps_partial()) evaluation_.sum_row_runs(member, *i, t);
       member.wait_for_team();
       member.alone = true;
       for (size_t s = member.index; s < stage.scans.size(); s += member.size)
@@ -160,8 +160,8 @@ class Walk {
     return &i != p_.instructions.data() + p_.instructions.size() && i.scan == p_.instructions[scan].scan;
   }
 
-  // False if the run stops here: where the caller stops it, or logits were not finite and all rows above them are done,
-  // one of which might have had others.
+  // False if the run stops here: where the caller stops it, or logits were not finite and all rows above them are done.
+  // Until then, one of those may still fail, and earlier in the order of drawing.
   bool begin_row(Member<T>& member, int y) {
     if (member.index == 0) {
       const int failed = failed_row_.load(std::memory_order_relaxed);

@@ -1,4 +1,4 @@
-// The memory of a group of images: the rows of each value that are still read, the sums over rows above that wait for
+// The memory of a group of images: the rows of each value that are still read, the sums over row runs that wait for
 // their pixel, and the parameters of the present draw.
 #pragma once
 
@@ -71,7 +71,7 @@ class Workspace {
     return values_[value].rounded + (element - values_[value].first);
   }
 
-  // An instruction's sums over rows above, [rows][images][chunk][padded]: row 0 of image 0, at the column that is
+  // An instruction's sums over row runs, [rows][images][chunk][padded]: row 0 of image 0, at the column that is
   // worked on in column step t; and elements from there to row y.
   T* partials(int instruction, int padded, int t) const {
     T* data = partials_[instruction * buffers_ + floor_mod(floor_div(t, chunk_), buffers_)];
@@ -79,7 +79,7 @@ class Workspace {
   }
   int64_t to_partial(int padded, int y) const { return int64_t{(*in_flight_)[y + depth_]} * images_ * chunk_ * padded; }
 
-  T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels][padded]
+  T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels * images][padded]
 
  private:
   struct Value {

@@ -48,8 +48,8 @@ struct BoundStep {
 template <class T>
 struct Kernels {
   int block;  // output channels in a packed block
-  // Where the processor multiplies bf16, x, too, is rounded to it where weights are. Rows that are rounded already have
-  // depths that are multiples of this; 0 elsewhere.
+  // Where the processor multiplies bf16, x is rounded to it, too, if weights are. Depths of rows that are kept in bf16
+  // are multiples of this; 0: the processor does not multiply bf16.
   int depths_of_rounded = 0;
   bool multiplies_bf16() const { return depths_of_rounded > 0; }
 

@@ -53,8 +53,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
 
 
 def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """-> (the addresses, where each axis of the image is one, as in [N * H * W, C]; N, H
-    and W; the axes for channels)."""
+    """-> (the addresses, where an axis that combines several of the image's is split, such
+    as the first of [N * H * W, C]; the dimensions of N, H and W; those of channels)."""
     first: Unsupported | None = None
     for shape in _unflattened(space, addresses):
         try:
@@ -138,7 +138,7 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
 
 
 def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """``_segments_of`` for several shifts, as along the raster."""
+    """``_segments_of`` for several shifts, such as one along the raster."""
     if len(addresses) > space.images:
         raise Unsupported(
             f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "

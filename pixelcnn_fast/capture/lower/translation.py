@@ -1,4 +1,7 @@
-"""Goes through recorded calls: runs those on constants, keeps those on conditions, lowers the rest."""
+"""Goes through recorded calls: runs those on constants, keeps those on conditions, lowers the rest.
+
+A call that has no place in a program is refused only if the output needs its result.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,10 @@ class Translation(LoweringContext):
                 self._write_refusal(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
 
     def _write_refusal(self, call: Call, reason: str) -> None:
+        """Marks the call's results as refused: what needs them raises ``reason``."""
         try:
             self._write(call, self._unknown(call, reason))
-        except Exception:  # their memory is not what it was, as of a resized tensor
+        except Exception:  # their memory is not what it was, such as a resized tensor's
             raise Unsupported(f"cannot sample from this model: {reason}") from None
 
     def _results(self, call: Call) -> Sequence[Map]:
@@ -168,6 +172,7 @@ class Translation(LoweringContext):
         return kinds
 
     def _on_condition(self, call: Call, result: View) -> Map:
+        """The map of a call on conditions, made again for each batch. result: what it gave."""
         given = (call.args, call.kwargs)
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
         made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
@@ -187,7 +192,7 @@ class Translation(LoweringContext):
     def _computed(self, call: Call) -> list[Map]:
         """The maps of a call on constants in a storage of features: exact for products,
         which another batch may round otherwise, and for what is made of them; else rounded
-        as the model does, lest they cross a step."""
+        as the model does, lest rounding tip a jump, such as floor's."""
         sources = [self.space.sources[s] for view in call.inputs for s in self.map(view).sources]
         is_exact = plain_name(call.name) in PRODUCTS or any(
             isinstance(s, Constant) and s.is_exact for s in sources
@@ -223,6 +228,7 @@ class Translation(LoweringContext):
         return next((source.reason for source in sources if isinstance(source, Unknown)), None)
 
     def _unknown(self, call: Call, reason: str) -> list[Map]:
+        """What stands for the results of a call that is refused."""
         address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
         return [
             self.builder.map(torch.full(view.at(self.n)[0] if view else (), int(address)))
@@ -242,7 +248,7 @@ class Translation(LoweringContext):
         return any(of(x) for x in leaves(places) if isinstance(x, View))
 
     def _moved(self, call: Call) -> list[Map]:
-        """Makes the call on the elements' addresses."""
+        """The map of a call that only moves elements: it is made on their addresses."""
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
@@ -260,6 +266,7 @@ class Translation(LoweringContext):
         return [self.builder.map(x) for x in leaves(result)]
 
     def _addresses(self, call: Call, view: View) -> Tensor:
+        """The addresses of a tensor that a call moves into its result, perhaps of another dtype."""
         dtype = call.outputs[0].dtype
         if view.dtype == dtype:
             return self.map(view).addresses

@@ -170,7 +170,8 @@ class Recorder(TorchDispatchMode):
         return view
 
     def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
-        """The view that a tensor is. depends: what a call's result depends on; new leaves have None."""
+        """The view that a tensor is. depends: what a call's result depends on; None if it is
+        no result: a new storage is then a leaf."""
         storage = tensor.untyped_storage()
         if (slot := self._slots.get(storage._cdata)) is not None:
             return View.of(tensor, slot)
@@ -220,7 +221,7 @@ class Recorder(TorchDispatchMode):
                 leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
                 if leaf is not None and leaf.before is None:
                     leaf.before = flat(leaf.held).clone()
-        is_view = torch.Tag.inplace_view in func.tags  # as transpose_; resize_ may need more memory
+        is_view = torch.Tag.inplace_view in func.tags  # such as transpose_; resize_ may need more memory
         before = _memory(tensors[0]) if is_view else None
         out = func(*args, **kwargs)
         moves_nothing = _memory(tensors[0]) == before if is_view else not func._schema.is_mutable

@@ -53,8 +53,9 @@ class Replay:
 
     @torch.no_grad()
     def in_float64(self, images: Tensor, given: Conditioning) -> Tensor:
-        """As a call, with what capture computes in float64. Raises NotInFloat64 where bits
-        of a tensor are read, or the like."""
+        """Makes the calls, those that capture computes in float64 in that dtype. Raises
+        NotInFloat64 if one fails there, or if bits of a tensor are read or written as another
+        dtype."""
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
         recorded = self._recording.memory(EXAMPLE_BATCH)
         as_is = [call for call in self._calls if call in self._as_is]
@@ -126,7 +127,8 @@ class Replay:
 
 
 def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
-    """A constant of another batch, repeated for n images; None if no axis is of images."""
+    """A constant of another batch, repeated for n images; None if several axes follow the
+    batch, or one does so other than by a multiple."""
     axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
     if not axes:
         return memory.tensor(view)

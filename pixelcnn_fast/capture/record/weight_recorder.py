@@ -45,7 +45,8 @@ class Guard:
 
 
 class WeightRecorder(Recorder):
-    """Records the calls of capture and passes on weights, whose decisions, as which taps are zero, become guards."""
+    """Records what capture and passes compute from weights. What depends on their values,
+    such as which taps are zero, becomes a guard."""
 
     def __init__(self, model: Recording | None = None) -> None:
         """model: a recorded forward, whose parameters and buffers are registered."""

@@ -22,9 +22,9 @@ from pixelcnn_fast.program.recurrence import components
 class Field:
     """What the channels of a value see. Channels that see the same form a group.
 
-    group: [channels]; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: whether group
-    g sees image channel c of the pixel at (dy, dx) is at (g, c, dy + H - 1, dx + W - 1).
-    Offsets that no pixel has are left out.
+    group: [channels], the group of each; seen: bool [groups, image channels, 2H - 1,
+    2W - 1]: whether group g sees image channel c of the pixel at (dy, dx) is at
+    (g, c, dy + H - 1, dx + W - 1). Offsets that no pixel has are left out.
     """
 
     group: Tensor
@@ -67,8 +67,8 @@ def _seen_in_recurrence(
     solved: dict[tuple, list[Seen]],
 ) -> dict[int, Seen]:
     """The least that agrees with what each value reads of the others. solved: what was
-    found before, by what is read, as most layers see all that comes before, so that the
-    next reads the same."""
+    found before, by what is read: most layers see all that comes before, so the next one
+    reads the same."""
     number = {i.out: k for k, i in enumerate(connections)}
 
     def told(connection: Connection) -> tuple:

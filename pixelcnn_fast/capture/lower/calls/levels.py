@@ -16,7 +16,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 from pixelcnn_fast.program.steps import ACTIVATIONS
 
-# Pointwise calls that PyTorch has not tagged as such.
+# Calls that are pointwise whether or not PyTorch tags them so.
 POINTWISE_TOO = frozenset(
     (*ACTIVATIONS, *"_to_copy floor_divide __and__ __or__ __xor__ _prelu_kernel".split())
 )
