@@ -74,7 +74,7 @@ def native_program(
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape
 
-    def array(tensor: Tensor | None) -> schema.Address:
+    def array(tensor: Tensor | None) -> schema.Pointer:
         if tensor is None:
             return 0
         borrowed.append(tensor.detach().to("cpu", dtype).contiguous())
