@@ -68,23 +68,22 @@ class Engine:
         held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
-            program, seen = None, observed(model)
+            compiled, seen = None, observed(model)
             with model.in_use():
                 behaviour = Behaviour.recorded(model)
         else:
             with advising(WAY_OUT):
-                program, seen = compile_model(model, precision), None
-            assert program.behaviour is not None
-            behaviour = program.behaviour
-        return cls(Snapshot.taken(model, behaviour, held, weights), runtime, program, seen)
+                compiled, seen = compile_model(model, precision), None
+            assert compiled.behaviour is not None
+            behaviour = compiled.behaviour
+        return cls(Snapshot.taken(model, behaviour, held, weights), runtime, compiled, seen)
 
     @property
     def model(self) -> WrappedModel:
         """What the runtime 'reference' runs."""
         return self.snapshot.model
 
-    @property
-    def compiled_program(self) -> Compiled:
+    def require_compiled(self) -> Compiled:
         """The model's program. Raises RuntimeError, saying why, if there is none."""
         if self.compiled is None:
             raise RuntimeError(f"there is no program: {self.why_no_program}")
@@ -93,7 +92,7 @@ class Engine:
     @property
     def listing(self) -> ProgramListing:
         """The program that the runtime 'auto' executes. Raises RuntimeError if there is none."""
-        return self.compiled_program.listing(self.auto)
+        return self.require_compiled().listing(self.auto)
 
     @property
     def precision(self) -> Precision:
@@ -104,15 +103,15 @@ class Engine:
         present = self.snapshot.follow(module)
         if isinstance(present, str):
             return present
-        program, before = None, self.compiled
+        compiled, before = None, self.compiled
         # It asks for weights as it needs them, and the snapshot below takes the same.
         if before is not None:
-            program = before.with_weights(present.weights)
-            if program is None and present.does_the_same_with_other_numbers():
-                program = before.with_weights(present.weights, does_the_same=True)
-            if program is None:
+            compiled = before.with_weights(present.weights)
+            if compiled is None and present.does_the_same_with_other_numbers():
+                compiled = before.with_weights(present.weights, does_the_same=True)
+            if compiled is None:
                 return "a weight that was zero, or that the forward reads as a number, is another now"
-        return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
+        return replace(self, snapshot=present.snapshot(), compiled=compiled, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
         """Tests a model without a program again, at some pixels. Raises NotCausal."""
@@ -183,7 +182,7 @@ class Engine:
         """The name of the runtime that 'auto' stands for."""
         if self.preferred != "auto":
             return self.preferred
-        program, head = self.compiled_program.program, self.model.head
+        program, head = self.require_compiled().program, self.model.head
         if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
@@ -195,7 +194,7 @@ class Engine:
 
     @property
     def _is_on_gpu(self) -> bool:
-        return self.compiled_program.program.device.type == "cuda"
+        return self.require_compiled().program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
-from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Exchange, Number, Read, Tap, identity
+from pixelcnn_fast.program.operands import (
+    AddressOf,
+    Connection,
+    Convert,
+    Exchange,
+    Number,
+    Read,
+    Tap,
+    identity,
+)
 from pixelcnn_fast.program.schema import ImageInput
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
     with silence():
         assert sampler.refresh() is sampler
     new = network.sampler(trained)
-    found, expected = (weights_of(each._engine.compiled_program) for each in (sampler, new))
+    found, expected = (weights_of(each._engine.require_compiled()) for each in (sampler, new))
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
     assert sampler.fingerprint() == new.fingerprint()
     n, generator = 3, torch.Generator().manual_seed(0)
