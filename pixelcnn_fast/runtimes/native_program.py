@@ -19,7 +19,7 @@ from pixelcnn_fast.runtimes.job import Job
 SIGNATURE = schema.signature(*schema.STRUCTS, SamplingOptions)
 
 
-def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
+def why_no_native_program(program: PhasedProgram, head: Head) -> str | None:
     if (module := native()) is None:
         return why_not_native()
     if module.SIGNATURE != SIGNATURE:

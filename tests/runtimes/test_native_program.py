@@ -70,6 +70,6 @@ def test_an_unknown_name_is_refused(field, value):
 @needs_native
 def test_a_module_of_another_schema_is_refused(monkeypatch):
     program = Sampler(pixelcnn(kernel=3), (1, 9, 12))._engine.require_compiled().program
-    assert native_program.why_not_compiled(program, Categorical(256)) is None, "run make native"
+    assert native_program.why_no_native_program(program, Categorical(256)) is None, "run make native"
     monkeypatch.setattr(native_program, "SIGNATURE", schema.signature(*schema.STRUCTS[1:], SamplingOptions))
-    assert "make native" in str(native_program.why_not_compiled(program, Categorical(256)))
+    assert "make native" in str(native_program.why_no_native_program(program, Categorical(256)))
