@@ -132,7 +132,7 @@ class Engine:
         if not self.model.held.is_there:
             return None
         with self.model.in_use(), eagerly:
-            found = self.model.parameters(*self.model.example(7, 1)).double().flatten()
+            found = self.model.distribution_parameters(*self.model.example(7, 1)).double().flatten()
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:

@@ -83,7 +83,7 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
         doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
         exact = model.run_by(with_tensors(model.module, doubles).double())
         exact.dtype = torch.float64
-        exact.parameters(*exact.example())
+        exact.distribution_parameters(*exact.example())
     except Exception:  # no memory is left, or the device, or the model's code, has no float64
         return model
     return exact
@@ -95,8 +95,12 @@ def _check_given(model: WrappedModel) -> None:
     values, given = model.example(6, n)
     if given.images:
         order = torch.tensor([*range(n - 1, -1, -1), 0, 0], device=values.device)
-        each = [model.parameters(values[i : i + 1], given.part(slice(i, i + 1))) for i in range(n)]
-        _check_same(model, torch.cat(each)[order], model.parameters(values[order], given.part(order)))
+        each = [
+            model.distribution_parameters(values[i : i + 1], given.part(slice(i, i + 1))) for i in range(n)
+        ]
+        _check_same(
+            model, torch.cat(each)[order], model.distribution_parameters(values[order], given.part(order))
+        )
 
 
 def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> None:
@@ -203,7 +207,7 @@ class _Pairs:
         """images: [n, C, H, W]; pairs: [n], for labels and condition -> [n, D, H, W, P], on the CPU."""
         pairs = pairs.to(images.device)
         given = Conditioning(*(x if x is None else x[pairs] for x in self._given))
-        parameters = self._model.parameters(images, given).cpu()
+        parameters = self._model.distribution_parameters(images, given).cpu()
         check_finite(parameters, self._head)
         return parameters
 

@@ -181,7 +181,7 @@ class Behaviour:
             return False
         both = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
         with eagerly:
-            return torch.equal(*(each.parameters(*self._model.example()) for each in both))
+            return torch.equal(*(each.distribution_parameters(*self._model.example()) for each in both))
 
     def _another(self) -> nn.Module:
         """A copy of the module that has never run; the module itself if it can't be copied."""

@@ -216,7 +216,7 @@ class WrappedModel:
             yield torch.full_like(values, self.levels - 1), given
 
     @torch.no_grad()
-    def parameters(self, values: Tensor, given: Conditioning) -> Tensor:
+    def distribution_parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
         with computing(self.dtype, self._own_dtype):
             output = picked(self.run(values, given), self.output)
@@ -264,7 +264,7 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``. replay: computes the part of the module's output that is read."""
+        """As ``distribution_parameters``. replay: computes the part of the module's output that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
