@@ -35,7 +35,7 @@ from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.conditioning import checked_conditioning
-from pixelcnn_fast.user_model.contents import Apart, ranks_averaged_over, unwrapped
+from pixelcnn_fast.user_model.contents import NotPartOfModel, ranks_averaged_over, unwrapped
 from pixelcnn_fast.user_model.model_arguments import ModelArguments
 from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
@@ -43,7 +43,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 _telling = threading.Lock()
 
 
-class Sampler(Apart):
+class Sampler(NotPartOfModel):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what

@@ -164,7 +164,7 @@ class Present:
             if isinstance(copied := copy_or_why_not(module), nn.Module):
                 self._seen, self.held, self.is_copied = copied, Contents(copied), True
         self.has_values = are_same(self.held.values, before.values)
-        self.weights = _Taken(self.held.tensors, before.weights)
+        self.weights = _CopiesOnDemand(self.held.tensors, before.weights)
         self._same: WrappedModel | None = None  # the model as it is now, if its forward does what it did
 
     def does_the_same(self, has_values: bool = False) -> bool:
@@ -172,7 +172,7 @@ class Present:
         if self._same is None:
             before, copied = self._before, self._seen
             if not self.is_copied and not before.model.held.is_uncopyable:
-                if isinstance(found := copy_or_why_not(copied, is_apart=False), str):
+                if isinstance(found := copy_or_why_not(copied, is_separate=False), str):
                     return False
                 copied = found
             if before.behaviour.does_the_same(copied, before.weights, has_values):
@@ -228,7 +228,7 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
     )
 
 
-class _Taken(dict[str, Tensor]):
+class _CopiesOnDemand(dict[str, Tensor]):
     """Copies of tensors, made when they are first asked for, to be read from the processor's caches."""
 
     def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

@@ -51,8 +51,9 @@ SORTS = (*CONTAINERS, deque, set, frozenset)
 NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-class Apart:
-    """No part of a model that holds it, such as its sampler. Copies of the model hold another one."""
+class NotPartOfModel:
+    """What does not count as part of a model, even if the model holds it, such as its sampler. Copies of
+    the model hold an empty one in its place."""
 
 
 class Contents:
@@ -139,8 +140,8 @@ class Contents:
             self.values[path] = kind, repr(x)  # -0.0 is not 0.0
         elif kind in CONTAINERS and (plain := _plain(x)) is not None:
             self.values[path] = kind, plain
-        elif kind in ProxyTypes or isinstance(x, Apart):
-            self.values[path] = Apart
+        elif kind in ProxyTypes or isinstance(x, NotPartOfModel):
+            self.values[path] = NotPartOfModel
             self.others.append((x, attribute))
         elif isinstance(x, NAMED):
             self.values[path] = x
@@ -169,7 +170,7 @@ class Contents:
             within = () if isinstance(x, nn.Parameter) else _named(vars(x))
         else:
             self.others.append((x, attribute))
-            self.values[path], within = _taken_apart(x)
+            self.values[path], within = _looked_into(x)
         for name, each in within:
             if len(self.values) >= self._most:
                 break
@@ -199,7 +200,7 @@ def _plain(x: Any) -> bytes | None:
     return found
 
 
-def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
+def _looked_into(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     """-> (what tells the object from others, what it holds by name)."""
     kind = type(x)
     if isinstance(x, MethodType):
@@ -241,7 +242,7 @@ def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """``_taken_apart`` by the function, the arguments and the state with which ``copy.deepcopy`` copies."""
+    """``_looked_into`` by the function, the arguments and the state with which ``copy.deepcopy`` copies."""
     kind = type(x)
     try:
         made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
