@@ -29,7 +29,7 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.refresh.changes import Changes
+from pixelcnn_fast.refresh.live_model import LiveModel
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.signatures import takes_arguments_of
@@ -103,12 +103,13 @@ class Sampler(NotPartOfModel):
     def _use(self, engine: Engine, model: nn.Module) -> None:
         engine.prepared("auto")  # if it raises, the sampler stays as it was
         self._engine, self._has_told = engine, False
-        self._changes: Changes | None = Changes(unwrapped(model), engine.snapshot)
+        # None in a copy, or what comes out of a pickle.
+        self._live_model: LiveModel | None = LiveModel(unwrapped(model), engine.snapshot)
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, stands alone: it does not know the model any more."""
-        return {**self.__dict__, "_changes": None}
+        return {**self.__dict__, "_live_model": None}
 
     def __repr__(self) -> str:
         model, engine = self._engine.model, self._engine
@@ -180,10 +181,10 @@ class Sampler(NotPartOfModel):
         pickle, knows none.
         Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
-        known = None if self._changes is None else self._changes.model
+        known = None if self._live_model is None else self._live_model.model
         model = known if model is None else model
         if model is None:
-            why = "it is gone" if self._changes is not None else "this is a copy, or comes out of a pickle"
+            why = "it is gone" if self._live_model is not None else "this is a copy, or comes out of a pickle"
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
@@ -204,10 +205,10 @@ class Sampler(NotPartOfModel):
         return self
 
     def _tell_of_changes(self) -> None:
-        if self._changes is None or self._has_told:
+        if self._live_model is None or self._has_told:
             return
         with self._engine.model.in_use():
-            changed = bool(self._changes)
+            changed = self._live_model.has_changed()
         with _telling:
             tells, self._has_told = changed and not self._has_told, changed or self._has_told
         if tells:
@@ -367,7 +368,7 @@ class Sampler(NotPartOfModel):
         ``DistributedDataParallel`` does not average these gradients. Where the sampler
         knows no model, it is of its own weights, without gradients.
         """
-        engine, model = self._engine, None if self._changes is None else self._changes.model
+        engine, model = self._engine, None if self._live_model is None else self._live_model.model
         values = engine.model.checked_images(images)
         given = checked_conditioning(engine.model, labels, condition, len(values))
         with nullcontext() if model is not None else torch.no_grad():

@@ -12,7 +12,7 @@ from weakref import ProxyTypes
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.user_model.contents import NotPartOfModel, Contents
+from pixelcnn_fast.user_model.contents import Contents, NotPartOfModel
 from pixelcnn_fast.user_model.random_state import random_state_kept
 
 

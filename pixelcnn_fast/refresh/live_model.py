@@ -17,8 +17,8 @@ from pixelcnn_fast.user_model.tensors import is_in_memory, span
 LOOKED_AT = 1024  # elements of each tensor
 
 
-class Changes:
-    """Whether a model is what it was.
+class LiveModel:
+    """The user's own model, held weakly, and what it was like when a sampler was built from it.
 
     Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them.
     So a few elements of each tensor are looked at, too; where only its memory or its
@@ -34,10 +34,11 @@ class Changes:
 
     @property
     def model(self) -> nn.Module | None:
+        """None if it is gone."""
         return self._model()
 
-    def __bool__(self) -> bool:
-        """Whether the model has changed. One that is gone does not change."""
+    def has_changed(self) -> bool:
+        """Whether the model is not what it was. One that is gone does not change."""
         if (model := self._model()) is None:
             return False
         now = Contents(model)
