@@ -84,7 +84,7 @@ def capture(
         translation.run((result.slot, parameters.slot), recorder)
         program = translation.finished(result, parameters, head)
     operands = condition_operands(program.instructions)
-    conditions = translation.operands.conditions(operands, recording.given)
+    conditions = translation.imageless.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):
 
         def record_again(given: Conditioning) -> None:
