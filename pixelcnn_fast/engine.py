@@ -144,7 +144,7 @@ class Engine:
         with self.model.in_use():
             recording, others = behaviour.usual(), behaviour.decisive_others
         if recording is None or others is None:  # what it does with other examples is not known
-            decisive += described(snapshot.values)
+            decisive += described(snapshot.settings)
             decisive += chain.from_iterable(sorted(snapshot.weights.items()))
         read: dict[str, Tensor] = {}
         before = {x.data_ptr(): y for x, y in zip(behaviour.outside, snapshot.outside, strict=False)}

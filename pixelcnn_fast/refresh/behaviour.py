@@ -145,10 +145,10 @@ class Behaviour:
 
     # -- of another module
 
-    def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
+    def does_the_same(self, module: nn.Module, weights: Container[str], same_settings: bool = False) -> bool:
         """Whether another module, in eval mode, makes the recorded calls with its own
         tensors or, without a recording, gives the same for an example. weights: the paths
-        of tensors that may differ; has_values: whether all else is known to be the same."""
+        of tensors that may differ; same_settings: whether all else is known to be the same."""
         try:
             with random_state_kept(self._model.device):
                 if self.recording is None:
@@ -156,7 +156,7 @@ class Behaviour:
                 now = self._forward(module).recording
                 if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
                     return False
-                if has_values and not self._model.branches:
+                if same_settings and not self._model.branches:
                     return True
                 if (others := self.recorded_others) is None:
                     return False

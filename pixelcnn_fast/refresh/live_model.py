@@ -65,7 +65,7 @@ class _Look:
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
-        self._values = held.values
+        self._settings = held.settings
         views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         self._marks = []
         for x in tensors:
@@ -76,7 +76,7 @@ class _Look:
         self._elements = _bits(self._views)
 
     def tells_no_change(self, now: Contents, present: Sequence[Tensor]) -> bool:
-        if len(present) != len(self._marks) or not are_same(now.values, self._values):
+        if len(present) != len(self._marks) or not are_same(now.settings, self._settings):
             return False
         are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
         return are_there and torch.equal(_bits(self._views), self._elements)

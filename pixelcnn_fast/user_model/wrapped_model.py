@@ -318,7 +318,7 @@ class WrappedModel:
         around = nn.Module()
         vars(around)["head"] = self.head  # which may hold anything
         held = Contents(around)
-        yield from described(held.values)
+        yield from described(held.settings)
         yield from chain.from_iterable(sorted(held.tensors.items()))
 
     @contextmanager
