@@ -62,16 +62,16 @@ class Translation(LoweringContext):
         gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
-                with recorder.for_python():
+                with recorder.without_guards():
                     found = self.imageless.memory.tensor(view)
                 recorder.guard(found)
             if call in gone:
-                with nullcontext() if call in decisive else recorder.for_python():
+                with nullcontext() if call in decisive else recorder.without_guards():
                     self._run_or_lower(call)
                 for slot in gone[call]:
                     self.storages.pop(slot, None)
         changed = written_by(recording.calls)
-        with recorder.for_python():
+        with recorder.without_guards():
             for slot, leaf in recording.leaves.items():
                 for name, view in leaf.parameters if slot in changed else ():
                     recorder.written[name] = self.imageless.memory.tensor(replace(view, slot=slot))
