@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.record.transcript import transcript
 from pixelcnn_fast.check.conditioning import verify_conditioning
-from pixelcnn_fast.check.perturbation import SOME, Observed, observed
+from pixelcnn_fast.check.perturbation import PIXELS_TESTED_AGAIN, Observed, observed
 from pixelcnn_fast.compiler import Compiled, compile_model
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
@@ -118,7 +118,7 @@ class Engine:
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
-            return replace(self, observed=observed(self.model, SOME))
+            return replace(self, observed=observed(self.model, PIXELS_TESTED_AGAIN))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without runtimes, which are built when needed, and what only this process can use."""

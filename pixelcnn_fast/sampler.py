@@ -346,10 +346,10 @@ class Sampler(NotPartOfModel):
         n, channels, height, width = values.shape
         self._tell_of_changes()
         engine = self._engine
-        output = engine.observed if engine.compiled is None else engine.compiled.program
-        assert output is not None
+        described = engine.observed if engine.compiled is None else engine.compiled.program
+        assert described is not None
         distributions = self.head.distributions(channels)
-        out = values.new_zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
+        out = values.new_zeros(n, distributions, height, width, described.parameters, dtype=described.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
         settings = CallSettings(

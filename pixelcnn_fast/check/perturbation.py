@@ -26,7 +26,7 @@ DARK = 8  # times darker than random images
 CUTS_AT_ONCE = 4
 MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
-SOME = 8  # pixels that are tested again after each change of weights
+PIXELS_TESTED_AGAIN = 8  # pixels that are tested again after each change of weights
 BLOCK = 4  # strides up to this one have all their phases in the block that is tested
 # How far a distribution may move: in total variation, or relatively in a log-density.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}

@@ -110,12 +110,12 @@ def native_program(
         )
 
     assert head.native is not None
-    drawn = program.distributions, program.parameters, head.uniforms, head.levels or 0
+    head_fields = program.distributions, program.parameters, head.uniforms, head.levels or 0
     return schema.Program(
         image_channels=channels,
         height=height,
         width=width,
-        head=schema.Head(head.native, *drawn),
+        head=schema.Head(head.native, *head_fields),
         outputs=[number[output] for output in program.outputs],
         storage=[program.storage[value] for value in number],
         instructions=[*map(native_instruction, program.instructions)],
