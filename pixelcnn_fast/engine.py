@@ -70,7 +70,7 @@ class Engine:
             _check_not_narrowed(precision)
             compiled, seen = None, observed(model)
             with model.in_use():
-                behaviour = Behaviour.recorded(model)
+                behaviour = Behaviour.without_program(model)
         else:
             with advising(WAY_OUT):
                 compiled, seen = compile_model(model, precision), None
@@ -142,7 +142,7 @@ class Engine:
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
         decisive: list[object] = [self.precision, *self.model.identity()]
         with self.model.in_use():
-            recording, others = behaviour.usual(), behaviour.decisive_others
+            recording, others = behaviour.steady_recording(), behaviour.decisive_others
         if recording is None or others is None:  # what it does with other examples is not known
             decisive += described(snapshot.settings)
             decisive += chain.from_iterable(sorted(snapshot.weights.items()))

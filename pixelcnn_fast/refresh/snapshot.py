@@ -42,9 +42,9 @@ class Snapshot:
         knows what its first call has kept."""
         if model.held.is_uncopyable:
             with model.in_use():
-                _ = behaviour.recorded_others  # while it is what it was
+                _ = behaviour.other_recordings  # while it is what it was
         outside = [*behaviour.outside]
-        if behaviour.recording is not None:
+        if behaviour.first_recording is not None:
             read = behaviour.read(by_python=True)
             kept = model.paths & (weights.keys() if behaviour.decisive_others is None else read.keys())
             weights = {path: x for path, x in weights.items() if path in kept}
@@ -70,7 +70,7 @@ class Snapshot:
     def is_still(self, module: nn.Module) -> bool:
         """Whether a model is what it was: it holds the same, or else it does the same."""
         now = Present(self, module)
-        tensors, recording = now.held.tensors, self.behaviour.recording
+        tensors, recording = now.held.tensors, self.behaviour.first_recording
         if not self.weights.keys() <= tensors.keys() or not self.overlaps_alike(now.held):
             return False
         if not self._surroundings_are_alike:
@@ -183,7 +183,7 @@ class Present:
 
     def does_the_same_with_other_numbers(self) -> bool:
         """Whether it does what it did, although Python reads another number off weights."""
-        recording = self._before.behaviour.recording
+        recording = self._before.behaviour.first_recording
         return bool(recording and recording.constants_read) and self.does_the_same(self.same_settings)
 
     def snapshot(self) -> Snapshot:
@@ -191,7 +191,7 @@ class Present:
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
         if (
-            behaviour.recording is None or behaviour.read_by_python
+            behaviour.first_recording is None or behaviour.read_by_python
         ):  # what else the forward reads is not known
             others = {
                 path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights
