@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 # -- constants of csrc/cuda, where TILE_SITES is kTileSites
 
-TILE_SITES = 8  # that a product of tensor cores computes at once
+# That a product of tensor cores computes at once. A site is one pixel of one image.
+TILE_SITES = 8
 MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
 LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of an error's code; the rest is the pixel's
 WAITED_IN_VAIN = 0  # the code of threads that waited for each other too long
