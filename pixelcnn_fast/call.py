@@ -23,7 +23,7 @@ from pixelcnn_fast.user_model.conditioning import checked_conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The keywords that jobs share with ``sample`` and ``complete``."""
+    """The keywords that ``distributed.sample`` shares with ``sample`` and ``complete``."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"

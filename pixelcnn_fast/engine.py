@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.record.transcript import transcript
 from pixelcnn_fast.check.conditioning import verify_conditioning
-from pixelcnn_fast.check.perturbation import SOME, Observed, observed
+from pixelcnn_fast.check.perturbation import PIXELS_TESTED_AGAIN, Observed, observed
 from pixelcnn_fast.compiler import Compiled, compile_model
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
@@ -68,15 +68,15 @@ class Engine:
         held, weights = model.contents()  # before its forward, which may write into them
         if runtime == "reference":
             _check_not_narrowed(precision)
-            program, seen = None, observed(model)
+            compiled, seen = None, observed(model)
             with model.in_use():
-                behaviour = Behaviour.recorded(model)
+                behaviour = Behaviour.without_program(model)
         else:
             with advising(WAY_OUT):
-                program, seen = compile_model(model, precision), None
-            assert program.behaviour is not None
-            behaviour = program.behaviour
-        return cls(Snapshot.taken(model, behaviour, held, weights), runtime, program, seen)
+                compiled, seen = compile_model(model, precision), None
+            assert compiled.behaviour is not None
+            behaviour = compiled.behaviour
+        return cls(Snapshot.taken(model, behaviour, held, weights), runtime, compiled, seen)
 
     @property
     def model(self) -> WrappedModel:
@@ -89,8 +89,7 @@ class Engine:
         head, (channels, height, width) = self.model.head, self.model.shape
         return head.uniforms * head.distributions(channels), height, width
 
-    @property
-    def compiled_program(self) -> Compiled:
+    def require_compiled(self) -> Compiled:
         """The model's program. Raises RuntimeError, saying why, if there is none."""
         if self.compiled is None:
             raise RuntimeError(f"there is no program: {self.why_no_program}")
@@ -99,7 +98,7 @@ class Engine:
     @property
     def listing(self) -> ProgramListing:
         """The program that the runtime 'auto' executes. Raises RuntimeError if there is none."""
-        return self.compiled_program.listing(self.auto)
+        return self.require_compiled().listing(self.auto)
 
     @property
     def precision(self) -> Precision:
@@ -110,22 +109,22 @@ class Engine:
         present = self.snapshot.follow(module)
         if isinstance(present, str):
             return present
-        program, before = None, self.compiled
+        compiled, before = None, self.compiled
         # The program copies weights as it reads them; the snapshot below keeps the same copies.
         if before is not None:
-            program = before.with_weights(present.weights)
-            if program is None and present.does_the_same_with_other_numbers():
-                program = before.with_weights(present.weights, does_the_same=True)
-            if program is None:
+            compiled = before.with_weights(present.weights)
+            if compiled is None and present.does_the_same_with_other_numbers():
+                compiled = before.with_weights(present.weights, does_the_same=True)
+            if compiled is None:
                 return "a weight that was zero, or that the forward reads as a number, is another now"
-        return replace(self, snapshot=present.snapshot(), compiled=program, _runtimes={}, _refusals={})
+        return replace(self, snapshot=present.snapshot(), compiled=compiled, _runtimes={}, _refusals={})
 
     def tested(self) -> Engine:
         """The engine, with a model without a program tested again at some pixels. Raises NotCausal."""
         if self.observed is None:
             return self
         with random_state_kept(self.model.device), as_cores_allow():
-            return replace(self, observed=observed(self.model, SOME))
+            return replace(self, observed=observed(self.model, PIXELS_TESTED_AGAIN))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without runtimes, which are built when needed, and what only this process can use."""
@@ -139,7 +138,7 @@ class Engine:
         if not self.model.held.is_there:
             return None
         with self.model.in_use(), eagerly:
-            found = self.model.parameters(*self.model.example(7, 1)).double().flatten()
+            found = self.model.distribution_parameters(*self.model.example(7, 1)).double().flatten()
         return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
 
     def fingerprint(self) -> str:
@@ -149,9 +148,9 @@ class Engine:
         snapshot, behaviour = self.snapshot, self.snapshot.behaviour
         decisive: list[object] = [self.precision, *self.model.identity()]
         with self.model.in_use():
-            recording, others = behaviour.usual(), behaviour.decisive_others
+            recording, others = behaviour.steady_recording(), behaviour.decisive_others
         if recording is None or others is None:  # what it does with other examples is not known
-            decisive += described(snapshot.values)
+            decisive += described(snapshot.settings)
             decisive += chain.from_iterable(sorted(snapshot.weights.items()))
         read: dict[str, Tensor] = {}
         before = {x.data_ptr(): y for x, y in zip(behaviour.outside, snapshot.outside, strict=False)}
@@ -190,7 +189,7 @@ class Engine:
         """The name of the runtime that 'auto' stands for."""
         if self.preferred != "auto":
             return self.preferred
-        program, head = self.compiled_program.program, self.model.head
+        program, head = self.require_compiled().program, self.model.head
         if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
@@ -202,7 +201,7 @@ class Engine:
 
     @property
     def _is_on_gpu(self) -> bool:
-        return self.compiled_program.program.device.type == "cuda"
+        return self.require_compiled().program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:

@@ -21,13 +21,13 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.refresh.changes import Changes
+from pixelcnn_fast.refresh.live_model import LiveModel
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.conditioning import checked_conditioning
-from pixelcnn_fast.user_model.contents import Apart, ranks_averaged_over, unwrapped
+from pixelcnn_fast.user_model.contents import NotPartOfModel, ranks_averaged_over, unwrapped
 from pixelcnn_fast.user_model.model_arguments import ModelArguments
 from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
@@ -35,7 +35,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 _telling = threading.Lock()
 
 
-class Sampler(Apart):
+class Sampler(NotPartOfModel):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: takes images [N, C, H, W], and labels [N] if it is conditional, and returns what
@@ -96,12 +96,13 @@ class Sampler(Apart):
         """Draws from this engine, which was built from the model, from now on."""
         engine.prepared("auto")  # if it raises, the sampler stays as it was
         self._engine, self._has_told = engine, False
-        self._changes: Changes | None = Changes(unwrapped(model), engine.snapshot)
+        # None in a copy, or what comes out of a pickle.
+        self._live_model: LiveModel | None = LiveModel(unwrapped(model), engine.snapshot)
         self._ranks = ranks_averaged_over(model)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, stands alone: it does not know the model any more."""
-        return {**self.__dict__, "_changes": None}
+        return {**self.__dict__, "_live_model": None}
 
     def __repr__(self) -> str:
         model, engine = self._engine.model, self._engine
@@ -174,10 +175,10 @@ class Sampler(Apart):
         pickle, knows none.
         Raises ValueError if it knows none, or what ``Sampler`` raises, and then stays as it was.
         """
-        known = None if self._changes is None else self._changes.model
+        known = None if self._live_model is None else self._live_model.model
         model = known if model is None else model
         if model is None:
-            why = "it is gone" if self._changes is not None else "this is a copy, or comes out of a pickle"
+            why = "it is gone" if self._live_model is not None else "this is a copy, or comes out of a pickle"
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
@@ -199,10 +200,10 @@ class Sampler(Apart):
         return self
 
     def _tell_of_changes(self) -> None:
-        if self._changes is None or self._has_told:
+        if self._live_model is None or self._has_told:
             return
         with self._engine.model.in_use():
-            changed = bool(self._changes)
+            changed = self._live_model.has_changed()
         with _telling:
             tells, self._has_told = changed and not self._has_told, changed or self._has_told
         if tells:
@@ -341,10 +342,10 @@ class Sampler(Apart):
         n, channels, height, width = values.shape
         self._tell_of_changes()
         engine = self._engine
-        output = engine.observed if engine.compiled is None else engine.compiled.program
-        assert output is not None
+        described = engine.observed if engine.compiled is None else engine.compiled.program
+        assert described is not None
         distributions = self.head.distributions(channels)
-        out = values.new_zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
+        out = values.new_zeros(n, distributions, height, width, described.parameters, dtype=described.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
         settings = CallSettings(
@@ -363,7 +364,7 @@ class Sampler(Apart):
         ``DistributedDataParallel`` does not average these gradients. Where the sampler
         knows no model, it is of its own weights, without gradients.
         """
-        engine, model = self._engine, None if self._changes is None else self._changes.model
+        engine, model = self._engine, None if self._live_model is None else self._live_model.model
         values = engine.model.checked_images(images)
         given = checked_conditioning(engine.model, labels, condition, len(values))
         with nullcontext() if model is not None else torch.no_grad():

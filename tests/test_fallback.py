@@ -107,7 +107,7 @@ def test_the_listing_names_what_auto_stands_for_by_then(monkeypatch) -> None:
 
 def test_a_runtime_is_given_the_program_that_is_listed(monkeypatch) -> None:
     found = sampler(monkeypatch, Ready)
-    runtime, shared = found._engine.prepared("cuda")[0], found._engine.compiled_program.program
+    runtime, shared = found._engine.prepared("cuda")[0], found._engine.require_compiled().program
     assert isinstance(runtime, Ready) and str(runtime._program) != str(shared)
     assert str(found.program).endswith(str(runtime._program).split("\n", 1)[1])
 

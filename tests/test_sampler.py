@@ -258,9 +258,9 @@ def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
 def test_auto_says_why_a_gpu_is_not_used_well(monkeypatch):
     """On a GPU, the runtime 'eager' takes what 'cuda' refuses."""
     sampler = Sampler(pixelcnn(channels=2), (2, 4, 4))
-    program = replace(sampler._engine.compiled_program.program, device=torch.device("cuda"))
+    program = replace(sampler._engine.require_compiled().program, device=torch.device("cuda"))
     engine = replace(
-        sampler._engine, compiled=replace(sampler._engine.compiled_program, program=program), _runtimes={}
+        sampler._engine, compiled=replace(sampler._engine.require_compiled(), program=program), _runtimes={}
     )
     monkeypatch.setattr("pixelcnn_fast.engine.why_not_cpu", lambda *_: "it is on a GPU")
     monkeypatch.setattr("pixelcnn_fast.engine.why_not_cuda", lambda *_: "the model has a recurrence")

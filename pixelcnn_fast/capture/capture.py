@@ -79,12 +79,12 @@ def capture(
     dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
     shape, (result, parameters) = with_channels(examples[0][0].shape), recording.outputs
     with recorder:
-        with recorder.for_python():  # what is written into is copied
+        with recorder.without_guards():  # copying what the model writes into must not make any
             translation = Translation(recording, shape, own, dtype, device, levels)
         translation.run((result.slot, parameters.slot), recorder)
         program = translation.finished(result, parameters, head)
     operands = condition_operands(program.instructions)
-    conditions = translation.operands.conditions(operands, recording.given)
+    conditions = translation.imageless.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):
 
         def record_again(given: Conditioning) -> None:

@@ -182,6 +182,6 @@ def check_rounded(
 def by_module(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
     """Yields the model's parameters by example. Raises NonFiniteLogits if they are not finite."""
     for values, given in examples:
-        parameters = model.parameters(values, given)
+        parameters = model.distribution_parameters(values, given)
         check_finite(parameters, model.head)
         yield parameters.cpu()

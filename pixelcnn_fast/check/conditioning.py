@@ -47,7 +47,7 @@ def warn_of_what_changes_nothing(model: WrappedModel) -> None:
     """Warns if the model gives the same for different labels or conditions."""
     for name, values, given in model.examples_that_differ():
         with model.in_use(), eagerly:
-            parameters = model.parameters(values, given).cpu()
+            parameters = model.distribution_parameters(values, given).cpu()
         moved = model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0])
         if bool((moved <= (4 * rounding_unit(model) + slack(parameters, model, 4)) / 64).all()):
             tell(

@@ -26,7 +26,7 @@ DARK = 8  # times darker than random images
 CUTS_AT_ONCE = 4
 MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
-SOME = 8  # pixels that are tested again after each change of weights
+PIXELS_TESTED_AGAIN = 8  # pixels that are tested again after each change of weights
 BLOCK = 4  # strides up to this one have all their phases in the block that is tested
 # How far a distribution may move: in total variation, or relatively in a log-density.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -84,7 +84,7 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
         doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
         exact = model.run_by(with_tensors(model.module, doubles).double())
         exact.dtype = torch.float64
-        exact.parameters(*exact.example())
+        exact.distribution_parameters(*exact.example())
     except Exception:  # no memory is left, or the device, or the model's code, has no float64
         return model
     return exact
@@ -96,8 +96,12 @@ def _check_given(model: WrappedModel) -> None:
     values, given = model.example(6, n)
     if given.images:
         order = torch.tensor([*range(n - 1, -1, -1), 0, 0], device=values.device)
-        each = [model.parameters(values[i : i + 1], given.part(slice(i, i + 1))) for i in range(n)]
-        _check_same(model, torch.cat(each)[order], model.parameters(values[order], given.part(order)))
+        each = [
+            model.distribution_parameters(values[i : i + 1], given.part(slice(i, i + 1))) for i in range(n)
+        ]
+        _check_same(
+            model, torch.cat(each)[order], model.distribution_parameters(values[order], given.part(order))
+        )
 
 
 def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> None:
@@ -204,7 +208,7 @@ class _Pairs:
         """images: [n, C, H, W]; pairs: [n], for labels and condition -> [n, D, H, W, P], on the CPU."""
         pairs = pairs.to(images.device)
         given = Conditioning(*(x if x is None else x[pairs] for x in self._given))
-        parameters = self._model.parameters(images, given).cpu()
+        parameters = self._model.distribution_parameters(images, given).cpu()
         check_finite(parameters, self._head)
         return parameters
 

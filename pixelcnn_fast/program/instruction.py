@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.operands import Address, Connection, Convert, Exchange, Number, Read, Step, Tap
+from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Exchange, Number, Read, Step, Tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,7 +170,7 @@ class Instruction(ABC):
         """The same instruction with its weights, tables and other constants converted."""
         return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
 
-    def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
+    def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         """What its steps start from, as fields of ``schema.Instruction``."""
         return {}
 

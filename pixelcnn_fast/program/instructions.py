@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
-from pixelcnn_fast.program.operands import Address, Connection, Convert, Exchange, Number, Read, Tap, identity
+from pixelcnn_fast.program.operands import (
+    AddressOf,
+    Connection,
+    Convert,
+    Exchange,
+    Number,
+    Read,
+    Tap,
+    identity,
+)
 from pixelcnn_fast.program.schema import ImageInput
 
 if TYPE_CHECKING:
@@ -66,7 +75,7 @@ class FromLevels(Instruction):
     def converted(self, convert: Convert) -> Self:
         return replace(super().converted(convert), table=None if self.table is None else convert(self.table))
 
-    def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
+    def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         channels = self.image_channels(image_channels).tolist()
         assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
         table, levels = address(self.table), 0 if self.table is None else len(self.table)
@@ -119,7 +128,7 @@ class Convolution(Instruction):
         bias = None if self.bias is None else convert(self.bias)
         return replace(super().converted(convert), taps=taps, bias=bias)
 
-    def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
+    def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         return {"bias": address(self.bias)}
 
     def constants(self, channels_of: Callable[[int], int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
@@ -166,7 +175,7 @@ class Pointwise(Instruction):
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), base=operand(self.base))
 
-    def native_start(self, number: Number, address: Address, image_channels: int) -> dict[str, Any]:
+    def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         return {"value": number(self.base.value), "dy": self.base.dy, "dx": self.base.dx}
 
     def rules(self, channels_of: Callable[[int], int], image_channels: int) -> Iterator[tuple[bool, str]]:

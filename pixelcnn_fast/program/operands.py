@@ -16,7 +16,7 @@ from pixelcnn_fast.program.zeros import lets_through
 Exchange = Callable[[int, Tensor], int]
 # For the compiled runtimes: a value's number, and a constant's address, 0 for None.
 Number = Callable[[int], int]
-Address = Callable[["Tensor | None"], int]
+AddressOf = Callable[["Tensor | None"], int]
 # Maps a constant to one of the same shape.
 Convert = Callable[[Tensor], Tensor]
 

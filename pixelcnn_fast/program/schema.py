@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 # -- constants of csrc/cuda, where TILE_SITES is kTileSites
 
-TILE_SITES = 8  # that a product of tensor cores computes at once
+# That a product of tensor cores computes at once. A site is one pixel of one image.
+TILE_SITES = 8
 MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
 LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of an error's code; the rest is the pixel's
 WAITED_IN_VAIN = 0  # the code of threads that waited for each other too long
@@ -32,7 +33,7 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-class Weights(Enum):
+class WeightFormat(Enum):
     """How the CPU stores the weights of runs."""
 
     SAME = "same"
@@ -91,13 +92,13 @@ class HeadTraits:
 # Parameters are the logits of the levels.
 HEADS = (HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),)
 
-ENUMERATIONS = Phase, Weights, MATHS, INSTRUCTIONS, HEADS
+ENUMERATIONS = Phase, WeightFormat, MATHS, INSTRUCTIONS, HEADS
 
 # -- structs; runtimes borrow a program's arrays only while they are built
 
 # Addresses of arrays, with what C++ has in their place; 0: none.
-Address = Annotated[int, "const void*"]  # in the program's dtype unless another is named
-Memory = Annotated[int, "void*"]
+Pointer = Annotated[int, "const void*"]  # in the program's dtype unless another is named
+WritablePointer = Annotated[int, "void*"]
 Flags = Annotated[int, "const uint8_t*"]
 Uniforms = Annotated[int, "const double*"]
 Scores = Annotated[int, "double*"]
@@ -114,8 +115,8 @@ class Step:
     kind: StepKind
     alpha: float = 1.0
     operand: int = -1  # the value, or the number of the condition operand, that it reads
-    scale: Address = 0  # constants: [channels] each
-    shift: Address = 0
+    scale: Pointer = 0  # constants: [channels] each
+    shift: Pointer = 0
     dy: int = 0  # where the value is read, from the pixel
     dx: int = 0
 
@@ -128,7 +129,7 @@ class Run:
     dy: int
     dx: int
     width: int
-    weight: Address
+    weight: Pointer
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class ImageInput:
     first: int = 0
     count: int = 0
     width: int = 1
-    table: Address = 0
+    table: Pointer = 0
     levels: int = 0  # rows of the table
 
 
@@ -151,7 +152,7 @@ class Instruction:
     kind: InstructionKind
     phase: Phase
     input: ImageInput = ImageInput()  # if it reads the image
-    bias: Address = 0  # convolution: [channels]; 0: zeros
+    bias: Pointer = 0  # convolution: [channels]; 0: zeros
     row_runs: list[Run] = field(default_factory=list)  # convolution; summed in the row phase
     pixel_runs: list[Run] = field(default_factory=list)
     value: int = -1  # pointwise; dy, dx: where it is read, from the pixel
@@ -219,15 +220,15 @@ class Job:
     """One batch to sample, complete or teacher-force. Arrays are dense and the caller's."""
 
     images: int
-    values: Memory  # [images, C, H, W] of the head's type: known ones in, all of them out
+    values: WritablePointer  # [images, C, H, W] of the head's type: known ones in, all of them out
     # [images, C, H, W]: nonzero where a value is known; 0: none is. A distribution is drawn
     # unless all its values are known.
     known: Flags = 0
     noise: Uniforms  # [images, distributions * uniforms, H, W] in [0, 1)
     # Per operand [images, channels] or [images, H, W, channels]; on CUDA in one array.
-    conditions: list[Address]
+    conditions: list[Pointer]
     options: SamplingOptions
-    parameters: Memory = 0  # [images, distributions, H, W, parameters] or 0: not wanted
+    parameters: WritablePointer = 0  # [images, distributions, H, W, parameters] or 0: not wanted
     log_probability: Scores = 0  # [images, C, H, W] of the values drawn, under the model itself; or 0
 
 

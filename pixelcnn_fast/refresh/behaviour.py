@@ -29,8 +29,9 @@ MOST_LABELS = 64  # for all of which models are compared, if Python reads number
 class Behaviour:
     """What a model's forward does.
 
-    recording: the first forward, if it can be recorded; outside: tensors that it reads and the model does not hold;
-    is_captured: whether there is a program, which does for all images what the model did for one.
+    first_recording: of the first forward, if it can be recorded; outside: tensors that it
+    reads and the model does not hold; is_captured: whether there is a program, which does
+    for all images what the model did for one.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Behaviour:
         outside: Sequence[Tensor] = (),
         is_captured: bool = False,
     ) -> None:
-        self._model, self.recording, self.is_captured = model, recording, is_captured
+        self._model, self.first_recording, self.is_captured = model, recording, is_captured
         read = {} if recording is None else recording.read()
         unnamed = [leaf.tensor for leaf in read.values() if not leaf.parameters]
         # What no path leads to, although the module holds it.
@@ -48,7 +49,7 @@ class Behaviour:
         self.outside = [*outside, *hidden]
 
     @classmethod
-    def recorded(cls, model: WrappedModel) -> Behaviour:
+    def without_program(cls, model: WrappedModel) -> Behaviour:
         """The behaviour of a model without a program, recorded if that is possible."""
         found = cls(model)
         with suppress(PixelCNNFastError, RuntimeError), random_state_kept(model.device):
@@ -70,13 +71,13 @@ class Behaviour:
     @property
     def read_by_python(self) -> frozenset[str]:
         """What the numbers depend on that Python has read; images matter only without a program."""
-        escapes = () if self.recording is None else self.recording.escapes
+        escapes = () if self.first_recording is None else self.first_recording.escapes
         taken = (x.of for x in escapes if IMAGE not in x.of or not self.is_captured)
         return frozenset[str]().union(*taken)
 
     def read(self, by_python: bool = False) -> dict[str, Leaf]:
         """The tensors that the forward reads, by path; by_python: also those that Python alone reads."""
-        recordings = [*filter(None, [self.recording]), *(self.decisive_others or ())]
+        recordings = [*filter(None, [self.first_recording]), *(self.decisive_others or ())]
         leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
         return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
 
@@ -84,21 +85,21 @@ class Behaviour:
 
     @property
     def decisive_others(self) -> list[Recording] | None:
-        """As ``recorded_others``; [] with a program, which does the same for all examples, or raises."""
-        return [] if self.is_captured else self.recorded_others
+        """As ``other_recordings``; [] with a program, which does the same for all examples, or raises."""
+        return [] if self.is_captured else self.other_recordings
 
     @cached_property
-    def recorded_others(self) -> list[Recording] | None:
+    def other_recordings(self) -> list[Recording] | None:
         """What the forward does for other examples, where that may differ; None if it can't be tried."""
-        if not self._examples_that_matter:
+        if not self._other_examples:
             return []
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
             self._forward(module := self._another())
-            return [self._forward(module, each).recording for each in self._examples_that_matter]
+            return [self._forward(module, each).recording for each in self._other_examples]
         return None
 
     @cached_property
-    def _examples_that_matter(self) -> list[tuple[Tensor, Conditioning]]:
+    def _other_examples(self) -> list[tuple[Tensor, Conditioning]]:
         read, model = self.read_by_python, self._model
         found = model.examples_to_check() if model.reads_images or CONDITION in read else []
         if CONDITION in read:
@@ -112,8 +113,8 @@ class Behaviour:
     # -- of a module that has run before
 
     @cached_property
-    def _recorded_again(self) -> Recording | None:
-        """``recording`` of a module that has run before; None if it has kept what was made of weights."""
+    def _second_recording(self) -> Recording | None:
+        """The recording of a module that has run before; None if it has kept what was made of weights."""
         module, other = self._another(), self._another()
         # Such as the user's own, in a function.
         shared = {id(x) for x in Contents(module).tensors.values()}
@@ -131,49 +132,50 @@ class Behaviour:
                     return None
         return again
 
-    def usual(self) -> Recording | None:
-        """``recording`` of a module that has run before, if it keeps anything from its first forward."""
-        if self.recording is None or self._model.held.is_uncopyable:
-            return self.recording
+    def steady_recording(self) -> Recording | None:
+        """The recording of a module that has run before, if it keeps anything from its first forward."""
+        if self.first_recording is None or self._model.held.is_uncopyable:
+            return self.first_recording
         module = self._another()
         had = Contents(module).tensors.keys()
         with random_state_kept(self._model.device), suppress(PixelCNNFastError, RuntimeError):
             self._forward(module)
             if Contents(module).tensors.keys() != had:
-                return self._recorded_again or self.recording
-        return self.recording
+                return self._second_recording or self.first_recording
+        return self.first_recording
 
     # -- of another module
 
-    def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
+    def does_the_same(self, module: nn.Module, weights: Container[str], same_settings: bool = False) -> bool:
         """Whether another module, in eval mode, makes the recorded calls with its own
         tensors or, without a recording, gives the same for an example. weights: the paths
-        of tensors that may differ; has_values: whether all else is known to be the same."""
+        of tensors that may differ; same_settings: whether all else is known to be the same."""
         try:
             with random_state_kept(self._model.device):
-                if self.recording is None:
+                if self.first_recording is None:
                     return self._gives_the_same(module)
                 now = self._forward(module).recording
-                if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
+                is_first = are_alike(self.first_recording, now, weights)
+                if not is_first and not self._matches_second_recording(now, weights):
                     return False
-                if has_values and not self._model.branches:
+                if same_settings and not self._model.branches:
                     return True
-                if (others := self.recorded_others) is None:
+                if (others := self.other_recordings) is None:
                     return False
-                present = (self._forward(module, each).recording for each in self._examples_that_matter)
+                present = (self._forward(module, each).recording for each in self._other_examples)
                 return all(are_alike(one, two, weights) for one, two in zip(others, present, strict=True))
         except (PixelCNNFastError, RuntimeError):
             return False
 
-    def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
+    def _matches_second_recording(self, now: Recording, weights: Container[str]) -> bool:
         """Whether a module that has run before does what this model would do then."""
-        assert self.recording is not None
+        assert self.first_recording is not None
         if self._model.held.is_uncopyable:
             return False
         # Copies share what a function holds, which must still be what it was.
-        if not are_alike(self.recording, self._forward(self._another()).recording):
+        if not are_alike(self.first_recording, self._forward(self._another()).recording):
             return False
-        return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
+        return self._second_recording is not None and are_alike(self._second_recording, now, weights)
 
     def _gives_the_same(self, module: nn.Module) -> bool:
         """Whether another module gives, bit by bit, what this model would with its tensors."""
@@ -181,7 +183,7 @@ class Behaviour:
             return False
         both = self._model.with_weights(Contents(module).tensors), self._model.run_by(module)
         with eagerly:
-            return torch.equal(*(each.parameters(*self._model.example()) for each in both))
+            return torch.equal(*(each.distribution_parameters(*self._model.example()) for each in both))
 
     def _another(self) -> nn.Module:
         """A copy of the module that has never run; the module itself if it can't be copied."""

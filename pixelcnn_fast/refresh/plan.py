@@ -37,7 +37,7 @@ class Plan:
     guards: Sequence[Guard]
 
     @cached_property
-    def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
+    def _steps_and_results(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
         wanted, guards = self.wanted, self.guards
         slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
         calls = needed(self.calls, slots)
@@ -76,11 +76,11 @@ class Plan:
     @cached_property
     def read(self) -> set[int]:
         """The slots of the leaves that the calls read."""
-        return {slot for step in self._prepared[0] for slot in step.loaded}
+        return {slot for step in self._steps_and_results[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
         """The wanted tensors; None if a leaf does not fit, a guard does not hold, or a call fails."""
-        memory, (steps, results) = Memory(1, {}), self._prepared
+        memory, (steps, results) = Memory(1, {}), self._steps_and_results
         for step in steps:
             for slot in step.loaded:
                 if (x := leaf(slot)) is None:

@@ -19,7 +19,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 class Snapshot:
     """A model as it was when it was taken.
 
-    weights: by path, the tensors that it holds and its forward reads; values: by path, what
+    weights: by path, the tensors that it holds and its forward reads; settings: by path, what
     else it holds; outside: copies of tensors that its forward reads and it does not hold;
     overlaps: pairs of a weight and another tensor that share memory; sources: parameters of
     which eval mode may make weights.
@@ -28,7 +28,7 @@ class Snapshot:
     model: WrappedModel
     behaviour: Behaviour
     weights: Mapping[str, Tensor]
-    values: Mapping[str, object]
+    settings: Mapping[str, object]
     outside: Sequence[Tensor] = ()
     overlaps: Sequence[tuple[str, str]] = ()
     sources: Mapping[str, Tensor] = field(default_factory=dict)
@@ -42,9 +42,9 @@ class Snapshot:
         knows what its first call has kept."""
         if model.held.is_uncopyable:
             with model.in_use():
-                _ = behaviour.recorded_others  # while it is what it was
+                _ = behaviour.other_recordings  # while it is what it was
         outside = [*behaviour.outside]
-        if behaviour.recording is not None:
+        if behaviour.first_recording is not None:
             read = behaviour.read(by_python=True)
             kept = model.paths & (weights.keys() if behaviour.decisive_others is None else read.keys())
             weights = {path: x for path, x in weights.items() if path in kept}
@@ -65,12 +65,12 @@ class Snapshot:
         sources = _parameters(held, weights) if model.drifting else {}
         if model.held.is_uncopyable:  # it gets weights of its own
             model = model.with_weights(weights)
-        return cls(model, behaviour.of(model), weights, held.values, outside, overlaps, sources)
+        return cls(model, behaviour.of(model), weights, held.settings, outside, overlaps, sources)
 
     def is_still(self, module: nn.Module) -> bool:
         """Whether a model is what it was: it holds the same, or else it does the same."""
         now = Present(self, module)
-        tensors, recording = now.held.tensors, self.behaviour.recording
+        tensors, recording = now.held.tensors, self.behaviour.first_recording
         if not self.weights.keys() <= tensors.keys() or not self.overlaps_alike(now.held):
             return False
         if not self._surroundings_are_alike:
@@ -78,7 +78,7 @@ class Snapshot:
         different = self._different(tensors)  # which may only be read as numbers
         if different and (recording is None or not different.isdisjoint(self.behaviour.read())):
             return False
-        holds_the_same = now.has_values and not different and tensors.keys() <= self.model.paths
+        holds_the_same = now.same_settings and not different and tensors.keys() <= self.model.paths
         return holds_the_same or now.does_the_same()
 
     def overlaps_alike(self, now: Contents) -> bool:
@@ -106,7 +106,7 @@ class Snapshot:
     def follow(self, module: nn.Module) -> Present | str:
         """A model as it is now, or why only a new sampler can have its weights; guards
         check what Python has read of weights."""
-        if not self.values:
+        if not self.settings:
             return "it is a copy, or comes out of a pickle"
         if self.model.held.uncopyable not in (None, unwrapped(module)):
             return "its model can't be copied"
@@ -119,9 +119,11 @@ class Snapshot:
             )
         if (why := self._why_not_followed(now.held)) is not None:
             return why
-        is_guarded = not self.runs_module and now.has_values and now.held.tensors.keys() <= self.model.paths
-        if not is_guarded and not now.does_the_same(now.has_values):
-            what = "" if now.has_values else f": {_differences(now.held.values, self.values)}"
+        is_guarded = (
+            not self.runs_module and now.same_settings and now.held.tensors.keys() <= self.model.paths
+        )
+        if not is_guarded and not now.does_the_same(now.same_settings):
+            what = "" if now.same_settings else f": {_differences(now.held.settings, self.settings)}"
             return f"the model does something else now{what}"
         tensors = now.held.tensors
         apart = any(tensors.get(a) is not tensors.get(b) for a, b in self.overlaps)
@@ -154,7 +156,7 @@ class Snapshot:
 class Present:
     """A module as it is now, beside its snapshot.
 
-    held: what it holds in eval mode; has_values: whether all but its tensors is what it
+    held: what it holds in eval mode; same_settings: whether all but its tensors is what it
     was; weights: copies of those by path; is_copied: whether a copy was looked at.
     """
 
@@ -163,46 +165,46 @@ class Present:
         if not before.model.held.is_uncopyable and changes_with_its_mode(self.held):
             if isinstance(copied := copy_or_why_not(module), nn.Module):
                 self._seen, self.held, self.is_copied = copied, Contents(copied), True
-        self.has_values = are_same(self.held.values, before.values)
-        self.weights = _Taken(self.held.tensors, before.weights)
+        self.same_settings = are_same(self.held.settings, before.settings)
+        self.weights = _CopiesOnDemand(self.held.tensors, before.weights)
         self._same: WrappedModel | None = None  # the model as it is now, if its forward does what it did
 
-    def does_the_same(self, has_values: bool = False) -> bool:
-        """Whether the forward does what it did. has_values: as for ``Behaviour.does_the_same``."""
+    def does_the_same(self, same_settings: bool = False) -> bool:
+        """Whether the forward does what it did. same_settings: as for ``Behaviour.does_the_same``."""
         if self._same is None:
             before, copied = self._before, self._seen
             if not self.is_copied and not before.model.held.is_uncopyable:
-                if isinstance(found := copy_or_why_not(copied, is_apart=False), str):
+                if isinstance(found := copy_or_why_not(copied, is_separate=False), str):
                     return False
                 copied = found
-            if before.behaviour.does_the_same(copied, before.weights, has_values):
+            if before.behaviour.does_the_same(copied, before.weights, same_settings):
                 self._same = before.model.run_by(copied)
         return self._same is not None
 
     def does_the_same_with_other_numbers(self) -> bool:
         """Whether it does what it did, although Python reads another number off weights."""
-        recording = self._before.behaviour.recording
-        return bool(recording and recording.constants_read) and self.does_the_same(self.has_values)
+        recording = self._before.behaviour.first_recording
+        return bool(recording and recording.constants_read) and self.does_the_same(self.same_settings)
 
     def snapshot(self) -> Snapshot:
         before, behaviour = self._before, self._before.behaviour
         weights = {path: self.weights[path] for path in before.weights}
         others: dict[str, Tensor] = {}
         if (
-            behaviour.recording is None or behaviour.read_by_python
+            behaviour.first_recording is None or behaviour.read_by_python
         ):  # what else the forward reads is not known
             others = {
                 path: x.detach().clone() for path, x in self.held.tensors.items() if path not in weights
             }
         model = before.model
-        if not self.has_values and before.runs_module and not model.held.is_uncopyable:
+        if not self.same_settings and before.runs_module and not model.held.is_uncopyable:
             model = self._same or model
         model = model.with_weights({**weights, **others})
         model.drifting = drifting(self._seen, self.held)
         sources = _parameters(self.held, weights) if model.drifting else {}
-        behaviour, values = behaviour.of(model), self.held.values
+        behaviour, settings = behaviour.of(model), self.held.settings
         return replace(
-            before, model=model, behaviour=behaviour, weights=weights, values=values, sources=sources
+            before, model=model, behaviour=behaviour, weights=weights, settings=settings, sources=sources
         )
 
 
@@ -228,7 +230,7 @@ def _differences(now: Mapping[str, object], before: Mapping[str, object]) -> str
     )
 
 
-class _Taken(dict[str, Tensor]):
+class _CopiesOnDemand(dict[str, Tensor]):
     """Copies of tensors, each made when it is first asked for: what reads it next finds it
     in the processor's caches."""
 

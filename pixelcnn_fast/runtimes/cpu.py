@@ -19,11 +19,11 @@ from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
+from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_no_native_program
 
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
-    if (why := why_not_compiled(program, head)) is not None:
+    if (why := why_no_native_program(program, head)) is not None:
         return why
     if program.device.type != "cpu":
         return f"the model is on {program.device}, but this runtime works on the CPU: use model.cpu()"

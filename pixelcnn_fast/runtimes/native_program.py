@@ -20,7 +20,7 @@ from pixelcnn_fast.runtimes.job import Job
 SIGNATURE = schema.signature(KINDS, *schema.STRUCTS, SamplingOptions)
 
 
-def why_not_compiled(program: PhasedProgram, head: Head) -> str | None:
+def why_no_native_program(program: PhasedProgram, head: Head) -> str | None:
     if (module := native()) is None:
         return why_not_native()
     if module.SIGNATURE != SIGNATURE:
@@ -76,7 +76,7 @@ def native_program(
     operands, front = program.condition_operands, program.wavefront
     channels, height, width = program.shape
 
-    def array(tensor: Tensor | None) -> schema.Address:
+    def array(tensor: Tensor | None) -> schema.Pointer:
         if tensor is None:
             return 0
         borrowed.append(tensor.detach().to("cpu", dtype).contiguous())
@@ -112,12 +112,12 @@ def native_program(
         )
 
     assert head.native is not None
-    drawn = program.distributions, program.parameters, head.uniforms, head.levels or 0
+    head_fields = program.distributions, program.parameters, head.uniforms, head.levels or 0
     return schema.Program(
         image_channels=channels,
         height=height,
         width=width,
-        head=schema.Head(head.native, *drawn),
+        head=schema.Head(head.native, *head_fields),
         outputs=[number[output] for output in program.outputs],
         storage=[program.storage[value] for value in number],
         instructions=[*map(native_instruction, program.instructions)],

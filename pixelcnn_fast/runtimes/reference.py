@@ -30,6 +30,6 @@ class ReferenceRuntime(Runtime):
     def _parameters(self, job: Job) -> Tensor:
         """What the model raises keeps its type: it has run before."""
         try:
-            return self._model.parameters(job.values, job.given)
+            return self._model.distribution_parameters(job.values, job.given)
         except ModelFailed as failed:
             raise failed.__cause__ or failed from None

@@ -63,7 +63,7 @@ def infer_condition_dtype(model: WrappedModel) -> None:
 def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
     model.condition_dtype = dtype
     most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
-    model.codes = Labels(None, "the integers of the condition", min(HIGHEST, most))
+    model.condition_codes = Labels(None, "the integers of the condition", min(HIGHEST, most))
 
 
 def _failure(model: WrappedModel) -> Exception | None:
@@ -86,7 +86,9 @@ def explore_labels(
 ) -> None:
     """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
     labels_taken = model.labels if model.conditional else None
-    for which, (labels, example) in enumerate(((labels_taken, with_label), (model.codes, _with_code))):
+    for which, (labels, example) in enumerate(
+        ((labels_taken, with_label), (model.condition_codes, _with_code))
+    ):
         if labels is None or labels.classes is not None:
             continue
         if model.device.type != "cpu":
@@ -154,12 +156,12 @@ def _checked_condition(model: WrappedModel, condition: Tensor | None, n: int) ->
     if condition is None or tuple(condition.shape) != (n, *shape) or not fits(condition.dtype, dtype):
         found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
         raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
-    if model.codes is not None and condition.numel():
+    if model.condition_codes is not None and condition.numel():
         takes = trial(model, _with_code) if model.can_try else None
         low, high = int(condition.min()), int(condition.max())
-        if low < 0 and model.codes.classes is None and (takes is None or takes(low)):
+        if low < 0 and model.condition_codes.classes is None and (takes is None or takes(low)):
             low = 0  # they are numbers, which may be negative
-        if (why := model.codes.why_not(low, high, takes)) is not None:
+        if (why := model.condition_codes.why_not(low, high, takes)) is not None:
             # Its integers may differ in meaning and range.
             values, given = model.example(n=n)
             given = given._replace(condition=condition.to(model.device, dtype))

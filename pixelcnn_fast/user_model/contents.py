@@ -39,7 +39,7 @@ HOOKS = (
 # What no call depends on in eval mode; and what a module compiled itself to.
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
 SWAPPED_FROM = "swapped_from"  # the attribute of a class that holds the one it stands for
-MOST = 30_000  # values, besides those of registered modules, that are looked at
+MOST = 30_000  # settings, besides those of registered modules, that are looked at
 LARGE = 1000  # items of a container, which comes after smaller ones
 LONGEST = 600  # letters of a path, likewise
 LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
@@ -51,14 +51,15 @@ SORTS = (*CONTAINERS, deque, set, frozenset)
 NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-class Apart:
-    """No part of a model that holds it, such as its sampler. Copies of the model hold another one."""
+class NotPartOfModel:
+    """What does not count as part of a model, even if the model holds it, such as its sampler. Copies of
+    the model hold an empty one in its place."""
 
 
 class Contents:
     """What was found in a module when this was made, by path: tensors, modules, and
-    ``values``, which are numbers, texts, functions, types, and which objects there are.
-    Modules of equal values compute the same functions of their tensors, as far as can be
+    ``settings``, which are numbers, texts, functions, types, and which objects there are.
+    Modules of equal settings compute the same functions of their tensors, as far as can be
     seen from outside.
 
     others: objects, each with the attribute that leads to it; leading: the ids of the
@@ -70,7 +71,7 @@ class Contents:
     def __init__(self, module: nn.Module) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
-        self.values: dict[str, object] = {}
+        self.settings: dict[str, object] = {}
         self.others: list[tuple[Any, Any]] = []
         self.leading: set[int] = set()
         # By id: its path, and itself, which keeps the id its own.
@@ -79,7 +80,7 @@ class Contents:
         self._large: deque[tuple[str, Any, Any]] = deque()  # what comes last
         self._most = sys.maxsize
         self._module("", module)
-        self._most = len(self.values) + MOST
+        self._most = len(self.settings) + MOST
         while self._next or self._large:
             self._object(*(self._next or self._large).popleft())
         self._seen.clear()
@@ -98,7 +99,7 @@ class Contents:
             kind = vars(type(each)).get(SWAPPED_FROM, type(each))
             registered = each._modules, each._parameters, each._buffers
             names = tuple(tuple((name, x is None) for name, x in [*held.items()]) for held in registered)
-            self.values[at] = kind, getattr(kind, "forward", None), names, is_new or self._seen[id(each)][0]
+            self.settings[at] = kind, getattr(kind, "forward", None), names, is_new or self._seen[id(each)][0]
             for held in (each._parameters, each._buffers):
                 for name, x in [*held.items()]:
                     if x is not None:
@@ -117,7 +118,7 @@ class Contents:
                 if x is not None and vars(x):
                     self._value(f"{at}:{name}", vars(x), x)
             if path or type(each).train is not nn.Module.train:  # it may keep its own mode
-                self.values[f"{at}:training"] = each.training
+                self.settings[f"{at}:training"] = each.training
 
     def _tensor(self, path: str, x: Tensor) -> None:
         if isinstance(x, if_imported("torch._subclasses.fake_tensor", "FakeTensor")):
@@ -125,34 +126,34 @@ class Contents:
         if x.layout is torch.strided and not x.is_nested:
             self.tensors[path] = x
         else:  # a forward that reads it can't be recorded
-            self.values[path] = (
+            self.settings[path] = (
                 x.layout,
                 fingerprint(x.detach().to_dense() if not x.is_nested else x.values()),
             )
 
     def _value(self, path: str, x: Any, attribute: Any) -> None:
         kind = type(x)
-        if len(self.values) >= self._most or len(path) >= LONGEST:
+        if len(self.settings) >= self._most or len(path) >= LONGEST:
             return
         if kind is int or kind is str:
-            self.values[path] = x
+            self.settings[path] = x
         elif kind in ATOMS:
-            self.values[path] = kind, repr(x)  # -0.0 is not 0.0
+            self.settings[path] = kind, repr(x)  # -0.0 is not 0.0
         elif kind in CONTAINERS and (plain := _plain(x)) is not None:
-            self.values[path] = kind, plain
-        elif kind in ProxyTypes or isinstance(x, Apart):
-            self.values[path] = Apart
+            self.settings[path] = kind, plain
+        elif kind in ProxyTypes or isinstance(x, NotPartOfModel):
+            self.settings[path] = NotPartOfModel
             self.others.append((x, attribute))
         elif isinstance(x, NAMED):
-            self.values[path] = x
+            self.settings[path] = x
             self.others.append((x, attribute))
             if id(x) not in self._seen:
                 self._seen[id(x)] = path, x
-                self.values.update((f"{path}.{name}", each) for name, each in _settings(x))
+                self.settings.update((f"{path}.{name}", each) for name, each in _plain_attributes(x))
         elif id(x) in self._seen:
-            self.values[path] = "what is at", self._seen[id(x)][0]
+            self.settings[path] = "what is at", self._seen[id(x)][0]
         else:
-            self.values[path] = kind
+            self.settings[path] = kind
             self._seen[id(x)] = path, x
             is_large = isinstance(x, SORTS) and len(cast(Any, x)) > LARGE
             (self._large if is_large else self._next).append((path, x, attribute))
@@ -165,14 +166,14 @@ class Contents:
             self._module(path, x)
             return
         if isinstance(x, Tensor):
-            self.values[path] = Tensor
+            self.settings[path] = Tensor
             self._tensor(path, x)
             within = () if isinstance(x, nn.Parameter) else _named(vars(x))
         else:
             self.others.append((x, attribute))
-            self.values[path], within = _taken_apart(x)
+            self.settings[path], within = _looked_into(x)
         for name, each in within:
-            if len(self.values) >= self._most:
+            if len(self.settings) >= self._most:
                 break
             self._value(path + name, each, attribute)
 
@@ -200,7 +201,7 @@ def _plain(x: Any) -> bytes | None:
     return found
 
 
-def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
+def _looked_into(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     """-> (what tells the object from others, what it holds by name)."""
     kind = type(x)
     if isinstance(x, MethodType):
@@ -242,7 +243,7 @@ def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
 
 
 def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
-    """``_taken_apart`` by the function, the arguments and the state with which ``copy.deepcopy`` copies."""
+    """``_looked_into`` by the function, the arguments and the state with which ``copy.deepcopy`` copies."""
     kind = type(x)
     try:
         made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
@@ -264,7 +265,7 @@ def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     )
 
 
-def _settings(x: object) -> Iterator[tuple[str, object]]:
+def _plain_attributes(x: object) -> Iterator[tuple[str, object]]:
     """The plain attributes, by name, of a class and those within it, or of a Python module."""
     is_file = isinstance(x, ModuleType) and not hasattr(x, "__path__")  # and no package, such as torch
     owners = x.__mro__[-2::-1] if isinstance(x, type) else (x,) if is_file else ()
@@ -273,7 +274,7 @@ def _settings(x: object) -> Iterator[tuple[str, object]]:
             if name.startswith("__"):
                 continue
             if isinstance(each, type) and each.__qualname__ == f"{getattr(owner, '__qualname__', '')}.{name}":
-                yield from ((f"{name}.{inner}", setting) for inner, setting in _settings(each))
+                yield from ((f"{name}.{inner}", plain) for inner, plain in _plain_attributes(each))
             elif type(each) in PLAIN and (plain := _plain((each,))) is not None:
                 yield name, plain
 
@@ -299,14 +300,14 @@ def _is_plain(x: Any) -> bool:
     )
 
 
-def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:
-    """Whether two modules have the same values, in the order in which a forward may meet them."""
-    return values == others and list(values) == list(others)
+def are_same(settings: Mapping[str, object], others: Mapping[str, object]) -> bool:
+    """Whether two modules have the same settings, in the order in which a forward may meet them."""
+    return settings == others and list(settings) == list(others)
 
 
-def described(values: Mapping[str, object]) -> list[str]:
-    """``Contents.values`` as sorted texts, the same in another process."""
-    return [f"{path}: {_text(x)}" for path, x in sorted(values.items(), key=itemgetter(0))]
+def described(settings: Mapping[str, object]) -> list[str]:
+    """``Contents.settings`` as sorted texts, the same in another process."""
+    return [f"{path}: {_text(x)}" for path, x in sorted(settings.items(), key=itemgetter(0))]
 
 
 def _text(x: object) -> str:

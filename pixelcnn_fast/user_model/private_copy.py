@@ -32,10 +32,10 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 
 
 def copy_or_why_not(
-    module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True, is_trained: bool = False
+    module: nn.Module, memo: dict[int, Any] | None = None, is_separate: bool = True, is_trained: bool = False
 ) -> nn.Module | str:
     """As ``private_copy``, or why there is no copy. memo: by id, what takes the place of
-    tensors; is_apart: whether no function of the copy may lead to the module; is_trained:
+    tensors; is_separate: whether no function of the copy may lead to the module; is_trained:
     whether gradients are wanted."""
     held, memo = Contents(module), {} if memo is None else memo
     for x in held.tensors.values():
@@ -44,8 +44,8 @@ def copy_or_why_not(
     try:
         copied = duplicate(module, memo, held)
         of_copy = Contents(copied)
-        if is_apart:
-            _check_apart(held, of_copy)
+        if is_separate:
+            _check_separate(held, of_copy)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if not is_trained:  # by which PyTorch decides how it multiplies matrices
@@ -74,7 +74,7 @@ def copy_or_why_not(
     return copied
 
 
-def _check_apart(one: Contents, other: Contents) -> None:
+def _check_separate(one: Contents, other: Contents) -> None:
     """Raises TypeError if two modules share a module, a parameter or a buffer."""
     # What a hook alone has seen is nothing that the module computes with.
     hooks = [f":{name}" for name in HOOKS]

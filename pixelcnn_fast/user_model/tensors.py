@@ -12,7 +12,7 @@ from weakref import ProxyTypes
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.user_model.contents import Apart, Contents
+from pixelcnn_fast.user_model.contents import Contents, NotPartOfModel
 from pixelcnn_fast.user_model.random_state import random_state_kept
 
 
@@ -98,8 +98,8 @@ def duplicate(
     for x, _ in held.others:
         if type(x) in ProxyTypes:  # which may be dead, and can't be asked for anything then
             memo[id(x)] = x
-        elif isinstance(x, Apart):
-            memo[id(x)] = Apart()
+        elif isinstance(x, NotPartOfModel):
+            memo[id(x)] = NotPartOfModel()
     before = dict(memo)
     try:
         may_draw = any(map(_copies_itself, held.modules.values()))  # weights, for modules that it makes

@@ -88,7 +88,7 @@ class WrappedModel:
             raise ValueError(
                 f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
             )
-        self.codes: Labels | None = None  # of a condition of integers
+        self.condition_codes: Labels | None = None  # of a condition of integers
         self.random_condition = RANDOM_CONDITIONS[0]
         memo: dict[int, Any] = {}
         copied, contents = private_copy(module, memo), Contents(module)
@@ -168,15 +168,15 @@ class WrappedModel:
     def _example_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
         if self.condition_shape is None:
             return None
-        if self.codes is None:
+        if self.condition_codes is None:
             made = self.random_condition(n, *self.condition_shape, generator=generator)
             return made.to(self.device, self._own_dtype)
-        codes = torch.randint(self.codes.accepted, (n, *self.condition_shape), generator=generator)
+        codes = torch.randint(self.condition_codes.accepted, (n, *self.condition_shape), generator=generator)
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
         """Yields, for labels and condition, if the model takes them: the name, and one image with different ones."""
-        many = self._many_labels()
+        many = self._how_many_to_try()
         values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
         first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
         same = values[:1].expand_as(values)
@@ -185,7 +185,7 @@ class WrappedModel:
         if given.condition is not None:
             yield "condition", same, first._replace(condition=given.condition)
 
-    def _many_labels(self) -> int:
+    def _how_many_to_try(self) -> int:
         """How many labels, or conditions, are tried: fewer for a large model."""
         weights = sum(p.numel() for p in self.module.parameters()) or 1  # none may be registered
         most = CHECKED_WORK // (weights * self.shape[1] * self.shape[2])
@@ -199,7 +199,7 @@ class WrappedModel:
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 4, half=1)] if n > 3 else []
         if self.conditional:
-            n = max(n, min(self._many_labels(), self.labels.accepted))
+            n = max(n, min(self._how_many_to_try(), self.labels.accepted))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
             n = EXAMPLE_BATCH + 2 if self.conditional else 1
         return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
@@ -218,7 +218,7 @@ class WrappedModel:
             yield torch.full_like(values, self.levels - 1), given
 
     @torch.no_grad()
-    def parameters(self, values: Tensor, given: Conditioning) -> Tensor:
+    def distribution_parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
         with computing(self.dtype, self._own_dtype):
             output = picked(self.run(values, given), self.output)
@@ -266,7 +266,7 @@ class WrappedModel:
     def replayed(
         self, values: Tensor, given: Conditioning, replay: Callable[[Tensor, Conditioning], Tensor]
     ) -> Tensor:
-        """As ``parameters``. replay: computes the part of the module's output that is read."""
+        """As ``distribution_parameters``. replay: computes the part of the module's output that is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
 
     @torch.no_grad()
@@ -320,7 +320,7 @@ class WrappedModel:
         around = nn.Module()
         vars(around)["head"] = self.head  # which may hold anything
         held = Contents(around)
-        yield from described(held.values)
+        yield from described(held.settings)
         yield from chain.from_iterable(sorted(held.tensors.items()))
 
     @contextmanager

@@ -33,9 +33,9 @@ def test_chunks_would_pay_where_weights_of_rows_above_are_many(steps):
 
 def test_rows_above():
     """Of a masked 3x3 layer's 4 or 5 taps, 3; of a vertical stack, all."""
-    plain = Rows.of(Sampler(PixelCNN(1, 16, 8).eval(), (1, 8, 8))._engine.compiled_program.program)
+    plain = Rows.of(Sampler(PixelCNN(1, 16, 8).eval(), (1, 8, 8))._engine.require_compiled().program)
     gated = Rows.of(
-        Sampler(GatedPixelCNN(1, 16, (1,) * 8).eval(), (1, 8, 8))._engine.compiled_program.program
+        Sampler(GatedPixelCNN(1, 16, (1,) * 8).eval(), (1, 8, 8))._engine.require_compiled().program
     )
     assert 0.4 < plain.share < gated.share < 0.8
     assert plain.mixed_channels >= 8 * 16

@@ -48,7 +48,7 @@ def drawn(
     replaced: tuple[str, str] = ("", ""),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(levels, logits) of one image. replaced: a piece of device.h, and what stands there instead."""
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     (kilobytes,) = (kb for kb, archs in SHARED.items() if ARCH in archs)
     limits = Limits(kilobytes << 10, RATES[ARCH].multiprocessors, cluster)
     runtime = CudaRuntime(

@@ -285,7 +285,7 @@ def test_what_is_followed(name):
 
 
 def test_a_gate_is_two_halves_of_a_convolution_and_steps():
-    program = Sampler(Net(BODIES["gate"]), SHAPE)._engine.compiled_program.program
+    program = Sampler(Net(BODIES["gate"]), SHAPE)._engine.require_compiled().program
     halves = [i for i in program.instructions if i.name == "wide"]
     assert [i.channels for i in halves] == [C, C]
     assert [[s.kind for s in i.instruction.steps] for i in halves] in (

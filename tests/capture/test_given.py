@@ -316,7 +316,9 @@ def upsampled(net: Net, codes: Tensor) -> Tensor:
 def test_a_condition_of_integers(arguments):
     built = sampler(Conditioned(upsampled), condition_shape=(4, 5), **arguments)
     assert built._engine.model.condition_dtype == arguments.get("condition_dtype", torch.long)
-    assert built._engine.model.codes is not None and built._engine.model.codes.classes == 5
+    assert (
+        built._engine.model.condition_codes is not None and built._engine.model.condition_codes.classes == 5
+    )
     codes = torch.randint(5, (5, 4, 5), generator=torch.Generator().manual_seed(0))
     assert_runtimes_agree(built, 5, condition=codes)
     assert_runtimes_agree(built, 5, condition=codes.to(torch.uint8))

@@ -206,15 +206,15 @@ struct Cuts {
 };
 
 template <class T>
-void check(pcf::Weights weights, const char* isa, int draws, const Cuts& cuts) {
+void check(pcf::WeightFormat format, const char* isa, int draws, const Cuts& cuts) {
   constexpr bool float64 = sizeof(T) == 8;
   const Network<T> by_rows(0, draws);
-  const auto whole_sampler = pcf::cpu::make_sampler(by_rows.program, float64, weights, isa);
+  const auto whole_sampler = pcf::cpu::make_sampler(by_rows.program, float64, format, isa);
   const Result<T> whole = sample<T>(*whole_sampler, 14, 0, whole_sampler->schedule(14, 1), nullptr);
   for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
   for (int lag : cuts.lags) {
     const Network<T> network(lag, draws);
-    const auto sampler = pcf::cpu::make_sampler(network.program, float64, weights, isa);
+    const auto sampler = pcf::cpu::make_sampler(network.program, float64, format, isa);
     for (const auto& [size, threads] : cuts.sizes_and_threads)
       for (auto schedule : sampler->schedules(size, threads))
         for (const int sums_from : {0, 5, 99}) {  // from which instruction on the team for pixels makes sums
@@ -237,10 +237,10 @@ void check(pcf::Weights weights, const char* isa, int draws, const Cuts& cuts) {
 
 void check_scans(const char* isa) {
   const Network<float> network(0, 1, true);
-  const auto sampler = pcf::cpu::make_sampler(network.program, false, pcf::Weights::same, isa);
+  const auto sampler = pcf::cpu::make_sampler(network.program, false, pcf::WeightFormat::same, isa);
   const Result<float> whole = sample<float>(*sampler, 14, 0, sampler->schedule(14, 1), nullptr);
   const Result<float> without =
-      sample<float>(*pcf::cpu::make_sampler(Network<float>(0, 1).program, false, pcf::Weights::same, isa), 14, 0,
+      sample<float>(*pcf::cpu::make_sampler(Network<float>(0, 1).program, false, pcf::WeightFormat::same, isa), 14, 0,
                     sampler->schedule(14, 1), nullptr);
   require(whole.logits != without.logits, "scans matter");
   for (const auto& [size, threads] : std::vector<std::pair<int, int>>{{1, 2}, {2, 3}, {5, 4}}) {
@@ -267,9 +267,9 @@ int main() {
   for (const std::string& isa : isas) {
     for (int draws : {1, kImageChannels}) {
       const bool thorough = isa == isas.back() && draws == 1;
-      check<float>(pcf::Weights::same, isa.c_str(), draws, thorough ? all : few);
-      check<float>(pcf::Weights::bf16, isa.c_str(), draws, few);
-      check<double>(pcf::Weights::same, isa.c_str(), draws, few);
+      check<float>(pcf::WeightFormat::same, isa.c_str(), draws, thorough ? all : few);
+      check<float>(pcf::WeightFormat::bf16, isa.c_str(), draws, few);
+      check<double>(pcf::WeightFormat::same, isa.c_str(), draws, few);
     }
     check_scans(isa.c_str());
     std::printf("%s: ok\n", isa.c_str());

@@ -54,7 +54,7 @@ def engine() -> CudaRuntime:
     torch.manual_seed(1)
     model = enlivened(GatedPixelCNN(3, 8, dilations=(1,), n_classes=4, condition_channels=2))
     sampler = Sampler(model, SHAPE, condition_shape=(2, *SHAPE[1:]))
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     return CudaRuntime(
         captured.program_for("cuda"),
         captured.conditions,

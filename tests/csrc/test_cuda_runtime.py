@@ -59,7 +59,7 @@ def runtime(
     precision: Precision = "same",
     shared: int = 227 << 10,
 ) -> CudaRuntime:
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     size = CLUSTERS.get(blocks, 1)
     limits = Limits(shared, MULTIPROCESSORS.get(blocks, 3 * size), size)
     engine = CudaRuntime(
@@ -265,7 +265,7 @@ def shapes_by_cost(
     hidden: int, multiprocessors: int, largest_cluster: int
 ) -> Callable[[int], tuple[int, int]]:
     sampler = of_channels(hidden)
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     limits = Limits(227 << 10, multiprocessors, largest_cluster)
     return CudaRuntime(
         captured.program_for("cuda"), captured.conditions, sampler.head, "bf16", Planned(), limits
@@ -469,7 +469,7 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
     engine = runtime(sampler, blocks)
-    original = sampler._engine.compiled_program.conditions
+    original = sampler._engine.require_compiled().conditions
 
     class Broken(ConditionProgram):  # image 9 alone has a condition that is not finite
         def __call__(
@@ -527,7 +527,7 @@ def test_the_pixel_whose_logits_are_not_finite_is_named():
     _, u, _ = inputs((1, 4, 5), 3)
     engine, condition = runtime(sampler), torch.zeros(3, 2, 4, 5)
     condition[1, 0, 2, 3] = condition[0, 0, 3, 0] = condition[2, 1, 3, 4] = torch.nan
-    original = sampler._engine.compiled_program.conditions
+    original = sampler._engine.require_compiled().conditions
 
     class Broken(ConditionProgram):
         def __call__(

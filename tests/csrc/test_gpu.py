@@ -177,7 +177,7 @@ def test_every_number_of_tiles_in_one_block(precision):
     """As if the GPU had a single multiprocessor. With one row, each image is a site."""
     model, shape = network("one row")
     sampler = Sampler(model, shape, precision=precision)
-    found = sampler._engine.compiled_program
+    found = sampler._engine.require_compiled()
     limits = replace(limits_of(found.program.device), multiprocessors=1, largest_cluster=1)
     runtime = CudaRuntime(found.program_for("cuda"), found.conditions, sampler.head, precision, limits=limits)
     sampler._engine._runtimes[RUNTIME] = runtime

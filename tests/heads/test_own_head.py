@@ -18,7 +18,7 @@ from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
-from pixelcnn_fast.runtimes.native_program import why_not_compiled
+from pixelcnn_fast.runtimes.native_program import why_no_native_program
 from tests.needs import needs_native
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -286,10 +286,10 @@ def test_a_head_that_scores_in_its_own_way_is_not_taken_for_its_parent() -> None
 
 @needs_native
 def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_otherwise() -> None:
-    program = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3))._engine.compiled_program.program
+    program = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3))._engine.require_compiled().program
     for head in (OfBoth(5), OfTwoUniforms(5)):
-        assert "several values or with several uniforms" in str(why_not_compiled(program, head))
-    assert why_not_compiled(program, Categorical(5)) is None
+        assert "several values or with several uniforms" in str(why_no_native_program(program, head))
+    assert why_no_native_program(program, Categorical(5)) is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def sampler_of(name: str) -> Sampler:
 
 
 def program_of(name: str) -> PhasedProgram:
-    return sampler_of(name)._engine.compiled_program.program
+    return sampler_of(name)._engine.require_compiled().program
 
 
 @pytest.mark.parametrize("name", MODELS)

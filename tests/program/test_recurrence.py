@@ -163,19 +163,19 @@ def test_components_are_in_an_order_in_which_they_can_be_computed() -> None:
 
 
 def test_a_scan_has_no_wavefront_and_comes_after_the_row() -> None:
-    program = Sampler(
-        Net(LAYERS["both diagonals"]()), SHAPE, image_form="unit"
-    )._engine.compiled_program.program
+    program = (
+        Sampler(Net(LAYERS["both diagonals"]()), SHAPE, image_form="unit")._engine.require_compiled().program
+    )
     assert program.wavefront is None
     scan = program.in_phase(Phase.FINISHED)
     assert scan and len({i.scan for i in scan}) == 1 and all(i.name.endswith("right") for i in scan)
-    program = Sampler(Net(LAYERS["rows"]()), SHAPE, image_form="unit")._engine.compiled_program.program
+    program = Sampler(Net(LAYERS["rows"]()), SHAPE, image_form="unit")._engine.require_compiled().program
     assert program.wavefront is not None and not program.in_phase(Phase.FINISHED)
 
 
 def test_a_recurrence_over_rows_above_is_all_row_phase() -> None:
     net = Net(LAYERS["a recurrence over rows above"]())
-    program = Sampler(net, SHAPE, image_form="unit")._engine.compiled_program.program
+    program = Sampler(net, SHAPE, image_form="unit")._engine.require_compiled().program
     lstm = [i for i in program.instructions if i.name == "layer.layer"]
     assert len(lstm) == 5 and all(i.phase is Phase.ROW for i in lstm)
 

@@ -18,14 +18,14 @@ from tests.system.networks import pixelcnn, two_stacks
 
 def told(sampler: Sampler) -> schema.Program:
     return native_program.native_program(
-        sampler._engine.compiled_program.program, sampler.head, [], torch.float32
+        sampler._engine.require_compiled().program, sampler.head, [], torch.float32
     )
 
 
 def test_the_wavefront_and_the_head_are_handed_over():
     """Without a wavefront the images would be the same, only later."""
     sampler = Sampler(pixelcnn(kernel=3), (1, 9, 12))
-    program, found = sampler._engine.compiled_program.program, told(sampler)
+    program, found = sampler._engine.require_compiled().program, told(sampler)
     front = program.wavefront
     assert front is not None and front.lag > 0 and found.lag == front.lag
     assert [i.lead for i in found.instructions] == [front.leads[i.out] for i in program.instructions]
@@ -70,11 +70,11 @@ def test_an_unknown_name_is_refused(field, value):
 
 @needs_native
 def test_a_module_of_another_schema_is_refused(monkeypatch):
-    program = Sampler(pixelcnn(kernel=3), (1, 9, 12))._engine.compiled_program.program
-    assert native_program.why_not_compiled(program, Categorical(256)) is None, "run make native"
+    program = Sampler(pixelcnn(kernel=3), (1, 9, 12))._engine.require_compiled().program
+    assert native_program.why_no_native_program(program, Categorical(256)) is None, "run make native"
     structs = (*schema.STRUCTS, SamplingOptions)
     others = [schema.signature(KINDS, *structs[1:]), schema.signature(list(KINDS)[1:], *structs)]
     monkeypatch.setitem(schema.CONSTANTS, "LANE_BITS", schema.LANE_BITS + 1)
     for other in (*others, schema.signature(KINDS, *structs)):
         monkeypatch.setattr(native_program, "SIGNATURE", other)
-        assert "make native" in str(native_program.why_not_compiled(program, Categorical(256)))
+        assert "make native" in str(native_program.why_no_native_program(program, Categorical(256)))

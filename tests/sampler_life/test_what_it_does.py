@@ -546,7 +546,7 @@ def test_a_class_that_a_model_reads_its_settings_from(
     model.again = Own  # type: ignore[assignment]  # which is looked into once
     sampler = Sampler(model, SHAPE)
     asserting.quiet(sampler)
-    assert [path for path in contents.Contents(model).values if path.endswith(".gain")] == [
+    assert [path for path in contents.Contents(model).settings if path.endswith(".gain")] == [
         ":settings.gain",
         ":settings.Inner.gain",
     ]

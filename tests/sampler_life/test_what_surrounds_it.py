@@ -59,7 +59,7 @@ class Trained(nn.Module):
 def test_a_module_in_a_framework_is_as_any_other(runtime: Any) -> None:
     model = Trained()
     held = Contents(model)
-    assert not any(".data" in path or "manager" in path for path in [*held.values, *held.tensors])
+    assert not any(".data" in path or "manager" in path for path in [*held.settings, *held.tensors])
     with silence():
         check_causal(model, SHAPE)
         sampler = Sampler(model, SHAPE, runtime=runtime)
@@ -77,14 +77,14 @@ def test_a_sampler_in_its_own_model_is_no_part_of_it(runtime: Any) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE, runtime=runtime)
     vars(model)["sampler"] = [sampler]
-    size = len(Contents(model).values)
+    size = len(Contents(model).settings)
     for _ in range(3):
         take(model, trained_on(model))
         with silence():
             images = sampler.refresh().sample(3, noise=noise())
-    assert len(Contents(model).values) == size and len(Contents(sampler._engine.model.module).tensors) == len(
-        model.state_dict()
-    )
+    assert len(Contents(model).settings) == size and len(
+        Contents(sampler._engine.model.module).tensors
+    ) == len(model.state_dict())
     del vars(model)["sampler"]
     assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
 
@@ -92,10 +92,10 @@ def test_a_sampler_in_its_own_model_is_no_part_of_it(runtime: Any) -> None:
 def test_the_modules_own_values_come_before_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more than a walk goes through, what is far away is left out."""
     model, most = pixelcnn(), 200
-    own = len(Contents(model).values)
+    own = len(Contents(model).settings)
     monkeypatch.setattr(contents, "MOST", most)
     vars(model)["data"] = [[i, {i}] for i in range(2 * most)]
-    values = Contents(model).values
+    values = Contents(model).settings
     assert own < len(values) <= own + most + 1 and "conv_out:stride" in values
     with silence():
         sampler = Sampler(model, SHAPE)
@@ -215,10 +215,10 @@ def test_copies_of_an_accelerated_module_with_a_state_of_its_own_are_plain() -> 
 def test_objects_are_walked_by_what_they_are_copied_with() -> None:
     model = pixelcnn()
     vars(model)["generator"] = random.Random(0)
-    before = Contents(model).values
-    assert Contents(duplicate(model)).values == before == Contents(copy.deepcopy(model)).values
+    before = Contents(model).settings
+    assert Contents(duplicate(model)).settings == before == Contents(copy.deepcopy(model)).settings
     vars(model)["generator"].random()
-    assert Contents(model).values != before
+    assert Contents(model).settings != before
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])

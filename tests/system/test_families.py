@@ -126,7 +126,7 @@ def test_waves_and_single_rows_give_the_same_bits(name):
 
 
 def test_a_vertical_stack_is_all_row_phase():
-    program = sampler_of("gated")._engine.compiled_program.program
+    program = sampler_of("gated")._engine.require_compiled().program
     vertical = [i for i in program.instructions if i.name.endswith((".vertical", ".link"))]
     assert vertical and all(i.phase is Phase.ROW for i in vertical)
 
@@ -135,7 +135,7 @@ def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
     """The features of each colour are separate, so that those that see one more colour are computed after its draw, and
     only once."""
     model, _ = CASES["thirds"]
-    program = sampler_of("thirds")._engine.compiled_program.program
+    program = sampler_of("thirds")._engine.require_compiled().program
     assert len(program.outputs) == 3
     live = sum(int(m.mask.sum()) for m in model.modules() if isinstance(m, MaskedConv2d))
     listed = sum(

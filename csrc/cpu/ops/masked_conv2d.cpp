@@ -42,9 +42,9 @@ class Convolution {
           const int o = transposed ? in : out, i = transposed ? out : in;
           const T value = w.at<T, decltype(element)>(o, i, run.taps[tap].ky, run.taps[tap].kx);
           const T scaled = scale ? value * static_cast<const T*>(scale)[o] : value;
-          return packed_as_ == Weights::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
+          return packed_as_ == WeightFormat::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
         };
-        if (packed_as_ == Weights::same && in_pairs(w, run))
+        if (packed_as_ == WeightFormat::same && in_pairs(w, run))
           pair_runs_.emplace_back(run, of_pairs(run, weight, threads));
         else
           runs_.emplace_back(run, pack(run, weight, threads));
@@ -299,7 +299,7 @@ class Convolution {
 
   const char* isa_;
   const Kernels<T>& kernels_;
-  const Weights packed_as_;
+  const WeightFormat packed_as_;
   const int channels_in_, channels_out_, blocks_, padded_;
   // Taps with their weights: a matrix [taps * channels in, channels out], or products for pairs of pixels.
   std::vector<std::pair<TapRun, ZeroedBlock>> runs_;
@@ -312,7 +312,8 @@ class Convolution {
 template <class F>
 void with_rows_of(const FeatureMap& in, const MaskedWeight& w, const F& f) {
   const auto& k = kernels<float>(chosen_isa());
-  if (in.element == Element::bfloat16 && packed_as(w, k) == Weights::bf16 && in.channels % k.depths_of_rounded == 0)
+  if (in.element == Element::bfloat16 && packed_as(w, k) == WeightFormat::bf16 &&
+      in.channels % k.depths_of_rounded == 0)
     return f(float(), Bfloat16());
   in_computed_type(in.element, [&](auto t) { f(t, t); });
 }

@@ -74,7 +74,7 @@ class WeightGradient {
     std::vector<Term> terms;
     for (const TapRun& run : runs_of(taps)) {
       const int n = static_cast<int>(run.taps.size());
-      if (packed_as_ == Weights::bf16 || n < 2 || w_.in() < kFewestChannels || w_.out() < kFewestChannels) {
+      if (packed_as_ == WeightFormat::bf16 || n < 2 || w_.in() < kFewestChannels || w_.out() < kFewestChannels) {
         for (const KernelTap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
         continue;
       }
@@ -101,7 +101,7 @@ class WeightGradient {
            {&zeros, g.padded_},
            {&copy, g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_},
            {&packed, g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / static_cast<int64_t>(sizeof(T))},
-           {&wide, g.packed_as_ == Weights::bf16 ? depth * g.padded_ : 0},
+           {&wide, g.packed_as_ == WeightFormat::bf16 ? depth * g.padded_ : 0},
            {&planes, g.has_terms(false) ? in * g.plane_ : 0},
            {&pixels, g.has_terms(true) ? in * g.plane_ : 0},
            {&product, 2 * in * g.rows_ * g.groups_}}));
@@ -213,14 +213,14 @@ class WeightGradient {
   void pack(Part& part, int depth, const Row& row) const {
     for (int k = 0; k < depth; k++) {
       const T* from = row(k);
-      if (packed_as_ == Weights::bf16) {
+      if (packed_as_ == WeightFormat::bf16) {
         std::copy_n(from, padded_, part.wide + int64_t{k} * padded_);
         continue;
       }
       for (int b = 0; b < blocks_; b++)
         std::copy_n(from + b * kernels_.block, kernels_.block, part.packed + (int64_t{b} * depth + k) * kernels_.block);
     }
-    if (packed_as_ == Weights::bf16) kernels_.pack(part.wide, depth, padded_, packed_as_, part.packed);
+    if (packed_as_ == WeightFormat::bf16) kernels_.pack(part.wide, depth, padded_, packed_as_, part.packed);
   }
 
   // Adds the products of what is packed and x_row(i), [depth], for each channel i, to a term's sums.
@@ -271,7 +271,7 @@ class WeightGradient {
 
   const char* isa_;
   const Kernels<T>& kernels_;
-  const Weights packed_as_;
+  const WeightFormat packed_as_;
   const LayerKernels<T>& layer_kernels_;
   const FeatureMap &grad_, &x_;
   const MaskedWeight& w_;

@@ -133,7 +133,7 @@ class NeighbourWeights {
   NeighbourWeights(const char* isa, const Scheme& scheme, int taps, int depth, int channels, const Weight& weight,
                    int threads)
       : scheme(scheme), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
-        layer_kernels_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, Weights::same)),
+        layer_kernels_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, WeightFormat::same)),
         bytes_(channels / kernels_.block * block_bytes_), packed_(bytes_ * scheme.products.size()) {
     const int block = kernels_.block, size = depth * block;
     parallel(bytes_ < 1 << 14 ? 1 : threads, channels / block, [&](int, int b) {
@@ -162,7 +162,7 @@ class NeighbourWeights {
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
   void multiply(size_t i, Rows<const T> rows, int groups, int first, int n, Rows<const T> from, Rows<T> to) const {
     const char* data = static_cast<const char*>(packed_.data()) + i * bytes_ + first / kernels_.block * block_bytes_;
-    kernels_.matmul(rows, groups, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, {from, to});
+    kernels_.matmul(rows, groups, {data, depth, block_bytes_, WeightFormat::same}, 0, n / kernels_.block, {from, to});
   }
 
   const Scheme scheme;

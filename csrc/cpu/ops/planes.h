@@ -84,7 +84,7 @@ class PlaneConvolution {
     const auto multiply = [&](int b, int count) {
       T* const plane = static_cast<T*>(out.data) + image * out.stride_n + begin(b);
       for (int o = 0; o < out.channels; o++) s.to[o] = plane + o * out.stride_c;
-      const Packed packed{x + (b - first) * size, depth_, size * static_cast<int64_t>(sizeof(T)), Weights::same};
+      const Packed packed{x + (b - first) * size, depth_, size * static_cast<int64_t>(sizeof(T)), WeightFormat::same};
       for (int o = 0; o < out.channels; o += kRows)
         kernels_.matmul(s.rows.data() + o, std::min(kRows, out.channels - o), packed, 0, count,
                         {s.from.data() + o, s.to.data() + o, nullptr, relu_});

@@ -63,8 +63,8 @@ inline std::vector<TapRun> runs_of(std::vector<KernelTap> taps) {
 
 // What weights are packed as: bf16 only where it is multiplied, since expanding it would take time.
 template <class T>
-Weights packed_as(const MaskedWeight& w, const Kernels<T>& kernels) {
-  return w.element() == Element::bfloat16 && kernels.multiplies_bf16() ? Weights::bf16 : Weights::same;
+WeightFormat packed_as(const MaskedWeight& w, const Kernels<T>& kernels) {
+  return w.element() == Element::bfloat16 && kernels.multiplies_bf16() ? WeightFormat::bf16 : WeightFormat::same;
 }
 
 constexpr int kFewestChannels = 40;  // with fewer, products of neighbours take too long to prepare

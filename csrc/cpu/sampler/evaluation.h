@@ -82,8 +82,8 @@ class Evaluation {
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && values.all_known(pixels, i.after))) return;
     if (!i.keeps_partial())
       tabulate_start(member.from, i, pixels);
-    else if (member.next_begins == &i && member.next_step == t)
-      std::swap(member.from, member.next), member.next_begins = nullptr;  // it was prefetched
+    else if (member.prefetched_for == &i && member.next_step == t)
+      std::swap(member.from, member.next), member.prefetched_for = nullptr;  // it was prefetched
     else
       tabulate_partial(member.from, i, pixels, t);
     prefetch_partial(member, i, t);
@@ -95,7 +95,7 @@ class Evaluation {
   }
 
   // Gives an instruction that reads the image one of its values, which was drawn or known.
-  void read_value(Member<T>& member, const Instruction& i, T value, int image, int channel, int y, int x) {
+  void put_value(Member<T>& member, const Instruction& i, T value, int image, int channel, int y, int x) {
     if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
     T* out = workspace.pixel(i.out, y, x) + image * workspace.image_stride(i.out);
     const int width = i.input.width, first = (channel - i.input.first) * width;
@@ -178,7 +178,7 @@ class Evaluation {
     if (next >= end) return;
     const Span pixels = span(t + lead(*next), 1);
     tabulate_partial(member.next, *next, pixels, t);
-    member.next_begins = next, member.next_step = t;
+    member.prefetched_for = next, member.next_step = t;
     const auto [first, last] = share(member, *next);
     for (int r = 0; r < pixels.count() * n_; r++)
       for (int c = first * p_.kernels.block; c < last * p_.kernels.block; c += 64 / sizeof(T))
@@ -223,10 +223,10 @@ class Evaluation {
                  [&](int y, int x) {
                    return workspace.rounded(run.source, workspace.pixel(run.source, y + run.dy, x + run.dx));
                  });
-        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, result);
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.packed, first, last, result);
       } else {
         tabulate_value(member.x, run.source, span, run.dy, run.dx);
-        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, result);
+        p_.kernels.matmul(member.x.data(), rows, run.packed, first, last, result);
       }
       from = &to;
     }

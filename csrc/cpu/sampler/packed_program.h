@@ -15,7 +15,7 @@
 namespace pcf::cpu {
 
 struct PackedRun : Run {
-  Packed weights;
+  Packed packed;
 };
 
 template <class T>
@@ -56,10 +56,10 @@ struct Stage {
 template <class T>
 class PackedProgram {
  public:
-  PackedProgram(const Program& program, Weights weights, const Kernels<T>& kernels) : kernels(kernels) {
+  PackedProgram(const Program& program, WeightFormat format, const Kernels<T>& kernels) : kernels(kernels) {
     for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
-    set_rounded(program, weights);
-    pack(program, weights);
+    set_rounded(program, format);
+    pack(program, format);
     const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
@@ -83,11 +83,11 @@ class PackedProgram {
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
 
   // The row phase reads its weights once per row, where widening narrow ones would only cost time.
-  Weights of_rows(Weights weights) const { return kernels.multiplies_bf16() ? weights : Weights::same; }
+  WeightFormat of_rows(WeightFormat format) const { return kernels.multiplies_bf16() ? format : WeightFormat::same; }
 
-  void set_rounded(const Program& program, Weights weights) {
+  void set_rounded(const Program& program, WeightFormat format) {
     rounded.resize(program.storage.size());
-    if (weights != Weights::bf16 || !kernels.multiplies_bf16()) return;
+    if (format != WeightFormat::bf16 || !kernels.multiplies_bf16()) return;
     for (const auto& i : program.instructions)
       for (const auto* runs : {&i.row_runs, &i.pixel_runs})
         for (const auto& run : *runs)
@@ -96,7 +96,7 @@ class PackedProgram {
 
   // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
   // the user asks for that.
-  void pack(const Program& program, Weights weights) {
+  void pack(const Program& program, WeightFormat format) {
     const auto copy = [](const void* from, int n) {
       const T* values = static_cast<const T*>(from);
       return from ? std::vector<T>(values, values + n) : std::vector<T>();
@@ -108,19 +108,23 @@ class PackedProgram {
       p.padded = blocks(i.channels) * kernels.block;
       p.biases = copy(i.bias, i.channels);
       p.biases.resize(p.padded);
-      for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(weights))});
-      for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, weights)});
+      for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(format))});
+      for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, format)});
       for (const auto& s : i.steps) p.steps.push_back({s, copy(s.scale, i.channels), copy(s.shift, i.channels)});
       p.ends_in_products = in_products(p);
+      Instruction& borrowing = p;  // from the program, which may be gone later
+      borrowing.row_runs.clear(), borrowing.pixel_runs.clear(), borrowing.steps.clear();
+      borrowing.bias = borrowing.input.table = nullptr;
+      for (auto& s : p.steps) s.scale = s.shift = nullptr;
     }
     int64_t total = 0;
-    each_run([&](PackedRun& run, int channels) { total += run.weights.block_bytes * blocks(channels); });
+    each_run([&](PackedRun& run, int channels) { total += run.packed.block_bytes * blocks(channels); });
     packed = Buffer(total);
     char* next = packed.get();
     each_run([&](PackedRun& run, int channels) {
-      kernels.pack(static_cast<const T*>(run.weight), run.weights.depth, channels, run.weights.weights, next);
-      run.weights.data = next;
-      next += run.weights.block_bytes * blocks(channels);
+      kernels.pack(static_cast<const T*>(run.weight), run.packed.depth, channels, run.packed.format, next);
+      run.packed.data = next, run.weight = nullptr;
+      next += run.packed.block_bytes * blocks(channels);
     });
     for (const auto& p : instructions) {
       if (reads_image(p)) inputs.push_back(&p);
@@ -133,9 +137,9 @@ class PackedProgram {
         if (p.out == output) outputs.push_back(&p);
   }
 
-  Packed layout(const Program& program, const Run& run, Weights weights) const {
+  Packed layout(const Program& program, const Run& run, WeightFormat format) const {
     const int depth = run.width * program.storage[run.source].channels;
-    return {nullptr, depth, kernels.block_bytes(depth, weights), weights};
+    return {nullptr, depth, kernels.block_bytes(depth, format), format};
   }
 
   // In the order in which weights are packed: first those of all pixel phases.
@@ -188,7 +192,7 @@ class PackedProgram {
       if (reads) written.clear();
       return reads;
     };
-    const auto set_barriers = [&](int after) {
+    const auto set_pixel_barriers = [&](int after) {
       for (auto& i : instructions) {
         if (reads_image(i) || i.after != after || i.phase == Phase::row || i.phase == Phase::finished) continue;
         i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
@@ -197,7 +201,7 @@ class PackedProgram {
     };
     // What is computed after a pixel's last draw is read by the next sums over row runs, or, if there are none in
     // between, by the next pixel.
-    set_barriers(draws);
+    set_pixel_barriers(draws);
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
       if ((i.phase != Phase::row && i.row_runs.empty()) || i.phase == Phase::finished) continue;
@@ -206,7 +210,7 @@ class PackedProgram {
     }
     written = last_written;
     for (int draw = 0; draw < draws; draw++) {
-      set_barriers(draw);
+      set_pixel_barriers(draw);
       written.clear();
     }
   }
@@ -214,9 +218,9 @@ class PackedProgram {
   // Adds what runs take of a thread, whose result has so many channels.
   void count_runs(Work& work, const Program& program, const std::vector<PackedRun>& runs, int channels) const {
     for (const auto& run : runs) {
-      const bool is_bf16 = run.weights.weights == Weights::bf16 && kernels.multiplies_bf16();
-      work.products += (is_bf16 ? 0.5 : 1) * run.weights.depth * channels;  // in float32's multiply-adds
-      work.reads += program.storage[run.source].channels;                   // the other pixels it has read before
+      const bool is_bf16 = run.packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
+      work.products += (is_bf16 ? 0.5 : 1) * run.packed.depth * channels;  // in float32's multiply-adds
+      work.reads += program.storage[run.source].channels;                  // the other pixels it has read before
     }
   }
 

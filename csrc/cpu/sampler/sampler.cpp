@@ -36,8 +36,8 @@ class Crowding {
 template <class T>
 class SamplerOf final : public Sampler {
  public:
-  SamplerOf(const Program& program, Weights weights, const Kernels<T>& kernels)
-      : program_(program), packed_(program, weights, kernels) {
+  SamplerOf(const Program& program, WeightFormat format, const Kernels<T>& kernels)
+      : program_(program), packed_(program, format, kernels) {
     program_.instructions.clear();  // they borrow weights that may be gone
   }
 
@@ -53,17 +53,17 @@ class SamplerOf final : public Sampler {
                          g == 0 ? &on_row : nullptr, ending);
     run_team(s.groups * s.threads, [&](int thread) { walks[thread / s.threads].work(thread % s.threads); });
     ending.rethrow();
-    int left = s.threads;
-    for (const auto& walk : walks) left = std::min(left, walk.threads_left());
-    return left;
+    int at_end = s.threads;
+    for (const auto& walk : walks) at_end = std::min(at_end, walk.threads_at_end());
+    return at_end;
   }
 
   int run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
     const int in_group = crowding_.most_in_group();
     const auto all = possible_schedules(program_, packed_.work, job.images, std::max(threads, 1), in_group);
-    const int left = run(job, all.front(), on_row);
-    if (left < all.front().threads) crowding_.found(left);
-    return left;
+    const int at_end = run(job, all.front(), on_row);
+    if (at_end < all.front().threads) crowding_.found(at_end);
+    return at_end;
   }
 
   int64_t workspace_bytes(const Schedule& s) const override {
@@ -99,10 +99,10 @@ class SamplerOf final : public Sampler {
 
 }  // namespace
 
-std::unique_ptr<Sampler> make_sampler(const Program& program, bool float64, Weights weights, const char* isa) {
-  if (!float64) return std::make_unique<SamplerOf<float>>(program, weights, kernels<float>(isa));
-  if (weights != Weights::same) throw std::invalid_argument("bf16 weights go with float32 sums, not with float64");
-  return std::make_unique<SamplerOf<double>>(program, weights, kernels<double>(isa));
+std::unique_ptr<Sampler> make_sampler(const Program& program, bool float64, WeightFormat format, const char* isa) {
+  if (!float64) return std::make_unique<SamplerOf<float>>(program, format, kernels<float>(isa));
+  if (format != WeightFormat::same) throw std::invalid_argument("bf16 weights go with float32 sums, not with float64");
+  return std::make_unique<SamplerOf<double>>(program, format, kernels<double>(isa));
 }
 
 }  // namespace pcf::cpu

@@ -39,6 +39,6 @@ class Sampler {
 
 // float64: compute in float64, not float32. isa: a name from available_isas(). Throws std::invalid_argument for bf16
 // weights with float64.
-std::unique_ptr<Sampler> make_sampler(const Program&, bool float64, Weights, const char* isa);
+std::unique_ptr<Sampler> make_sampler(const Program&, bool float64, WeightFormat, const char* isa);
 
 }  // namespace pcf::cpu

@@ -29,11 +29,11 @@ int run(const cpu::Sampler& sampler, py::handle described, int threads, const st
 void bind_sampler(py::module_& m) {
   m.attr("SIGNATURE") = pcf::kSignature;
   py::class_<cpu::Sampler>(m, "CpuSampler")
-      .def(py::init([](py::handle program, bool float64, py::handle weights) {
-             return cpu::make_sampler(pcf::read<pcf::Program>(program), float64, pcf::read<pcf::Weights>(weights),
+      .def(py::init([](py::handle program, bool float64, py::handle format) {
+             return cpu::make_sampler(pcf::read<pcf::Program>(program), float64, pcf::read<pcf::WeightFormat>(format),
                                       cpu::chosen_isa());
            }),
-           "program"_a, "float64"_a, "weights"_a)
+           "program"_a, "float64"_a, "format"_a)
       .def("run", &run, "job"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
       .def(
           "workspace_bytes",

@@ -21,7 +21,8 @@ struct Team {
   Progress progress;  // column steps done, if there are two teams
 };
 
-// A table of rows: where each pixel of a span lies, image by image.
+// Where the sites of a span lie: a site is one pixel of one image. A table has a row per site, pixel by pixel, and of
+// each pixel image by image.
 template <class T>
 using Table = std::vector<T*>;
 
@@ -63,7 +64,7 @@ struct Member {
   Table<T> pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
   Table<T> x, from, out;
   Table<T> next;  // what the next instruction begins with, in this column step
-  const PackedInstruction<T>* next_begins = nullptr;
+  const PackedInstruction<T>* prefetched_for = nullptr;
   int next_step = 0;
   Table<Bfloat16> rounded, rounded_out;  // x and out, where they are kept in bf16
   std::vector<Table<T>> operands;

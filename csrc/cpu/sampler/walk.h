@@ -101,8 +101,8 @@ class Walk {
     }
   }
 
-  // How many of them have not left before the end.
-  int threads_left() const { return pixel_team_.staying + (row_team_until_ == kNever ? row_team_.size : 0); }
+  // How many threads of the group worked to the end.
+  int threads_at_end() const { return pixel_team_.staying + (row_team_until_ == kNever ? row_team_.size : 0); }
 
  private:
   bool by_pixel_team(const Instruction& i) const { return schedule_.by_pixel_team[&i - p_.instructions.data()]; }
@@ -241,8 +241,8 @@ class Walk {
     }
     for (int channel = first; channel < first + channels; channel++)
       for (const auto* i : p_.inputs)
-        evaluation_.read_value(member, *i, value_at<T>(head.kind, job_.values, values_.sub_pixel(image, channel, y, x)),
-                               image, channel, y, x);
+        evaluation_.put_value(member, *i, value_at<T>(head.kind, job_.values, values_.sub_pixel(image, channel, y, x)),
+                              image, channel, y, x);
   }
 
   void report(int image, int distribution, int y, int x) {

@@ -39,20 +39,20 @@ void pack_blocks(const T* weight, int depth, int channels, char* packed) {
 template <class T>
 void matmul(Rows<const T> x, int rows, Packed w, int first, int last, const Result<T>& result) {
   if constexpr (sizeof(T) == 4)
-    if (w.weights == Weights::bf16) return matmul_bf16(x, rows, w, first, last, result);
+    if (w.format == WeightFormat::bf16) return matmul_bf16(x, rows, w, first, last, result);
   matmul_as<T, Same<T>>(x, rows, w, first, last, result);
 }
 
 template <class T>
-int64_t block_bytes(int depth, Weights weights) {
-  return sizeof(T) == 4 && weights == Weights::bf16 ? bytes_of_block<T, Bf16>(depth)
-                                                    : bytes_of_block<T, Same<T>>(depth);
+int64_t block_bytes(int depth, WeightFormat format) {
+  return sizeof(T) == 4 && format == WeightFormat::bf16 ? bytes_of_block<T, Bf16>(depth)
+                                                        : bytes_of_block<T, Same<T>>(depth);
 }
 
 template <class T>
-void pack(const T* weight, int depth, int channels, Weights weights, void* packed) {
+void pack(const T* weight, int depth, int channels, WeightFormat format, void* packed) {
   if constexpr (sizeof(T) == 4)
-    if (weights == Weights::bf16) return pack_blocks<T, Bf16>(weight, depth, channels, static_cast<char*>(packed));
+    if (format == WeightFormat::bf16) return pack_blocks<T, Bf16>(weight, depth, channels, static_cast<char*>(packed));
   pack_blocks<T, Same<T>>(weight, depth, channels, static_cast<char*>(packed));
 }
 

@@ -14,7 +14,7 @@ struct Packed {
   const void* data;
   int depth;
   int64_t block_bytes;
-  Weights weights;
+  WeightFormat format;
 };
 
 // Rows of a matrix: row r starts at rows[r].
@@ -54,8 +54,8 @@ struct Kernels {
   bool multiplies_bf16() const { return depths_of_rounded > 0; }
 
   // Gives the bytes of one packed block; packs weight [depth, channels] into all of its blocks.
-  int64_t (&block_bytes)(int depth, Weights);
-  void (&pack)(const T* weight, int depth, int channels, Weights, void* packed);
+  int64_t (&block_bytes)(int depth, WeightFormat);
+  void (&pack)(const T* weight, int depth, int channels, WeightFormat, void* packed);
 
   // The product of x and W for the blocks first...last-1. Sums run over depth in the same order whatever the number of
   // rows, so a result does not depend on how images are batched. All rows of the result are padded to whole blocks.

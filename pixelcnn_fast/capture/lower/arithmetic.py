@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.imageless import Affine
 from pixelcnn_fast.capture.lower.materialize import copied, materialised, windowed
-from pixelcnn_fast.capture.lower.operands import Affine
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.operands import Step
@@ -16,14 +16,14 @@ Channels = tuple[Tensor, Tensor]  # (sources, channels of these)
 
 
 def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
-    """Puts all elements of x through steps, operands and zeros included."""
+    """Puts all elements of x through steps, imageless ones and zeros included."""
     if x.source is not None:
         return b.whole(b.step(x.source, steps))
     to = {
-        s: (b.step if isinstance(b.space.sources[s], Value) else b.operands.stepped)(s, steps)
+        s: (b.step if isinstance(b.space.sources[s], Value) else b.imageless.stepped)(s, steps)
         for s in x.sources
     }
-    zero = b.operands.zero_stepped(steps) if bool((x.addresses == 0).any()) else 0
+    zero = b.imageless.zero_stepped(steps) if bool((x.addresses == 0).any()) else 0
     return b.moved(x, to, zero)
 
 
@@ -73,7 +73,7 @@ def _number(b: Builder, x: Map | float) -> float | None:
     found = [b.space.sources[source] for source in x.sources]
     if x.shape.numel() != 1 or any(not isinstance(f, Constant) or f.of_weights for f in found):
         return None
-    return b.operands.constants(x.addresses).item()
+    return b.imageless.constants(x.addresses).item()
 
 
 def _with_number(kind: str, scale: float, number: float) -> Step | Affine:

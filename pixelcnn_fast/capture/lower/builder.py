@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.lower.alignment import Segment, segments
-from pixelcnn_fast.capture.lower.operands import Operands, Steps
+from pixelcnn_fast.capture.lower.imageless import Imageless, Steps
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Elements, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.instruction import Instruction
@@ -25,9 +25,11 @@ Key = tuple[int, ...]
 class Builder:
     """The instructions so far, each of which defines the value of its number. where: the present call's module."""
 
-    def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
-        self.space, self.operands = space, operands
-        self.dtype, self.device = operands.dtype, operands.device
+    def __init__(
+        self, space: AddressSpace, imageless: Imageless, channels: int, levels: Tensor | None
+    ) -> None:
+        self.space, self.imageless = space, imageless
+        self.dtype, self.device = imageless.dtype, imageless.device
         self.instructions: list[Instruction] = []
         self.where = "input"
         self.levels = levels
@@ -119,7 +121,7 @@ class Builder:
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
     def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
-        """x + alpha * y, or x * y, for an operand y that broadcasts to x; None if no table holds y."""
+        """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y."""
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
@@ -167,11 +169,11 @@ class Builder:
         return table if fits else None
 
     def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
-        operand = self.operands.picked(table)
+        operand = self.imageless.picked(table)
         if isinstance(operand, Tensor):
             if operand.dim() == 1:
                 return self._affine(source, *((1.0, alpha * operand) if kind == "add" else (operand, 0.0)))
-            operand = self.operands.per_pixel(operand)
+            operand = self.imageless.per_pixel(operand)
         return Step(f"{kind}_condition", alpha, condition=operand)
 
     # -- parts of values
@@ -288,7 +290,7 @@ class Builder:
             return segment
         mask = segment.pixels.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
-        step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
+        step = Step("multiply_condition", condition=self.imageless.per_pixel(mask))
         return segment._replace(source=self.step(segment.source, [step]))
 
 

@@ -1,4 +1,4 @@
-"""Makes one value of the image's size out of a map of parts of values and of operands."""
+"""Makes one value of the image's size out of a map of parts of values and of imageless sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
 
-OPERANDS = (Constant, OfCondition)
+IMAGELESS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
@@ -47,8 +47,8 @@ def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tenso
 
 
 def materialised(b: Builder, x: Map) -> Map:
-    """The same map of values only: its operands become elements of a value."""
-    return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
+    """The same map of values only: its imageless elements become elements of a value."""
+    return x if x.kinds.isdisjoint(IMAGELESS) else copied(b, x)
 
 
 def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
@@ -88,45 +88,45 @@ def _place(b: Builder, x: Tensor) -> tuple[int, int]:
 def gathered(b: Builder, x: Map) -> int:
     """The value that x, [N, C, H, W], equals: a new one unless x is some channels of one value."""
     channels = x.shape[1]
-    features, operands = divided(b, windowed(b, x))
+    features, imageless = divided(b, windowed(b, x))
     segments = b.segments(features)
-    if operands is None and len(segments) == 1:
+    if imageless is None and len(segments) == 1:
         (s,) = segments
         if len(s.at) == channels and (s.dy, s.dx) == (0, 0) and bool(s.pixels.all()):
             return b.selected(s.source, s.channels)
     bias = None
-    if operands is not None and OfCondition not in operands.kinds:
-        addresses = b.space.relative(operands.addresses)
+    if imageless is not None and OfCondition not in imageless.kinds:
+        addresses = b.space.relative(imageless.addresses)
         one = addresses[:1, :, :1, :1]
         if bool((addresses == one).all()):
-            bias, operands = b.operands.constants(one.flatten()), None
+            bias, imageless = b.imageless.constants(one.flatten()), None
     identity = torch.eye(channels, dtype=b.dtype, device=b.device)[None]
     out: Map | None = b.convolution([features], [(0, 0)], identity, bias, b.space.grid)
-    if operands is not None and out is not None:
-        out = b.with_operand("add", out, operands)
+    if imageless is not None and out is not None:
+        out = b.with_operand("add", out, imageless)
     if out is None or out.source is None:
         raise Unsupported("a constant differs from image to image")
     return out.source
 
 
 def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
-    """-> (x with zeros in place of operands, its operands with zeros in place of the rest)"""
-    if x.kinds.isdisjoint(OPERANDS):
+    """-> (x with zeros in place of imageless elements, these with zeros in place of the rest)"""
+    if x.kinds.isdisjoint(IMAGELESS):
         return x, None
-    features, operands = (b.map(b.space.only(x.addresses, kinds)) for kinds in (Value, OPERANDS))
-    return features, operands
+    features, imageless = (b.map(b.space.only(x.addresses, kinds)) for kinds in (Value, IMAGELESS))
+    return features, imageless
 
 
-def of_operands(b: Builder, operands: Map) -> Map | None:
-    """Operands [N, C, h, w] as elements of a value; None if they exceed the image."""
-    live = operands.addresses != 0
+def of_imageless(b: Builder, imageless: Map) -> Map | None:
+    """Imageless elements [N, C, h, w] as elements of a value; None if they exceed the image."""
+    live = imageless.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
     used, grid = channel.unique(), b.space.grid
     rows, columns = (
         slice(0 if int(at.max()) < size else int(at.min()), int(at.max()) + 1)
         for at, size in zip(pixel, grid, strict=True)
     )
-    box = operands.addresses[:, used, rows, columns]
+    box = imageless.addresses[:, used, rows, columns]
     height, width = box.shape[2:]
     if height > grid[0] or width > grid[1]:
         return None
@@ -135,6 +135,6 @@ def of_operands(b: Builder, operands: Map) -> Map | None:
         whole = one.expand(-1, -1, *grid)
     else:
         whole = F.pad(box, (0, grid[1] - width, 0, grid[0] - height))
-    out = torch.zeros_like(operands.addresses)
+    out = torch.zeros_like(imageless.addresses)
     out[:, used, rows, columns] = b.space.of(gathered(b, b.map(whole)))[:, :, :height, :width]
     return b.map(out.where(live, 0))

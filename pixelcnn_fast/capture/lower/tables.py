@@ -91,7 +91,7 @@ def tabulated(
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
     elements, (sources, index) = b.space.decode(at), b.space.joined(at)
-    tables, channels = zip(*(_table_of(b, s) for s in (Constant(b.operands.zero), *sources)), strict=True)
+    tables, channels = zip(*(_table_of(b, s) for s in (Constant(b.imageless.zero), *sources)), strict=True)
     level = torch.stack([torch.cat(channels)[index], elements.image, elements.y, elements.x])
     varies = level[0] >= 0
     found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
@@ -110,7 +110,7 @@ def tabulated(
     if count > MOST_COLUMNS:
         raise Unsupported(f"it consists of {count} functions of a level, which is more than a table holds")
     given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
-    made = _real(function(*given, *(b.operands.constants(key) for key in keys[len(maps) :]))).to(b.dtype)
+    made = _real(function(*given, *(b.imageless.constants(key) for key in keys[len(maps) :]))).to(b.dtype)
     if width is None and torch.equal(made, given[0]):
         return b.map(at[0])
     steps = torch.arange(width or 1)
@@ -127,7 +127,7 @@ def tabulated(
         channel, image, y, x_ = (part[0, ..., None] for part in found)
         out = b.space.at(value, image, channel * len(live) + column[inverse], y, x_)
     if not bool(of_level.all()):
-        out = torch.where(of_level, out, b.operands.of_constant(made[0])[inverse])
+        out = torch.where(of_level, out, b.imageless.of_constant(made[0])[inverse])
     return b.map(out[..., 0] if width is None else out)
 
 
@@ -140,7 +140,7 @@ def _of_whole_tables(
         return None
     if not bool(x.addresses.all()):
         return None
-    numbers = [b.operands.constants(c.flatten()) for c in constants]
+    numbers = [b.imageless.constants(c.flatten()) for c in constants]
     to = {}
     for s in x.sources:
         i = b.instruction(s)

@@ -65,26 +65,26 @@ class Translation(LoweringContext):
         gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
-                with recorder.for_python():
-                    found = self.operands.memory.tensor(view)
+                with recorder.without_guards():
+                    found = self.imageless.memory.tensor(view)
                 recorder.guard(found)
             if call in gone:
-                with nullcontext() if call in decisive else recorder.for_python():
+                with nullcontext() if call in decisive else recorder.without_guards():
                     self._run_or_lower(call)
                 for slot in gone[call]:
                     self.storages.pop(slot, None)
         changed = written_by(recording.calls)
-        with recorder.for_python():
+        with recorder.without_guards():
             for slot, leaf in recording.leaves.items():
                 for name, view in leaf.parameters if slot in changed else ():
-                    recorder.written[name] = self.operands.memory.tensor(replace(view, slot=slot))
+                    recorder.written[name] = self.imageless.memory.tensor(replace(view, slot=slot))
 
     def _run_or_lower(self, call: Call) -> None:
         if not self.storages.keys().isdisjoint(call.read | call.written) or call.is_random:
             return self._lower(call)
         self.as_is.add(call)
         try:
-            self.operands.run(call)
+            self.imageless.run(call)
         except Unsupported:
             raise
         except Exception as error:  # such as a tensor that was resized
@@ -125,7 +125,7 @@ class Translation(LoweringContext):
         if (
             name in MOVEMENTS
             and not self._has_places(call, self.depends_on_image)
-            and not (name in MASKED and self._has_places(call, self.operands.is_given))
+            and not (name in MASKED and self._has_places(call, self.imageless.is_given))
         ):
             return self._moved(call)
         kinds = self._kinds(call)
@@ -175,8 +175,8 @@ class Translation(LoweringContext):
         """The map of a call on conditions, made again for each batch. result: what it gave."""
         given = (call.args, call.kwargs)
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
-        made = self.operands.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
-        return self.builder.map(self.operands.addresses(made))
+        made = self.imageless.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
+        return self.builder.map(self.imageless.addresses(made))
 
     def _given(self, view: View) -> View:
         """A condition that was written into a storage of features, as a tensor of its own."""
@@ -187,7 +187,7 @@ class Translation(LoweringContext):
         own = torch.arange(len(first)).view(-1, *[1] * (first.dim() - 1))
         if bool((first != first[:1]).any()) or bool(((images.image != own) & (images.source >= 0)).any()):
             raise Unsupported("it mixes the conditions of several images")
-        return self.operands.tensor_of(first[0], view.dtype)
+        return self.imageless.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
         """The maps of a call on constants in a storage of features: exact for products,
@@ -204,7 +204,7 @@ class Translation(LoweringContext):
 
         def argument(x: Any) -> Any:
             if isinstance(x, View):
-                constant = self.operands.constants(self.map(x).addresses)
+                constant = self.imageless.constants(self.map(x).addresses)
                 return constant.to(self.builder.dtype if x.dtype in dtypes else x.dtype)
             return self.builder.dtype if x in dtypes else size_at(x, self.n)
 
@@ -212,7 +212,7 @@ class Translation(LoweringContext):
         results = functional(call.name)(*args, **kwargs)
         if not is_exact:
             self.as_is.add(call)
-        return [self.builder.map(self.operands.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
+        return [self.builder.map(self.imageless.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
         """Whether a call computes truth values, or integers that wrap round."""
@@ -240,7 +240,7 @@ class Translation(LoweringContext):
         if value is None:
             value = call.kwargs.get("fill_value", call.args[-1])
         settings = dict(dtype=view.dtype, device=self.builder.device)
-        self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
+        self.imageless.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
         return []
 
     def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
@@ -281,9 +281,9 @@ class Translation(LoweringContext):
         for view, result in zip(call.results, results, strict=False):
             if view is None:
                 continue
-            is_known = view.slot in self.operands.memory or self.operands.is_given(view)
+            is_known = view.slot in self.imageless.memory or self.imageless.is_given(view)
             if view.slot not in self.storages and is_known:
-                whole = self.operands.whole[view.slot]
+                whole = self.imageless.whole[view.slot]
                 self.storages[view.slot] = ShadowStorage(whole, self.n, self.map(whole))
             if view.slot in self.storages:
                 self.storages[view.slot].write(view, self.n, result)

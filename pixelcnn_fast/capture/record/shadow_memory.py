@@ -1,7 +1,7 @@
 """Shadow memory: where the elements of tensors come from.
 
 Every element of every source has an address; 0 stands for a zero. A source is a value of
-the program, or an operand: a constant, or what depends on the condition alone. Each storage
+the program, or imageless: a constant, or what depends on the condition alone. Each storage
 has a parallel array of addresses, of which a view has its part, so that whatever moves or
 overwrites elements is followed.
 """
@@ -20,7 +20,7 @@ from pixelcnn_fast.program.calls import View, extent
 
 
 class Elements(NamedTuple):
-    """What each address stands for: source -1 for a zero; an operand's elements count as channels."""
+    """What each address stands for: source -1 for a zero; those of an imageless source count as channels."""
 
     source: Tensor
     image: Tensor
@@ -112,11 +112,11 @@ class AddressSpace:
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
 
-    def relative(self, operands: Tensor) -> Tensor:
-        """Addresses of operands, moved to where the first image has the same elements."""
-        elements = self.decode(operands)
+    def relative(self, imageless: Tensor) -> Tensor:
+        """Addresses of imageless elements, moved to where the first image has the same elements."""
+        elements = self.decode(imageless)
         first = torch.tensor(self._starts)[elements.source]
-        return torch.where(operands != 0, first + elements.channel, 0)
+        return torch.where(imageless != 0, first + elements.channel, 0)
 
     def source_of(self, addresses: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1

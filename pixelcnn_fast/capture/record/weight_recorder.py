@@ -53,7 +53,7 @@ class WeightRecorder(Recorder):
         super().__init__(1)
         self._guards: list[Guard] = []
         self._read: list[Guard] = []  # of numbers that the model's own code has read
-        self._is_for_python = False
+        self._makes_no_guards = False
         self.written: dict[str, Tensor] = {}  # weights, by name, as the model has left them
         for leaf in () if model is None else model.leaves.values():
             if leaf.parameters:
@@ -76,7 +76,7 @@ class WeightRecorder(Recorder):
         if not any(isinstance(x, Tensor) and self.depends_on(x) for x in leaves((args, kwargs))):
             return func(*args, **(kwargs or {}))
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        for x in () if self._is_for_python else leaves(out):
+        for x in () if self._makes_no_guards else leaves(out):
             if isinstance(x, Tensor) and not x.is_floating_point() and self.depends_on(x):
                 view = self.view(x)
                 self._guards.append(Guard(view, x.clone(), len(self.recording.calls), asking.is_for_more))
@@ -93,18 +93,18 @@ class WeightRecorder(Recorder):
         return {name for leaf in leaves for name, _ in leaf.parameters}
 
     @contextmanager
-    def for_python(self) -> Iterator[None]:
-        """A context within which only what ``guard`` is called for becomes a guard."""
-        self._is_for_python = True
+    def without_guards(self) -> Iterator[None]:
+        """A context within which decisions on weights make no guards."""
+        self._makes_no_guards = True
         try:
             yield
         finally:
-            self._is_for_python = False
+            self._makes_no_guards = False
 
     def guard(self, tensor: Tensor) -> None:
         """Lets weights be evaluated again only if this tensor, which Python has read, is the same."""
         if self.depends_on(tensor):
-            with self.for_python():
+            with self.without_guards():
                 kept = tensor.clone()
             self._read.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 

@@ -33,7 +33,7 @@ from pixelcnn_fast.runtimes.cuda.kernels import (
 )
 from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_not_compiled
+from pixelcnn_fast.runtimes.native_program import native_job, native_program, why_no_native_program
 
 # Used unless precision= says another.
 MATH_BY_DTYPE = {dtype: math for math, dtype in DTYPES.items()}
@@ -57,7 +57,7 @@ def limits_of(device: torch.device) -> Limits:
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
-    if (why := why_not_compiled(program, head)) is not None:
+    if (why := why_no_native_program(program, head)) is not None:
         return why
     if program.device.type != "cuda":
         return f"the model is on {program.device}: use model.cuda()"

@@ -28,7 +28,7 @@ FEW = smoke.CASES["bf16"]._replace(images=2)
 
 def emulated(model: nn.Module, shape: smoke.Shape, precision: Precision) -> CudaRuntime:
     sampler = Sampler(model, shape, precision=precision)
-    found, limits = sampler._engine.compiled_program, Limits(227 << 10, 132, max(CLUSTERS))
+    found, limits = sampler._engine.require_compiled(), Limits(227 << 10, 132, max(CLUSTERS))
     return CudaRuntime(
         found.program_for("cuda"), found.conditions, sampler.head, precision, EmulatedKernels(), limits
     )

@@ -79,7 +79,7 @@ def rehearsed(monkeypatch):
 
     def runtime_of(model, shape, precision):
         sampler = Sampler(model, shape, precision=precision)
-        found = sampler._engine.compiled_program
+        found = sampler._engine.require_compiled()
         limits = Limits(227 << 10, 8, max(CLUSTERS))
         return CudaRuntime(
             found.program_for("cuda"), found.conditions, sampler.head, precision, Counted(), limits

@@ -87,7 +87,7 @@ class Kernels:
 
 def runtime(kernels: Kernels) -> CudaRuntime:
     sampler = Sampler(pixelcnn(), SHAPE)
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     limits = Limits(1 << 16, 2)
     found = CudaRuntime(
         captured.program_for("cuda"), captured.conditions, sampler.head, kernels=kernels, limits=limits
@@ -228,7 +228,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def runtime_on_gpu() -> CudaRuntime:
     sampler = Sampler(pixelcnn(), SHAPE)
-    captured = sampler._engine.compiled_program
+    captured = sampler._engine.require_compiled()
     program = replace(captured.program_for("cuda"), device=GPU)
     limits = Limits(1 << 16, 20)
     return CudaRuntime(program, captured.conditions, sampler.head, kernels=Kernels(), limits=limits)
@@ -269,7 +269,7 @@ def test_which_gpus_have_clusters() -> None:
 def test_why_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch, why: str, given: dict[str, Any]) -> None:
     sampler = Sampler(pixelcnn(), SHAPE)
     of_program = {"device": GPU, **{name: given[name] for name in given if name in ("device", "dtype")}}
-    program = replace(sampler._engine.compiled_program.program_for("cuda"), **of_program)
+    program = replace(sampler._engine.require_compiled().program_for("cuda"), **of_program)
     capability = given.get("capability", (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", given.get("hip"))

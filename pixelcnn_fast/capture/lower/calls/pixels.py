@@ -14,7 +14,7 @@ from pixelcnn_fast.capture.lower.arithmetic import added, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import halves
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
-from pixelcnn_fast.capture.lower.materialize import divided, of_operands, windowed
+from pixelcnn_fast.capture.lower.materialize import divided, of_imageless, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
@@ -47,7 +47,7 @@ def convolved(
     groups: int = 1,
 ) -> Map:
     """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
-    features, operands = divided(b, windowed(b, x))
+    features, imageless = divided(b, windowed(b, x))
     columns = weight.detach().permute(2, 3, 1, 0)
     if groups > 1:
         columns = _ungrouped(columns, groups)
@@ -55,13 +55,13 @@ def convolved(
     axes = [*zip(x.shape[2:], taps, padding, dilation, strict=True)]
     height, width = (size + 2 * pad - by * (count - 1) for size, count, pad, by in axes)
     rows, across = ([i * by - pad for i in range(count)] for _, count, pad, by in axes)
-    planes = None if operands is None else of_operands(b, operands)
+    planes = None if imageless is None else of_imageless(b, imageless)
     parts = [features] if planes is None else [features, planes]
     result = b.convolution(parts, [*product(rows, across)], columns.flatten(0, 1), bias, (height, width))
-    if operands is None or planes is not None:
+    if imageless is None or planes is not None:
         return result
     whole = columns.permute(3, 2, 0, 1).to(b.dtype)
-    of_rest = b.operands.convolved(operands.addresses, whole, padding, dilation)
+    of_rest = b.imageless.convolved(imageless.addresses, whole, padding, dilation)
     return added(b, result, b.map(of_rest))
 
 

@@ -17,8 +17,8 @@ from pixelcnn_fast.capture.lower.calls.registry import (
     lowers_to_steps,
 )
 from pixelcnn_fast.capture.lower.final_softmax import final_softmax, log_softmax, made_by
+from pixelcnn_fast.capture.lower.imageless import Steps
 from pixelcnn_fast.capture.lower.materialize import copied, materialised
-from pixelcnn_fast.capture.lower.operands import Steps
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View

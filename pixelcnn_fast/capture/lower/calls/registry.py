@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower.arithmetic import stepped
 from pixelcnn_fast.capture.lower.builder import Builder
-from pixelcnn_fast.capture.lower.operands import Operands, Steps
+from pixelcnn_fast.capture.lower.imageless import Imageless, Steps
 from pixelcnn_fast.capture.record.recorder import Recording
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Map, ShadowStorage, Unknown, Value
 from pixelcnn_fast.errors import Unsupported
@@ -37,9 +37,9 @@ class LoweringContext:
         self.n, channels, height, width = shape
         self._as_exact = no_narrower_than(own) | {torch.float64}  # what features may be in
         self.space = AddressSpace(self.n, height, width)
-        self.operands = Operands(recording, self.space, dtype, device)
+        self.imageless = Imageless(recording, self.space, dtype, device)
         levels = None if levels is None else levels.to(dtype)
-        self.builder = Builder(self.space, self.operands, channels, levels)
+        self.builder = Builder(self.space, self.imageless, channels, levels)
         assert recording.images is not None
         images = self.space.of(self.builder.images).view(recording.images.at(self.n)[0])
         self.storages = {
@@ -49,10 +49,10 @@ class LoweringContext:
     def map(self, x: Any) -> Map:
         if not isinstance(x, View):
             constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
-            return self.builder.map(self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
+            return self.builder.map(self.imageless.of_constant(constant, of_weights=isinstance(x, Tensor)))
         if x.slot in self.storages:
             return self.storages[x.slot].read(x, self.n, self.space)
-        return self.builder.map(self.operands.addresses(x))
+        return self.builder.map(self.imageless.addresses(x))
 
     def depends_on_image(self, x: Any) -> bool:
         if not isinstance(x, View) or x.slot not in self.storages:
@@ -63,13 +63,13 @@ class LoweringContext:
         """x as a number or tensor, in the program's dtype unless ``as_is``. Raises Unsupported if it varies."""
         if any(isinstance(view, View) and view.slot in self.storages for view in leaves(x)):
             raise Unsupported("one of its arguments must be constant, and depends on the image")
-        if any(isinstance(view, View) and self.operands.is_given(view) for view in leaves(x)):
+        if any(isinstance(view, View) and self.imageless.is_given(view) for view in leaves(x)):
             raise Unsupported(
                 "one of its arguments depends on the condition: only operands of sums and products may"
             )
 
         def found(x: Any) -> Any:
-            constant = self.operands.memory.tensor(x) if isinstance(x, View) else size_at(x, self.n)
+            constant = self.imageless.memory.tensor(x) if isinstance(x, View) else size_at(x, self.n)
             is_real = isinstance(constant, Tensor) and constant.is_floating_point()
             return constant.to(self.builder.dtype) if is_real and not as_is else constant
 

@@ -37,7 +37,7 @@ CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Operands:
+class Imageless:
     """Runs the calls on weights as they come, and collects those on conditions."""
 
     def __init__(
@@ -179,7 +179,7 @@ class Operands:
         return int(self.of_constant(found.elements))
 
     def _elements(self, found: Source) -> View:
-        """The elements of an operand, [N, R], in the model's dtype."""
+        """The elements of an imageless source, [N, R], in the model's dtype."""
         if isinstance(found, Constant):
             return self.constant(found.elements.to(self.dtype))
         assert isinstance(found, OfCondition)
@@ -187,7 +187,7 @@ class Operands:
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
     def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
-        """The convolution of operands. x: addresses, [N, C, h, w] -> addresses."""
+        """The convolution of imageless elements. x: addresses, [N, C, h, w] -> addresses."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
@@ -204,7 +204,7 @@ class Operands:
         )
 
     def tensor_of(self, addresses: Tensor, as_dtype: torch.dtype) -> View:
-        """Operands of one image, by address, as a tensor [N, ...] of the calls on conditions."""
+        """Imageless elements of one image, by address, as a tensor [N, ...] of the calls on conditions."""
         found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
         if isinstance(found, Tensor):
             return self.constant(found.to(as_dtype).contiguous())
@@ -216,7 +216,7 @@ class Operands:
     # -- as operands of steps
 
     def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
-        """Operands of one image, by address: a constant, or what is looked up for each condition."""
+        """Imageless elements of one image, by address: a constant, or what is looked up for each condition."""
         found, index = self.space.joined(addresses)
         given = [source for source in found if isinstance(source, OfCondition)]
         if not given:

@@ -17,8 +17,8 @@ from pixelcnn_fast.user_model.tensors import is_in_memory, span
 LOOKED_AT = 1024  # elements of each tensor
 
 
-class Changes:
-    """Watches a model, without keeping it alive; true once it differs from the snapshot.
+class LiveModel:
+    """The user's own model, held weakly, and what it was like when a sampler was built from it.
 
     Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them.
     So a few elements of each tensor are looked at, too. If any of this is not what it was,
@@ -34,10 +34,11 @@ class Changes:
 
     @property
     def model(self) -> nn.Module | None:
+        """None if it is gone."""
         return self._model()
 
-    def __bool__(self) -> bool:
-        """Whether the model has changed. One that is gone does not change."""
+    def has_changed(self) -> bool:
+        """Whether the model is not what it was. One that is gone does not change."""
         if (model := self._model()) is None:
             return False
         now = Contents(model)
@@ -64,7 +65,7 @@ class _Look:
 
     @torch.no_grad()
     def __init__(self, held: Contents, tensors: Sequence[Tensor]) -> None:
-        self._values = held.values
+        self._settings = held.settings
         views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         self._marks = []
         for x in tensors:
@@ -75,7 +76,7 @@ class _Look:
         self._elements = _bits(self._views)
 
     def tells_no_change(self, now: Contents, present: Sequence[Tensor]) -> bool:
-        if len(present) != len(self._marks) or not are_same(now.values, self._values):
+        if len(present) != len(self._marks) or not are_same(now.settings, self._settings):
             return False
         are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
         return are_there and torch.equal(_bits(self._views), self._elements)
