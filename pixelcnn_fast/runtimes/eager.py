@@ -36,7 +36,7 @@ class EagerRuntime(Runtime):
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, job.values[:, :, y, x], skip_output=not wanted)
                     if wanted:
-                        found = caches.row(self._program.outputs[draw], y)[:, x]
+                        found = caches.view(self._program.outputs[draw], y, x)
                         parameters = found.unflatten(-1, (-1, self._program.parameters))
                         job.draw_pixel(y, x, draw, draws, parameters, self._head)
                 caches.pixel_phase(y, x, draws, job.values[:, :, y, x])
@@ -85,14 +85,14 @@ class _Caches:
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
         """What an instruction's row runs add up to, for row y: [n, W, channels]."""
-        windows = [(self._windows(run, y), run.weight) for run in i.row_runs]
+        windows = [(self._window(run, y, None), run.weight) for run in i.row_runs]
         self._partial[i.out] = self._sum(i.instruction, windows, None, (self._n, self._width))
         return self._partial[i.out]
 
     def sum_at_pixel(self, i: PhasedInstruction, y: int, x: int) -> Tensor:
         """What its row runs and its pixel runs add up to, at pixel (y, x): [n, channels]."""
         partial = self._partial[i.out][:, x] if i.row_runs else None
-        windows = [(self._windows(run, y)[:, x], run.weight) for run in i.pixel_runs]
+        windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
         return self._sum(i.instruction, windows, partial, (self._n,))
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
@@ -123,21 +123,18 @@ class _Caches:
 
     # -- views of the caches
 
-    def _ring(self, value: int, y: int) -> Tensor:
+    def view(self, value: int, y: int, x: int | None, dx: int = 0, width: int = 1) -> Tensor:
+        """``width`` adjacent pixels from column x + dx of row y on, [n, width * channels]; if x
+        is None, those of each pixel of the row, [n, W, width * channels], which overlap."""
         rows = self._rows[value]
-        return rows[y % rows.shape[0]]
+        per_row, per_image, channels, _ = rows.stride()
+        start = (y % rows.shape[0]) * per_row + (self._program.storage[value].pad_left + dx) * channels
+        if x is None:
+            return rows.as_strided((self._n, self._width, width * channels), (per_image, channels, 1), start)
+        return rows.as_strided((self._n, width * channels), (per_image, 1), start + x * channels)
 
-    def row(self, value: int, y: int, dx: int = 0) -> Tensor:
-        """Row y, from column dx on: [n, W, channels]."""
-        return self._ring(value, y).narrow(1, self._program.storage[value].pad_left + dx, self._width)
-
-    def _windows(self, run: Run, y: int) -> Tensor:
-        """What a run reads for each pixel of row y: an overlapping view [n, W, width * channels]."""
-        row = self._ring(run.source, y + run.dy)
-        channels = row.shape[2]
-        offset = row.storage_offset() + (self._program.storage[run.source].pad_left + run.dx) * channels
-        size = (self._n, self._width, run.width * channels)
-        return row.as_strided(size, (row.stride(0), channels, 1), offset)
+    def _window(self, run: Run, y: int, x: int | None) -> Tensor:
+        return self.view(run.source, y + run.dy, x, run.dx, run.width)
 
 
 class _Around(Surroundings):
@@ -152,11 +149,8 @@ class _Around(Surroundings):
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
 
-    def _here(self, row: Tensor) -> Tensor:
-        return row if self._x is None else row[:, self._x]
-
     def value(self, read: Read) -> Tensor:
-        return self._here(self._caches.row(read.value, self._y + read.dy, read.dx))
+        return self._caches.view(read.value, self._y + read.dy, self._x, read.dx)
 
     def summed(self, i: Instruction) -> Tensor:
         if self._x is None:
@@ -166,7 +160,7 @@ class _Around(Surroundings):
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self._caches.conditions[operand]
         if operand.varies_over_pixels:
-            return self._here(x[:, self._y])
+            return x[:, self._y] if self._x is None else x[:, self._y, self._x]
         return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:
