@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import ChainMap
 from dataclasses import dataclass
-from itertools import chain
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.instruction import Instruction
-from pixelcnn_fast.program.operands import Connection
 from pixelcnn_fast.program.program import Program
-from pixelcnn_fast.program.receptive_field.seen import FieldShape, Seen, nothing, seen_by
+from pixelcnn_fast.program.receptive_field.seen import FieldShape, Reading, Seen, nothing, readings, seen_by
 from pixelcnn_fast.program.recurrence import components
 
 
@@ -51,17 +49,17 @@ def receptive_fields(program: Program) -> dict[int, Field]:
     found: dict[int, Seen] = {}
     solved: dict[tuple, list[Seen]] = {}
     for component in components(program.instructions):
-        connections = {i: list(i.connections(channels.__getitem__)) for i in component.instructions}
+        reads = {i: readings(i, channels.__getitem__) for i in component.instructions}
         if component.is_recurrence:
-            found |= _seen_in_recurrence(connections, found, shape, solved)
+            found |= _seen_in_recurrence(reads, found, shape, solved)
         else:
-            found |= {i.out: seen_by(i, own, found, shape) for i, own in connections.items()}
+            found |= {i.out: seen_by(i, own, found, shape) for i, own in reads.items()}
     _known[program] = {out: Field(*map(torch.from_numpy, seen)) for out, seen in found.items()}
     return _known[program]
 
 
 def _seen_in_recurrence(
-    connections: dict[Instruction, list[Connection]],
+    reads: dict[Instruction, list[Reading]],
     known: dict[int, Seen],
     shape: FieldShape,
     solved: dict[tuple, list[Seen]],
@@ -69,21 +67,25 @@ def _seen_in_recurrence(
     """The least that agrees with what each value reads of the others. solved: what was
     found before, by what is read: most layers see all that comes before, so the next one
     reads the same."""
-    number = {i.out: k for k, i in enumerate(connections)}
+    number = {i.out: k for k, i in enumerate(reads)}
 
-    def told(connection: Connection) -> tuple:
-        read = connection.read
-        source = (number[read.value],) if read.value in number else (x.tobytes() for x in known[read.value])
-        return read.dy, read.dx, *source, connection.channels.cpu().numpy().tobytes()
+    def told(value: int, dy: int, dx: int, channels: np.ndarray) -> tuple:
+        source = (number[value],) if value in number else (x.tobytes() for x in known[value])
+        return dy, dx, *source, channels.tobytes()
 
-    key = tuple((i.channels, *map(told, own)) for i, own in connections.items())
+    key = tuple((i.channels, *(told(*each) for each in own)) for i, own in reads.items())
     if key not in solved:
-        found, before = {i.out: nothing(i, shape) for i in connections}, dict[int, Seen]()
-        every = ChainMap(found, known)
-        while not before or not all(map(np.array_equal, chain(*before.values()), chain(*found.values()))):
-            before = dict(found)
-            for i, own in connections.items():
-                found[i.out] = seen_by(i, own, every, shape)
+        found = {i.out: nothing(i, shape) for i in reads}
+        every, late = ChainMap(found, known), set(reads)  # late: they read what is another by now
+        while late:
+            for i in reads:
+                if i not in late:
+                    continue
+                late.remove(i)
+                seen = seen_by(i, reads[i], every, shape)
+                if not all(map(np.array_equal, seen, found[i.out])):
+                    found[i.out] = seen
+                    late |= {j for j, own in reads.items() if any(each.value == i.out for each in own)}
         solved[key] = list(found.values())
     return dict(zip(number, solved[key], strict=True))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from pixelcnn_fast.program.instruction import Instruction
-from pixelcnn_fast.program.operands import Connection
 
 FieldShape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
 
@@ -24,8 +23,22 @@ def nothing(i: Instruction, shape: FieldShape) -> Seen:
     return Seen(np.zeros(i.channels, np.int64), np.zeros((1, *shape), bool))
 
 
+class Reading(NamedTuple):
+    """A ``Connection`` in NumPy: a value, where it is read, bool [channels, its channels]."""
+
+    value: int
+    dy: int
+    dx: int
+    channels: np.ndarray
+
+
+def readings(i: Instruction, channels_of: Callable[[int], int]) -> list[Reading]:
+    found = ((each.read, each.channels.cpu().numpy()) for each in i.connections(channels_of))
+    return [Reading(read.value, read.dy, read.dx, channels) for read, channels in found]
+
+
 def seen_by(
-    i: Instruction, connections: Iterable[Connection], known: Mapping[int, Seen], shape: FieldShape
+    i: Instruction, readings: Iterable[Reading], known: Mapping[int, Seen], shape: FieldShape
 ) -> Seen:
     """What its channels see. known: what the values see that it reads."""
     parts: list[np.ndarray] = []
@@ -35,11 +48,10 @@ def seen_by(
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
         parts.append(own)
         reads.append(levels.numpy())
-    for connection in connections:
-        read = connection.read
-        group, seen = known[read.value]
-        parts.append(shifted(seen, read.dy, read.dx))
-        reads.append(product(connection.channels.cpu().numpy(), group[:, None] == np.arange(len(seen))))
+    for value, dy, dx, channels in readings:
+        group, seen = known[value]
+        parts.append(shifted(seen, dy, dx))
+        reads.append(product(channels, group[:, None] == np.arange(len(seen))))
     if not parts:
         return nothing(i, shape)
     every, of_which = np.concatenate(parts), np.concatenate(reads, 1)
