@@ -23,7 +23,7 @@ from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.refresh.snapshot import Snapshot
-from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
+from pixelcnn_fast.runtimes import ON_CPU, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
@@ -190,7 +190,7 @@ class Engine:
         if self.preferred != "auto":
             return self.preferred
         program, head = self.require_compiled().program, self.model.head
-        if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
+        if why_not_cpu(program, head) is None and self.precision in ON_CPU:
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
             return "cuda"
@@ -212,7 +212,7 @@ class Engine:
         found, head, precision = self.compiled, self.model.head, self.precision
         if name == "cuda":
             return CudaRuntime(found.program_for(name), found.conditions, head, precision)
-        if precision == "fp16" and name == "cpu":
+        if name == "cpu" and precision not in ON_CPU:
             raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
             return CpuRuntime(found.program_for(name), found.conditions, head, precision)

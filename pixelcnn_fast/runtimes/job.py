@@ -96,7 +96,8 @@ class Runtime(ABC):
     """Executes jobs. All runtimes give the same images for the same noise, up to rounding."""
 
     @abstractmethod
-    def run(self, job: Job) -> None: ...
+    def run(self, job: Job) -> None:
+        """Fills what the job wants. Raises NonFiniteLogits, and what ``on_row`` raises."""
 
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
         """Gets ready for batches of so many images. Raises RuntimeUnavailable, saying why."""

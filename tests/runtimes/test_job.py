@@ -1,4 +1,4 @@
-"""What happens at one pixel, where values may be known: ``Job.settle``."""
+"""What happens at one pixel, where values may be known: ``Job.draw_pixel``."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from pixelcnn_fast.heads import Categorical, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.steps import KINDS
-from pixelcnn_fast.runtimes import native_program
+from pixelcnn_fast.runtimes import DTYPES, ON_CPU, PRECISIONS, native_program
 from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
 
@@ -66,6 +66,10 @@ def test_an_unknown_name_is_refused(field, value):
     changed = replace(whole, instructions=[replace(whole.instructions[0], **{field: value})])
     with pytest.raises(ValueError, match=value):
         required().CpuSampler(changed, False, "same")
+
+
+def test_each_precision_is_in_the_schema():
+    assert set(PRECISIONS) == {"same", *DTYPES} - {"fp32"} and set(PRECISIONS) >= ON_CPU
 
 
 @needs_native

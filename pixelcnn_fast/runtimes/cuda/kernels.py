@@ -46,14 +46,20 @@ class Instance(NamedTuple):
 class Kernel(Protocol):
     """A kernel that is ready to be launched: ``LoadedKernel`` on a GPU."""
 
-    def launch(self, how: Launch, parameters: bytes, stream: int) -> None: ...
-    def clusters_at_once(self, how: Launch) -> int: ...
+    def launch(self, how: Launch, parameters: bytes, stream: int) -> None:
+        """Puts it on a stream of CUDA, and does not wait for it."""
+
+    def clusters_at_once(self, how: Launch) -> int:
+        """How many clusters the device runs at the same time."""
+        ...
 
 
 class Kernels(Protocol):
     """Where a runtime gets them: ``DeviceKernels``, but on the host in tests."""
 
-    def get(self, instance: Instance) -> Kernel: ...
+    def get(self, instance: Instance) -> Kernel:
+        """The kernel, compiled if need be."""
+        ...
 
 
 def largest_cluster(capability: tuple[int, int]) -> int:

@@ -47,6 +47,7 @@ class LoweringContext:
         }
 
     def map(self, x: Any) -> Map:
+        """What an argument is made of: a view, or else a constant."""
         if not isinstance(x, View):
             constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
             return self.builder.map(self.imageless.of_constant(constant, of_weights=isinstance(x, Tensor)))
@@ -55,6 +56,7 @@ class LoweringContext:
         return self.builder.map(self.imageless.addresses(x))
 
     def depends_on_image(self, x: Any) -> bool:
+        """Whether an argument does, so that it can't be handed to a call on constants."""
         if not isinstance(x, View) or x.slot not in self.storages:
             return False
         return not self.map(x).kinds.isdisjoint((Value, Unknown))
