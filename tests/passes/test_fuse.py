@@ -84,3 +84,8 @@ def test_fused_where_it_is_read_once(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     verify(fused)
     assert len(fused.instructions) == left, str(fused)
+
+
+def test_an_output_that_another_output_is_made_of_stays() -> None:
+    instructions = (LEVELS, convolution(1), then(2, 1, Step("relu")))
+    assert len(fuse(Program((2, 4, 5), C, instructions, (1, 2), torch.float64)).instructions) == 3
