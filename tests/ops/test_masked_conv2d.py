@@ -225,6 +225,17 @@ def test_the_result_is_laid_out_as_x(layout):
         assert_right(other, y, y)
 
 
+@pytest.mark.parametrize("size", [(1, 0), (0, 4)])
+def test_gradients_of_padding_alone(size: tuple[int, int]) -> None:
+    """An image without pixels, whose result has some."""
+    x, weight = torch.zeros(2, 16, *size, requires_grad=True), torch.rand(5, 16, 3, 1, requires_grad=True)
+    bias = torch.rand(5, requires_grad=True)
+    result = ops.masked_conv2d(x, weight, bias, torch.ones_like(weight), padding=2)
+    of_x, of_weight, of_bias = torch.autograd.grad(result.sum(), (x, weight, bias))
+    assert of_x.shape == x.shape and not of_weight.any()
+    assert of_bias.tolist() == [result[:, 0].numel()] * 5
+
+
 def test_dead_weights_do_not_matter_and_inputs_are_not_written():
     x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 5)
     copies = [t.clone() for t in (x, weight, bias, mask)]

@@ -214,7 +214,7 @@ def _input_gradient(
         grad_x = reference.input_gradient(grad, weight * mask, size, padding, dilation)
         return grad_x.contiguous(memory_format=layout)
     grad_x = _like_input(grad, size, channels_last)
-    if not grad.numel():
+    if not grad.numel() or not grad_x.numel():
         return grad_x.zero_()
     grad_x = pooled(grad_x)
     required().masked_conv2d_input_gradient(
