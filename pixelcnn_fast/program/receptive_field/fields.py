@@ -69,13 +69,14 @@ def _seen_in_recurrence(
     reads the same."""
     number = {i.out: k for k, i in enumerate(reads)}
 
-    def told(value: int, dy: int, dx: int, channels: np.ndarray) -> tuple:
+    def told(value: int, dy: int, dx: int, channels: np.ndarray, by_all: bool) -> tuple:
         source = (number[value],) if value in number else (x.tobytes() for x in known[value])
         return dy, dx, *source, channels.tobytes()
 
     key = tuple((i.channels, *(told(*each) for each in own)) for i, own in reads.items())
     if key not in solved:
         found = {i.out: nothing(i, shape) for i in reads}
+        readers = {i.out: {j for j, own in reads.items() if i.out in (x.value for x in own)} for i in reads}
         every, late = ChainMap(found, known), set(reads)  # late: they read what is another by now
         while late:
             for i in reads:
@@ -85,7 +86,7 @@ def _seen_in_recurrence(
                 seen = seen_by(i, reads[i], every, shape)
                 if not all(map(np.array_equal, seen, found[i.out])):
                     found[i.out] = seen
-                    late |= {j for j, own in reads.items() if any(each.value == i.out for each in own)}
+                    late |= readers[i.out]
         solved[key] = list(found.values())
     return dict(zip(number, solved[key], strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,39 +24,43 @@ def nothing(i: Instruction, shape: FieldShape) -> Seen:
 
 
 class Reading(NamedTuple):
-    """A ``Connection`` in NumPy: a value, where it is read, bool [channels, its channels]."""
+    """A ``Connection`` in NumPy: a value, where it is read, bool [channels, its channels],
+    and whether all channels read some of it."""
 
     value: int
     dy: int
     dx: int
     channels: np.ndarray
+    by_all: bool
 
 
 def readings(i: Instruction, channels_of: Callable[[int], int]) -> list[Reading]:
     found = ((each.read, each.channels.cpu().numpy()) for each in i.connections(channels_of))
-    return [Reading(read.value, read.dy, read.dx, channels) for read, channels in found]
+    return [Reading(read.value, read.dy, read.dx, each, bool(each.any(1).all())) for read, each in found]
 
 
 def seen_by(
-    i: Instruction, readings: Iterable[Reading], known: Mapping[int, Seen], shape: FieldShape
+    i: Instruction, readings: Sequence[Reading], known: Mapping[int, Seen], shape: FieldShape
 ) -> Seen:
     """What its channels see. known: what the values see that it reads."""
+    levels = i.levels_seen(shape[0])
+    if levels is None and all(by_all and len(known[value].seen) == 1 for value, *_, by_all in readings):
+        seen = np.zeros((1, *shape), bool)  # the usual case: all channels see the same
+        for value, dy, dx, *_ in readings:
+            seen |= shifted(known[value].seen, dy, dx)
+        return Seen(np.zeros(i.channels, np.int64), seen)
     parts: list[np.ndarray] = []
     reads: list[np.ndarray] = []
-    if (levels := i.levels_seen(shape[0])) is not None:
+    if levels is not None:
         own = np.zeros((shape[0], *shape), bool)
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
         parts.append(own)
         reads.append(levels.numpy())
-    for value, dy, dx, channels in readings:
+    for value, dy, dx, channels, _ in readings:
         group, seen = known[value]
         parts.append(shifted(seen, dy, dx))
         reads.append(product(channels, group[:, None] == np.arange(len(seen))))
-    if not parts:
-        return nothing(i, shape)
     every, of_which = np.concatenate(parts), np.concatenate(reads, 1)
-    if (of_which == of_which[:1]).all():  # all channels see the same
-        return Seen(np.zeros(i.channels, np.int64), every[of_which[0]].any(0, keepdims=True))
     kinds, kind = distinct(of_which)
     seen, merged = distinct(product(kinds, every.reshape(len(every), -1)))
     return Seen(merged[kind], seen.reshape(-1, *shape))
