@@ -97,19 +97,11 @@ struct type_caster<cpu::LogitsTensor> {
 
 // A struct, from any object that has its fields as attributes.
 template <class Struct>
-struct NamedCaster {
+  requires requires(Struct& of) { each_field(of, [](auto&&...) {}); }
+struct type_caster<Struct> {
   PYBIND11_TYPE_CASTER(Struct, const_name("object"));
   bool load(handle source, bool) { return pcf::read(source, value), true; }
 };
-
-template <>
-struct type_caster<cpu::MaskedWeight> : NamedCaster<cpu::MaskedWeight> {};
-template <>
-struct type_caster<cpu::Geometry> : NamedCaster<cpu::Geometry> {};
-template <>
-struct type_caster<cpu::ConvEpilogue> : NamedCaster<cpu::ConvEpilogue> {};
-template <>
-struct type_caster<cpu::StateToState> : NamedCaster<cpu::StateToState> {};
 
 }  // namespace pybind11::detail
 

@@ -69,11 +69,12 @@ def _seen_in_recurrence(
     reads the same."""
     number = {i.out: k for k, i in enumerate(reads)}
 
-    def told(value: int, dy: int, dx: int, channels: np.ndarray, by_all: bool) -> tuple:
+    def told(each: Reading) -> tuple:
+        value = each.value
         source = (number[value],) if value in number else (x.tobytes() for x in known[value])
-        return dy, dx, *source, channels.tobytes()
+        return each.dy, each.dx, *source, each.channels.tobytes()
 
-    key = tuple((i.channels, *(told(*each) for each in own)) for i, own in reads.items())
+    key = tuple((i.channels, *map(told, own)) for i, own in reads.items())
     if key not in solved:
         found = {i.out: nothing(i, shape) for i in reads}
         readers = {i.out: {j for j, own in reads.items() if i.out in (x.value for x in own)} for i in reads}

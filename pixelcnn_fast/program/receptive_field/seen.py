@@ -45,10 +45,10 @@ def seen_by(
     """What its channels see. known: what the values see that it reads."""
     levels = i.levels_seen(shape[0])
     if levels is None and all(by_all and len(known[value].seen) == 1 for value, *_, by_all in readings):
-        seen = np.zeros((1, *shape), bool)  # the usual case: all channels see the same
+        group, seen = nothing(i, shape)  # the usual case: all channels see the same
         for value, dy, dx, *_ in readings:
             seen |= shifted(known[value].seen, dy, dx)
-        return Seen(np.zeros(i.channels, np.int64), seen)
+        return Seen(group, seen)
     parts: list[np.ndarray] = []
     reads: list[np.ndarray] = []
     if levels is not None:
