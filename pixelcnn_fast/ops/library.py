@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Callable, Collection
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
+from itertools import compress
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def define(
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             library.impl(name, _autocast(overload, device, key, positions), key)
     if backward is not None:
-        _register_backward(name, names, backward, list(results))
+        _register_backward(name, declared, backward, list(results))
 
     def call(*args: Any) -> Any:
         if _bare(args):
@@ -113,32 +114,38 @@ def _by_position(function: functools.partial) -> Callable:
     return lambda *args: whole(*args[:at], value, *args[at:])
 
 
-def _register_backward(name: str, names: list[str], backward: Callable, results: list[str]) -> None:
-    parameters = list(_signature(backward).parameters)
+def _register_backward(name: str, declared: Signature, backward: Callable, results: list[str]) -> None:
+    names, parameters = list(declared.parameters), list(_signature(backward).parameters)
     differentiable = parameters.index("needed")
     read = parameters[differentiable + 1 :]
+    others = [each for each in read if each in names and not _is_tensor(declared.parameters[each])]
+    tensors = [each for each in read if each not in others]
+    at_tensors, at_others = ([(names + results).index(each) for each in part] for part in (tensors, others))
 
     def save(ctx: Any, inputs: tuple, output: Any) -> None:
-        known = dict(zip(names, inputs, strict=True))
+        known = inputs
         if results:
-            known |= dict(zip(results, output, strict=True))
+            known += output
             ctx.mark_non_differentiable(*output[differentiable:])
             ctx.set_materialize_grads(False)  # else zeros would be made for them
-        ctx.tensors = [each for each in read if known[each] is None or isinstance(known[each], Tensor)]
-        ctx.save_for_backward(*(known[each] for each in ctx.tensors))
-        ctx.others = {each: known[each] for each in read if each not in ctx.tensors}
+        ctx.save_for_backward(*[known[i] for i in at_tensors])
+        ctx.others = [known[i] for i in at_others]
 
     def run(ctx: Any, *gradients: Tensor | None) -> tuple:
         given = gradients[:differentiable]
         if all(gradient is None for gradient in given):
             return (None,) * len(names)
         # PyTorch leaves out last arguments that have their default.
-        needed = {each for each, is_needed in zip(names, ctx.needs_input_grad, strict=False) if is_needed}
-        saved = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
-        found = backward(*given, needed, **saved, **ctx.others)
-        return tuple(found[each] if each in needed else None for each in names)
+        needed = set(compress(names, ctx.needs_input_grad))
+        saved = zip(tensors + others, (*ctx.saved_tensors, *ctx.others), strict=True)
+        found = backward(*given, needed, **dict(saved))
+        return tuple([found[each] if each in needed else None for each in names])
 
     torch.library.register_autograd(f"{NAME}::{name}", run, setup_context=save, lib=library)
+
+
+def _is_tensor(argument: Parameter) -> bool:
+    return argument.annotation in (Tensor, Tensor | None)
 
 
 def differentiable_once(name: str) -> None:
