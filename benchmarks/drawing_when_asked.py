@@ -1,48 +1,63 @@
-"""What cases/busy.py starts, to take turns: draws an image for each line of standard input, and says how long it took.
+"""What elsewhere.py starts, to take turns: draws images for each line of standard input, and says how long it took.
 
 It may run with a package of another commit, so it asks for nothing but models and samplers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.models import PixelRNN
+from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from pixelcnn_fast.sampler import Sampler
 
-TINY: dict[str, Any] = dict(hidden_channels=32, n_layers=1)
+SMALL: dict[str, Any] = dict(input_channels=1, hidden_channels=64)
 MODELS: dict[str, dict[str, Any]] = {
     "Row LSTM": dict(family=PixelRNN, kind="row_lstm"),
     "Diagonal BiLSTM": dict(family=PixelRNN, kind="diagonal_bilstm"),
     "default PixelCNN": {},
+    "Gated PixelCNN 64 × 7": dict(family=GatedPixelCNN, dilations=(1, 2, 1, 4, 1, 2, 1), **SMALL),
+    "PixelCNN 64 × 7": dict(n_residual=7, **SMALL),
 }
+TINY: dict[str, dict[str, Any]] = {
+    name: dict(hidden_channels=32, n_layers=1) for name in ("Row LSTM", "Diagonal BiLSTM")
+}
+WARM_UP = 12  # calls in which a sampler may still try schedules
 
 
-def drawing(name: str, quick: bool) -> Callable[[], object]:
-    """What draws one image of that model."""
-    config = {**MODELS[name], **(TINY if quick and MODELS[name] else {})}
-    side = 6 if quick else 32
-    sampler = Sampler(random_model(**config), (3, side, side))
-    noise = torch.rand(1, *sampler.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return lambda: sampler.sample(1, noise=noise, runtime="cpu")
+def sampler_of(name: str, quick: bool, precision: Any = "same") -> Sampler:
+    config = {**MODELS[name], **(TINY.get(name, {}) if quick else {})}
+    channels = config.get("input_channels", 3)
+    side = 6 if quick else 32 if channels == 3 else 28
+    return Sampler(random_model(**config), (channels, side, side), precision=precision)
 
 
-def main(name: str, threads: str, *quick: str) -> None:
+def drawing(sampler: Sampler, images: int = 1) -> Callable[[], Tensor]:
+    """What draws so many images at once."""
+    of_noise = torch.Generator().manual_seed(0)
+    noise = torch.rand(images, *sampler.shape, dtype=torch.float64, generator=of_noise)
+    return lambda: sampler.sample(images, noise=noise, runtime="cpu", batch_size=images)
+
+
+def main(name: str, images: str, precision: str, threads: str, *quick: str) -> None:
     torch.set_num_threads(int(threads))
-    draw = drawing(name, bool(quick))
-    draw()
+    draw = drawing(sampler_of(name, bool(quick), precision), int(images))
+    for _ in range(WARM_UP):
+        draw()
     print(sys.modules["pixelcnn_fast"].__file__, flush=True)
     for _ in sys.stdin:
         draw()  # threads and caches are warm then
         start = time.perf_counter()
-        draw()
-        print(time.perf_counter() - start, flush=True)
+        found = draw()
+        seconds = time.perf_counter() - start
+        print(seconds, hashlib.sha256(found.numpy().tobytes()).hexdigest(), flush=True)
 
 
 if __name__ == "__main__":

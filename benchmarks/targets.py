@@ -7,6 +7,7 @@
     python benchmarks/targets.py acceleration           what ``accelerate`` gains: about 10 minutes
     python benchmarks/targets.py refresh                refreshing a sampler: a minute
     python benchmarks/targets.py busy                   samplers on cores that other processes keep busy: some minutes
+    python benchmarks/targets.py floor                  the CPU sampler against the version before: half an hour
     python benchmarks/targets.py door                   what a newcomer waits for, from a clean clone on: an hour
     python benchmarks/targets.py layers --only memory   those cases of a table whose name has that in it
     python benchmarks/targets.py layers --quick         tiny ones: tries the table; its figures mean nothing
@@ -49,6 +50,7 @@ TABLES = {
     "acceleration": 9,
     "refresh": 9,
     "busy": 9,
+    "floor": 9,
     "door": 9,
 }
 HEADER = ["target", "must", "reach", "measured", "spread", "ok"]
@@ -124,7 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--threads", type=count, default=2, help="threads of PyTorch and of the compiled code")
     add("--out", type=folder_name, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
     add("--quick", action="store_true", help="measure something tiny, to try the table")
-    add("--baseline", type=Path, metavar="FOLDER", help="busy, door: a built checkout, to be compared with")
+    add(
+        "--baseline",
+        type=Path,
+        metavar="FOLDER",
+        help="busy, floor, door: a built checkout, to be compared with",
+    )
     add("--device", default="cpu", help="acceleration: 'cpu', or 'cuda' for the networks alone")
     add("--within", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than that")
     args = parser.parse_args(arguments)

@@ -383,12 +383,18 @@ class Sampler(NotPartOfModel):
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, in some ten seconds the first time, and loads it;
-        while a CUDA graph is captured, neither can be. Raises ValueError or RuntimeError,
+        On a CPU, it tries in which order such a batch is drawn the fastest, for some tenths
+        of a second; otherwise, the first batches do that. On a GPU, it compiles the kernel,
+        in some ten seconds the first time, and loads it; while a CUDA graph is captured,
+        neither can be. Raises ValueError or RuntimeError,
         saying why, if a runtime that is named can't be had.
         """
         check_count(n)
-        self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
+        prepared, parts = self._engine.prepared(
+            runtime, int(n), RunSettings(batch_size=batch_size).batch_size
+        )
+        for size in {part.stop - part.start for part in parts}:
+            prepared.tune(size)
         return self
 
     def runtime(self, name: RuntimeName) -> Runtime:

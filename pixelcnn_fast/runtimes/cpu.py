@@ -60,5 +60,8 @@ class CpuRuntime(Runtime):
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 
+    def tune(self, images: int) -> None:
+        self._sampler.tune(images, torch.get_num_threads())
+
     def workspace_bytes(self, images: int) -> int:
         return self._sampler.workspace_bytes(images, torch.get_num_threads())

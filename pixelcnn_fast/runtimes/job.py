@@ -102,6 +102,9 @@ class Runtime(ABC):
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
         """Gets ready for batches of so many images. Raises RuntimeUnavailable, saying why."""
 
+    def tune(self, images: int) -> None:  # noqa: B027 - most need nothing
+        """Finds out what makes such batches fast; otherwise, the first of them do that."""
+
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Runs them in order -> each when it is finished. Their noise may be on any device."""
         for job in jobs:

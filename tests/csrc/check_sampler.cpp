@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "cpu/sampler/choice.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/simd/cpu_features.h"
 
@@ -256,9 +257,33 @@ void check_scans(const char* isa) {
 
 }  // namespace
 
+// Schedules whose estimates are close are tried, and the fastest is kept; others are not.
+void check_choice() {
+  const auto of_cost = [](int chunk, double cost) {
+    pcf::cpu::Schedule s;
+    s.chunk = chunk, s.cost = cost;
+    return s;
+  };
+  pcf::cpu::Choice choice({of_cost(0, 1), of_cost(1, 1.1), of_cost(2, 1.2), of_cost(3, 5)});
+  const double seconds[] = {0.012, 0.011, 0.010};
+  std::vector<int> tried;
+  while (choice.is_open()) {
+    tried.push_back(choice.schedule().chunk);
+    choice.took(seconds[tried.back()]);
+  }
+  require(tried == std::vector<int>{0, 0, 1, 1, 2, 2}, "each is tried twice");
+  require(choice.schedule().chunk == 2, "the fastest is kept");
+  pcf::cpu::Choice costly({of_cost(0, 1), of_cost(1, 1.1), of_cost(2, 1.2)});
+  costly.took(1), costly.took(1), costly.took(2);
+  require(!costly.is_open() && costly.schedule().chunk == 0, "nothing is tried when that has taken too long");
+  const pcf::cpu::Choice small({of_cost(0, 1e-5), of_cost(1, 1.1e-5)});
+  require(!small.is_open() && small.schedule().chunk == 0, "what takes microseconds is not tried");
+}
+
 // Every cut once, of the one kind of numbers and with the instruction set that most people have; the other kinds
 // differ in their products and draws, for which few cuts do.
 int main() {
+  check_choice();
   const Cuts all{{0, 3, 5, 6},
                  {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}},  // 16: more than have channels to own
                  {{}, {0}, {2, 9, 10}}};

@@ -426,6 +426,14 @@ def distance_from_exact(model: Fuzzed, images: Tensor, given: Conditioning, foun
     return model.head.distance(found, parameters, colours).max().item()
 
 
+def built(model: Fuzzed, condition: Tensor) -> Sampler:
+    shape = tuple(condition.shape[1:])
+    with warnings.catch_warnings():
+        # Many of them make nothing of their labels, or condition.
+        warnings.simplefilter("ignore", UserWarning)
+        return Sampler(model, model.shape, head=model.head, conditional=True, condition_shape=shape)
+
+
 def check(seed: int) -> None:
     """Samplers compare program and model themselves; where logits round, a runtime may round about as the model does,
     and images may differ."""
@@ -434,12 +442,7 @@ def check(seed: int) -> None:
     images = torch.randint(model.levels, (n, *model.shape), generator=torch.Generator().manual_seed(seed))
     if not bool((model(images, *given) != model(images * 0, *given)).any()):
         return  # some layer has overwritten all that depends on the image
-    shape = tuple(condition.shape[1:])
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # many of them make nothing of their labels, or condition
-        sampler = Sampler(model, model.shape, head=model.head, conditional=True, condition_shape=shape)
+    sampler = built(model, condition)
     u = torch.rand(n, *model.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     naive = sampler.sample(n, labels, noise=u, condition=condition, runtime="reference")
     assert model.forbidden < 0 or not bool((naive == model.forbidden).any()), (

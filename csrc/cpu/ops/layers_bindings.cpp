@@ -5,10 +5,10 @@
 
 #include <array>
 
+#include "cpu/memory/pool.h"
 #include "cpu/ops/categorical_nll.h"
 #include "cpu/ops/gated_activation.h"
 #include "cpu/ops/masked_conv2d.h"
-#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/recurrence.h"
 #include "read.h"
 

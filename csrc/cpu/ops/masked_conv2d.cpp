@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/ops/memory_pool.h"
+#include "cpu/memory/pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/planes.h"
 #include "cpu/ops/taps.h"

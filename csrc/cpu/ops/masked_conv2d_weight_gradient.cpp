@@ -3,8 +3,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/memory/pool.h"
 #include "cpu/ops/masked_conv2d.h"
-#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/taps.h"
 #include "cpu/simd/cpu_features.h"

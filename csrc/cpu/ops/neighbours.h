@@ -11,8 +11,8 @@
 #include <array>
 #include <vector>
 
+#include "cpu/memory/pool.h"
 #include "cpu/ops/layer_kernels.h"
-#include "cpu/ops/memory_pool.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/parallel.h"
 

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/memory/pool.h"
 #include "cpu/ops/masked_conv2d.h"
-#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/taps.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/simd/kernels.h"

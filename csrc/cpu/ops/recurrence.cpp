@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/ops/memory_pool.h"
+#include "cpu/memory/pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/threads/barrier.h"

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <vector>
 
+#include "cpu/memory/pool.h"
 #include "cpu/sampler/schedule.h"
-#include "cpu/simd/buffer.h"
 #include "cpu/simd/kernels.h"
 #include "program.h"
 
@@ -71,7 +72,8 @@ class PackedProgram {
   std::vector<PackedInstruction<T>> instructions;
   std::vector<const PackedInstruction<T>*> inputs, outputs;
   std::vector<Stage> before_row, after_row;  // before_row: empty if there are no scans, when no stages are needed
-  Buffer packed;
+  std::optional<ZeroedBlock> weights;
+  int64_t weight_bytes = 0;
   std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
   int depth = 0;              // the furthest row above that anything reads
   int widest = 0;             // channels of the widest instruction, padded
@@ -117,10 +119,8 @@ class PackedProgram {
       borrowing.bias = borrowing.input.table = nullptr;
       for (auto& s : p.steps) s.scale = s.shift = nullptr;
     }
-    int64_t total = 0;
-    each_run([&](PackedRun& run, int channels) { total += run.packed.block_bytes * blocks(channels); });
-    packed = Buffer(total);
-    char* next = packed.get();
+    each_run([&](PackedRun& run, int channels) { weight_bytes += run.packed.block_bytes * blocks(channels); });
+    char* next = weights.emplace(weight_bytes).get();
     each_run([&](PackedRun& run, int channels) {
       kernels.pack(static_cast<const T*>(run.weight), run.packed.depth, channels, run.packed.format, next);
       run.packed.data = next, run.weight = nullptr;
@@ -220,7 +220,8 @@ class PackedProgram {
     for (const auto& run : runs) {
       const bool is_bf16 = run.packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
       work.products += (is_bf16 ? 0.5 : 1) * run.packed.depth * channels;  // in float32's multiply-adds
-      work.reads += program.storage[run.source].channels;                  // the other pixels it has read before
+      work.bytes += double{1} * run.packed.block_bytes * blocks(channels);
+      work.reads += program.storage[run.source].channels;  // the other pixels it has read before
     }
   }
 
@@ -230,6 +231,7 @@ class PackedProgram {
       Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
       count_runs(above, program, i.row_runs, i.padded), count_runs(rest, program, i.pixel_runs, i.padded);
+      above.values += i.padded * sizeof(T), rest.values += (&rest == &above ? 0 : i.padded * sizeof(T));
       above.calls += &above == &sums, rest.calls++;
       above.barriers += i.barrier_in_row, rest.barriers += i.barrier_at_pixel;
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * traits(step.kind).cost;

@@ -5,6 +5,7 @@
 #include <deque>
 #include <limits>
 
+#include "cpu/sampler/choice.h"
 #include "cpu/sampler/walk.h"
 #include "cpu/threads/parallel.h"
 
@@ -33,6 +34,10 @@ class Crowding {
   std::atomic<Clock::rep> until_{std::numeric_limits<Clock::rep>::min()};
 };
 
+constexpr double kTuning = 0.2;  // seconds that are spent on trying schedules beforehand
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
 template <class T>
 class SamplerOf final : public Sampler {
  public:
@@ -42,7 +47,7 @@ class SamplerOf final : public Sampler {
   }
 
   std::vector<Schedule> schedules(int images, int threads) const override {
-    return possible_schedules(program_, packed_.work, images, std::max(threads, 1), Crowding::kNoLimit);
+    return possible(images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
   int run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
@@ -59,11 +64,31 @@ class SamplerOf final : public Sampler {
   }
 
   int run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
-    const int in_group = crowding_.most_in_group();
-    const auto all = possible_schedules(program_, packed_.work, job.images, std::max(threads, 1), in_group);
-    const int at_end = run(job, all.front(), on_row);
-    if (at_end < all.front().threads) crowding_.found(at_end);
-    return at_end;
+    Choices::Turn turn = this->turn(job.images, threads);
+    return run(job, turn, on_row);
+  }
+
+  Schedule chosen(int images, int threads) const override { return turn(images, threads).schedule; }
+
+  void tune(int images, int threads) const override {
+    const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
+    std::vector<char> values(images * sub_pixels * traits(program_.head.kind).value_bytes);
+    const std::vector<double> noise(images * pixels * program_.head.distributions * program_.head.uniforms);
+    int64_t largest = 0;
+    for (const auto& c : program_.conditions)
+      largest = std::max(largest, images * c.channels * (c.varies_over_pixels ? pixels : 1));
+    const std::vector<T> zeros(largest);
+    const Job job{images, values.data(), nullptr, noise.data(), {program_.conditions.size(), zeros.data()}, {}};
+    const auto start = Clock::now();
+    for (int tries = 0; tries < Choice::kCandidates * Choice::kRuns; tries++) {
+      Choices::Turn turn = this->turn(images, threads);
+      if (!turn.is_open || seconds_since(start) + turn.schedule.cost > kTuning) return;
+      try {
+        run(job, turn, [](int) {});
+      } catch (const NonFiniteLogits&) {
+        return;  // of conditions that are zero
+      }
+    }
   }
 
   int64_t workspace_bytes(const Schedule& s) const override {
@@ -71,6 +96,27 @@ class SamplerOf final : public Sampler {
   }
 
  private:
+  std::vector<Schedule> possible(int images, int threads, int in_group) const {
+    const Machine here = machine(threads, packed_.weights->get(), packed_.weight_bytes);
+    return possible_schedules(program_, packed_.work, here, images, threads, in_group);
+  }
+
+  Choices::Turn turn(int images, int threads) const {
+    threads = std::max(threads, 1);
+    const int in_group = crowding_.most_in_group();
+    return {choices_, {images, threads, in_group}, [&] { return possible(images, threads, in_group); }};
+  }
+
+  int run(const Job& job, Choices::Turn& turn, const std::function<void(int)>& on_row) const {
+    const auto start = Clock::now();
+    const int at_end = run(job, turn.schedule, on_row);
+    if (at_end < turn.schedule.threads)
+      crowding_.found(at_end);
+    else if (!job.known)
+      turn.took(seconds_since(start));
+    return at_end;
+  }
+
   // The job for images first ... first + count - 1, or for as many of them as there are.
   Job part(const Job& job, int first, int count) const {
     const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
@@ -95,6 +141,7 @@ class SamplerOf final : public Sampler {
   Program program_;
   const PackedProgram<T> packed_;
   mutable Crowding crowding_;
+  mutable Choices choices_;
 };
 
 }  // namespace

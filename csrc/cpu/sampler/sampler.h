@@ -30,9 +30,14 @@ class Sampler {
   // other far longer than they work goes on with fewer. -> how many threads the smallest group ends with
   virtual int run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 
-  // The same on at most `threads` threads, by the cheapest schedule. For three seconds after a run has left threads
-  // behind, groups have no more threads than it ended with.
+  // The same on at most `threads` threads, by the schedule that is the fastest as far as it knows. For three seconds
+  // after a run has left threads behind, groups have no more threads than it ended with.
   virtual int run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
+
+  // What the next run takes.
+  virtual Schedule chosen(int images, int threads) const = 0;
+  // Tries schedules for so many images, so that the first runs need not.
+  virtual void tune(int images, int threads) const = 0;
 
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };

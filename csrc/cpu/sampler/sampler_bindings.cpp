@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/memory/pool.h"
+#include "cpu/sampler/machine.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/simd/cpu_features.h"
 #include "read.h"
@@ -14,33 +16,51 @@ using namespace py::literals;
 
 namespace {
 
-int run(const cpu::Sampler& sampler, py::handle described, int threads, const std::function<void(int)>& on_row,
-        const std::vector<int>& fewer_at) {
+template <class How>
+int run(const cpu::Sampler& sampler, py::handle described, const How& how, const std::function<void(int)>& on_row) {
   const auto job = pcf::read<pcf::Job>(described);
   py::gil_scoped_release release;
-  if (fewer_at.empty()) return sampler.run(job, threads, on_row);
-  cpu::Schedule schedule = sampler.schedule(job.images, threads);
-  schedule.fewer_at = fewer_at;
-  return sampler.run(job, schedule, on_row);  // on_row takes the GIL by itself
+  return sampler.run(job, how, on_row);  // on_row takes the GIL by itself
 }
 
 }  // namespace
 
 void bind_sampler(py::module_& m) {
   m.attr("SIGNATURE") = pcf::kSignature;
+  py::class_<cpu::Schedule>(m, "Schedule")
+      .def_readonly("groups", &cpu::Schedule::groups)
+      .def_readonly("threads", &cpu::Schedule::threads)
+      .def_readonly("pixel_threads", &cpu::Schedule::pixel_threads)
+      .def_readonly("images", &cpu::Schedule::images)
+      .def_readonly("rows_in_flight", &cpu::Schedule::rows_in_flight)
+      .def_readonly("lag", &cpu::Schedule::lag)
+      .def_readonly("chunk", &cpu::Schedule::chunk)
+      .def_readonly("cost", &cpu::Schedule::cost)
+      .def_readwrite("fewer_at", &cpu::Schedule::fewer_at);
   py::class_<cpu::Sampler>(m, "CpuSampler")
       .def(py::init([](py::handle program, bool float64, py::handle format) {
              return cpu::make_sampler(pcf::read<pcf::Program>(program), float64, pcf::read<pcf::WeightFormat>(format),
                                       cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "format"_a)
-      .def("run", &run, "job"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
+      .def("chosen", &cpu::Sampler::chosen, "images"_a, "threads"_a)
+      .def("tune", &cpu::Sampler::tune, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
+      .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a)
+      .def("run", &run<int>, "job"_a, "threads"_a, "on_row"_a)
+      .def("run", &run<cpu::Schedule>, "job"_a, "schedule"_a, "on_row"_a)
       .def(
           "workspace_bytes",
           [](const cpu::Sampler& sampler, int images, int threads) {
             return sampler.workspace_bytes(sampler.schedule(images, threads));
           },
           "images"_a, "threads"_a);
+
+  m.def("machine", [](int threads) {
+    const cpu::ZeroedBlock weights(int64_t{1} << cpu::Machine::kMost);
+    const cpu::Machine found = cpu::machine(threads, weights.get(), int64_t{1} << cpu::Machine::kMost);
+    return py::dict("multiply_add"_a = found.multiply_add, "barrier"_a = found.barrier, "element"_a = found.element,
+                    "bandwidths"_a = found.bandwidths);
+  });
 
   static py::exception<cpu::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);
   py::register_exception_translator([](std::exception_ptr error) {

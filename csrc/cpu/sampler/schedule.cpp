@@ -1,75 +1,131 @@
 #include "cpu/sampler/schedule.h"
 
+#include <cmath>
+
 namespace pcf::cpu {
 namespace {
 
-// How many multiply-adds of one thread cost as much as loading a weight, as the tables and calls of an instruction, as
-// a barrier, and as reading an element that another core has written; measured on two cores with AVX-512. The last is
-// 30 to 160, by how near the other core is.
-constexpr double kLoading = 1.2, kCall = 2e4, kBarrier = 1.2e4, kForeign = 60;
-constexpr int kPixelsInFlight = 12, kImagesForRows = 8;
+constexpr double kCall = 2.4e-7;       // seconds for the tables and calls of an instruction
+constexpr double kNotHidden = 0.25;    // of the time for another thread's elements; the rest passes while one computes
+constexpr int kImagesForTwoTeams = 8;  // with so many, barriers take little time
+constexpr int kMostSites = 64;         // of a column step: more take memory, but no less time
 
-// The cost per pixel, if `threads` of a group's threads work on `together` pixels at once.
-double cost_of(const Work& work, double together, int threads, int of_group) {
-  const double barriers = threads > 1 ? work.barriers * kBarrier : 0;
-  return (work.products * (1 + kLoading / together) + work.elements) / threads +
-         (work.calls * kCall + barriers) / together + work.reads * kForeign * (of_group - 1) / of_group;
-}
+// Sets the costs of schedules.
+class Estimate {
+ public:
+  Estimate(const Program& program, const ProgramWork& work, const Machine& machine)
+      : program_(program), work_(work), machine_(machine) {}
 
-// Sets the cost, and which team makes which sums.
-void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
-  const double pixels = double{1} * s.images * program.width * program.height;
-  const double together = pixels / s.steps(program), in_chunk = together * s.chunk;
-  const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
-  const auto in_rows = [&](const Work& w) { return cost_of(w, in_chunk, row_threads, s.threads); };
-  double rows = in_rows(work.row_phase), pixel_cost = cost_of(work.pixels, together, pixel_threads, s.threads);
-  for (const Work& sum : work.partial_sums) rows += in_rows(sum);
-  s.by_pixel_team.assign(work.partial_sums.size(), false);
-  s.cost = pixels * (rows + pixel_cost);
-  if (!s.two_teams()) return;
-  for (size_t i = work.partial_sums.size(); i-- > 0;) {
-    const double fewer = rows - in_rows(work.partial_sums[i]);
-    const double more = pixel_cost + cost_of(work.partial_sums[i], in_chunk, pixel_threads, s.threads);
-    if (std::max(fewer, more) >= std::max(rows, pixel_cost)) continue;
-    s.by_pixel_team[i] = true, rows = fewer, pixel_cost = more;
+  // Sets the cost, and which team makes which sums.
+  void operator()(Schedule& s) const {
+    Work rows = work_.row_phase, pixels = work_.pixels, more;
+    for (const Work& sum : work_.partial_sums) rows += sum;
+    s.by_pixel_team.assign(work_.partial_sums.size(), false);
+    const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
+    // A team goes through all of its weights again and again.
+    const Team row_team{row_threads, s.threads, rows.bytes + (s.two_teams() ? 0 : pixels.bytes)};
+    const Team pixel_team{pixel_threads, s.threads, pixels.bytes};
+    if (s.two_teams()) {
+      const double sites = double{1} * s.images * program_.width * program_.height / s.steps(program_);
+      const double in_pixels = s.chunk * seconds(pixels, sites, pixel_team);
+      for (size_t i = work_.partial_sums.size(); i-- > 0;) {
+        Work fewer = rows, longer = more;
+        fewer -= work_.partial_sums[i], longer += work_.partial_sums[i];
+        const auto both = [&](const Work& r, const Work& p) {
+          return std::max(seconds(r, s.chunk * sites, row_team), in_pixels + seconds(p, s.chunk * sites, pixel_team));
+        };
+        if (both(fewer, longer) < both(rows, more)) s.by_pixel_team[i] = true, rows = fewer, more = longer;
+      }
+    }
+    // Chunk by chunk; a team for rows is one ahead.
+    s.cost = 0;
+    double before = 0;
+    for (int t = 0; t < s.steps(program_); t += s.chunk) {
+      double of_pixels = 0;
+      int in_chunk = 0;
+      for (int step = t; step < t + s.chunk; step++) {
+        const int sites = s.images * pixels_at(step, s.lag);
+        if (sites) of_pixels += seconds(pixels, sites, pixel_team);
+        in_chunk += sites;
+      }
+      if (!in_chunk) continue;
+      const double of_rows = seconds(rows, in_chunk, row_team);
+      if (s.two_teams()) {
+        s.cost += std::max(of_rows, before) + 2 * machine_.barrier;
+        before = of_pixels + seconds(more, in_chunk, pixel_team);
+      } else {
+        s.cost += of_rows + of_pixels;
+      }
+    }
+    s.cost = (s.cost + before) * s.handicap();
   }
-  s.cost = pixels * (std::max(rows, pixel_cost) + 2 * kBarrier / in_chunk);
-}
+
+ private:
+  struct Team {
+    int threads, of_group;
+    double bytes;  // of the weights that it goes through
+  };
+
+  // Pixels of an image in this column step.
+  int pixels_at(int t, int lag) const {
+    const int first = std::max(0, floor_div(t - program_.width, lag) + 1);
+    return std::max(0, std::min(program_.height - 1, floor_div(t, lag)) - first + 1);
+  }
+
+  // Of a team's threads that do this at so many sites at once.
+  double seconds(const Work& w, double sites, const Team& team) const {
+    // Weights come while others are multiplied with, but never quite.
+    const double loading = w.bytes / machine_.bandwidth(team.bytes / team.threads);
+    const double products = std::hypot(w.products * machine_.multiply_add * sites, loading);
+    // Elements come from afar if another thread has written them, or if those of all sites don't fit into L2.
+    const double afar = std::max(kNotHidden * (team.of_group - 1) / team.of_group,
+                                 std::clamp(sites * w.values / machine_.l2 - 0.5, 0.0, 1.0));
+    return (products + w.elements * machine_.multiply_add * sites) / team.threads + w.calls * kCall +
+           afar * w.reads * machine_.element * sites + (team.threads > 1 ? w.barriers * machine_.barrier : 0);
+  }
+
+  const Program& program_;
+  const ProgramWork& work_;
+  const Machine& machine_;
+};
 
 // Several rows in flight. pixel_threads: 0 for one team.
-Schedule in_waves(Schedule s, const Program& program, const ProgramWork& work, int chunk, int pixel_threads) {
-  const int rows = (kPixelsInFlight + s.images - 1) / s.images, ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
-  s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = work.longest_lead;
+Schedule in_waves(Schedule s, const Program& program, int longest_lead, int rows, int chunk, int pixel_threads) {
+  const int ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
+  s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = longest_lead;
   const Wavefront wave = Wavefront::closest(program, ahead, rows);
   s.lag = wave.lag;
   // Counted for longer than a row is worked on, so that no memory is reused while a slower thread still reads it.
   s.rows_in_flight = wave.rows_in_flight(s.lead + ahead);
-  estimate(s, program, work);
   return s;
 }
 
-Schedule row_by_row(Schedule s, const Program& program, const ProgramWork& work) {
+Schedule row_by_row(Schedule s, const Program& program) {
   s.lag = s.chunk = program.width;
-  estimate(s, program, work);
   return s;
 }
 
 }  // namespace
 
-std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
-                                         int in_group) {
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, const Machine& machine,
+                                         int images, int threads, int in_group) {
   std::vector<Schedule> all;
   for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
     Schedule s;
     s.images = (images + groups - 1) / groups;
     s.groups = groups, s.threads = std::min({threads / groups, work.most_threads, in_group});
     if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
-    all.push_back(row_by_row(s, program, work));
-    if (program.lag == 0 || images == 0 || s.images >= kImagesForRows) continue;
+    all.push_back(row_by_row(s, program));
+    if (program.lag == 0 || images == 0) continue;
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
-      for (int pixel_threads = 0; pixel_threads < s.threads; pixel_threads++)
-        all.push_back(in_waves(s, program, work, chunk, pixel_threads));
+      for (int pixel_threads = 0; pixel_threads < (s.images < kImagesForTwoTeams ? s.threads : 1); pixel_threads++)
+        for (int rows = 2, lag = 0; rows == 2 || rows * s.images <= kMostSites; rows++) {
+          const Schedule wave = in_waves(s, program, work.longest_lead, rows, chunk, pixel_threads);
+          if (wave.lag != lag) all.push_back(wave);
+          lag = wave.lag;
+        }
   }
+  std::ranges::for_each(all, [&](Schedule& s) { Estimate(program, work, machine)(s); });
   std::ranges::stable_sort(all, {}, &Schedule::cost);
   return all;
 }

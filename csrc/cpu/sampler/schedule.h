@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/sampler/machine.h"
 #include "program.h"
 #include "wavefront.h"
 
@@ -32,8 +33,11 @@ struct Schedule {
   int pixel_threads = 0;            // of the pixel team, if a group has two teams; 0: one team does all
   std::vector<bool> by_pixel_team;  // by instruction: whether this team makes its sums over row runs, for balance
   std::vector<int> fewer_at;        // column steps at which a group goes on with fewer threads in any case: for tests
-  double cost = 0;                  // of the whole, in multiply-adds of one thread
+  double cost = 0;                  // estimated seconds
 
+  bool is_wave() const { return rows_in_flight > 1; }
+  // Several rows in flight take more memory, so a little time that they save is not worth it.
+  double handicap() const { return is_wave() ? 1.03 : 1; }
   bool two_teams() const { return pixel_threads > 0; }
   int steps(const Program& program) const { return Wavefront{program.width, program.height, lag}.steps(); }
   int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
@@ -44,8 +48,18 @@ struct Schedule {
 // What one thread does at one pixel, and how many barriers it waits at.
 struct Work {
   double products = 0, elements = 0;  // multiply-adds; the cost of steps, in multiply-adds
+  double bytes = 0;                   // of weights
   double reads = 0;                   // elements that the group's threads have written
+  double values = 0;                  // bytes that are kept
   int calls = 0, barriers = 0;
+
+  void add(const Work& other, int times) {
+    products += times * other.products, elements += times * other.elements, bytes += times * other.bytes;
+    reads += times * other.reads, values += times * other.values, calls += times * other.calls,
+        barriers += times * other.barriers;
+  }
+  void operator+=(const Work& other) { add(other, 1); }
+  void operator-=(const Work& other) { add(other, -1); }
 };
 
 struct ProgramWork {
@@ -57,8 +71,8 @@ struct ProgramWork {
 
 // The schedules for `images` images on at most `threads` threads, of which at most `in_group` form a group, the
 // cheapest first. All give the same bits.
-std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
-                                         int in_group);
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, const Machine& machine,
+                                         int images, int threads, int in_group);
 
 // Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
 // they lie in the grid.

@@ -32,15 +32,18 @@ struct Member {
   Member(Team& team, int index, const PackedProgram<T>& p, int chunk, const Span& span, int sites, const Head& head,
          const Job& job)
       : team(team), index(index), size(team.size), span(span),
-        memory((std::max(p.widest, p.widest_row * chunk) * int64_t{sites} + head.parameters) * sizeof(T)),
-        drawer(head, job, p.kernels, reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
-        operands(p.most_steps) {
-    T* const sums = reinterpret_cast<T*>(memory.get());
-    for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
-    for (int i = 0; i < sites * chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
+        memory((sums(p, chunk, sites) + head.parameters) * static_cast<int64_t>(sizeof(T))),
+        drawer(head, job, p.kernels, static_cast<T*>(memory.data()) + sums(p, chunk, sites)), operands(p.most_steps) {
+    pixel_sums = rows_from(static_cast<T*>(memory.data()), sites, p.widest);
+    row_sums = rows_from(static_cast<T*>(memory.data()), sites * chunk, p.widest_row);
     for (auto* table : {&x, &from, &out, &next}) table->resize(sites * chunk);
     for (auto* table : {&rounded, &rounded_out}) table->resize(sites * chunk);
     for (auto& table : operands) table.resize(sites * chunk);
+  }
+
+  // Elements of the largest table of sums.
+  static int64_t sums(const PackedProgram<T>& p, int chunk, int sites) {
+    return std::max(p.widest, p.widest_row * chunk) * int64_t{sites};
   }
 
   void wait_for_team() { waited += team.barrier.wait(index, size); }
@@ -59,7 +62,7 @@ struct Member {
   Clock::duration run_before = time_run();
   bool alone = false;  // whether it computes all channels
   Span span;
-  const Buffer memory;
+  const Block memory;
   HeadDrawer<T> drawer;
   Table<T> pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
   Table<T> x, from, out;

@@ -4,11 +4,12 @@
 
 #include <cstring>
 #include <map>
+#include <optional>
 #include <vector>
 
+#include "cpu/memory/pool.h"
 #include "cpu/sampler/packed_program.h"
 #include "cpu/sampler/schedule.h"
-#include "cpu/simd/buffer.h"
 
 namespace pcf::cpu {
 
@@ -39,22 +40,20 @@ class Workspace {
       }
       place(parameters_, widest * sites);
     };
-    int64_t size = 0;
-    each_array([&](auto* pointer, int64_t elements) { size += Buffer::aligned(elements * sizeof *pointer); });
-    memory_ = Buffer::uncleared(size);
-    char* next = memory_.get();
+    each_array([&](auto* pointer, int64_t elements) { bytes_ += aligned(elements * sizeof *pointer); });
+    char* next = static_cast<char*>(memory_.emplace(bytes_).data());
     each_array([&](auto*& pointer, int64_t elements) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
-      next += Buffer::aligned(elements * sizeof *pointer);
+      next += aligned(elements * sizeof *pointer);
     });
   }
 
-  int64_t bytes() const { return memory_.bytes(); }
+  int64_t bytes() const { return bytes_; }
 
   // Zeroes one of so many parts; all must be, before anything is read or written.
   void clear(int part, int parts) const {
-    const int64_t first = bytes() * part / parts, last = bytes() * (part + 1) / parts;
-    std::memset(memory_.get() + first, 0, last - first);
+    const int64_t first = bytes_ * part / parts, last = bytes_ * (part + 1) / parts;
+    std::memset(static_cast<char*>(memory_->data()) + first, 0, last - first);
   }
 
   int channels(int value) const { return values_[value].channels; }
@@ -105,7 +104,8 @@ class Workspace {
   std::vector<Value> values_;
   std::vector<T*> partials_;  // by instruction, then buffer
   T* parameters_ = nullptr;
-  Buffer memory_;
+  int64_t bytes_ = 0;
+  std::optional<Block> memory_;
 };
 
 }  // namespace pcf::cpu

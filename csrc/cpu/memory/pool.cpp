@@ -1,4 +1,4 @@
-#include "cpu/ops/memory_pool.h"
+#include "cpu/memory/pool.h"
 
 #include <pthread.h>
 #include <sys/mman.h>

@@ -1,8 +1,11 @@
-"""Where other processes keep the cores busy, threads of the CPU sampler leave in the middle of a run: same images."""
+"""The CPU sampler draws the same images by every schedule, to the bit, and where threads leave in the middle of a run,
+as they do if other processes keep the cores busy."""
 
 import os
+import random
 import signal
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from tests.needs import needs_native
 from tests.system import fuzz
 from tests.system.networks import enlivened
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 pytestmark = needs_native
 SHAPE = (3, 6, 7)
@@ -37,19 +40,31 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-class Leaving:
-    """A compiled sampler whose threads leave at these column steps. left: how many there were in the end."""
+class Scheduled:
+    """A compiled sampler that runs by what ``pick`` takes of all its schedules. left: how
+    many threads there were in the end."""
 
-    def __init__(self, compiled, steps: tuple[int, ...]) -> None:
-        self._compiled, self._steps, self.left = compiled, list(steps), 0
+    def __init__(self, compiled, pick: Callable[[list], Any]) -> None:
+        self._compiled, self._pick, self.left = compiled, pick, 0
 
-    def run(self, *job) -> None:
-        self.left = self._compiled.run(*job, fewer_at=self._steps)
+    def run(self, job, threads: int, on_row: Callable[[int], None]) -> None:
+        how = self._pick(self._compiled.schedules(job.images, threads))
+        self.left = self._compiled.run(job, how, on_row)
 
 
-def where_threads_leave(runtime: CpuRuntime, steps: tuple[int, ...], monkeypatch, draw):
+def leaving(steps: tuple[int, ...]) -> Callable[[list], Any]:
+    """Threads leave at these column steps."""
+
+    def pick(schedules: list) -> Any:
+        schedules[0].fewer_at = list(steps)
+        return schedules[0]
+
+    return pick
+
+
+def scheduled(runtime: CpuRuntime, pick: Callable[[list], Any], monkeypatch, draw):
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_sampler", Leaving(runtime._sampler, steps))
+        patch.setattr(runtime, "_sampler", Scheduled(runtime._sampler, pick))
         return draw()
 
 
@@ -70,9 +85,11 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
             return drawn, scores, completed
 
         expected = draw()
-        for steps in STEPS:
-            found = where_threads_leave(runtime, steps, monkeypatch, draw)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (n, steps)
+        count = len(runtime._sampler.schedules(n, 4))
+        picks: list[Callable[[list], Any]] = [*map(leaving, STEPS), *map(itemgetter, range(count))]
+        for pick in picks:
+            found = scheduled(runtime, pick, monkeypatch, draw)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), n
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -103,9 +120,9 @@ def test_threads_that_wait_for_a_busy_core_are_left_behind():
         os.sched_setaffinity(0, {core})
         torch.set_num_threads(2)
         runtime: Any = sampler.runtime("cpu")
-        leaving = runtime._sampler = Leaving(runtime._sampler, ())
+        watched = runtime._sampler = Scheduled(runtime._sampler, itemgetter(0))
         sampler.sample(1, runtime="cpu")
-        return leaving.left == 1
+        return watched.left == 1
 
     core = min(os.sched_getaffinity(0))
     busy = [in_child(spin) for _ in range(3)]
@@ -143,17 +160,28 @@ def test_layer_norms_wait_for_all_threads(four_threads):
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
 
 
-@thorough
-def test_the_same_images_of_random_networks(monkeypatch, four_threads):
-    runs = 0
-    compiled_run = CpuRuntime.run
+@pytest.mark.parametrize("seed", few(range(40), 8))
+def test_random_networks_by_random_schedules(seed, monkeypatch, four_threads):
+    model = fuzz.Fuzzed(seed)
+    if model.dtype in (torch.bfloat16, torch.float16):
+        pytest.skip("the CPU runtime does not compute with these numbers")
+    labels, condition = model.given(5)
+    sampler, picking = fuzz.built(model, condition), random.Random(seed)
+    runtime = sampler.runtime("cpu")
+    assert isinstance(runtime, CpuRuntime)
+    noise = torch.rand(5, *sampler.noise_shape, dtype=torch.float64)
 
-    def run(self: CpuRuntime, job) -> None:
-        nonlocal runs
-        runs += 1
-        where_threads_leave(self, STEPS[runs % len(STEPS)], monkeypatch, lambda: compiled_run(self, job))
+    def draw():
+        return sampler.sample(
+            5, labels, noise=noise, condition=condition, runtime="cpu", log_probability=True
+        )
 
-    monkeypatch.setattr(CpuRuntime, "run", run)
-    for seed in range(16):  # some of them are of numbers that the CPU runtime does not compute with
-        fuzz.check(seed)
-    assert runs > 10
+    def pick(schedules: list) -> Any:
+        found = picking.choice(schedules)
+        found.fewer_at = picking.choice([[], *map(list, STEPS)])
+        return found
+
+    expected = draw()
+    for _ in range(12):
+        found = scheduled(runtime, pick, monkeypatch, draw)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

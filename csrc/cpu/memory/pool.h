@@ -9,6 +9,10 @@
 
 namespace pcf::cpu {
 
+// Up to whole pairs of cache lines: processors fetch a pair together, so no two threads should write to the lines of
+// one.
+constexpr int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
+
 // At least so many bytes, from a page's start on; what they hold is undefined. All blocks together take at most a
 // quarter and 8 MB more than what was in use at once. When memory becomes short, the system takes large ones that are
 // kept, but for the last 128 MB. Throws std::bad_alloc.

@@ -1,0 +1,142 @@
+#include "cpu/sampler/machine.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <mutex>
+
+#include "cpu/memory/pool.h"
+#include "cpu/simd/cpu_features.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/threads/barrier.h"
+#include "cpu/threads/parallel.h"
+
+namespace pcf::cpu {
+namespace {
+
+constexpr int kRepeats = 3;
+
+// The least of a few times that `threads` threads take for work(thread), each of which begins when all are there.
+double seconds(int threads, int repeats, const std::function<void(int)>& work) {
+  SpinBarrier barrier(threads);
+  double least = 1e9;
+  run_team(threads, [&](int thread) {
+    for (int repeat = 0; repeat < repeats; repeat++) {
+      barrier.wait(thread, threads);
+      const auto start = Clock::now();
+      work(thread);
+      if (thread == 0) least = std::min(least, std::chrono::duration<double>(Clock::now() - start).count());
+    }
+  });
+  return least;
+}
+
+// Products of some rows with matrices of weights.
+class Products {
+ public:
+  static constexpr int kDepth = 128, kBlocks = 8;  // of a matrix
+
+  Products(int threads, int rows) : rows_(rows), x_(rows * kDepth), x_rows_(rows_from(x_.data(), rows, kDepth)) {
+    for (int thread = 0; thread < threads; thread++) {
+      auto& to = to_.emplace_back(aligned(rows * channels() * sizeof(float)));
+      to_rows_.push_back(rows_from(reinterpret_cast<float*>(to.get()), rows, channels()));
+    }
+  }
+
+  int64_t matrix_bytes() const { return kBlocks * block_bytes_; }
+  int channels() const { return kBlocks * kernels_.block; }
+
+  // By the matrices that so many bytes hold.
+  void multiply(int thread, const char* weights, int64_t bytes) const {
+    const auto* to = to_rows_[thread].data();
+    for (; bytes >= matrix_bytes(); bytes -= matrix_bytes(), weights += matrix_bytes())
+      kernels_.matmul(x_rows_.data(), rows_, {weights, kDepth, block_bytes_, WeightFormat::same}, 0, kBlocks, {to, to});
+  }
+
+ private:
+  const Kernels<float>& kernels_ = kernels<float>(chosen_isa());
+  const int64_t block_bytes_ = kernels_.block_bytes(kDepth, WeightFormat::same);
+  const int rows_;
+  const std::vector<float> x_;
+  const std::vector<const float*> x_rows_;
+  std::vector<ZeroedBlock> to_;
+  std::vector<std::vector<float*>> to_rows_;
+};
+
+// Of two threads that wait for each other again and again, and in between read so many elements that the other has just
+// written.
+double meeting_seconds(int elements) {
+  constexpr int kMeetings = 200, kLine = 64 / sizeof(float);
+  SpinBarrier barrier(2);
+  const ZeroedBlock memory(aligned(4 * elements * sizeof(float) + 1));
+  float* const written = reinterpret_cast<float*>(memory.get());
+  const auto meet = [&](int thread) {
+    for (int i = 0; i < kMeetings; i++) {
+      float* const now = written + i % 2 * 2 * elements;  // nobody reads what was written before the last meeting
+      std::fill_n(now + thread * elements, elements, 1.f);
+      barrier.wait(thread, 2);
+      for (int k = 0; k < elements; k += kLine)
+        static_cast<void>(static_cast<volatile float*>(now)[(1 - thread) * elements + k]);
+    }
+  };
+  return seconds(2, 2 * kRepeats, meet) / kMeetings;
+}
+
+struct Known {
+  std::mutex mutex;
+  std::map<int, Machine> by_threads;
+};
+
+// A fork must not copy the mutex while another thread has it: in the child, nobody would release it.
+Known& known() {
+  static Known& the_known = *[] {
+    const auto release = [] { known().mutex.unlock(); };
+    pthread_atfork([] { known().mutex.lock(); }, release, release);
+    return new Known;
+  }();
+  return the_known;
+}
+
+}  // namespace
+
+double Machine::bandwidth(double bytes) const {
+  const int last = bandwidths.size() - 1;
+  if (last < 0) return std::numeric_limits<double>::infinity();  // nothing that is so small streams
+  const double at = std::clamp<double>(std::log2(std::max(bytes, 1.0)) - kLeast, 0, last);
+  const int below = at, above = std::min(below + 1, last);
+  return bandwidths[below] + (at - below) * (bandwidths[above] - bandwidths[below]);
+}
+
+Machine machine(int threads, const void* weights, int64_t bytes) {
+  const std::lock_guard lock(known().mutex);
+  Machine& m = known().by_threads[threads];
+  if (m.multiply_add == 0) {
+    if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) m.l2 = l2;
+    constexpr int kRows = 24, kTimes = 4;
+    const Products products(threads, kRows);
+    const ZeroedBlock matrix(products.matrix_bytes());
+    const auto multiply = [&](int thread) {
+      for (int i = 0; i < kTimes; i++) products.multiply(thread, matrix.get(), products.matrix_bytes());
+    };
+    m.multiply_add =
+        seconds(threads, 2 * kRepeats, multiply) / (kTimes * kRows * Products::kDepth * products.channels());
+    // Where other processes keep the cores busy, threads wait far longer for each other, but not as a rule.
+    if (threads > 1) {
+      constexpr int kElements = 512;
+      m.barrier = std::min(meeting_seconds(0), 1e-6);
+      m.element = std::clamp((meeting_seconds(kElements) - m.barrier) / kElements, 0.0, 1e-8);
+    }
+  }
+  const Products products(threads, 1);
+  for (int size = Machine::kLeast + m.bandwidths.size(); size <= Machine::kMost && bytes >> size > 0; size++)
+    m.bandwidths.push_back((int64_t{1} << size) / seconds(threads, kRepeats, [&](int thread) {
+                             products.multiply(thread, static_cast<const char*>(weights), int64_t{1} << size);
+                           }));
+  return m;
+}
+
+}  // namespace pcf::cpu
