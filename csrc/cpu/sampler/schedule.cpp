@@ -40,13 +40,14 @@ class Estimate {
     // Chunk by chunk; a team for rows is one ahead.
     s.cost = 0;
     double before = 0;
+    std::vector<double> at_pixels(program_.height + 1);  // of a column step, by how many pixels of an image it has
+    for (int n = 1; n <= s.rows_in_flight; n++) at_pixels[n] = seconds(pixels, n * s.images, pixel_team);
     for (int t = 0; t < s.steps(program_); t += s.chunk) {
       double of_pixels = 0;
       int in_chunk = 0;
       for (int step = t; step < t + s.chunk; step++) {
-        const int sites = s.images * pixels_at(step, s.lag);
-        if (sites) of_pixels += seconds(pixels, sites, pixel_team);
-        in_chunk += sites;
+        const int n = pixels_at(step, s.lag);
+        of_pixels += at_pixels[n], in_chunk += n * s.images;
       }
       if (!in_chunk) continue;
       const double of_rows = seconds(rows, in_chunk, row_team);
@@ -100,6 +101,14 @@ Schedule in_waves(Schedule s, const Program& program, int longest_lead, int rows
   return s;
 }
 
+// 1, 2, 4, ... and `most`, as many as matter; none if that is 0.
+std::vector<int> sizes(int most) {
+  std::vector<int> found;
+  for (int size = 1; size < most; size *= 2) found.push_back(size);
+  if (most > 0) found.push_back(most);
+  return found;
+}
+
 Schedule row_by_row(Schedule s, const Program& program) {
   s.lag = s.chunk = program.width;
   return s;
@@ -110,15 +119,17 @@ Schedule row_by_row(Schedule s, const Program& program) {
 std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, const Machine& machine,
                                          int images, int threads, int in_group) {
   std::vector<Schedule> all;
-  for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
+  for (int groups : sizes(std::clamp(images, 1, threads))) {
     Schedule s;
     s.images = (images + groups - 1) / groups;
     s.groups = groups, s.threads = std::min({threads / groups, work.most_threads, in_group});
     if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
     all.push_back(row_by_row(s, program));
     if (program.lag == 0 || images == 0) continue;
+    std::vector<int> pixel_teams = s.images < kImagesForTwoTeams ? sizes(s.threads - 1) : std::vector<int>();
+    pixel_teams.push_back(0);
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
-      for (int pixel_threads = 0; pixel_threads < (s.images < kImagesForTwoTeams ? s.threads : 1); pixel_threads++)
+      for (int pixel_threads : pixel_teams)
         for (int rows = 2, lag = 0; rows == 2 || rows * s.images <= kMostSites; rows++) {
           const Schedule wave = in_waves(s, program, work.longest_lead, rows, chunk, pixel_threads);
           if (wave.lag != lag) all.push_back(wave);

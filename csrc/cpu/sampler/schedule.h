@@ -16,10 +16,10 @@ inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 // Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums over row runs are computed for the
 // pixels of these steps.
 //
-// A matrix product needs some tens of rows to be fast. So with few images, several rows are sampled at once, as close
-// behind each other as the model's receptive field allows. A longer chunk makes the products of row runs larger,
-// but rows start that much later. With many images, one row at a time is as fast and takes less memory; a chunk is then
-// the whole row.
+// A matrix product needs ten rows to be fast, and some tens where weights come slowly, since each serves as many pixels
+// when it comes. So several rows are sampled at once, as close behind each other as the model's receptive field allows.
+// A longer chunk makes the products of row runs larger, but rows start that much later. Where many images are enough
+// for that, one row at a time takes less memory; a chunk is then the whole row.
 //
 // Threads that share an instruction's channels wait for each other at every layer. Fewer have to wait if they form two
 // teams: while one works on the pixels of a chunk, the other computes the sums over row runs for the next chunk.
