@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "cpu/ops/masked_conv2d.h"
 #include "cpu/memory/pool.h"
+#include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/recurrence.h"
 #include "cpu/simd/cpu_features.h"

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "cpu/sampler/schedule.h"
@@ -75,7 +76,12 @@ class Choices {
     template <class Possible>
     Turn(Choices& choices, Key key, const Possible& possible) : choices_(choices), lock_(choices.mutex_) {
       auto found = choices_.by_key_.find(key);
-      if (found == choices_.by_key_.end()) found = choices_.by_key_.emplace(key, Choice(possible())).first;
+      if (found == choices_.by_key_.end()) {
+        lock_.unlock();  // that takes milliseconds, and a child of a fork in between could never lock it
+        Choice made(possible());
+        lock_.lock();
+        found = choices_.by_key_.emplace(key, std::move(made)).first;
+      }
       choice_ = &found->second;
       schedule = choice_->schedule(), is_open = choice_->is_open();
       alone_ = choices_.running_++ == 0, number_ = ++choices_.turns_;

@@ -36,6 +36,8 @@ class Crowding {
 
 constexpr double kTuning = 0.2;  // seconds that are spent on trying schedules beforehand
 
+constexpr int64_t kLittleMemory = 32 << 20;
+
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 template <class T>
@@ -92,13 +94,19 @@ class SamplerOf final : public Sampler {
   }
 
   int64_t workspace_bytes(const Schedule& s) const override {
-    return s.groups * Workspace<T>(program_, packed_, s, s.images).bytes();  // nobody touches this memory
+    return s.groups * Workspace<T>(program_, packed_, s, s.images, true).bytes();
   }
 
  private:
   std::vector<Schedule> possible(int images, int threads, int in_group) const {
     const Machine here = machine(threads, packed_.weights->get(), packed_.weight_bytes);
-    return possible_schedules(program_, packed_.work, here, images, threads, in_group);
+    auto all = possible_schedules(program_, packed_.work, here, images, threads, in_group);
+    // Several rows in flight may take a little memory, or twice what one takes.
+    int64_t most = kLittleMemory;
+    for (const Schedule& s : all)
+      if (!s.is_wave()) most = std::max(most, 2 * workspace_bytes(s));
+    std::erase_if(all, [&](const Schedule& s) { return s.is_wave() && workspace_bytes(s) > most; });
+    return all;
   }
 
   Choices::Turn turn(int images, int threads) const {

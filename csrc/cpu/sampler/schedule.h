@@ -36,8 +36,8 @@ struct Schedule {
   double cost = 0;                  // estimated seconds
 
   bool is_wave() const { return rows_in_flight > 1; }
-  // Several rows in flight take more memory, so a little time that they save is not worth it.
-  double handicap() const { return is_wave() ? 1.03 : 1; }
+  // More pixels in flight take more memory, so a little time that they save is not worth it.
+  double handicap() const { return is_wave() ? 1.03 + 2e-4 * images * rows_in_flight : 1; }
   bool two_teams() const { return pixel_threads > 0; }
   int steps(const Program& program) const { return Wavefront{program.width, program.height, lag}.steps(); }
   int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }

@@ -16,7 +16,9 @@ namespace pcf::cpu {
 template <class T>
 class Workspace {
  public:
-  Workspace(const Program& program, const PackedProgram<T>& p, const Schedule& schedule, int images)
+  // is_counted: no memory is taken, and nothing but the bytes may be asked for.
+  Workspace(const Program& program, const PackedProgram<T>& p, const Schedule& schedule, int images,
+            bool is_counted = false)
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
         buffers_(schedule.partials()), images_(images) {
     for (const auto& s : program.storage) {
@@ -41,6 +43,7 @@ class Workspace {
       place(parameters_, widest * sites);
     };
     each_array([&](auto* pointer, int64_t elements) { bytes_ += aligned(elements * sizeof *pointer); });
+    if (is_counted) return;
     char* next = static_cast<char*>(memory_.emplace(bytes_).data());
     each_array([&](auto*& pointer, int64_t elements) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
