@@ -8,12 +8,11 @@ each and an L3 that gives a core 7 to 23 GB/s, or of others, which must not beco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from statistics import median
 
 import torch
-from drawing_when_asked import WARM_UP, drawing, sampler_of
+from drawing_when_asked import WARM_UP, drawing, sampler_of, timed
 from elsewhere import share_of_baseline
 from measuring import Cases, Found, Settings, Target, in_fresh_process
 
@@ -85,14 +84,10 @@ def choosing(how: Settings) -> Found:
 def choosing_seconds(images: int, how: Settings) -> tuple[float, float]:
     torch.set_num_threads(how.threads)
     first, second = sampler_of(BF16, how.quick), sampler_of(BF16, how.quick)
-    prepared = timed(lambda: first.prepare(images))
+    start = time.perf_counter()
+    first.prepare(images)
+    prepared = time.perf_counter() - start
     draw = drawing(second, images)
-    runs = [timed(draw) for _ in range(WARM_UP + 8)]
+    runs = [timed(draw)[0] for _ in range(WARM_UP + 8)]
     later = median(runs[WARM_UP:])
     return prepared, sum(each - later for each in runs[:WARM_UP])
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
