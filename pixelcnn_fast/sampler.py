@@ -386,8 +386,8 @@ class Sampler(NotPartOfModel):
         On a CPU, it tries in which order such a batch is drawn the fastest, for some tenths
         of a second; otherwise, the first batches do that. On a GPU, it compiles the kernel,
         in some ten seconds the first time, and loads it; while a CUDA graph is captured,
-        neither can be. Raises ValueError or RuntimeError,
-        saying why, if a runtime that is named can't be had.
+        neither can be. Raises ValueError or RuntimeError, saying why, if a runtime that is
+        named can't be had.
         """
         check_count(n)
         prepared, parts = self._engine.prepared(

@@ -29,7 +29,7 @@ BOUNDS = {
     "PixelCNN 64 × 7": {1: (0.98, 1.1), 16: (0.98, 1.1), 64: (0.98, 1.1)},
 }
 ELSEWHERE = (0.98, 1.0)
-BF16 = "default PixelCNN"
+LARGE = "default PixelCNN"
 
 
 def cases(how: Settings) -> Cases:
@@ -41,7 +41,7 @@ def cases(how: Settings) -> Cases:
     found: Cases = {"the machine": partial(the_machine, how)}
     for name, by_images in BOUNDS.items() if how.baseline else ():
         for images, bounds in by_images.items():
-            precisions = ("same", "bf16") if name == BF16 else ("same",)
+            precisions = ("same", "bf16") if name == LARGE else ("same",)
             for precision in precisions:
                 case = f"{name}, {images} at once" + ", bf16" * (precision == "bf16")
                 wanted = bounds if on_intel and precision == "same" else ELSEWHERE
@@ -60,10 +60,7 @@ def speed(name: str, images: int, precision: str, bounds: tuple[float, float], h
 def the_machine(how: Settings) -> Found:
     """Prints what schedules are chosen by."""
     found = required().machine(how.threads)
-    sizes = ", ".join(
-        f"{2 ** (18 + i) / 2**20:g} MB: {1e-9 * bandwidth:.0f} GB/s"
-        for i, bandwidth in enumerate(found["bandwidths"])
-    )
+    sizes = ", ".join(f"{size / 2**20:g} MB: {1e-9 * b:.0f} GB/s" for size, b in found["bandwidths"].items())
     print(f"a thread's multiply-adds: {1e-9 / found['multiply_add']:.0f} G/s")
     print(f"weights that a thread goes through again and again: {sizes}")
     print(
@@ -77,13 +74,13 @@ def choosing(how: Settings) -> Found:
         rounds = [in_fresh_process(choosing_seconds, images, how) for _ in range(min(how.repeats, 3))]
         for i, when in enumerate(("beforehand, by prepare", "in the first runs, beyond later ones")):
             seconds = [each[i] for each in rounds]
-            what = f"{BF16}, {images} at once: choosing a schedule {when}"
+            what = f"{LARGE}, {images} at once: choosing a schedule {when}"
             yield Target(what, 0.3, 0.1, median(seconds), seconds, report.duration, at_most=True)
 
 
 def choosing_seconds(images: int, how: Settings) -> tuple[float, float]:
     torch.set_num_threads(how.threads)
-    first, second = sampler_of(BF16, how.quick), sampler_of(BF16, how.quick)
+    first, second = sampler_of(LARGE, how.quick), sampler_of(LARGE, how.quick)
     start = time.perf_counter()
     first.prepare(images)
     prepared = time.perf_counter() - start

@@ -255,8 +255,6 @@ void check_scans(const char* isa) {
   }
 }
 
-}  // namespace
-
 // Schedules whose estimates are close are tried, and the fastest is kept; others are not.
 void check_choice() {
   const auto of_cost = [](int chunk, double cost) {
@@ -279,6 +277,8 @@ void check_choice() {
   const pcf::cpu::Choice small({of_cost(0, 1e-5), of_cost(1, 1.1e-5)});
   require(!small.is_open() && small.schedule().chunk == 0, "what takes microseconds is not tried");
 }
+
+}  // namespace
 
 // Every cut once, of the one kind of numbers and with the instruction set that most people have; the other kinds
 // differ in their products and draws, for which few cuts do.

@@ -92,6 +92,24 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), n
 
 
+def test_the_same_images_after_schedules_were_tried():
+    model = enlivened(GatedPixelCNN(n_classes=3, condition_channels=2))
+    sampler, other = Sampler(model, (3, 16, 16)), Sampler(model, (3, 16, 16))
+    labels, condition = torch.tensor([2, 0, 1]), torch.rand(3, 2, 16, 16)
+    noise = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+
+    def draw(of: Sampler) -> Tensor:
+        return of.sample(3, labels, noise=noise, condition=condition, runtime="cpu")
+
+    compiled: Any = sampler.runtime("cpu")
+    threads = torch.get_num_threads()
+    assert compiled._sampler.schedules(3, threads)[0].cost > 1e-3  # else nothing is tried
+    sampler.prepare(3, runtime="cpu")
+    expected = draw(other)
+    for _ in range(3):  # with what is left to be tried
+        assert torch.equal(draw(sampler), expected)
+
+
 def in_child(work: Callable[[], object]) -> int:
     """-> its process. It ends with status 0 if that is true."""
     child = os.fork()

@@ -1,6 +1,5 @@
 #include "cpu/memory/pool.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -8,6 +7,8 @@
 #include <mutex>
 #include <new>
 #include <set>
+
+#include "cpu/threads/over_forks.h"
 
 namespace pcf::cpu {
 namespace {
@@ -25,8 +26,10 @@ struct Free {
 
 class Pool {
  public:
+  std::mutex mutex;
+
   Free take(int64_t bytes) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex);
     auto best = free_.end();  // the smallest that is large enough, and hardly too large; of these the latest
     for (auto b = free_.begin(); b != free_.end(); ++b)
       if (b->bytes >= bytes && b->bytes <= bytes + bytes / 8 && (best == free_.end() || b->bytes <= best->bytes))
@@ -46,19 +49,15 @@ class Pool {
   }
 
   void give_back(void* data, int64_t bytes) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex);
     in_use_ -= bytes;
     kept_ += bytes;
     free_.push_back({static_cast<char*>(data), bytes});
     offer_all_but_warm();
   }
 
-  // A fork must not copy the mutex while another thread has it: in the child, nobody would release it.
-  void before_fork() { mutex_.lock(); }
-  void after_fork() { mutex_.unlock(); }
-
   int64_t kept() {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(mutex);
     return kept_;
   }
 
@@ -132,20 +131,13 @@ class Pool {
     free_.pop_front();
   }
 
-  std::mutex mutex_;
   std::list<Free> free_;    // oldest first
   std::set<char*> joined_;  // blocks of several mappings, which systems before Linux 6.17 can't move at once
   int64_t in_use_ = 0, kept_ = 0, most_ = 0;
 };
 
-// Never destroyed: results may outlive everything else.
-Pool& pool() {
-  static Pool& the_pool = *[] {
-    pthread_atfork([] { pool().before_fork(); }, [] { pool().after_fork(); }, [] { pool().after_fork(); });
-    return new Pool;
-  }();
-  return the_pool;
-}
+// Results may outlive everything else.
+Pool& pool() { return over_forks<Pool>(); }
 
 }  // namespace
 

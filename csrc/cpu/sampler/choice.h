@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "cpu/sampler/schedule.h"
-#include "cpu/threads/barrier.h"
 
 namespace pcf::cpu {
 

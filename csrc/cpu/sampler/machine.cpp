@@ -1,6 +1,5 @@
 #include "cpu/sampler/machine.h"
 
-#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "cpu/simd/cpu_features.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/barrier.h"
+#include "cpu/threads/over_forks.h"
 #include "cpu/threads/parallel.h"
 
 namespace pcf::cpu {
@@ -29,7 +29,7 @@ double seconds(int threads, int repeats, const std::function<void(int)>& work) {
       barrier.wait(thread, threads);
       const auto start = Clock::now();
       work(thread);
-      if (thread == 0) least = std::min(least, std::chrono::duration<double>(Clock::now() - start).count());
+      if (thread == 0) least = std::min(least, seconds_since(start));
     }
   });
   return least;
@@ -91,16 +91,6 @@ struct Known {
   std::map<int, Machine> by_threads;
 };
 
-// A fork must not copy the mutex while another thread has it: in the child, nobody would release it.
-Known& known() {
-  static Known& the_known = *[] {
-    const auto release = [] { known().mutex.unlock(); };
-    pthread_atfork([] { known().mutex.lock(); }, release, release);
-    return new Known;
-  }();
-  return the_known;
-}
-
 }  // namespace
 
 double Machine::bandwidth(double bytes) const {
@@ -112,8 +102,9 @@ double Machine::bandwidth(double bytes) const {
 }
 
 Machine machine(int threads, const void* weights, int64_t bytes) {
-  const std::lock_guard lock(known().mutex);
-  Machine& m = known().by_threads[threads];
+  Known& known = over_forks<Known>();
+  const std::lock_guard lock(known.mutex);
+  Machine& m = known.by_threads[threads];
   if (m.multiply_add == 0) {
     if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) m.l2 = l2;
     constexpr int kRows = 24, kTimes = 4;
@@ -131,11 +122,12 @@ Machine machine(int threads, const void* weights, int64_t bytes) {
       m.element = std::clamp((meeting_seconds(kElements) - m.barrier) / kElements, 0.0, 1e-8);
     }
   }
-  const Products products(threads, 1);
-  for (int size = Machine::kLeast + m.bandwidths.size(); size <= Machine::kMost && bytes >> size > 0; size++)
-    m.bandwidths.push_back((int64_t{1} << size) / seconds(threads, kRepeats, [&](int thread) {
-                             products.multiply(thread, static_cast<const char*>(weights), int64_t{1} << size);
-                           }));
+  for (int size = Machine::kLeast + m.bandwidths.size(); size <= Machine::kMost && bytes >> size > 0; size++) {
+    const Products products(threads, 1);
+    const int64_t part = int64_t{1} << size;
+    const auto go_through = [&](int thread) { products.multiply(thread, static_cast<const char*>(weights), part); };
+    m.bandwidths.push_back(part / seconds(threads, kRepeats, go_through));
+  }
   return m;
 }
 

@@ -231,8 +231,9 @@ class PackedProgram {
       Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
       count_runs(above, program, i.row_runs, i.padded), count_runs(rest, program, i.pixel_runs, i.padded);
-      above.values += i.padded * sizeof(T), rest.values += (&rest == &above ? 0 : i.padded * sizeof(T));
-      above.calls += &above == &sums, rest.calls++;
+      const double kept = i.padded * sizeof(T);
+      rest.calls++, rest.values += kept;
+      if (i.keeps_partial()) sums.calls++, sums.values += kept;
       above.barriers += i.barrier_in_row, rest.barriers += i.barrier_at_pixel;
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);

@@ -34,11 +34,8 @@ class Crowding {
   std::atomic<Clock::rep> until_{std::numeric_limits<Clock::rep>::min()};
 };
 
-constexpr double kTuning = 0.2;  // seconds that are spent on trying schedules beforehand
-
-constexpr int64_t kLittleMemory = 32 << 20;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+constexpr double kTuning = 0.2;              // seconds that are spent on trying schedules beforehand
+constexpr int64_t kLittleMemory = 32 << 20;  // that several rows in flight may take in any case
 
 template <class T>
 class SamplerOf final : public Sampler {

@@ -51,15 +51,18 @@ void bind_sampler(py::module_& m) {
       .def(
           "workspace_bytes",
           [](const cpu::Sampler& sampler, int images, int threads) {
-            return sampler.workspace_bytes(sampler.schedule(images, threads));
+            return sampler.workspace_bytes(sampler.chosen(images, threads));
           },
           "images"_a, "threads"_a);
 
   m.def("machine", [](int threads) {
     const cpu::ZeroedBlock weights(int64_t{1} << cpu::Machine::kMost);
     const cpu::Machine found = cpu::machine(threads, weights.get(), int64_t{1} << cpu::Machine::kMost);
+    py::dict bandwidths;  // by bytes
+    for (size_t i = 0; i < found.bandwidths.size(); i++)
+      bandwidths[py::int_(int64_t{1} << (cpu::Machine::kLeast + i))] = found.bandwidths[i];
     return py::dict("multiply_add"_a = found.multiply_add, "barrier"_a = found.barrier, "element"_a = found.element,
-                    "bandwidths"_a = found.bandwidths);
+                    "bandwidths"_a = bandwidths);
   });
 
   static py::exception<cpu::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);

@@ -46,7 +46,7 @@ class Estimate {
       double of_pixels = 0;
       int in_chunk = 0;
       for (int step = t; step < t + s.chunk; step++) {
-        const int n = pixels_at(step, s.lag);
+        const int n = Span(program_, s.lag, step, 1).count();
         of_pixels += at_pixels[n], in_chunk += n * s.images;
       }
       if (!in_chunk) continue;
@@ -66,12 +66,6 @@ class Estimate {
     int threads, of_group;
     double bytes;  // of the weights that it goes through
   };
-
-  // Pixels of an image in this column step.
-  int pixels_at(int t, int lag) const {
-    const int first = std::max(0, floor_div(t - program_.width, lag) + 1);
-    return std::max(0, std::min(program_.height - 1, floor_div(t, lag)) - first + 1);
-  }
 
   // Of a team's threads that do this at so many sites at once.
   double seconds(const Work& w, double sites, const Team& team) const {

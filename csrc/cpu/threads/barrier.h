@@ -17,6 +17,10 @@ namespace pcf::cpu {
 
 using Clock = std::chrono::steady_clock;
 
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
 // How long the calling thread has been running. Reading it takes a call of the system.
 inline Clock::duration time_run() {
   timespec now{};
