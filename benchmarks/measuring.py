@@ -74,8 +74,8 @@ class Target:
         return [self.name, bound + must, reach, value, spread * (len(self.samples) > 1), self.verdict()]
 
 
-# What a case of a table gives: targets, and comparisons of samplers, whose figures are shown below the table.
-Found = Iterable[Target | list[Result]]
+# What a case of a table gives: targets, and comparisons of samplers and remarks, which are shown below the table.
+Found = Iterable[Target | list[Result] | str]
 Cases = dict[str, Callable[[], Found]]
 Wanted = tuple[
     str, str, float, float

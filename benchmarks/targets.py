@@ -58,10 +58,11 @@ HEADER = ["target", "must", "reach", "measured", "spread", "ok"]
 
 @dataclass
 class Measured:
-    """left_out: names of cases for which there was no time; failed: those that failed, and why."""
+    """remarks: paragraphs; left_out: names of cases for which there was no time; failed: those that failed, and why."""
 
     targets: list[Target] = field(default_factory=list)
     comparisons: list[list[Result]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -77,6 +78,8 @@ class Measured:
                 for found in measure():
                     if isinstance(found, Target):
                         self.targets.append(found)
+                    elif isinstance(found, str):
+                        self.remarks.append(found)
                     else:
                         self.comparisons.append(found)
             except Exception as error:
@@ -85,6 +88,7 @@ class Measured:
 
     def below_the_table(self) -> str:
         texts = [report.markdown(self.comparisons)] if self.comparisons else []
+        texts += self.remarks
         if self.left_out:
             texts.append(f"Left out, for want of time: {'; '.join(self.left_out)}.")
         if self.failed:
@@ -97,10 +101,12 @@ def write(path: Path, title: str, machine: dict[str, Any], quick: bool, measured
     targets = measured.targets
     rows = [{**{k: v for k, v in asdict(t).items() if k != "show"}, "verdict": t.verdict()} for t in targets]
     whole = {"machine": machine, "quick": quick, "targets": rows, "failed": measured.failed}
+    if measured.remarks:
+        whole["remarks"] = measured.remarks
     if measured.comparisons:
         whole["comparisons"] = [report.record(results) for results in measured.comparisons]
     write_text(json.dumps(whole, indent=1) + "\n", path)
-    table = report.table([HEADER, *(target.row() for target in targets)])
+    table = report.table([HEADER, *(target.row() for target in targets)]) if targets else ""
     text = "\n\n".join(filter(None, [report.about(machine), table, measured.below_the_table()])) + "\n"
     write_text(f"# {title}\n\n{text}", path.with_suffix(".md"))
     print(text, path, path.with_suffix(".md"), sep="\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from drawing_when_asked import WARM_UP, drawing, sampler_of, timed
@@ -34,11 +35,7 @@ LARGE = "default PixelCNN"
 
 def cases(how: Settings) -> Cases:
     on_intel = "Intel" in report.processor()
-    other = "an AMD processor" if on_intel else "an Intel Xeon"
-    print(f"not measured: {other}, whose bounds differ; this is {report.processor()}")
-    if how.baseline is None:
-        print("not measured: the version before (--baseline FOLDER, a built checkout)")
-    found: Cases = {"the machine": partial(the_machine, how)}
+    found: Cases = {"the machine": partial(the_machine, on_intel, how)}
     for name, by_images in BOUNDS.items() if how.baseline else ():
         for images, bounds in by_images.items():
             precisions = ("same", "bf16") if name == LARGE else ("same",)
@@ -47,7 +44,21 @@ def cases(how: Settings) -> Cases:
                 wanted = bounds if on_intel and precision == "same" else ELSEWHERE
                 found[case] = partial(speed, name, images, precision, wanted, how)
     found["choosing"] = partial(choosing, how)
+    found["more threads"] = partial(more_threads, how)
     return found
+
+
+def the_machine(on_intel: bool, how: Settings) -> Found:
+    """What schedules are chosen by."""
+    yield f"Not measured: {'an AMD processor' if on_intel else 'an Intel Xeon'}, whose bounds differ."
+    if how.baseline is None:
+        yield "Not measured: the version before (--baseline FOLDER, a built checkout)."
+    found = required().machine(how.threads)
+    sizes = (2.0 ** (found.LEAST - 20 + i) for i in range(len(found.bandwidths)))
+    by_size = (f"{size:g} MB: {1e-9 * b:.0f} GB/s" for size, b in zip(sizes, found.bandwidths, strict=True))
+    yield f"A thread's multiply-adds: {1e-9 / found.multiply_add:.0f} G/s."
+    yield f"Weights that a thread goes through again and again: {', '.join(by_size)}."
+    yield f"A barrier: {1e9 * found.barrier:.0f} ns; a line of another core: {16e9 * found.element:.0f} ns."
 
 
 def speed(name: str, images: int, precision: str, bounds: tuple[float, float], how: Settings) -> Found:
@@ -57,16 +68,19 @@ def speed(name: str, images: int, precision: str, bounds: tuple[float, float], h
     yield Target(what, *bounds, 1 / share, [1 / s for s in shares], "{:.3f}×".format)
 
 
-def the_machine(how: Settings) -> Found:
-    """Prints what schedules are chosen by."""
-    found = required().machine(how.threads)
-    sizes = ", ".join(f"{size / 2**20:g} MB: {1e-9 * b:.0f} GB/s" for size, b in found["bandwidths"].items())
-    print(f"a thread's multiply-adds: {1e-9 / found['multiply_add']:.0f} G/s")
-    print(f"weights that a thread goes through again and again: {sizes}")
-    print(
-        f"a barrier: {1e9 * found['barrier']:.0f} ns; a line of another core: {16e9 * found['element']:.0f} ns"
+def more_threads(how: Settings) -> Found:
+    """What schedules would take on more threads than there are."""
+    here, counts = required().machine(how.threads), (1, 2, 4, 8, 16)
+    rows = [["estimated ms an image", *(f"{n} threads" for n in counts)]]
+    for name, by_images in BOUNDS.items():
+        compiled: Any = sampler_of(name, how.quick).runtime("cpu")
+        for images in by_images:
+            costs = (compiled._sampler.schedules(images, n, here)[0].cost / images for n in counts)
+            rows.append([f"{name}, {images} at once", *(f"{1e3 * each:.3g}" for each in costs)])
+    yield (
+        f"Estimated, not measured: as if each thread were as fast as one of the {how.threads} here when these are at "
+        f"work, and waited as long for each other one.\n\n{report.table(rows)}"
     )
-    return []
 
 
 def choosing(how: Settings) -> Found:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import Sampler
+from pixelcnn_fast import Sampler, native
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
@@ -90,6 +90,30 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
         for pick in picks:
             found = scheduled(runtime, pick, monkeypatch, draw)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), n
+
+
+def machine(bandwidth: float, barrier: float) -> Any:
+    """One with two threads that multiplies at 50 G/s and has such a bandwidth beyond 1 MB of weights."""
+    found = native.required().Machine()
+    found.multiply_add, found.element, found.barrier = 2e-11, 4e-10, barrier
+    found.bandwidths = [100e9, 100e9, 100e9, *5 * [bandwidth]]
+    return found
+
+
+def test_the_schedule_fits_the_machine():
+    """Weights that come slowly serve more pixels when they come, and threads that wait long for each other don't."""
+    compiled: Any = Sampler(PixelCNN(n_residual=4), (3, 24, 24)).runtime("cpu")
+
+    def best(images: int, bandwidth: float, barrier: float = 7e-8) -> Any:
+        return compiled._sampler.schedules(images, 2, machine(bandwidth, barrier))[0]
+
+    def sites(schedule) -> int:
+        return schedule.images * schedule.rows_in_flight
+
+    fast, slow = best(8, 100e9), best(8, 5e9)
+    assert (fast.groups, slow.groups) == (2, 1)  # one group's threads each go through half of the weights
+    assert sites(slow) > sites(fast)
+    assert best(1, 100e9).threads == 2 and best(1, 100e9, 1e-4).threads == 1
 
 
 def test_the_same_images_after_schedules_were_tried():

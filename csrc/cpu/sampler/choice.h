@@ -23,9 +23,10 @@ class Choice {
   // all: the cheapest first. The cheapest of each kind is tried, then the next cheapest.
   explicit Choice(std::vector<Schedule> all) {
     const double most = all[0].cost < kWorthTrying ? 0 : kClose * all[0].cost;
-    std::set<std::array<int, 3>> kinds;
-    std::ranges::stable_partition(
-        all, [&](const Schedule& s) { return kinds.insert({s.groups, s.pixel_threads, s.is_wave()}).second; });
+    std::set<std::array<int, 4>> kinds;
+    std::ranges::stable_partition(all, [&](const Schedule& s) {
+      return kinds.insert({s.groups, s.threads, s.pixel_threads, s.is_wave()}).second;
+    });
     for (const Schedule& s : all)
       if (candidates_.empty() || (s.cost < most && std::ssize(candidates_) < kCandidates)) candidates_.push_back({s});
   }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "cpu/memory/pool.h"
 #include "cpu/simd/cpu_features.h"
@@ -67,23 +68,23 @@ class Products {
   std::vector<std::vector<float*>> to_rows_;
 };
 
-// Of two threads that wait for each other again and again, and in between read so many elements that the other has just
+// Of threads that wait for each other again and again, and in between read so many elements that another has just
 // written.
-double meeting_seconds(int elements) {
+double meeting_seconds(int threads, int elements) {
   constexpr int kMeetings = 200, kLine = 64 / sizeof(float);
-  SpinBarrier barrier(2);
-  const ZeroedBlock memory(aligned(4 * elements * sizeof(float) + 1));
+  SpinBarrier barrier(threads);
+  const ZeroedBlock memory(aligned(2 * threads * elements * sizeof(float) + 1));
   float* const written = reinterpret_cast<float*>(memory.get());
   const auto meet = [&](int thread) {
     for (int i = 0; i < kMeetings; i++) {
-      float* const now = written + i % 2 * 2 * elements;  // nobody reads what was written before the last meeting
+      float* const now = written + i % 2 * threads * elements;  // nobody reads what was written before the last meeting
       std::fill_n(now + thread * elements, elements, 1.f);
-      barrier.wait(thread, 2);
+      barrier.wait(thread, threads);
       for (int k = 0; k < elements; k += kLine)
-        static_cast<void>(static_cast<volatile float*>(now)[(1 - thread) * elements + k]);
+        static_cast<void>(static_cast<volatile float*>(now)[(thread + 1) % threads * elements + k]);
     }
   };
-  return seconds(2, 2 * kRepeats, meet) / kMeetings;
+  return seconds(threads, 2 * kRepeats, meet) / kMeetings;
 }
 
 struct Known {
@@ -116,16 +117,21 @@ Machine machine(int threads, const void* weights, int64_t bytes) {
     m.multiply_add =
         seconds(threads, 2 * kRepeats, multiply) / (kTimes * kRows * Products::kDepth * products.channels());
     // Where other processes keep the cores busy, threads wait far longer for each other, but not as a rule.
-    if (threads > 1) {
+    const int meeting = std::min<int>(threads, std::thread::hardware_concurrency());
+    if (meeting > 1) {
       constexpr int kElements = 512;
-      m.barrier = std::min(meeting_seconds(0), 1e-6);
-      m.element = std::clamp((meeting_seconds(kElements) - m.barrier) / kElements, 0.0, 1e-8);
+      const double barrier = meeting_seconds(meeting, 0);
+      m.barrier = std::min(barrier / (meeting - 1), 1e-6);
+      m.element = std::clamp((meeting_seconds(meeting, kElements) - barrier) / kElements, 0.0, 1e-8);
     }
   }
   for (int size = Machine::kLeast + m.bandwidths.size(); size <= Machine::kMost && bytes >> size > 0; size++) {
     const Products products(threads, 1);
     const int64_t part = int64_t{1} << size;
-    const auto go_through = [&](int thread) { products.multiply(thread, static_cast<const char*>(weights), part); };
+    const auto go_through = [&](int thread) {
+      const int64_t first = std::min(thread * part, bytes - part) / 64 * 64;
+      products.multiply(thread, static_cast<const char*>(weights) + first, part);
+    };
     m.bandwidths.push_back(part / seconds(threads, kRepeats, go_through));
   }
   return m;

@@ -9,13 +9,13 @@ namespace pcf::cpu {
 // Times in seconds, of one thread, while the others do the same.
 struct Machine {
   double multiply_add = 0;  // by weights that are in L1
-  double barrier = 0;       // of two threads
+  double barrier = 0;       // for each other thread that is waited for
   double l2 = 1 << 20;      // bytes
   double element = 0;       // to read an element that another core has written
   // Bytes of weights a second, by how many bytes a thread goes through again and again: 2^kLeast, twice as many, ...
   std::vector<double> bandwidths;
 
-  static constexpr int kLeast = 18, kMost = 25;
+  static constexpr int kLeast = 18, kMost = 26;
 
   // The bandwidth where it goes through so many bytes.
   double bandwidth(double bytes) const;

@@ -215,13 +215,16 @@ class PackedProgram {
     }
   }
 
+  // What takes this of float32 takes so many times as much of T.
+  static constexpr double kOfElement = double{sizeof(T)} / sizeof(float);
+
   // Adds what runs take of a thread, whose result has so many channels.
   void count_runs(Work& work, const Program& program, const std::vector<PackedRun>& runs, int channels) const {
     for (const auto& run : runs) {
       const bool is_bf16 = run.packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
-      work.products += (is_bf16 ? 0.5 : 1) * run.packed.depth * channels;  // in float32's multiply-adds
+      work.products += (is_bf16 ? 0.5 : kOfElement) * run.packed.depth * channels;
       work.bytes += double{1} * run.packed.block_bytes * blocks(channels);
-      work.reads += program.storage[run.source].channels;  // the other pixels it has read before
+      work.reads += kOfElement * program.storage[run.source].channels;  // the other pixels it has read before
     }
   }
 
@@ -235,7 +238,7 @@ class PackedProgram {
       rest.calls++, rest.values += kept;
       if (i.keeps_partial()) sums.calls++, sums.values += kept;
       above.barriers += i.barrier_in_row, rest.barriers += i.barrier_at_pixel;
-      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * traits(step.kind).cost;
+      for (const auto& step : i.steps) rest.elements += kOfElement * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
     constexpr int kOfParameter = 60;  // the cost of drawing from it

@@ -45,8 +45,9 @@ class SamplerOf final : public Sampler {
     program_.instructions.clear();  // they borrow weights that may be gone
   }
 
-  std::vector<Schedule> schedules(int images, int threads) const override {
-    return possible(images, std::max(threads, 1), Crowding::kNoLimit);
+  std::vector<Schedule> schedules(int images, int threads, const Machine* machine) const override {
+    threads = std::max(threads, 1);
+    return possible(images, threads, Crowding::kNoLimit, machine ? *machine : here(threads));
   }
 
   int run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
@@ -95,9 +96,10 @@ class SamplerOf final : public Sampler {
   }
 
  private:
-  std::vector<Schedule> possible(int images, int threads, int in_group) const {
-    const Machine here = machine(threads, packed_.weights->get(), packed_.weight_bytes);
-    auto all = possible_schedules(program_, packed_.work, here, images, threads, in_group);
+  Machine here(int threads) const { return machine(threads, packed_.weights->get(), packed_.weight_bytes); }
+
+  std::vector<Schedule> possible(int images, int threads, int in_group, const Machine& machine) const {
+    auto all = possible_schedules(program_, packed_.work, machine, images, threads, in_group);
     // Several rows in flight may take a little memory, or twice what one takes.
     int64_t most = kLittleMemory;
     for (const Schedule& s : all)
@@ -109,7 +111,7 @@ class SamplerOf final : public Sampler {
   Choices::Turn turn(int images, int threads) const {
     threads = std::max(threads, 1);
     const int in_group = crowding_.most_in_group();
-    return {choices_, {images, threads, in_group}, [&] { return possible(images, threads, in_group); }};
+    return {choices_, {images, threads, in_group}, [&] { return possible(images, threads, in_group, here(threads)); }};
   }
 
   int run(const Job& job, Choices::Turn& turn, const std::function<void(int)>& on_row) const {

@@ -21,8 +21,8 @@ class Sampler {
  public:
   virtual ~Sampler() = default;
 
-  // The ways to sample `images` images on at most `threads` threads, the cheapest first.
-  virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
+  // The ways to sample `images` images on at most `threads` threads, the cheapest first; on the machine given, or here.
+  virtual std::vector<Schedule> schedules(int images, int threads, const Machine* machine = nullptr) const = 0;
   Schedule schedule(int images, int threads) const { return schedules(images, threads).front(); }
 
   // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of the first group's images; if it

@@ -27,6 +27,14 @@ int run(const cpu::Sampler& sampler, py::handle described, const How& how, const
 
 void bind_sampler(py::module_& m) {
   m.attr("SIGNATURE") = pcf::kSignature;
+  py::class_<cpu::Machine> machine(m, "Machine");
+  machine.attr("LEAST") = cpu::Machine::kLeast;
+  machine.def(py::init())
+      .def_readwrite("multiply_add", &cpu::Machine::multiply_add)
+      .def_readwrite("barrier", &cpu::Machine::barrier)
+      .def_readwrite("l2", &cpu::Machine::l2)
+      .def_readwrite("element", &cpu::Machine::element)
+      .def_readwrite("bandwidths", &cpu::Machine::bandwidths);
   py::class_<cpu::Schedule>(m, "Schedule")
       .def_readonly("groups", &cpu::Schedule::groups)
       .def_readonly("threads", &cpu::Schedule::threads)
@@ -45,7 +53,7 @@ void bind_sampler(py::module_& m) {
            "program"_a, "float64"_a, "format"_a)
       .def("chosen", &cpu::Sampler::chosen, "images"_a, "threads"_a)
       .def("tune", &cpu::Sampler::tune, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
-      .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a)
+      .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a, "machine"_a = nullptr)
       .def("run", &run<int>, "job"_a, "threads"_a, "on_row"_a)
       .def("run", &run<cpu::Schedule>, "job"_a, "schedule"_a, "on_row"_a)
       .def(
@@ -57,12 +65,7 @@ void bind_sampler(py::module_& m) {
 
   m.def("machine", [](int threads) {
     const cpu::ZeroedBlock weights(int64_t{1} << cpu::Machine::kMost);
-    const cpu::Machine found = cpu::machine(threads, weights.get(), int64_t{1} << cpu::Machine::kMost);
-    py::dict bandwidths;  // by bytes
-    for (size_t i = 0; i < found.bandwidths.size(); i++)
-      bandwidths[py::int_(int64_t{1} << (cpu::Machine::kLeast + i))] = found.bandwidths[i];
-    return py::dict("multiply_add"_a = found.multiply_add, "barrier"_a = found.barrier, "element"_a = found.element,
-                    "bandwidths"_a = bandwidths);
+    return cpu::machine(threads, weights.get(), int64_t{1} << cpu::Machine::kMost);
   });
 
   static py::exception<cpu::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);

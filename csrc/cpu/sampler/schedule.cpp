@@ -52,7 +52,7 @@ class Estimate {
       if (!in_chunk) continue;
       const double of_rows = seconds(rows, in_chunk, row_team);
       if (s.two_teams()) {
-        s.cost += std::max(of_rows, before) + 2 * machine_.barrier;
+        s.cost += std::max(of_rows, before) + 2 * machine_.barrier * (s.threads - 1);
         before = of_pixels + seconds(more, in_chunk, pixel_team);
       } else {
         s.cost += of_rows + of_pixels;
@@ -76,7 +76,7 @@ class Estimate {
     const double afar = std::max(kNotHidden * (team.of_group - 1) / team.of_group,
                                  std::clamp(sites * w.values / machine_.l2 - 0.5, 0.0, 1.0));
     return (products + w.elements * machine_.multiply_add * sites) / team.threads + w.calls * kCall +
-           afar * w.reads * machine_.element * sites + (team.threads > 1 ? w.barriers * machine_.barrier : 0);
+           afar * w.reads * machine_.element * sites + w.barriers * machine_.barrier * (team.threads - 1);
   }
 
   const Program& program_;
@@ -113,13 +113,9 @@ Schedule row_by_row(Schedule s, const Program& program) {
 std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, const Machine& machine,
                                          int images, int threads, int in_group) {
   std::vector<Schedule> all;
-  for (int groups : sizes(std::clamp(images, 1, threads))) {
-    Schedule s;
-    s.images = (images + groups - 1) / groups;
-    s.groups = groups, s.threads = std::min({threads / groups, work.most_threads, in_group});
-    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
+  const auto add = [&](const Schedule& s) {
     all.push_back(row_by_row(s, program));
-    if (program.lag == 0 || images == 0) continue;
+    if (program.lag == 0 || images == 0) return;
     std::vector<int> pixel_teams = s.images < kImagesForTwoTeams ? sizes(s.threads - 1) : std::vector<int>();
     pixel_teams.push_back(0);
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
@@ -129,6 +125,12 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
           if (wave.lag != lag) all.push_back(wave);
           lag = wave.lag;
         }
+  };
+  for (int groups : sizes(std::clamp(images, 1, threads))) {
+    Schedule s;
+    s.groups = groups, s.images = (images + groups - 1) / groups;
+    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
+    for (int in_each : sizes(std::min({threads / groups, work.most_threads, in_group}))) s.threads = in_each, add(s);
   }
   std::ranges::for_each(all, [&](Schedule& s) { Estimate(program, work, machine)(s); });
   std::ranges::stable_sort(all, {}, &Schedule::cost);

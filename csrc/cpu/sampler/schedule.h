@@ -47,9 +47,9 @@ struct Schedule {
 
 // What one thread does at one pixel, and how many barriers it waits at.
 struct Work {
-  double products = 0, elements = 0;  // multiply-adds; the cost of steps, in multiply-adds
+  double products = 0, elements = 0;  // multiply-adds of float32; the cost of steps, in the same
   double bytes = 0;                   // of weights
-  double reads = 0;                   // elements that the group's threads have written
+  double reads = 0;                   // elements of float32 that the group's threads have written
   double values = 0;                  // bytes that are kept
   int calls = 0, barriers = 0;
 
