@@ -71,7 +71,7 @@ def speed(name: str, images: int, precision: str, bounds: tuple[float, float], h
 def more_threads(how: Settings) -> Found:
     """What schedules would take on more threads than there are."""
     here, counts = required().machine(how.threads), (1, 2, 4, 8, 16)
-    rows = [["estimated ms an image", *(f"{n} threads" for n in counts)]]
+    rows = [["estimated ms an image, by threads", *map(str, counts)]]
     for name, by_images in BOUNDS.items():
         compiled: Any = sampler_of(name, how.quick).runtime("cpu")
         for images in by_images:
