@@ -383,8 +383,8 @@ class Sampler(NotPartOfModel):
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does what the first call that draws n images would do besides drawing -> itself.
 
-        On a CPU, it tries in which order such a batch is drawn the fastest, for some tenths
-        of a second; otherwise, the first batches do that. On a GPU, it compiles the kernel,
+        On a CPU, it tries in which order such a batch is drawn the fastest, for up to 0.2 s;
+        where that is too short, the first batches go on with it. On a GPU, it compiles the kernel,
         in some ten seconds the first time, and loads it; while a CUDA graph is captured,
         neither can be. Raises ValueError or RuntimeError, saying why, if a runtime that is
         named can't be had.

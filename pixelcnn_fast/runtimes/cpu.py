@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pixelcnn_fast import cores
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import required
@@ -47,6 +48,11 @@ class CpuRuntime(Runtime):
         description = native_program(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
 
+    @property
+    def _threads(self) -> int:
+        """As many as PyTorch has, and no more than cores, for which they would wait."""
+        return min(torch.get_num_threads(), cores.usable())
+
     def run(self, job: Job) -> None:
         operands = self._program.condition_operands
         found = self._conditions(operands, job.given, job.values.shape[0]).values()
@@ -56,12 +62,12 @@ class CpuRuntime(Runtime):
             assert written is None or written.is_contiguous()
         batch = replace(job, known=known, noise=job.noise.contiguous())
         try:
-            self._sampler.run(native_job(batch, conditions), torch.get_num_threads(), job.on_row)
+            self._sampler.run(native_job(batch, conditions), self._threads, job.on_row)
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 
     def tune(self, images: int) -> None:
-        self._sampler.tune(images, torch.get_num_threads())
+        self._sampler.tune(images, self._threads)
 
     def workspace_bytes(self, images: int) -> int:
-        return self._sampler.workspace_bytes(images, torch.get_num_threads())
+        return self._sampler.workspace_bytes(self._sampler.chosen(images, self._threads))

@@ -1,18 +1,21 @@
 """The CPU sampler draws the same images by every schedule, to the bit, and where threads leave in the middle of a run,
 as they do if other processes keep the cores busy."""
 
+import gc
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import Sampler, native
+from pixelcnn_fast import Sampler, cores, native
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
@@ -33,11 +36,21 @@ STEPS = [(0,), (10,), (3, 4, 5), (1, 20)]
 
 
 @pytest.fixture
-def four_threads():
+def with_threads(monkeypatch):
+    """Sets how many threads a sampler has."""
     before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
+
+    def set_to(threads: int) -> None:
+        monkeypatch.setattr(cores, "usable", lambda: threads)
+        torch.set_num_threads(threads)
+
+    yield set_to
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def four_threads(with_threads):
+    with_threads(4)
 
 
 class Scheduled:
@@ -92,28 +105,144 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), n
 
 
-def machine(bandwidth: float, barrier: float) -> Any:
+def test_the_machine_is_measured_once():
+    first, second = (native.required().machine(2) for _ in range(2))
+    assert first.bandwidths == second.bandwidths and first.bandwidths[-1] > 0
+    for figure in ("multiply_add", "barrier", "element", "l2"):
+        assert getattr(first, figure) == getattr(second, figure) >= 0
+
+
+def machine(bandwidth: float = 100e9, **figures: float) -> Any:
     """One with two threads that multiplies at 50 G/s and has such a bandwidth beyond 1 MB of weights."""
     found = native.required().Machine()
-    found.multiply_add, found.element, found.barrier = 2e-11, 4e-10, barrier
+    for figure, value in {"multiply_add": 2e-11, "barrier": 7e-8, **figures}.items():
+        setattr(found, figure, value)
     found.bandwidths = [100e9, 100e9, 100e9, *5 * [bandwidth]]
     return found
 
 
 def test_the_schedule_fits_the_machine():
-    """Weights that come slowly serve more pixels when they come, and threads that wait long for each other don't."""
     compiled: Any = Sampler(PixelCNN(n_residual=4), (3, 24, 24)).runtime("cpu")
 
-    def best(images: int, bandwidth: float, barrier: float = 7e-8) -> Any:
-        return compiled._sampler.schedules(images, 2, machine(bandwidth, barrier))[0]
+    def best(images: int, bandwidth: float = 100e9, **figures: float) -> Any:
+        return compiled._sampler.schedules(images, 2, machine(bandwidth, **figures))[0]
 
     def sites(schedule) -> int:
         return schedule.images * schedule.rows_in_flight
 
-    fast, slow = best(8, 100e9), best(8, 5e9)
+    fast, slow = best(8), best(8, 5e9)
     assert (fast.groups, slow.groups) == (2, 1)  # one group's threads each go through half of the weights
-    assert sites(slow) > sites(fast)
-    assert best(1, 100e9).threads == 2 and best(1, 100e9, 1e-4).threads == 1
+    assert sites(slow) > sites(fast)  # a weight serves more of them when it comes
+    assert best(8, 5e9, element=1e-7).groups == 2  # what another core has written is not worth reading
+    assert best(1).threads == 2 and best(1, barrier=1e-4).threads == 1
+    assert sites(best(16)) > sites(best(16, l2=2e4, element=1e-8))  # values of fewer sites stay in the cache
+    assert best(1, multiply_add=2e-10).cost > 5 * best(1).cost
+
+
+def test_several_rows_in_flight_take_little_memory():
+    """At most twice that of one, or 32 MB."""
+    compiled: Any = Sampler(PixelCNN(hidden_channels=256, n_residual=1), (3, 64, 64)).runtime("cpu")
+    bytes_of = compiled._sampler.workspace_bytes
+    for n in (1, 24):
+        schedules = compiled._sampler.schedules(n, 2, machine())
+        one_row = max(bytes_of(s) for s in schedules if s.rows_in_flight == 1)
+        assert max(map(bytes_of, schedules)) <= max(2 * one_row, 32 << 20)
+        assert any(s.rows_in_flight > 1 for s in schedules)
+
+
+def tried(sampler: Sampler, n: int, draws: int) -> set[tuple[int, ...]]:
+    """The schedules of so many draws."""
+    runtime: Any = sampler.runtime("cpu")
+    found = set()
+    for _ in range(draws):
+        chosen = runtime._sampler.chosen(n, runtime._threads)
+        found.add((chosen.rows_in_flight, chosen.lag, chosen.chunk))
+        sampler.sample(n, runtime="cpu", batch_size=n)
+    return found
+
+
+ENOUGH = 40  # draws, of which eight that nothing disturbs suffice
+
+
+def test_the_first_draws_try_schedules_and_keep_the_fastest(with_threads):
+    with_threads(1)
+    sampler = Sampler(PixelCNN(hidden_channels=64, n_residual=2), (3, 16, 16))
+    assert len(tried(sampler, 4, ENOUGH)) > 1
+    assert len(tried(sampler, 4, 5)) == 1
+    with_threads(2)  # which has a choice of its own
+    runtime: Any = sampler.runtime("cpu")
+    chosen = runtime._sampler.chosen(4, 2)
+    assert chosen.groups * chosen.threads == 2
+
+
+def test_prepare_tries_them_beforehand(with_threads):
+    with_threads(1)
+    sampler = Sampler(PixelCNN(hidden_channels=64, n_residual=2), (3, 16, 16)).prepare(4, runtime="cpu")
+    assert len(tried(sampler, 4, 8)) == 1
+
+
+def test_a_child_tries_schedules(with_threads):
+    """Another thread of its parent was drawing when it was forked."""
+    with_threads(1)
+    sampler = Sampler(PixelCNN(hidden_channels=64, n_residual=2), (3, 16, 16))
+    busy, is_drawing, has_forked = Sampler(MODELS["PixelCNN"](), SHAPE), threading.Event(), threading.Event()
+    runtime: Any = busy.runtime("cpu")
+    compiled = runtime._sampler
+
+    def wait(row: int) -> None:
+        is_drawing.set()
+        has_forked.wait(30)
+
+    runtime._sampler = SimpleNamespace(run=lambda job, threads, on_row: compiled.run(job, threads, wait))
+    thread = threading.Thread(target=lambda: busy.sample(1, runtime="cpu", batch_size=1))
+    thread.start()
+    assert is_drawing.wait(30)
+    child = in_child(lambda: len(tried(sampler, 4, ENOUGH)) > 1)
+    has_forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_more_threads_than_cores(monkeypatch, with_threads):
+    with_threads(4)
+    monkeypatch.setattr(cores, "usable", lambda: 1)
+    sampler, threads = Sampler(MODELS["PixelCNN"](), SHAPE), []
+    runtime: Any = sampler.runtime("cpu")
+    compiled = runtime._sampler
+
+    def run(job: Any, most: int, on_row: Callable[[int], None]) -> None:
+        threads.append(most)
+        compiled.run(job, most, on_row)
+
+    monkeypatch.setattr(runtime, "_sampler", SimpleNamespace(run=run, chosen=compiled.chosen))
+    sampler.sample(2, runtime="cpu", batch_size=2)
+    assert threads == [1]
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"),
+    reason="this system has no huge pages to ask for",
+)
+def test_weights_ask_for_huge_pages():
+    compiled = Sampler(PixelCNN(hidden_channels=256, n_residual=4), (3, 8, 8)).runtime("cpu")
+    asked = size = 0
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if line.startswith("Size:"):
+                size = int(line.split()[1]) << 10
+            elif line.startswith("VmFlags:") and " hg" in line:
+                asked += size
+    assert asked > 8 << 20, compiled
+
+
+def test_memory_of_weights_is_given_back():
+    """Unlike that of values, which the next draw needs again."""
+    sampler = Sampler(PixelCNN(hidden_channels=256, n_residual=4), (3, 8, 8))
+    sampler.runtime("cpu")
+    kept = native.required().Block.kept()
+    del sampler
+    gc.collect()
+    assert native.required().Block.kept() == kept
 
 
 def test_the_same_images_after_schedules_were_tried():
@@ -125,9 +254,6 @@ def test_the_same_images_after_schedules_were_tried():
     def draw(of: Sampler) -> Tensor:
         return of.sample(3, labels, noise=noise, condition=condition, runtime="cpu")
 
-    compiled: Any = sampler.runtime("cpu")
-    threads = torch.get_num_threads()
-    assert compiled._sampler.schedules(3, threads)[0].cost > 1e-3  # else nothing is tried
     sampler.prepare(3, runtime="cpu")
     expected = draw(other)
     for _ in range(3):  # with what is left to be tried

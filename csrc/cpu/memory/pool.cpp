@@ -48,11 +48,13 @@ class Pool {
     return {begin, bytes};
   }
 
-  void give_back(void* data, int64_t bytes) {
+  void give_back(void* data, int64_t bytes, bool is_kept) {
     const std::lock_guard lock(mutex);
     in_use_ -= bytes;
+    const Free block{static_cast<char*>(data), bytes};
+    if (!is_kept) return drop(block);
     kept_ += bytes;
-    free_.push_back({static_cast<char*>(data), bytes});
+    free_.push_back(block);
     offer_all_but_warm();
   }
 
@@ -124,9 +126,13 @@ class Pool {
 #endif
   }
 
+  void drop(const Free& block) {
+    munmap(block.data, block.bytes);
+    joined_.erase(block.data);
+  }
+
   void drop_oldest() {
-    munmap(free_.front().data, free_.front().bytes);
-    joined_.erase(free_.front().data);
+    drop(free_.front());
     kept_ -= free_.front().bytes;
     free_.pop_front();
   }
@@ -141,13 +147,13 @@ Pool& pool() { return over_forks<Pool>(); }
 
 }  // namespace
 
-Block::Block(int64_t bytes) {
+Block::Block(int64_t bytes, bool is_kept) : is_kept_(is_kept) {
   const int64_t unit = bytes < kHugePage ? kSmallest : kHugePage;
   const Free taken = pool().take(std::max<int64_t>((bytes + unit - 1) / unit, 1) * unit);
   bytes_ = taken.bytes, data_ = taken.data;
 }
 Block::~Block() {
-  if (data_) pool().give_back(data_, bytes_);
+  if (data_) pool().give_back(data_, bytes_, is_kept_);
 }
 int64_t Block::kept() { return pool().kept(); }
 

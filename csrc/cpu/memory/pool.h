@@ -15,12 +15,13 @@ constexpr int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 
 // At least so many bytes, from a page's start on; what they hold is undefined. All blocks together take at most a
 // quarter and 8 MB more than what was in use at once. When memory becomes short, the system takes large ones that are
-// kept, but for the last 128 MB. Throws std::bad_alloc.
+// kept, but for the last 128 MB. is_kept: whether it is kept when it is freed. Throws std::bad_alloc.
 class Block {
  public:
-  explicit Block(int64_t bytes);
+  explicit Block(int64_t bytes, bool is_kept = true);
   ~Block();
-  Block(Block&& other) noexcept : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
+  Block(Block&& other) noexcept
+      : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)), is_kept_(other.is_kept_) {}
 
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
@@ -31,12 +32,15 @@ class Block {
  private:
   int64_t bytes_;
   void* data_;
+  bool is_kept_;
 };
 
 // Zeroed memory to work in.
 class ZeroedBlock {
  public:
-  explicit ZeroedBlock(int64_t bytes) : block_(bytes) { std::memset(block_.data(), 0, bytes); }
+  explicit ZeroedBlock(int64_t bytes, bool is_kept = true) : block_(bytes, is_kept) {
+    std::memset(block_.data(), 0, bytes);
+  }
   char* get() const { return static_cast<char*>(block_.data()); }
 
  private:

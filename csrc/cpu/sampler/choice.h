@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/sampler/schedule.h"
+#include "cpu/threads/over_forks.h"
 
 namespace pcf::cpu {
 
@@ -22,7 +23,7 @@ class Choice {
 
   // all: the cheapest first. The cheapest of each kind is tried, then the next cheapest.
   explicit Choice(std::vector<Schedule> all) {
-    const double most = all[0].cost < kWorthTrying ? 0 : kClose * all[0].cost;
+    const double most = all[0].cost < kWorthTrying ? 0 : std::min(kClose * all[0].cost, all[0].cost + kMostSpent / kRuns);
     std::set<std::array<int, 4>> kinds;
     std::ranges::stable_partition(all, [&](const Schedule& s) {
       return kinds.insert({s.groups, s.threads, s.pixel_threads, s.is_wave()}).second;
@@ -64,8 +65,16 @@ class Choice {
   double spent_ = 0;                   // on others than the fastest
 };
 
-// The choices for each number of images, of threads and of those in a group. Runs may overlap; only what has the
-// machine to itself is timed.
+// The runs of all samplers of this process. Each is timed only if it had the machine to itself.
+struct Runs {
+  std::mutex mutex;  // also of all choices
+  int running = 0;
+  int64_t begun = 0;
+
+  void in_child() { running = 0; }  // the other threads are gone
+};
+
+// The choices for each number of images, of threads and of those in a group.
 class Choices {
  public:
   using Key = std::array<int, 3>;
@@ -74,44 +83,41 @@ class Choices {
    public:
     // possible(): all schedules, the cheapest first.
     template <class Possible>
-    Turn(Choices& choices, Key key, const Possible& possible) : choices_(choices), lock_(choices.mutex_) {
-      auto found = choices_.by_key_.find(key);
-      if (found == choices_.by_key_.end()) {
-        lock_.unlock();  // that takes milliseconds, and a child of a fork in between could never lock it
+    Turn(Choices& choices, Key key, const Possible& possible) {
+      std::unique_lock lock(runs_.mutex);
+      auto& by_key = choices.by_key_;
+      auto found = by_key.find(key);
+      if (found == by_key.end()) {
+        lock.unlock();  // that takes milliseconds
         Choice made(possible());
-        lock_.lock();
-        found = choices_.by_key_.emplace(key, std::move(made)).first;
+        lock.lock();
+        found = by_key.emplace(key, std::move(made)).first;
       }
       choice_ = &found->second;
       schedule = choice_->schedule(), is_open = choice_->is_open();
-      alone_ = choices_.running_++ == 0, number_ = ++choices_.turns_;
-      lock_.unlock();
+      alone_ = runs_.running++ == 0, number_ = ++runs_.begun;
     }
     ~Turn() {
-      const std::lock_guard lock(choices_.mutex_);
-      choices_.running_--;
+      const std::lock_guard lock(runs_.mutex);
+      runs_.running = std::max(runs_.running - 1, 0);  // it may go on in a child
     }
     void took(double seconds) {
-      const std::lock_guard lock(choices_.mutex_);
-      if (alone_ && choices_.turns_ == number_) choice_->took(seconds);
+      const std::lock_guard lock(runs_.mutex);
+      if (alone_ && runs_.begun == number_) choice_->took(seconds);
     }
 
     Schedule schedule;
     bool is_open;
 
    private:
-    Choices& choices_;
-    std::unique_lock<std::mutex> lock_;
+    Runs& runs_ = over_forks<Runs>();
     Choice* choice_;
     bool alone_;
     int64_t number_;
   };
 
  private:
-  std::mutex mutex_;
   std::map<Key, Choice> by_key_;
-  int running_ = 0;
-  int64_t turns_ = 0;
 };
 
 }  // namespace pcf::cpu

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -19,18 +20,21 @@
 namespace pcf::cpu {
 namespace {
 
-constexpr int kRepeats = 3;
-
-// The least of a few times that `threads` threads take for work(thread), each of which begins when all are there.
-double seconds(int threads, int repeats, const std::function<void(int)>& work) {
+// The least of some times that `threads` threads take for work(thread), each of which begins when all are there. Where
+// other processes keep the cores busy, that takes long, so after `until`, one time is enough.
+double seconds(int threads, int repeats, Clock::time_point until, const std::function<void(int)>& work) {
   SpinBarrier barrier(threads);
   double least = 1e9;
+  std::atomic<int> end{repeats};
   run_team(threads, [&](int thread) {
-    for (int repeat = 0; repeat < repeats; repeat++) {
+    for (int repeat = 0;; repeat++) {
       barrier.wait(thread, threads);
+      if (repeat >= end) return;
       const auto start = Clock::now();
       work(thread);
-      if (thread == 0) least = std::min(least, seconds_since(start));
+      if (thread > 0) continue;
+      least = std::min(least, seconds_since(start));
+      if (Clock::now() > until) end = repeat + 1;
     }
   });
   return least;
@@ -70,8 +74,8 @@ class Products {
 
 // Of threads that wait for each other again and again, and in between read so many elements that another has just
 // written.
-double meeting_seconds(int threads, int elements) {
-  constexpr int kMeetings = 200, kLine = 64 / sizeof(float);
+double meeting_seconds(int threads, int elements, Clock::time_point until) {
+  constexpr int kMeetings = 20, kTimes = 50, kLine = 64 / sizeof(float);
   SpinBarrier barrier(threads);
   const ZeroedBlock memory(aligned(2 * threads * elements * sizeof(float) + 1));
   float* const written = reinterpret_cast<float*>(memory.get());
@@ -84,7 +88,7 @@ double meeting_seconds(int threads, int elements) {
         static_cast<void>(static_cast<volatile float*>(now)[(thread + 1) % threads * elements + k]);
     }
   };
-  return seconds(threads, 2 * kRepeats, meet) / kMeetings;
+  return seconds(threads, kTimes, until, meet) / kMeetings;
 }
 
 struct Known {
@@ -103,9 +107,11 @@ double Machine::bandwidth(double bytes) const {
 }
 
 Machine machine(int threads, const void* weights, int64_t bytes) {
+  threads = std::clamp<int>(threads, 1, std::max(1u, std::thread::hardware_concurrency()));
   Known& known = over_forks<Known>();
   const std::lock_guard lock(known.mutex);
   Machine& m = known.by_threads[threads];
+  const auto until = Clock::now() + std::chrono::milliseconds(20);
   if (m.multiply_add == 0) {
     if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) m.l2 = l2;
     constexpr int kRows = 24, kTimes = 4;
@@ -114,15 +120,13 @@ Machine machine(int threads, const void* weights, int64_t bytes) {
     const auto multiply = [&](int thread) {
       for (int i = 0; i < kTimes; i++) products.multiply(thread, matrix.get(), products.matrix_bytes());
     };
-    m.multiply_add =
-        seconds(threads, 2 * kRepeats, multiply) / (kTimes * kRows * Products::kDepth * products.channels());
+    m.multiply_add = seconds(threads, 6, until, multiply) / (kTimes * kRows * Products::kDepth * products.channels());
     // Where other processes keep the cores busy, threads wait far longer for each other, but not as a rule.
-    const int meeting = std::min<int>(threads, std::thread::hardware_concurrency());
-    if (meeting > 1) {
+    if (threads > 1) {
       constexpr int kElements = 512;
-      const double barrier = meeting_seconds(meeting, 0);
-      m.barrier = std::min(barrier / (meeting - 1), 1e-6);
-      m.element = std::clamp((meeting_seconds(meeting, kElements) - barrier) / kElements, 0.0, 1e-8);
+      const double barrier = meeting_seconds(threads, 0, until);
+      m.barrier = std::min(barrier / (threads - 1), 1e-6);
+      m.element = std::clamp((meeting_seconds(threads, kElements, until) - barrier) / kElements, 0.0, 1e-8);
     }
   }
   for (int size = Machine::kLeast + m.bandwidths.size(); size <= Machine::kMost && bytes >> size > 0; size++) {
@@ -132,7 +136,7 @@ Machine machine(int threads, const void* weights, int64_t bytes) {
       const int64_t first = std::min(thread * part, bytes - part) / 64 * 64;
       products.multiply(thread, static_cast<const char*>(weights) + first, part);
     };
-    m.bandwidths.push_back(part / seconds(threads, kRepeats, go_through));
+    m.bandwidths.push_back(part / seconds(threads, 3, until, go_through));
   }
   return m;
 }

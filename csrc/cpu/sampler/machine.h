@@ -6,12 +6,12 @@
 
 namespace pcf::cpu {
 
-// Times in seconds, of one thread, while the others do the same.
+// Of one thread, while the others do the same.
 struct Machine {
-  double multiply_add = 0;  // by weights that are in L1
-  double barrier = 0;       // for each other thread that is waited for
+  double multiply_add = 0;  // seconds, by weights that are in L1
+  double barrier = 0;       // seconds for each other thread that is waited for
+  double element = 4e-10;   // seconds to read an element that another core has written; one thread can't tell
   double l2 = 1 << 20;      // bytes
-  double element = 0;       // to read an element that another core has written
   // Bytes of weights a second, by how many bytes a thread goes through again and again: 2^kLeast, twice as many, ...
   std::vector<double> bandwidths;
 
@@ -21,8 +21,8 @@ struct Machine {
   double bandwidth(double bytes) const;
 };
 
-// This machine, for as many threads. What is kept in the process is measured again only for more bytes than before; all
-// threads read those of `weights` then, whatever they hold.
+// This machine, for as many threads, if it has so many cores. The process keeps what it has measured; for more bytes of
+// weights than before, it adds larger sizes. Threads read those of `weights` then, whatever they hold.
 Machine machine(int threads, const void* weights, int64_t bytes);
 
 }  // namespace pcf::cpu

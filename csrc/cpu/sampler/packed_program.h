@@ -120,7 +120,7 @@ class PackedProgram {
       for (auto& s : p.steps) s.scale = s.shift = nullptr;
     }
     each_run([&](PackedRun& run, int channels) { weight_bytes += run.packed.block_bytes * blocks(channels); });
-    char* next = weights.emplace(weight_bytes).get();
+    char* next = weights.emplace(weight_bytes, false).get();
     each_run([&](PackedRun& run, int channels) {
       kernels.pack(static_cast<const T*>(run.weight), run.packed.depth, channels, run.packed.format, next);
       run.packed.data = next, run.weight = nullptr;

@@ -71,6 +71,11 @@ class SamplerOf final : public Sampler {
   Schedule chosen(int images, int threads) const override { return turn(images, threads).schedule; }
 
   void tune(int images, int threads) const override {
+    const auto start = Clock::now();
+    const auto is_worth_it = [&](const Choices::Turn& turn) {
+      return turn.is_open && seconds_since(start) + turn.schedule.cost <= kTuning;
+    };
+    if (!is_worth_it(turn(images, threads))) return;
     const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
     std::vector<char> values(images * sub_pixels * traits(program_.head.kind).value_bytes);
     const std::vector<double> noise(images * pixels * program_.head.distributions * program_.head.uniforms);
@@ -79,10 +84,9 @@ class SamplerOf final : public Sampler {
       largest = std::max(largest, images * c.channels * (c.varies_over_pixels ? pixels : 1));
     const std::vector<T> zeros(largest);
     const Job job{images, values.data(), nullptr, noise.data(), {program_.conditions.size(), zeros.data()}, {}};
-    const auto start = Clock::now();
     for (int tries = 0; tries < Choice::kCandidates * Choice::kRuns; tries++) {
       Choices::Turn turn = this->turn(images, threads);
-      if (!turn.is_open || seconds_since(start) + turn.schedule.cost > kTuning) return;
+      if (!is_worth_it(turn)) return;
       try {
         run(job, turn, [](int) {});
       } catch (const NonFiniteLogits&) {

@@ -51,19 +51,16 @@ void bind_sampler(py::module_& m) {
                                       cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "format"_a)
-      .def("chosen", &cpu::Sampler::chosen, "images"_a, "threads"_a)
+      .def("chosen", &cpu::Sampler::chosen, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
       .def("tune", &cpu::Sampler::tune, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
-      .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a, "machine"_a = nullptr)
+      .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a, "machine"_a = nullptr,
+           py::call_guard<py::gil_scoped_release>())
       .def("run", &run<int>, "job"_a, "threads"_a, "on_row"_a)
       .def("run", &run<cpu::Schedule>, "job"_a, "schedule"_a, "on_row"_a)
-      .def(
-          "workspace_bytes",
-          [](const cpu::Sampler& sampler, int images, int threads) {
-            return sampler.workspace_bytes(sampler.chosen(images, threads));
-          },
-          "images"_a, "threads"_a);
+      .def("workspace_bytes", &cpu::Sampler::workspace_bytes, "schedule"_a);
 
   m.def("machine", [](int threads) {
+    const py::gil_scoped_release release;
     const cpu::ZeroedBlock weights(int64_t{1} << cpu::Machine::kMost);
     return cpu::machine(threads, weights.get(), int64_t{1} << cpu::Machine::kMost);
   });

@@ -9,6 +9,7 @@ constexpr double kCall = 2.4e-7;       // seconds for the tables and calls of an
 constexpr double kNotHidden = 0.25;    // of the time for another thread's elements; the rest passes while one computes
 constexpr int kImagesForTwoTeams = 8;  // with so many, barriers take little time
 constexpr int kMostSites = 64;         // of a column step: more take memory, but no less time
+constexpr int kMostChunks = 1000;      // that an estimate looks at
 
 // Sets the costs of schedules.
 class Estimate {
@@ -23,8 +24,8 @@ class Estimate {
     s.by_pixel_team.assign(work_.partial_sums.size(), false);
     const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
     // A team goes through all of its weights again and again.
-    const Team row_team{row_threads, s.threads, rows.bytes + (s.two_teams() ? 0 : pixels.bytes)};
-    const Team pixel_team{pixel_threads, s.threads, pixels.bytes};
+    const Sharing row_team{row_threads, s.threads, rows.bytes + (s.two_teams() ? 0 : pixels.bytes)};
+    const Sharing pixel_team{pixel_threads, s.threads, pixels.bytes};
     if (s.two_teams()) {
       const double sites = double{1} * s.images * program_.width * program_.height / s.steps(program_);
       const double in_pixels = s.chunk * seconds(pixels, sites, pixel_team);
@@ -37,12 +38,13 @@ class Estimate {
         if (both(fewer, longer) < both(rows, more)) s.by_pixel_team[i] = true, rows = fewer, more = longer;
       }
     }
-    // Chunk by chunk; a team for rows is one ahead.
+    // Chunk by chunk; a team for rows is one ahead. Of very many chunks, one stands for several.
     s.cost = 0;
     double before = 0;
     std::vector<double> at_pixels(program_.height + 1);  // of a column step, by how many pixels of an image it has
     for (int n = 1; n <= s.rows_in_flight; n++) at_pixels[n] = seconds(pixels, n * s.images, pixel_team);
-    for (int t = 0; t < s.steps(program_); t += s.chunk) {
+    const int each = 1 + s.steps(program_) / (kMostChunks * s.chunk);
+    for (int t = 0; t < s.steps(program_); t += each * s.chunk) {
       double of_pixels = 0;
       int in_chunk = 0;
       for (int step = t; step < t + s.chunk; step++) {
@@ -58,17 +60,18 @@ class Estimate {
         s.cost += of_rows + of_pixels;
       }
     }
-    s.cost = (s.cost + before) * s.handicap();
+    s.cost = (s.cost + before) * each * s.handicap();
   }
 
  private:
-  struct Team {
+  // How many threads share some work.
+  struct Sharing {
     int threads, of_group;
-    double bytes;  // of the weights that it goes through
+    double bytes;  // of the weights that they go through
   };
 
   // Of a team's threads that do this at so many sites at once.
-  double seconds(const Work& w, double sites, const Team& team) const {
+  double seconds(const Work& w, double sites, const Sharing& team) const {
     // Weights come while others are multiplied with, but never quite.
     const double loading = w.bytes / machine_.bandwidth(team.bytes / team.threads);
     const double products = std::hypot(w.products * machine_.multiply_add * sites, loading);
@@ -120,7 +123,7 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
     pixel_teams.push_back(0);
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
       for (int pixel_threads : pixel_teams)
-        for (int rows = 2, lag = 0; rows == 2 || rows * s.images <= kMostSites; rows++) {
+        for (int rows = 2, lag = 0; rows == 2 || rows <= kMostSites / s.images; rows++) {
           const Schedule wave = in_waves(s, program, work.longest_lead, rows, chunk, pixel_threads);
           if (wave.lag != lag) all.push_back(wave);
           lag = wave.lag;
@@ -128,8 +131,8 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
   };
   for (int groups : sizes(std::clamp(images, 1, threads))) {
     Schedule s;
-    s.groups = groups, s.images = (images + groups - 1) / groups;
-    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
+    s.groups = groups, s.images = divided_up(images, groups);
+    if (images > 0 && divided_up(images, s.images) < groups) continue;  // a group would have no images
     for (int in_each : sizes(std::min({threads / groups, work.most_threads, in_group}))) s.threads = in_each, add(s);
   }
   std::ranges::for_each(all, [&](Schedule& s) { Estimate(program, work, machine)(s); });

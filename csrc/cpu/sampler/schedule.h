@@ -11,6 +11,7 @@
 namespace pcf::cpu {
 
 inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+inline int divided_up(int a, int b) { return a / b + (a % b > 0); }
 inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
 // Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums over row runs are computed for the
@@ -82,7 +83,10 @@ class Span {
       : t_(t), lag_(lag), columns_(columns), width_(program.width),
         first_(std::max(0, floor_div(t - program.width, lag) + 1)),
         last_(std::min(program.height - 1, floor_div(t + columns - 1, lag))) {
-    each_row([&](int, int begin, int end) { count_ += end - begin; });
+    if (columns == 1)
+      count_ = std::max(last_ - first_ + 1, 0);
+    else
+      each_row([&](int, int begin, int end) { count_ += end - begin; });
   }
 
   bool is(int t, int columns) const { return t == t_ && columns == columns_; }

@@ -86,7 +86,6 @@ class Multiplier {
     _tile_zero(1);
     if (second_ == 0) {
       for (int k = 0; k < x.padded; k += kDepthStep, w += kDepthStep / 2 * kRow) {
-        fetch_ahead<kDepthStep / 2 * kRow>(w);
         _tile_loadd(4, above + k, pitch);
         _tile_loadd(6, w, kRow);
         _tile_loadd(7, w + 64, kRow);
@@ -97,7 +96,6 @@ class Multiplier {
       _tile_zero(2);
       _tile_zero(3);
       for (int k = 0; k < x.padded; k += kDepthStep, w += kDepthStep / 2 * kRow) {
-        fetch_ahead<kDepthStep / 2 * kRow>(w);
         _tile_loadd(4, above + k, pitch);
         _tile_loadd(5, below + k, pitch);
         _tile_loadd(6, w, kRow);
