@@ -150,7 +150,7 @@ def test_several_rows_in_flight_take_little_memory():
         assert any(s.rows_in_flight > 1 for s in schedules)
 
 
-def tried(sampler: Sampler, n: int, draws: int) -> set[tuple[int, ...]]:
+def tried(sampler: Sampler, n: int, draws: int) -> set[tuple[Any, ...]]:
     """The schedules of so many draws."""
     runtime: Any = sampler.runtime("cpu")
     found = set()

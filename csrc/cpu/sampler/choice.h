@@ -23,7 +23,8 @@ class Choice {
 
   // all: the cheapest first. The cheapest of each kind is tried, then the next cheapest.
   explicit Choice(std::vector<Schedule> all) {
-    const double most = all[0].cost < kWorthTrying ? 0 : std::min(kClose * all[0].cost, all[0].cost + kMostSpent / kRuns);
+    const double most =
+        all[0].cost < kWorthTrying ? 0 : std::min(kClose * all[0].cost, all[0].cost + kMostSpent / kRuns);
     std::set<std::array<int, 4>> kinds;
     std::ranges::stable_partition(all, [&](const Schedule& s) {
       return kinds.insert({s.groups, s.threads, s.pixel_threads, s.is_wave()}).second;
