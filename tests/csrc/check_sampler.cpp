@@ -262,7 +262,7 @@ void check_choice() {
     s.chunk = chunk, s.cost = cost;
     return s;
   };
-  pcf::cpu::Choice choice({of_cost(0, 1), of_cost(1, 1.1), of_cost(2, 1.2), of_cost(3, 5)});
+  pcf::cpu::Choice choice({of_cost(0, 0.01), of_cost(1, 0.011), of_cost(2, 0.012), of_cost(3, 0.05)});
   const double seconds[] = {0.012, 0.011, 0.010};
   std::vector<int> tried;
   while (choice.is_open()) {
@@ -271,9 +271,11 @@ void check_choice() {
   }
   require(tried == std::vector<int>{0, 0, 1, 1, 2, 2}, "each is tried twice");
   require(choice.schedule().chunk == 2, "the fastest is kept");
-  pcf::cpu::Choice costly({of_cost(0, 1), of_cost(1, 1.1), of_cost(2, 1.2)});
+  pcf::cpu::Choice costly({of_cost(0, 1), of_cost(1, 1.01), of_cost(2, 1.02)});
   costly.took(1), costly.took(1), costly.took(2);
   require(!costly.is_open() && costly.schedule().chunk == 0, "nothing is tried when that has taken too long");
+  const pcf::cpu::Choice long_runs({of_cost(0, 2), of_cost(1, 2.2)});
+  require(!long_runs.is_open(), "what is estimated to take too long is not tried");
   const pcf::cpu::Choice small({of_cost(0, 1e-5), of_cost(1, 1.1e-5)});
   require(!small.is_open() && small.schedule().chunk == 0, "what takes microseconds is not tried");
 }
