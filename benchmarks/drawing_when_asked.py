@@ -61,9 +61,9 @@ def main(name: str, images: str, precision: str, threads: str, *quick: str) -> N
         print(median(seconds for seconds, _ in turn), digest, flush=True)
 
 
-def timed(draw: Callable[[], Tensor]) -> tuple[float, Tensor]:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
-    found = draw()
+    found = work()
     return time.perf_counter() - start, found
 
 

@@ -7,7 +7,6 @@ each and an L3 that gives a core 7 to 23 GB/s, or of others, which must not beco
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from statistics import median
 from typing import Any
@@ -105,12 +104,8 @@ def choosing_seconds(images: int, how: Settings) -> tuple[float, float, float]:
     torch.set_num_threads(how.threads)
     first, second = sampler_of(LARGE, how.quick), sampler_of(LARGE, how.quick)
     compiled: Any = first.runtime("cpu")
-    start = time.perf_counter()
-    compiled._sampler.schedules(images, how.threads)
-    measured = time.perf_counter() - start
-    start = time.perf_counter()
-    first.prepare(images)
-    prepared = time.perf_counter() - start
+    measured, _ = timed(lambda: compiled._sampler.schedules(images, how.threads))
+    prepared, _ = timed(lambda: first.prepare(images))
     draw = drawing(second, images)
     runs = [timed(draw)[0] for _ in range(WARM_UP + 8)]
     later = median(runs[WARM_UP:])

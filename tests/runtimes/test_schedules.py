@@ -254,6 +254,8 @@ def test_the_same_images_after_schedules_were_tried():
     def draw(of: Sampler) -> Tensor:
         return of.sample(3, labels, noise=noise, condition=condition, runtime="cpu")
 
+    compiled: Any = sampler.runtime("cpu")
+    assert compiled._sampler.schedules(3, compiled._threads)[0].cost > 1e-3  # else nothing is tried
     sampler.prepare(3, runtime="cpu")
     expected = draw(other)
     for _ in range(3):  # with what is left to be tried
