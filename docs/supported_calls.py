@@ -46,6 +46,7 @@ VECTOR = torch.arange(4, dtype=torch.float64) / 4 + 0.5
 PLANES = VECTOR.view(4, 1, 1)
 MATRIX = torch.arange(16, dtype=torch.float64).view(4, 4) / 16
 ABOVE = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).view(3, 1).expand(4, 4, 3, 3)  # a kernel's mask
+SQUARE = ABOVE[:, :, :2, :2] + MATRIX[..., None, None] / 4
 FIRST, ORDER = torch.tensor([1, 0]), torch.tensor([3, 0, 2, 1])
 EVEN = torch.tensor([True, False, True, False]).view(4, 1, 1)
 TRIANGLE = torch.ones(5, 5, dtype=torch.bool).triu()
@@ -93,8 +94,13 @@ def beside(call: Example) -> Example:
     return lambda x: x + call(x).view(-1, 1, 5, 5)
 
 
-def unshuffled(x: Tensor) -> Tensor:
-    return F.pixel_shuffle(F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 2), 2)[:, :, :5, :5]
+def in_cells(to_cells: Example, back: Example) -> Example:
+    """A call that makes a pixel of each 2×2 pixels, of which the last one is (0, 0), and one that makes 2×2 of it."""
+    return lambda x: back(to_cells(F.pad(x, (1, 0, 1, 0))))[:, :, :5, :5]
+
+
+def enlarged(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2) + F.interpolate(x, scale_factor=2, mode="nearest-exact")
 
 
 ALL_IMAGES = slice(None)
@@ -102,9 +108,29 @@ ALL_IMAGES = slice(None)
 FEATURES: dict[str, list[Row]] = {
     "layers": [
         Row(
-            {"conv2d": lambda x: F.conv2d(x, ABOVE, padding=1)},
-            "Stride 1, on `[N, C, H, W]`. Any kernel size, dilation, number of groups and zero padding; a result that "
-            "is larger than the image must be cropped before the next convolution reads it.",
+            {
+                "conv2d": lambda x: F.conv2d(x, ABOVE, padding=1),
+                "conv_transpose2d": in_cells(
+                    lambda x: F.conv2d(x, SQUARE, stride=2), lambda x: F.conv_transpose2d(x, SQUARE, stride=2)
+                ),
+            },
+            "On `[N, C, H, W]`. Any kernel size, stride, dilation, number of groups and zero padding; a result with "
+            "more pixels than the image must be cropped before the next convolution reads it.",
+        ),
+        Row(
+            {
+                "avg_pool2d": in_cells(lambda x: F.avg_pool2d(x, 2), enlarged),
+                "interpolate": in_cells(lambda x: F.conv2d(x, SQUARE, stride=2), enlarged),
+                "pixel_unshuffle": in_cells(
+                    lambda x: F.pixel_unshuffle(x, 2), lambda x: F.pixel_shuffle(x, 2)
+                ),
+                "pixel_shuffle": in_cells(
+                    lambda x: F.conv2d(x, SQUARE.repeat(4, 1, 1, 1), stride=2),
+                    lambda x: F.pixel_shuffle(x, 2),
+                ),
+            },
+            "`interpolate` with the nearest pixel, by a whole factor, up to as many pixels as the image has; "
+            "`avg_pool2d` whose windows all have as many pixels.",
         ),
         Row(
             {
@@ -349,8 +375,6 @@ FEATURES: dict[str, list[Row]] = {
                 "tril": lambda x: x.tril(),
                 "triu": lambda x: x.triu(),
                 "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
-                "pixel_shuffle": unshuffled,
-                "pixel_unshuffle": unshuffled,
             },
             "Pixels may be rearranged, if a convolution does not read them before they are back in their places.",
         ),

@@ -184,7 +184,7 @@ def receptive_field(
                 )
     c = program.shape[0]
     # All channels of one joint distribution see the same.
-    seen = output_field(program).expand(c, -1, -1, -1)
+    seen = output_field(program, together=False).expand(c, -1, -1, -1)
     return ReceptiveField(wrapped.shape, seen, None if leak is None else leak.why)
 
 
@@ -298,7 +298,9 @@ def _captured(model: WrappedModel, has_head: bool) -> Captured:
             reason = error
             continue
         channels, height, width = found.program.shape
-        if channels == 1 or not bool(output_field(found.program)[:, :, height - 1, width - 1].any()):
+        if channels == 1 or not bool(
+            output_field(found.program, together=False)[:, :, height - 1, width - 1].any()
+        ):
             return found
         raise UnknownLayout(
             f"{unknown}\nThe output sees its own pixel, so it must be known which channel of the image each part of it "

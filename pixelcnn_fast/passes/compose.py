@@ -30,9 +30,9 @@ def compose(program: Program) -> Program:
 
 
 def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[int, Instruction]) -> bool:
-    """Whether composing takes fewer multiply-adds. False if a reader reads another pixel."""
+    """Whether composing takes fewer multiply-adds. False if a reader reads another pixel, or one without a value."""
     offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
-    if offsets != {(0, 0)}:
+    if offsets != {(0, 0)} or any(i.every != inner.every for i in readers):
         return False
     depth, width = sum(len(tap.weight) for tap in inner.taps), sum(i.channels for i in readers)
     stays = any(read.value == inner.out for i in program.values() for read in i.operands())

@@ -22,7 +22,7 @@ def fuse(program: Program) -> Program:
     fused: dict[int, Instruction] = {}  # by the value they define, in order
     for instruction in program.instructions:
         for rest in _ways_to_read(instruction):
-            first = _read_once(rest.base, fused, readers)
+            first = _read_once(rest.base, rest, fused, readers)
             # Levels become a value as they are drawn, which leaves no other operands.
             alone = all(step.value is None and step.condition is None for step in rest.steps)
             if first is not None and (alone or not first.reads_levels):
@@ -51,7 +51,7 @@ def _joined(
 ) -> Instruction:
     joined = replace(first, out=rest.out)
     for step in rest.steps:
-        other = _read_once(step.value, fused, readers)
+        other = _read_once(step.value, rest, fused, readers)
         if not isinstance(joined, Convolution) or joined.steps:
             joined = replace(joined, steps=joined.steps + (step,))
         elif step.kind == "affine" and step.scale is not None and step.shift is not None:
@@ -68,11 +68,14 @@ def _joined(
     return joined
 
 
-def _read_once(read: Read | None, fused: dict[int, Instruction], readers: Counter[int]) -> Instruction | None:
-    """The instruction that computes what is read, if this is its only reader, at the same pixel."""
+def _read_once(
+    read: Read | None, by: Instruction, fused: dict[int, Instruction], readers: Counter[int]
+) -> Instruction | None:
+    """The instruction that computes what is read, if this is its only reader, at the same pixels."""
     if read is None or not read.is_here or readers[read.value] != 1:
         return None
-    return fused.get(read.value)
+    found = fused.get(read.value)
+    return found if found is not None and found.every == by.every else None
 
 
 def _bias(instruction: Convolution) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.split_channels import draws_needed
+from pixelcnn_fast.program.grids import Every, count
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan, Storage
@@ -42,7 +43,7 @@ def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> s
 def split_phases(program: Program) -> PhasedProgram:
     """Gives each instruction a phase. Raises Unsupported if a layer reads ahead of the
     present pixel, or the output needs what is computed of a finished row."""
-    fields = receptive_fields(program)
+    fields, every = receptive_fields(program), {i.out: i.every for i in program.instructions}
     draws, ordered = len(program.outputs), components(program.instructions)
     known = computed_by_rows(ordered)
     finished = computed_by_finished_rows(ordered, known)
@@ -71,16 +72,21 @@ def split_phases(program: Program) -> PhasedProgram:
         phase = Phase.DRAWN if after == draws else Phase.PIXEL
         if i.out in finished or i.out in known:
             phase = Phase.FINISHED if i.out in finished else Phase.ROW
-        instructions.append(replace(with_runs(i, phase, after, known, members), scan=scan))
+        instructions.append(replace(with_runs(i, phase, after, every, known, members), scan=scan))
     return PhasedProgram(**{**vars(program), "instructions": tuple(instructions)}, storage=_storage(program))
 
 
 def with_runs(
-    i: Instruction, phase: Phase, after: int, known: Container[int], members: Container[int] = ()
+    i: Instruction,
+    phase: Phase,
+    after: int,
+    every: Mapping[int, Every],
+    known: Container[int],
+    members: Container[int] = (),
 ) -> PhasedInstruction:
     """An instruction whose taps are grouped into runs, each summed as soon as what it reads is there.
 
-    known: values that are there before the row's pixels; members: those of its own scan.
+    every: by value, its grid; known: values that are there before the row's pixels; members: those of its own scan.
     """
 
     def in_row(tap: Tap) -> bool:
@@ -88,18 +94,18 @@ def with_runs(
         return tap.dy < 0 or (there and tap.source not in members)
 
     views: dict[int, Tap] = {}
-    row_runs = _runs([tap for tap in i.taps if in_row(tap)], views)
-    pixel_runs = _runs([tap for tap in i.taps if not in_row(tap)], views)
+    row_runs = _runs([tap for tap in i.taps if in_row(tap)], every, views)
+    pixel_runs = _runs([tap for tap in i.taps if not in_row(tap)], every, views)
     taps = tuple(views[id(tap)] for tap in i.taps)
     return PhasedInstruction(i.with_taps(taps), phase, after, row_runs, pixel_runs)
 
 
-def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
+def _runs(taps: list[Tap], every: Mapping[int, Every], views: dict[int, Tap]) -> tuple[Run, ...]:
     """Groups taps into runs, and puts each by its id, as a view of its run's weight, into ``views``."""
     groups: list[list[Tap]] = []
-    for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx)):
-        last = groups[-1][-1] if groups else None
-        if last is not None and (last.source, last.dy, last.dx + 1) == (tap.source, tap.dy, tap.dx):
+    for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx % every[t.source][1], t.dx)):
+        last, by = groups[-1][-1] if groups else None, every[tap.source][1]
+        if last is not None and (last.source, last.dy, last.dx + by) == (tap.source, tap.dy, tap.dx):
             groups[-1].append(tap)
         else:
             groups.append([tap])
@@ -108,14 +114,18 @@ def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
         first, width = group[0], len(group)
         weight = torch.cat([tap.weight for tap in group]) if width > 1 else first.weight
         views |= {id(tap): replace(tap, weight=x) for tap, x in zip(group, weight.chunk(width), strict=True)}
-        runs.append(Run(first.source, first.dy, first.dx, width, weight))
+        runs.append(Run(first.source, first.dy, first.dx, width, weight, every[first.source]))
     return tuple(runs)
 
 
 def _storage(program: Program) -> dict[int, Storage]:
-    storage = {i.out: Storage(i.channels, rows=1, pad_left=0, pad_right=0) for i in program.instructions}
+    storage = {i.out: Storage(i.channels, 1, 0, 0, *i.every) for i in program.instructions}
     for value, dy, dx in ((r.value, r.dy, r.dx) for i in program.instructions for r in i.reads()):
         s = storage[value]
-        rows, left, right = max(s.rows, 1 - dy), max(s.pad_left, -dx), max(s.pad_right, dx)
-        storage[value] = Storage(s.channels, rows, left, right)
+        storage[value] = replace(
+            s,
+            rows=max(s.rows, 1 + -dy // s.every_y),
+            pad_left=max(s.pad_left, -dx // s.every_x),
+            pad_right=max(s.pad_right, count(dx, s.every_x)),
+        )
     return storage

@@ -14,6 +14,7 @@ import torch
 
 from pixelcnn_fast.passes.compose import composed
 from pixelcnn_fast.passes.phases import with_runs
+from pixelcnn_fast.program.grids import Every
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Read, Tap
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
@@ -39,10 +40,11 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
             if more * sum(readers) <= MOST_WEIGHTS:
                 residuals[i.out] = residual
     by_out = {i.out: i for i in program.instructions}
+    every = {i.out: i.instruction.every for i in program.instructions}
     rows = {i.out for i in program.in_phase(Phase.ROW)}
     instructions = tuple(
         _without_waiting(
-            i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)}, rows
+            i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)}, every, rows
         )
         for i in program.instructions
     )
@@ -65,18 +67,21 @@ def _residual(phased: PhasedInstruction) -> Instruction | None:
 
 
 def _without_waiting(
-    phased: PhasedInstruction, residuals: Mapping[int, Instruction], rows: Container[int]
+    phased: PhasedInstruction,
+    residuals: Mapping[int, Instruction],
+    every: Mapping[int, Every],
+    rows: Container[int],
 ) -> PhasedInstruction:
     """Lets the instruction read the parts of residual sums. It reads no sum that was
-    composed itself, since its parts are ready a layer earlier. rows: values known before
-    the row's pixels."""
+    composed itself, since its parts are ready a layer earlier. every: by value, its grid;
+    rows: values known before the row's pixels."""
     i = phased.instruction
     if phased.scan is not None:
         return phased
     for tap in i.taps:
         inner = residuals.get(tap.source)
-        if inner is not None and tap.read.is_here:
+        if inner is not None and tap.read.is_here and inner.every == i.every:
             i = composed(inner, i)
     if i is phased.instruction:
         return phased
-    return with_runs(i, phased.phase, phased.after, rows)
+    return with_runs(i, phased.phase, phased.after, every, rows)

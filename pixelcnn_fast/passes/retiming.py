@@ -15,11 +15,15 @@ from torch import Tensor
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.emitter import Emitter
 from pixelcnn_fast.passes.phases import computed_by_rows
+from pixelcnn_fast.program.grids import Every, count
+from pixelcnn_fast.program.in_turn import made
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution, Pointwise
 from pixelcnn_fast.program.operands import Read, Step, Tap
 from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import Component, components
+
+Key = tuple[int, int, int]  # (value, dy, dx)
 
 
 def without_reading_ahead(program: Program) -> Program:
@@ -49,8 +53,9 @@ class _Retiming:
         for component in ordered:
             self._classify(component)
         self._new = Emitter()
-        self._made: dict[tuple[int, int, int], int] = {}
-        self._insides: dict[tuple[int, int, int], int] = {}
+        self._made: dict[Key, int] = {}
+        self._missing: list[Key] = []  # what the value that is being made needs, and is not there yet
+        self._insides: dict[tuple[int, Every, int, int], int] = {}
 
     def _classify(self, component: Component) -> None:
         values, reads = component.values, [read for i in component.instructions for read in i.reads()]
@@ -67,7 +72,8 @@ class _Retiming:
             (i,) = component.instructions
             is_late = not self._is_computable(i.out, 0, 0)
             below = [read.dy + self._up[read.value] for read in reads]
-            self._up[i.out] = 1 if i.reads_levels else max(0, *below) if below else 0
+            # A value is moved from pixel to pixel of its grid.
+            self._up[i.out] = 1 if i.reads_levels else i.every[0] * count(max([0, *below]), i.every[0])
         if is_late:
             self.late |= values
             if component.is_recurrence or any(r.dy == 0 and r.value in self.finished for r in others):
@@ -90,6 +96,8 @@ class _Retiming:
                 found = True
             elif value in self._recurrences or value in self.finished:
                 found = False
+            elif (on_grid := _on_grid(i, dy, dx)) != (dy, dx):
+                found = self._is_computable(value, *on_grid)
             else:
                 there = [(read.value, read.dy + dy, read.dx + dx) for read in i.reads()]
                 found = dy <= 0 and all(self._is_computable(*each) for each in there)
@@ -97,20 +105,31 @@ class _Retiming:
         return self._computable[key]
 
     def retimed(self) -> Program:
-        outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
+        outputs = tuple(made(self._made, (value, 0, 0), self._make) for value in self._program.outputs)
         return replace(self._program, instructions=tuple(self._new.instructions), outputs=outputs)
 
     def _at(self, value: int, dy: int, dx: int) -> int:
-        """The new value that has everywhere what ``value`` has (dy, dx) away: zero outside the grid."""
+        """The new value that has everywhere what ``value`` has (dy, dx) away, on its grid: zero outside the image."""
         key = (value, dy, dx)
         if key not in self._made:
-            if (dy, dx) == (0, 0) and value in self._recurrences:
-                self._make_recurrence(self._recurrences[value])
-            elif (dy, dx) == (0, 0) and value in self.late:
-                self._made[key] = self._new.emit(self._unmoved(self._producer[value]))
-            else:
-                self._made[key] = self._make(self._producer[value], dy, dx)
-        return self._made[key]
+            self._missing.append(key)
+        return self._made.get(key, -1)
+
+    def _make(self, value: int, dy: int, dx: int) -> int | list[Key]:
+        """Makes what ``_at`` gives, or says what is missing for it."""
+        self._missing, i, moved = [], self._producer[value], (dy, dx) != (0, 0)
+        if not moved and value in self._recurrences:
+            self._make_recurrence(self._recurrences[value])
+            return self._missing or self._made[value, dy, dx]
+        if moved and self._is_moved_itself(value, dy, dx):
+            identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
+            tap = self._read(value, dy, dx, identity)
+            there: Instruction = Convolution(0, i.channels, i.name, taps=(tap,), every=i.every)
+            return self._missing or self._new.emit(there)
+        there = self._unmoved(i) if not moved and value in self.late else self._there(i, dy, dx)
+        if self._missing or not moved:
+            return self._missing or self._new.emit(there)
+        return self._without_borders(i, there, dy, dx)
 
     def _make_recurrence(self, component: Component) -> None:
         """Makes all instructions of a recurrence, whose numbers come first, as they need each other."""
@@ -118,6 +137,8 @@ class _Retiming:
             for read in i.reads():
                 if read.value not in component.values:
                     self._as_it_is(read, i)
+        if self._missing:
+            return
         self._made |= {(i.out, 0, 0): self._new.number() for i in component.instructions}
         for i in component.instructions:
             self._new.emit(self._unmoved(i), self._made[i.out, 0, 0])
@@ -133,31 +154,39 @@ class _Retiming:
         """Where an unmoved instruction reads a value's new form; one on finished rows may read all of its row."""
         if by.out in self.late or self.in_time(read.value, read.dy, read.dx):
             return read.of(self._at(read.value, 0, 0))
-        return Read(self._at(read.value, read.dy, read.dx))
+        return self._moved(read)
 
-    def _make(self, i: Instruction, dy: int, dx: int) -> int:
-        moved = (dy, dx) != (0, 0)
-        is_below = self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
-        if moved and (self.in_time(i.out, dy, dx) or is_below):
-            identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
-            tap = self._read(i.out, dy, dx, identity)
-            return self._new.emit(Convolution(0, i.channels, i.name, taps=(tap,)))
-        if moved and (i.reads_levels or i.out in self._recurrences or i.out in self.finished):
+    def _moved(self, read: Read) -> Read:
+        """Where a value is read that can't be computed in its turn: moved, as far as its grid allows."""
+        dy, dx = _on_grid(self._producer[read.value], read.dy, read.dx)
+        return Read(self._at(read.value, dy, dx), read.dy - dy, read.dx - dx)
+
+    def _is_moved_itself(self, value: int, dy: int, dx: int) -> bool:
+        """Whether it is moved once it is there, or with the one that serves all its readers."""
+        is_below = self._below(value, dy) and (dy, dx) != (-self._up[value], 0)
+        return self.in_time(value, dy, dx) or is_below
+
+    def _there(self, i: Instruction, dy: int, dx: int) -> Instruction:
+        """The instruction, computing (dy, dx) away; wrong where that is outside the image."""
+        if (dy, dx) != (0, 0) and (i.reads_levels or i.out in self._recurrences or i.out in self.finished):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
             operand=lambda read: self._operand(read, dy, dx),
             tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
         )
-        there = replace(there, steps=tuple(step.shifted(dy, dx) for step in there.steps))
-        if moved and any(step.is_infinite_at_zero for step in i.steps):
+        return replace(there, steps=tuple(step.shifted(dy, dx) for step in there.steps))
+
+    def _without_borders(self, i: Instruction, there: Instruction, dy: int, dx: int) -> int:
+        """What ``_there`` gives, with zeros outside the image."""
+        if any(step.is_infinite_at_zero for step in i.steps):
             # The power of the zeros outside the grid would be infinite.
-            ones_outside = Step("add", value=Read(self._outside(i.channels, dy, dx)))
+            ones_outside = Step("add", value=Read(self._outside(i, dy, dx)))
             there = replace(there, steps=(ones_outside, *there.steps))
         out = self._new.emit(there)
-        if not moved:
-            return out
-        inside = Step("multiply", value=Read(self._inside(i.channels, dy, dx)))
-        return self._new.emit(Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,)))
+        inside = Step("multiply", value=Read(self._inside(i, dy, dx)))
+        return self._new.emit(
+            Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,), every=i.every)
+        )
 
     def _below(self, value: int, dy: int) -> bool:
         """Whether reading a late value at ``dy`` moves it down until it sees only rows above."""
@@ -169,28 +198,37 @@ class _Retiming:
         if self._below(source, dy):  # one moved value serves all its readers
             up = self._up[source]
             return Tap(self._at(source, -up, 0), dy + up, dx, weight)
-        return Tap(self._at(source, dy, dx), 0, 0, weight)
+        read = self._moved(Read(source, dy, dx))
+        return Tap(read.value, read.dy, read.dx, weight)
 
     def _operand(self, read: Read, dy: int, dx: int) -> Read:
         """Where an instruction that is moved to (dy, dx) reads an operand."""
         dy, dx = dy + read.dy, dx + read.dx
         if not read.is_here and self.in_time(read.value, dy, dx):
             return Read(self._at(read.value, 0, 0), dy, dx)
-        return Read(self._at(read.value, dy, dx))
+        return self._moved(Read(read.value, dy, dx))
 
-    def _outside(self, channels: int, dy: int, dx: int) -> int:
-        """A value that is one where (dy, dx) is outside the grid, and else zero."""
-        inside = self._inside(channels, dy, dx)
+    def _outside(self, like: Instruction, dy: int, dx: int) -> int:
+        """A value with as many channels, and on the same grid, that is one where (dy, dx) is outside the image."""
+        inside, channels, every = self._inside(like, dy, dx), like.channels, like.every
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
-        opposite = Step("affine", scale=-ones, shift=ones)
-        return self._new.emit(Pointwise(0, channels, "outside", base=Read(inside), steps=(opposite,)))
+        opposite = (Step("affine", scale=-ones, shift=ones),)
+        return self._new.emit(
+            Pointwise(0, channels, "outside", base=Read(inside), steps=opposite, every=every)
+        )
 
-    def _inside(self, channels: int, dy: int, dx: int) -> int:
-        """A value that is one where (dy, dx) is inside the grid, and else zero."""
-        key = (channels, dy, dx)
+    def _inside(self, like: Instruction, dy: int, dx: int) -> int:
+        """A value with as many channels, and on the same grid, that is one where (dy, dx) is inside the image."""
+        channels, every = like.channels, like.every
+        key = (channels, every, dy, dx)
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
-            whole = self._new.emit(Convolution(0, 1, "inside", bias=ones[0, :1]))
-            inside = Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
+            whole = self._new.emit(Convolution(0, 1, "inside", bias=ones[0, :1], every=every))
+            inside = Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),), every=every)
             self._insides[key] = self._new.emit(inside)
         return self._insides[key]
+
+
+def _on_grid(i: Instruction, dy: int, dx: int) -> tuple[int, int]:
+    """The nearest (dy, dx) between the pixels of a value's grid that is neither above nor to the left."""
+    return i.every[0] * count(dy, i.every[0]), i.every[1] * count(dx, i.every[1])

@@ -8,13 +8,16 @@ can read and compute any pieces, through rows and columns of its weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.passes.emitter import Emitter
+from pixelcnn_fast.program.grids import Every, Place
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution
 from pixelcnn_fast.program.operands import Tap
@@ -66,15 +69,16 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
     return {value: torch.from_numpy(label) for value, label in labels.items()}
 
 
-def draws_needed(field: Field) -> Tensor:
+def draws_needed(fields: Mapping[Place, Field]) -> Tensor:
     """How many channels of the pixel must be drawn before each channel of a value: [channels]."""
-    present = field.present()
+    present = reduce(torch.logical_or, (field.present() for field in fields.values()))
     return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
 
 
 class _Splitter:
     def __init__(self, program: Program, labels: dict[int, Tensor], ordered: bool) -> None:
         self._program, self._ordered = program, ordered
+        self._every = {i.out: i.every for i in program.instructions}
         self._channels = {
             value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
             for value, label in labels.items()
@@ -122,16 +126,16 @@ class _Splitter:
         for piece, rows in self._parts(value):
             if torch.equal(rows, channels):
                 return piece
-        return self._gathered("joined", self._parts(value), channels)
+        return self._gathered("joined", self._every[value], self._parts(value), channels)
 
-    def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: Tensor) -> int:
+    def _gathered(self, name: str, every: Every, pieces: list[tuple[int, Tensor]], channels: Tensor) -> int:
         """A value that consists of these channels. pieces: (piece, which channels it consists of)."""
         taps = []
         for piece, rows in pieces:
             weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
             if bool(weight.any()):
                 taps.append(Tap(piece, 0, 0, weight))
-        return self._new.emit(Convolution(0, len(channels), name, taps=tuple(taps)))
+        return self._new.emit(Convolution(0, len(channels), name, taps=tuple(taps), every=every))
 
     # -- channels that can only be picked together
 
@@ -146,4 +150,4 @@ class _Splitter:
         """The pieces of an input, gathered from inputs that hold all image channels of one draw."""
         together = torch.arange(i.channels).split(i.picked_together if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
-        return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]
+        return [self._gathered(i.name, i.every, inputs, channels) for channels in self._channels[i.out]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 
@@ -31,6 +32,8 @@ def one_row_at_a_time(program: PhasedProgram) -> PhasedProgram:
 def _with_first_of(lags: Iterable[int], program: PhasedProgram) -> PhasedProgram:
     if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
         return program  # rows are sampled in turn
+    if any(i.instruction.every != WHOLE for i in program.instructions):
+        return program  # those in flight would be at different places of a cell
     for lag in lags:
         if (leads := _leads(program, lag)) is not None:
             return replace(program, wavefront=Wavefront(lag, leads))

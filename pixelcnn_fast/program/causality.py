@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.program.grids import Place, beside, cell
 from pixelcnn_fast.program.instruction import Instruction
-from pixelcnn_fast.program.operands import Connection, Tap
+from pixelcnn_fast.program.operands import Connection, Read, Tap
 from pixelcnn_fast.program.program import Program
-from pixelcnn_fast.program.receptive_field.fields import output_field, receptive_fields
+from pixelcnn_fast.program.receptive_field.fields import output_fields, receptive_fields
 from pixelcnn_fast.program.recurrence import components
 
 
@@ -35,17 +36,13 @@ def leak_of(program: Program) -> Leak | None:
     it is the first in a layer with taps on other pixels, which should be masked,
     or else the first of all.
     """
-    fields, sees = receptive_fields(program), output_field(program)
-    own = [size // 2 for size in sees.shape[2:]]
-    forbidden = torch.zeros_like(sees)
-    forbidden.flatten(2)[:, :, forbidden[0, 0].numel() // 2 + 1 :] = True
-    forbidden[:, :, own[0], own[1]] = torch.ones(sees.shape[:2]).triu().bool()
-    found = (sees & forbidden).nonzero().tolist()  # (distribution, channel seen, row, column)
+    by_place = output_fields(program)
+    found = [at for place, sees in by_place.items() for at in _forbidden(place, sees)]
     if not found:
         return None
-    channel, seen, y, x = min(found, key=lambda at: (at[2:] == own, at[2:]))
-    dy, dx = y - own[0], x - own[1]
-    path = list(reversed(_path(program, channel, seen, dy, dx)))
+    first = min(found, key=lambda at: (at.offset == (0, 0), at.offset))
+    channel, seen, (dy, dx) = first.distribution, first.seen, first.offset
+    path = list(reversed(_path(program, first)))
     ahead = sorted((s for s in path if (s[1].dy, s[1].dx) > (0, 0)), key=lambda s: (-s[1].dy, -s[1].dx))
     spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
     if not path:
@@ -58,7 +55,8 @@ def leak_of(program: Program) -> Leak | None:
         what = "sees its own pixel"
         if not ahead:
             advice = "should this first layer have mask A?"
-        if not all(fields[value].present().all() for value in program.outputs):
+        fields = receptive_fields(program)
+        if not all(field.present().all() for value in program.outputs for field in fields[value].values()):
             which = "its own channel" if channel == seen else f"channel {seen}, which is drawn later,"
             through = ", ".join(dict.fromkeys(i.name for i, _ in path))
             what = f"of image channel {channel} sees {which} of its own pixel, through {through}"
@@ -71,41 +69,63 @@ def leak_of(program: Program) -> Leak | None:
     return Leak(why, tap)
 
 
-def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Instruction, Tap]]:
+class _Seen(NamedTuple):
+    """That a distribution of a pixel at a place of the cell sees an image channel of another pixel."""
+
+    place: Place
+    distribution: int
+    seen: int
+    offset: tuple[int, int]
+
+
+def _forbidden(place: Place, sees: Tensor) -> list[_Seen]:
+    """What is seen of ``output_fields`` that must not be."""
+    y, x = (size // 2 for size in sees.shape[2:])
+    forbidden = torch.zeros_like(sees)
+    forbidden.flatten(2)[:, :, forbidden[0, 0].numel() // 2 + 1 :] = True
+    forbidden[:, :, y, x] = torch.ones(sees.shape[:2]).triu().bool()
+    return [_Seen(place, d, c, (i - y, j - x)) for d, c, i, j in (sees & forbidden).nonzero().tolist()]
+
+
+def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
     """The taps of one path from the output to the levels that looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
+    whole = cell(i.every for i in program.instructions)
 
-    def sees(value: int, dy: int, dx: int) -> Tensor:
-        field = fields[value]
-        if abs(dy) >= height or abs(dx) >= width:
-            return torch.zeros(len(field.group), dtype=torch.bool)
-        return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
+    def there(place: Place, read: Read) -> Place:
+        return beside(place, read.dy, read.dx, whole)
 
-    def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
+    def sees(value: int, place: Place, dy: int, dx: int) -> Tensor:
+        if place not in fields[value] or abs(dy) >= height or abs(dx) >= width:
+            return torch.zeros(producer[value].channels, dtype=torch.bool)
+        field = fields[value][place]
+        return field.seen[:, of.seen, dy + height - 1, dx + width - 1][field.group]
+
+    def step_down(i: Instruction, place: Place, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel read there."""
-        connections = i.connections(lambda value: len(fields[value].group))
+        connections = i.connections(lambda value: producer[value].channels)
         for connection in sorted(
             connections, key=lambda c: c.tap is not None and (c.tap.dy, c.tap.dx) > (0, 0)
         ):
             read = connection.read
-            found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
-            if found.any():
+            seen = sees(read.value, there(place, read), dy - read.dy, dx - read.dx)
+            if (found := connection.channels[at] & seen).any():
                 return connection, int(found.int().argmax())
         raise AssertionError("a value sees a pixel that nothing it reads sees")
 
-    first = channel * program.parameters
+    place, (dy, dx), first = of.place, of.offset, of.distribution * program.parameters
     for value in program.outputs:
         channels = producer[value].channels
         if first < channels:
             break
         first -= channels
-    at = first + int(sees(value, dy, dx)[first : first + program.parameters].int().argmax())
+    at = first + int(sees(value, place, dy, dx)[first : first + program.parameters].int().argmax())
     path: list[tuple[Instruction, Tap]] = []
     while not (i := producer[value]).reads_levels:
-        connection, at = step_down(i, at, dy, dx)
+        connection, at = step_down(i, place, at, dy, dx)
         if connection.tap is not None:
             path.append((i, connection.tap))
         read = connection.read
-        value, dy, dx = read.value, dy - read.dy, dx - read.dx
+        value, place, dy, dx = read.value, there(place, read), dy - read.dy, dx - read.dx
     return path

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.grids import WHOLE, Every, count, frame, meeting, stretch
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.recurrence import Component, components
 
+Index = tuple[Any, ...]
 Condition = Callable[[ConditionOperand], Tensor]
 
 
@@ -26,43 +28,77 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     [N, H, W, channels] -> [N, distributions, H, W, parameters]; for a categorical head,
     logits [N, C, H, W, L].
     """
-    grid = _Grid(program, levels, condition)
+    known = _Known(program, levels, condition)
     parts = components(program.instructions)
     last = {read.value: at for at, part in enumerate(parts) for i in part.instructions for read in i.reads()}
     for at, component in enumerate(parts):
         if component.is_recurrence:
-            _Walk(component, grid).through()
+            _Walk(component, _Grid(known)).through()
         else:
             (i,) = component.instructions
-            grid.values[i.out] = apply_steps(i.start(grid), i.steps, grid.value, grid.condition)
+            grid = _Grid(known, i.every)
+            known.values[i.out] = apply_steps(i.start(grid), i.steps, grid.value, grid.condition)
         for value, reader in last.items():
             if reader == at and value not in program.outputs:
-                del grid.values[value]
-    output = torch.cat([grid.values[output] for output in program.outputs], -1)
+                del known.values[value]
+    output = torch.cat([known.values[output] for output in program.outputs], -1)
     output = output.unflatten(-1, (program.distributions, program.parameters)).permute(0, 3, 1, 2, 4)
     return output.log_softmax(-1) if program.normalised else output
 
 
-class _Grid(Surroundings):
-    """All pixels at once: [N, H, W, channels]."""
+class _Known:
+    """What is known so far. values: [N, rows, columns, channels], each on its own grid."""
 
     def __init__(self, program: Program, levels: Tensor, condition: Condition) -> None:
-        self.dtype, self._levels, self.given = program.dtype, levels, condition
+        self.dtype, self.levels, self.given = program.dtype, levels, condition
+        self.every = {i.out: i.every for i in program.instructions}
         self.values: dict[int, Tensor] = {}
 
+
+class _Grid(Surroundings):
+    """All pixels of a grid at once: [N, rows, columns, channels]."""
+
+    def __init__(self, known: _Known, every: Every = WHOLE) -> None:
+        self.dtype, self.known, self._every = known.dtype, known, every
+
     def value(self, read: Read) -> Tensor:
-        return shifted(self.values[read.value], read.dy, read.dx)
+        x = self.known.values[read.value]
+        if read.is_here and self.known.every[read.value] == self._every:
+            return x
+        out, (here, there) = self.zeros(x.shape[-1]), self._where(read)
+        out[here] = x[there]
+        return out
+
+    def summed(self, i: Instruction) -> Tensor:
+        total = self.zeros(i.channels)
+        if i.bias is not None:
+            total += i.bias
+        for tap in i.taps:
+            here, there = self._where(tap.read)
+            total[here] += self.known.values[tap.source][there] @ tap.weight
+        return total
+
+    def _where(self, read: Read) -> tuple[Index, Index]:
+        """The pixels that find what is read, and what they find."""
+        of, size = self.known.every[read.value], self.known.levels.shape[2:]
+        axes = zip(size, self._every, of, (read.dy, read.dx), strict=True)
+        met = [meeting(*axis).inside(count(axis[0], axis[2])) for axis in axes]
+        here, there = ((..., *map(stretch, axes), slice(None)) for axes in zip(*met, strict=True))
+        return here, there
 
     def image(self) -> Tensor:
-        return self._levels.permute(0, 2, 3, 1)
+        return self._own(self.known.levels.permute(0, 2, 3, 1))
 
     def zeros(self, channels: int) -> Tensor:
-        n, _, height, width = self._levels.shape
-        return self._levels.new_zeros((n, height, width, channels), dtype=self.dtype)
+        levels = self.known.levels
+        return levels.new_zeros((len(levels), *frame(levels.shape, self._every), channels), dtype=self.dtype)
 
     def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self.given(operand)
-        return x if operand.varies_over_pixels else x[:, None, None]
+        x = self.known.given(operand)
+        return self._own(x) if operand.varies_over_pixels else x[:, None, None]
+
+    def _own(self, whole: Tensor) -> Tensor:
+        return whole[:, :: self._every[0], :: self._every[1]]
 
 
 class _Walk(Surroundings):
@@ -96,7 +132,7 @@ class _Walk(Surroundings):
         times, positions = self._pixels
         for value, lines in self._own.items():
             found = lines[times + self._before, positions + self._around]
-            self._grid.values[value] = found.permute(2, 0, 1, 3).contiguous()
+            self._grid.known.values[value] = found.permute(2, 0, 1, 3).contiguous()
 
     def value(self, read: Read) -> Tensor:
         if read.value not in self._own:
@@ -106,7 +142,7 @@ class _Walk(Surroundings):
         return lines[self._first + away : self._last + away]
 
     def condition(self, operand: ConditionOperand) -> Tensor:
-        given = self._grid.given
+        given = self._grid.known.given
         return self._other(operand, given) if operand.varies_over_pixels else given(operand)
 
     def zeros(self, channels: int) -> Tensor:
@@ -169,17 +205,3 @@ def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
         )
         found |= dict.fromkeys(sums.channels, sums)
     return found
-
-
-def shifted(x: Tensor, dy: int, dx: int) -> Tensor:
-    """x: [N, H, W, C] read at (row + dy, column + dx), zero outside -> [N, H, W, C]."""
-    if (dy, dx) == (0, 0):
-        return x
-    height, width = x.shape[1:3]
-    out = torch.zeros_like(x)
-    rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)
-    to_y, to_x, from_y, from_x = max(-dy, 0), max(-dx, 0), max(dy, 0), max(dx, 0)
-    out[:, to_y : to_y + rows, to_x : to_x + columns] = x[
-        :, from_y : from_y + rows, from_x : from_x + columns
-    ]
-    return out

@@ -1,9 +1,9 @@
 """The interface of instructions: what a pass, a runtime or a check may ask any of them.
 
-An instruction computes one value, a feature map of the program's grid: it puts
-what it starts from through steps. Values are real numbers in the model's dtype,
-and zero outside the grid. Steps work channel by channel, unless their kind reads
-all channels of its operand.
+An instruction computes one value, a feature map on a grid of the image's pixels: it
+puts what it starts from through steps. Values are real numbers in the model's dtype,
+and zero where they do not exist: outside the image, and between the pixels of their
+grid. Steps work channel by channel, unless their kind reads all channels of its operand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.program.grids import WHOLE, Every
 from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Exchange, Number, Read, Step, Tap
 
 if TYPE_CHECKING:
@@ -54,16 +55,17 @@ class Surroundings(ABC):
 class Instruction(ABC):
     """Computes one value: it puts what it starts from through steps.
 
-    out: the value; channels: how many it has; name: the module that it comes from. The
-    methods here answer for taps and steps, a kind of instruction for the rest. One with
-    operands, or constants, of its own must answer all questions about them (``REQUIRED``),
-    or its class can't be defined.
+    out: the value; channels: how many it has; name: the module that it comes from; every:
+    its grid. The methods here answer for taps and steps, a kind of instruction for the
+    rest. One with operands, or constants, of its own must answer all questions about them
+    (``REQUIRED``), or its class can't be defined.
     """
 
     out: int
     channels: int
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
+    every: Every = field(default=WHOLE, kw_only=True)
 
     native: ClassVar[str | None] = None  # its kind in program/schema.py, if compiled runtimes have it
     REQUIRED: ClassVar = {
@@ -190,7 +192,9 @@ class Instruction(ABC):
     def line(self, sources: Sequence[str]) -> str:
         """Its line in a listing."""
         steps = "".join(f" | {step}" for step in self.steps)
-        return f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"
+        of = "" if self.every == WHOLE else f" every {self.every[0]}x{self.every[1]}"
+        found = " + ".join(sources) or "constant"
+        return f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch{of} = {found}{steps}"
 
     def __str__(self) -> str:
         return self.line(self.sources())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from pixelcnn_fast.program.grids import cell, count
 from pixelcnn_fast.program.phased import PhasedProgram
 
 
@@ -9,7 +12,7 @@ class ProgramListing:
     """``print`` shows instructions, live taps, phases, and the costs, for one runtime.
 
     ``row_flops``, ``pixel_flops``: floating-point operations per pixel and image of each
-    phase; ``weight_bytes``; ``workspace_bytes``: per image of a batch, besides the weights;
+    phase, on average over pixels; ``weight_bytes``; ``workspace_bytes``: per image of a batch, besides the weights;
     ``weights``: the matrices.
     """
 
@@ -20,12 +23,21 @@ class ProgramListing:
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(weight.numel() for weight in self.weights) - row_weights
         self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
-        self.row_flops, self.pixel_flops = 2 * row_weights, 2 * pixel_weights
+        self.row_flops, self.pixel_flops = (
+            2 * sum(run.weight.numel() / math.prod(cell((i.instruction.every, run.every))) for i, run in runs)
+            for runs in (
+                [(i, run) for i in program.instructions for run in i.row_runs],
+                [(i, run) for i in program.instructions for run in i.pixel_runs],
+            )
+        )
         width = program.shape[2]
         stored = sum(
-            (width + s.pad_left + s.pad_right) * s.rows * s.channels for s in program.storage.values()
+            (count(width, s.every_x) + s.pad_left + s.pad_right) * s.rows * s.channels
+            for s in program.storage.values()
         )
-        partial = sum(width * i.channels for i in program.instructions if i.row_runs)
+        partial = sum(
+            count(width, i.instruction.every[1]) * i.channels for i in program.instructions if i.row_runs
+        )
         self.workspace_bytes = (stored + partial) * program.dtype.itemsize
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from pixelcnn_fast.program.grids import WHOLE, Every
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import ConditionOperand, Convert, Read
 from pixelcnn_fast.program.program import AnyProgram, condition_operands
@@ -26,18 +27,23 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source,
-    channels of out] applied to pixels (row + dy, column + dx ... column + dx + width - 1),
-    which lie side by side in memory."""
+    """Taps on horizontal neighbours as one matrix: ``weight`` [width * channels of source,
+    channels of out] applied to ``width`` pixels of the source's grid ``every``, from
+    (row + dy, column + dx) on, which lie side by side in memory."""
 
     source: int
     dy: int
     dx: int
     width: int
     weight: Tensor
+    every: Every = WHOLE
+
+    @property
+    def last_dx(self) -> int:
+        return self.dx + (self.width - 1) * self.every[1]
 
     def __str__(self) -> str:
-        columns = f"{self.dx:+d}" if self.width == 1 else f"{self.dx:+d}..{self.dx + self.width - 1:+d}"
+        columns = f"{self.dx:+d}" if self.width == 1 else f"{self.dx:+d}..{self.last_dx:+d}"
         return f"%{self.source}({self.dy:+d}, {columns})"
 
 
@@ -128,7 +134,7 @@ class PhasedProgram(AnyProgram):
             for runs in (i.row_runs, i.pixel_runs):
                 for run in runs:
                     begins = run.source not in defined or (runs is i.row_runs and run.source not in rows)
-                    yield i, Read(run.source, run.dy, run.dx + run.width - 1), begins
+                    yield i, Read(run.source, run.dy, run.last_dx), begins
             for read in i.instruction.operands():
                 yield i, read, read.value not in defined
             defined.add(i.out)

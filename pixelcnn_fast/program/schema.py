@@ -123,7 +123,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """Horizontally adjacent taps as one matrix [width * source's channels, channels of out], row-major."""
+    """Taps that are adjacent in the source's grid, from (dy, dx) on to the right, as one matrix
+    [width * source's channels, channels of out], row-major."""
 
     source: int
     dy: int
@@ -169,12 +170,15 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Storage:
-    """What is kept of a value: the last ``rows`` rows, with zero columns on both sides."""
+    """What is kept of a value: the last ``rows`` rows of its grid, with zero columns on both
+    sides. It exists at pixels with y % every_y == x % every_x == 0."""
 
     channels: int
     rows: int
     pad_left: int
     pad_right: int
+    every_y: int = 1
+    every_x: int = 1
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import groupby
 import torch
 
 from pixelcnn_fast.errors import InvalidProgram
+from pixelcnn_fast.program.grids import WHOLE, count, meet
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Step
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
@@ -30,13 +31,20 @@ def _require(holds: bool, i: Instruction, rule: str) -> None:
 
 
 def _verify_instructions(program: AnyProgram, instructions: tuple[Instruction, ...]) -> None:
-    channels = {i.out: i.channels for i in instructions}
+    channels, every = {i.out: i.channels for i in instructions}, {i.out: i.every for i in instructions}
     _require(len(channels) == len(instructions), instructions[-1], "a value is defined once")
     defined: set[int] = set()
     for i in instructions:
         _require(i.channels > 0, i, "a value has channels")
+        _require(
+            min(i.every) > 0 and (i.every == WHOLE or not i.reads_levels),
+            i,
+            "it has a grid, levels the image's",
+        )
         for read in i.reads():
             _require(read.value in channels, i, f"%{read.value} is defined")
+            met = [*map(meet, i.every, every[read.value], (read.dy, read.dx))]
+            _require(None not in met, i, f"{read} is on the grid of %{read.value} from some pixel of its own")
             at_its_pixel = f"%{read.value} is defined before it is read at the pixel itself"
             _require(read.value in defined or not read.is_here, i, at_its_pixel)
         for holds, rule in i.rules(channels.__getitem__, program.shape[0]):
@@ -52,9 +60,13 @@ def _verify_instructions(program: AnyProgram, instructions: tuple[Instruction, .
         defined.add(i.out)
     for component in components(instructions):
         component.schedule(*program.shape[1:])
+        for i in component.instructions if component.is_recurrence else ():
+            _require(i.every == WHOLE, i, "a recurrence is on the image's grid")
     for output in program.outputs:
         if output not in channels:
             raise InvalidProgram(f"output %{output} is not defined")
+        if every[output] != WHOLE:
+            raise InvalidProgram(f"output %{output} is not there for every pixel")
     if not program.outputs or len(set(program.outputs)) < len(program.outputs):
         raise InvalidProgram(f"outputs {program.outputs}: there is at least one, and each is another value")
     for i in instructions:
@@ -88,7 +100,11 @@ def _verify_phases(program: PhasedProgram) -> None:
     for i in program.instructions:
         inner, is_finished = i.instruction, i.phase is Phase.FINISHED
         kept = program.storage.get(i.out)
-        _require(kept is not None and kept.channels == i.channels, inner, "its channels are kept")
+        is_kept = kept is not None and (kept.channels, kept.every_y, kept.every_x) == (
+            i.channels,
+            *inner.every,
+        )
+        _require(is_kept, inner, "its channels are kept, on its grid")
         _verify_runs(program, i, rows)
         _require(not inner.reads_levels or i.after > 0, inner, "its levels are drawn before it runs")
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
@@ -105,8 +121,11 @@ def _verify_phases(program: PhasedProgram) -> None:
                 ),
                 "reads ahead of the pixel": is_finished or in_rows or read.dx <= 0,
                 "is drawn later": not read.is_here or after[read.value] <= i.after,
-                "reads a row that is not kept": storage.rows > -read.dy,
-                "reads a column that is not there": -storage.pad_left <= read.dx <= storage.pad_right,
+                "reads a row that is not kept": storage.rows > -read.dy // storage.every_y,
+                "reads a column that is not there": (
+                    -read.dx // storage.every_x <= storage.pad_left
+                    and count(read.dx, storage.every_x) <= storage.pad_right
+                ),
             }
             for rule, holds in rules.items():
                 _require(holds, inner, f"{read} {rule}")
@@ -157,13 +176,15 @@ def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -
     """The runs must hold exactly the taps, each in the phase in which what it reads is known."""
     left = list(i.instruction.taps)
     own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
+    every = {j.out: j.instruction.every for j in program.instructions}
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
             is_known = run.source in rows or i.phase is Phase.FINISHED
             in_row_phase = run.dy < 0 or (is_known and run.source not in own)
             _require(in_row_phase == (runs is i.row_runs), i.instruction, f"{run} is summed when it is known")
+            _require(run.every == every[run.source], i.instruction, f"{run} is on its source's grid")
             for k, weight in enumerate(run.weight.chunk(run.width)):
-                where = (run.source, run.dy, run.dx + k)
+                where = (run.source, run.dy, run.dx + k * run.every[1])
                 held = [n for n, tap in enumerate(left) if (tap.source, tap.dy, tap.dx) == where]
                 held = [n for n in held if torch.equal(left[n].weight, weight)]
                 _require(bool(held), i.instruction, f"{run} holds taps")

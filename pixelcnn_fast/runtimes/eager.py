@@ -1,6 +1,7 @@
 """The eager runtime: a phased program in plain PyTorch with caches, on any device.
 
-Values lie channels-last with zero columns on both sides, so that a run's taps are one stretch of memory.
+Of each value, the rows and columns of its grid lie channels-last with zero columns on both
+sides, so that a run's taps are one stretch of memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.conditions import ConditionProgram
 from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.grids import count, meeting, stretch
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
@@ -36,7 +38,8 @@ class EagerRuntime(Runtime):
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, job.values[:, :, y, x], skip_output=not wanted)
                     if wanted:
-                        found = caches.view(self._program.outputs[draw], y, x)
+                        found = caches.at(Read(self._program.outputs[draw]), y, x)
+                        assert found is not None, "an output is there for every pixel"
                         parameters = found.unflatten(-1, (-1, self._program.parameters))
                         job.draw_pixel(y, x, draw, draws, parameters, self._head)
                 caches.pixel_phase(y, x, draws, job.values[:, :, y, x])
@@ -52,7 +55,8 @@ class _Caches:
         self.dtype, self._width = program.dtype, program.shape[2]
         self._rows: dict[int, Tensor] = {}
         for value, s in program.storage.items():
-            size = (s.rows, n, s.pad_left + self._width + s.pad_right, s.channels)
+            columns = s.pad_left + count(self._width, s.every_x) + s.pad_right
+            size = (s.rows, n, columns, s.channels)
             self._rows[value] = torch.zeros(size, dtype=program.dtype, device=program.device)
         self._partial: dict[int, Tensor] = {}
         at_pixels = [*program.in_phase(Phase.PIXEL), *program.in_phase(Phase.DRAWN)]
@@ -81,19 +85,32 @@ class _Caches:
                 for i in group:
                     around.compute(i)
         for i in self._partly if phase is Phase.ROW else ():
-            self.sum_of_row(i, y)
+            if y % i.instruction.every[0] == 0:
+                self.sum_of_row(i, y)
 
     def sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
-        """What an instruction's row runs add up to, for row y: [n, W, channels]."""
-        windows = [(self._window(run, y, None), run.weight) for run in i.row_runs]
-        self._partial[i.out] = self._sum(i.instruction, windows, None, (self._n, self._width))
-        return self._partial[i.out]
+        """What an instruction's row runs add up to, for row y: [n, columns of its grid, channels]."""
+        total = self.zeros(i.channels, i.instruction.every[1])
+        if i.instruction.bias is not None:
+            total += i.instruction.bias
+        for run in i.row_runs:
+            if (met := self.along(run, y, i.instruction.every[1])) is not None:
+                columns, window = met
+                total[:, columns] += window @ run.weight
+        self._partial[i.out] = total
+        return total
 
     def sum_at_pixel(self, i: PhasedInstruction, y: int, x: int) -> Tensor:
         """What its row runs and its pixel runs add up to, at pixel (y, x): [n, channels]."""
-        partial = self._partial[i.out][:, x] if i.row_runs else None
-        windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
-        return self._sum(i.instruction, windows, partial, (self._n,))
+        start = i.instruction.bias
+        if i.row_runs:
+            start = self._partial[i.out][:, x // i.instruction.every[1]]
+        elif start is None:
+            start = self.zeros(i.channels)
+        for run in i.pixel_runs:
+            if (window := self.at(run, y, x)) is not None:
+                start = torch.addmm(start, window, run.weight)
+        return start.expand(self._n, -1)
 
     def pixel_phase(self, y: int, x: int, after: int, values: Tensor, skip_output: bool = False) -> None:
         """Computes at pixel (y, x) what waits for ``after`` draws. values: [n, C], as far as drawn."""
@@ -103,54 +120,82 @@ class _Caches:
             if i.out not in skipped:
                 around.compute(i)
 
-    def _sum(
-        self,
-        i: Instruction,
-        windows: list[tuple[Tensor, Tensor]],
-        start: Tensor | None,
-        shape: tuple[int, ...],
-    ) -> Tensor:
-        if start is None and i.bias is not None:
-            start = i.bias.expand(*shape, i.channels)
-        for window, weight in windows:
-            if start is None:
-                start = window @ weight
-            elif len(shape) == 1:
-                start = torch.addmm(start, window, weight)
-            else:
-                start = start + window @ weight
-        return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
-
     # -- views of the caches
 
-    def view(self, value: int, y: int, x: int | None, dx: int = 0, width: int = 1) -> Tensor:
-        """``width`` adjacent pixels from column x + dx of row y on, [n, width * channels]; if x
-        is None, those of each pixel of the row, [n, W, width * channels], which overlap."""
-        rows = self._rows[value]
-        per_row, per_image, channels, _ = rows.stride()
-        start = (y % rows.shape[0]) * per_row + (self._program.storage[value].pad_left + dx) * channels
-        if x is None:
-            return rows.as_strided((self._n, self._width, width * channels), (per_image, channels, 1), start)
-        return rows.as_strided((self._n, width * channels), (per_image, 1), start + x * channels)
+    def zeros(self, channels: int, every_x: int | None = None) -> Tensor:
+        """[n, channels], or for a row of a grid with ``every_x``: [n, columns, channels]."""
+        columns = () if every_x is None else (count(self._width, every_x),)
+        return torch.zeros(self._n, *columns, channels, dtype=self.dtype, device=self._program.device)
 
-    def _window(self, run: Run, y: int, x: int | None) -> Tensor:
-        return self.view(run.source, y + run.dy, x, run.dx, run.width)
+    def at(self, run: Run | Read, y: int, x: int) -> Tensor | None:
+        """What a run, or an operand, reads at pixel (y, x): [n, width * channels]; None if it is not there."""
+        source, width = _source(run)
+        of = self._program.storage[source]
+        row, column = y + run.dy, x + run.dx
+        if row % of.every_y or column % of.every_x:
+            return None
+        rows, start = self._row(source, row)
+        _, per_image, channels, _ = rows.stride()
+        start += column // of.every_x * channels
+        return rows.as_strided((self._n, width * channels), (per_image, 1), start)
+
+    def along(self, run: Run | Read, y: int, every_x: int) -> tuple[slice, Tensor] | None:
+        """What a run, or an operand, reads along row y -> (the columns of a grid with
+        ``every_x`` that find it, of each [n, columns, width * channels], which overlap); None
+        if none does."""
+        source, width = _source(run)
+        of = self._program.storage[source]
+        met = meeting(self._width, every_x, of.every_x, run.dx)
+        if (y + run.dy) % of.every_y or not met.reader:
+            return None
+        rows, start = self._row(source, y + run.dy)
+        _, per_image, channels, _ = rows.stride()
+        size = (self._n, len(met.source), width * channels)
+        strides = (per_image, met.source.step * channels, 1)
+        return stretch(met.reader), rows.as_strided(size, strides, start + met.source.start * channels)
+
+    def channels(self, value: int) -> int:
+        return self._program.storage[value].channels
+
+    def _row(self, value: int, y: int) -> tuple[Tensor, int]:
+        """-> (the rows that are kept of a value, where in their memory row y begins after its padding)"""
+        rows, of = self._rows[value], self._program.storage[value]
+        per_row, _, channels, _ = rows.stride()
+        return rows, (y // of.every_y % len(rows)) * per_row + of.pad_left * channels
+
+
+def _source(run: Run | Read) -> tuple[int, int]:
+    """What is read, and of how many of its columns."""
+    return (run.source, run.width) if isinstance(run, Run) else (run.value, 1)
 
 
 class _Around(Surroundings):
-    """Pixel (y, x), [n, channels], or if x is None row y, [n, W, channels]. drawn: [n, C]."""
+    """Pixel (y, x), [n, channels], or if x is None the columns of row y that are in the
+    grid of the present instruction, [n, columns, channels]. drawn: [n, C]."""
 
     def __init__(self, caches: _Caches, y: int, x: int | None = None, drawn: Tensor | None = None) -> None:
         self._caches, self._y, self._x, self._drawn = caches, y, x, drawn
         self.dtype = caches.dtype
 
     def compute(self, i: PhasedInstruction) -> None:
-        self._present = i
+        """Computes an instruction where its value exists."""
+        self._present, (rows, columns) = i, i.instruction.every
+        if self._y % rows or (self._x or 0) % columns:
+            return
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
 
     def value(self, read: Read) -> Tensor:
-        return self._caches.view(read.value, self._y + read.dy, self._x, read.dx)
+        channels, columns = self._caches.channels(read.value), self._present.instruction.every[1]
+        if self._x is not None:
+            found = self._caches.at(read, self._y, self._x)
+            return self._caches.zeros(channels) if found is None else found
+        met = self._caches.along(read, self._y, columns)
+        whole = self._caches.zeros(channels, columns)
+        if met is None or met[1].shape == whole.shape:
+            return whole if met is None else met[1]
+        whole[:, met[0]] = met[1]
+        return whole
 
     def summed(self, i: Instruction) -> Tensor:
         if self._x is None:
@@ -160,7 +205,8 @@ class _Around(Surroundings):
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self._caches.conditions[operand]
         if operand.varies_over_pixels:
-            return x[:, self._y] if self._x is None else x[:, self._y, self._x]
+            row = x[:, self._y]
+            return row[:, :: self._present.instruction.every[1]] if self._x is None else row[:, self._x]
         return x[:, None] if self._x is None else x
 
     def image(self) -> Tensor:

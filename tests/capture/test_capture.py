@@ -212,9 +212,9 @@ REFUSED = {
     "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
     "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
     "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
-    "a stride": (
-        lambda net, h, x: F.conv2d(F.pad(h, (0, 4, 0, 3)), net.middle.weight, stride=2, padding=1),
-        "stride",
+    "a stride within pixels": (
+        lambda net, h, x: F.conv_transpose2d(h, net.middle.weight, stride=2)[:, :, :4, :3],
+        "conv_transpose2d: it computes more pixels than the image has",
     ),
     "weights from the image": (
         lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1),
@@ -337,8 +337,8 @@ def test_wide_integers_of_several_pixels_are_followed(dtype):
 
 def test_a_refusal_names_the_module():
     net = Net(lambda net, h, x: net.pool(h))
-    net.pool = nn.AvgPool2d(3, 1, 1)
-    with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
+    net.pool = nn.MaxPool2d(3, 1, 1)
+    with pytest.raises(Unsupported, match=r"pool: .*max_pool2d"):
         Sampler(net, SHAPE)
 
 
@@ -350,11 +350,11 @@ def test_a_refusal_names_no_module_whose_forward_has_raised():
     def body(net, h, x):
         with suppress(ValueError):
             return net.optional(h)
-        return F.avg_pool2d(h, 3, 1, 1)
+        return F.max_pool2d(h, 3, 1, 1)
 
     net = Net(body)
     net.optional = Optional()
-    with pytest.raises(Unsupported, match=r"model: model: avg_pool2d"):
+    with pytest.raises(Unsupported, match=r"model: model: max_pool2d"):
         Sampler(net, SHAPE)
 
 

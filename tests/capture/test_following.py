@@ -325,13 +325,13 @@ REFUSED = {
         "matmul|softmax",
     ),
     "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
-    "a transposed convolution": (
-        lambda net, h, x, i: F.conv_transpose2d(h, net.same.weight, padding=1),
-        "conv_transpose2d: a transposed convolution",
+    "a map enlarged smoothly": (
+        lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2), (5, 6), mode="bilinear"),
+        "interpolate",
     ),
-    "strides": (
-        lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2, padding=1), (5, 6)),
-        "only stride 1",
+    "a map enlarged by half": (
+        lambda net, h, x, i: net.same(F.interpolate(F.avg_pool2d(h, (3, 2)), (5, 6))),
+        "rearrangement|more pixels",
     ),
     "a sum over space": (lambda net, h, x, i: h + h.sum((2, 3), keepdim=True), "sum"),
     "a convolution of a map that is one row higher": (

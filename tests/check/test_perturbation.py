@@ -16,8 +16,9 @@ from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 from tests.heads.test_own_head import Net, Pair
 from tests.sampler_life.common import silence
+from tests.system.foreign import Strided
 from tests.system.networks import Written, pixelcnn
-from tests.system.uncapturable import LEVELS, NETWORKS, ORDERED, Attention, Strided, network
+from tests.system.uncapturable import LEVELS, NETWORKS, ORDERED, Attention, network
 
 LARGE = (1, 12, 14)  # so that not every pixel is tested
 
@@ -195,8 +196,8 @@ def test_a_stride_that_looks_ahead_is_found() -> None:
             return super().forward(images.roll(-1, 2))
 
     torch.manual_seed(0)
-    assert draws(Strided(1), LARGE) == 1
-    assert_refused_rightly(Early(1), LARGE)
+    assert draws(Strided(LEVELS), LARGE) == 1
+    assert_refused_rightly(Early(LEVELS), LARGE)
 
 
 EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {

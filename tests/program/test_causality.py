@@ -49,7 +49,7 @@ def test_fields_are_exact(model, channels):
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
     program, *_ = capture(model, examples(images), Categorical())
     for form in (program, simplified(program)):
-        field = receptive_fields(form)[form.outputs[0]].seen.any(0).any(0)
+        field = receptive_fields(form)[form.outputs[0]][0, 0].seen.any(0).any(0)
         for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
             window = field[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x]
             assert torch.equal(window, seen_by_autograd(model, (channels, height, width), y, x)), (y, x)
@@ -59,7 +59,7 @@ def test_the_whole_context_is_used():
     """A pixel sees its left neighbour, and all three neighbours above."""
     images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
     program, *_ = capture(pixelcnn(kernel=3), examples(images), Categorical())
-    field = receptive_fields(program)[program.outputs[0]].seen.any(0).any(0)
+    field = receptive_fields(program)[program.outputs[0]][0, 0].seen.any(0).any(0)
     assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
     assert not field[4, 4:].any() and not field[5:].any()
 
@@ -106,7 +106,7 @@ def test_two_walks_of_one_kind_see_what_each_of_them_starts_from() -> None:
     layers = (FromLevels(0, 1, "levels"), *walks, last)
     fields = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))
     for out in (1, 2):
-        assert fields[out].seen.any(0).any(0).nonzero().tolist() == [[3 - out, x] for x in range(5)]
+        assert fields[out][0, 0].seen.any(0).any(0).nonzero().tolist() == [[3 - out, x] for x in range(5)]
 
 
 def test_a_walk_that_reads_two_values_at_one_place_sees_through_both() -> None:
@@ -114,7 +114,7 @@ def test_a_walk_that_reads_two_values_at_one_place_sees_through_both() -> None:
     both = Convolution(1, 1, "both", (Tap(0, -1, 0, one), Tap(1, 0, -1, one), Tap(2, 0, -1, one)))
     above = Convolution(2, 1, "above", (Tap(0, -2, 0, one), Tap(1, -1, 0, one)))
     layers = (FromLevels(0, 1, "levels"), both, above, sums(3, "last", [(0, 0)]))
-    seen = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))[1].seen.any(0).any(0)
+    seen = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))[1][0, 0].seen.any(0).any(0)
     assert seen[2].tolist() == 5 * [True] + 4 * [False] and seen[1, :4].all() and not seen[1, 4:].any()
 
 

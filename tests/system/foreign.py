@@ -511,6 +511,23 @@ class ScaledImage(nn.Module):
         return 6 * self.last(torch.relu(self.first(x)))
 
 
+# -- half the resolution, of the rows above, and back
+
+
+class Strided(nn.Module):
+    def __init__(self, levels=LEVELS):
+        super().__init__()
+        self.levels = levels
+        self.down, self.up = nn.Conv2d(1, 6, 4, 2, padding=1), nn.ConvTranspose2d(6, 6, 2, 2)
+        self.left, self.out = nn.Conv2d(1, 6, (1, 2)), nn.Conv2d(6, levels, 1)
+
+    def forward(self, images):
+        x = images.to(self.out.weight.dtype)
+        above = self.up(F.elu(self.down(F.pad(x, (0, 0, 3, 0))[:, :, :-3])))
+        left = self.left(F.pad(x, (2, 0))[..., :-1])
+        return self.out(torch.tanh(above + left))[:, None].permute(0, 1, 3, 4, 2)
+
+
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
     "cropped shifts": Network(
@@ -529,5 +546,6 @@ NETWORKS = {
     "rare activations": Network(RareActivations, arguments=dict(image_form="unit")),
     "bounded": Network(Bounded, arguments=dict(image_form="unit"), classes=3),
     "scaled image": Network(ScaledImage, (1, 4, 5), dict(image_form="unit"), classes=3),
+    "strides": Network(Strided, (1, 6, 6), dict(image_form="levels")),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

@@ -50,25 +50,6 @@ class Pooling(nn.Module):
         return self.out(torch.cat([left, above], 1)).unflatten(1, (-1, LEVELS)).permute(0, 1, 3, 4, 2)
 
 
-class Strided(nn.Module):
-    """Half the resolution, of the rows above, and back; the size must be even."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.levels = LEVELS
-        self.down, self.up = (
-            nn.Conv2d(channels, HIDDEN, 4, 2, padding=1),
-            nn.ConvTranspose2d(HIDDEN, HIDDEN, 2, 2),
-        )
-        self.left, self.out = nn.Conv2d(channels, HIDDEN, (1, 2)), nn.Conv2d(HIDDEN, channels * LEVELS, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.to(self.out.weight.dtype)
-        above = self.up(F.elu(self.down(F.pad(x, (0, 0, 3, 0))[:, :, :-3])))
-        left = self.left(F.pad(x, (2, 0))[..., :-1])
-        return self.out(torch.tanh(above + left)).unflatten(1, (-1, LEVELS)).permute(0, 1, 3, 4, 2)
-
-
 class RunningNorm(nn.Module):
     """Divides by the norm of all earlier pixels, and loops over them in Python."""
 
@@ -94,7 +75,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "attention over pixels": (lambda: Attention((3, 3, 4), ordered=False), (3, 3, 4)),
     "attention over sub-pixels": (lambda: Attention((3, 3, 4), ordered=True), (3, 3, 4)),
     "pooling": (lambda: Pooling(2), (2, 5, 4)),
-    "strides": (lambda: Strided(2), (2, 4, 6)),
     "running norm": (lambda: RunningNorm(1), (1, 3, 4)),
 }
 ORDERED = {"attention over sub-pixels"}

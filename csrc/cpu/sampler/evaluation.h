@@ -49,6 +49,7 @@ class ImageValues {
 template <class T>
 class Evaluation {
   using Instruction = PackedInstruction<T>;
+  using Runs = std::vector<const PackedRun*>;
 
  public:
   Evaluation(const Program& program, const PackedProgram<T>& packed, const Schedule& schedule, const Job& job)
@@ -63,35 +64,36 @@ class Evaluation {
   // Computes an instruction's sum over its row runs, at the pixels of the chunk that begins at column step t: in the
   // phases of rows this gives its whole value, else the partial sum that its evaluation at a pixel begins with.
   void sum_row_runs(Member<T>& member, const Instruction& i, int t) {
-    if (i.barrier_in_row) member.wait_for_team();
-    const Span& chunk = span(member, t + lead(i), schedule_.chunk);
-    if (chunk.count() == 0) return;
-    tabulate_start(member.from, i, chunk);
-    if (i.keeps_partial()) {
-      tabulate_partial(member.out, i, chunk, t);
-      sum(member, i, i.row_runs, chunk, member.out);
-      return;
+    for (const Part& part : i.parts) {
+      const Span& chunk = span(member, t + lead(i), schedule_.chunk, part.where);
+      if (chunk.count() == 0) continue;
+      tabulate_start(member.from, i, part, chunk);
+      if (i.keeps_partial()) {
+        tabulate_partial(member.out, i, chunk, t);
+        if (!sum(member, i, part.row_runs, chunk, member.out)) copy(member, i, chunk.count() * n_);
+        continue;
+      }
+      tabulate_value(member.out, i.out, chunk);
+      finish(member, i, part, part.row_runs, chunk, member.row_sums);
     }
-    tabulate_value(member.out, i.out, chunk);
-    finish(member, i, i.row_runs, chunk, member.row_sums);
   }
 
-  void evaluate_at_pixel(Member<T>& member, const Instruction& i, int t) {
-    if (i.barrier_at_pixel) member.wait_for_team();
+  // part: that of the pixels of column step t. next: what will be evaluated there, and begins with sums over row runs.
+  void evaluate_at_pixel(Member<T>& member, const Instruction& i, const Part& part, int t, const Instruction* next) {
     const Span& pixels = span(member, t + lead(i), 1);
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && values.all_known(pixels, i.after))) return;
     if (!i.keeps_partial())
-      tabulate_start(member.from, i, pixels);
+      tabulate_start(member.from, i, part, pixels);
     else if (member.prefetched_for == &i && member.next_step == t)
       std::swap(member.from, member.next), member.prefetched_for = nullptr;  // it was prefetched
     else
       tabulate_partial(member.from, i, pixels, t);
-    prefetch_partial(member, i, t);
+    if (next) prefetch_partial(member, *next, t);
     if (i.is_output)
       tabulate_rows(member.out, pixels, workspace.parameters(), i.padded);
     else
       tabulate_value(member.out, i.out, pixels);
-    finish(member, i, i.pixel_runs, pixels, member.pixel_sums);
+    finish(member, i, part, part.pixel_runs, pixels, member.pixel_sums);
   }
 
   // Gives an instruction that reads the image one of its values, which was drawn or known.
@@ -103,15 +105,15 @@ class Evaluation {
       out[first] = value;
     else
       std::copy_n(i.table.data() + static_cast<int64_t>(value) * width, width, out + first);
-    bind(member, i, span(0, 0));  // the steps on levels have no operands
+    bind(member, i, i.parts[0], span(0, 0));  // the steps on levels have no operands
     member.out[0] = out;
     write(member, i, member.out, 1, first, first + width);
   }
 
  private:
   // Kept for the next call, since most instructions of a column step work on the same pixels.
-  const Span& span(Member<T>& member, int t, int columns) const {
-    if (!member.span.is(t, columns)) member.span = span(t, columns);
+  const Span& span(Member<T>& member, int t, int columns, const Lattice& on = {}) const {
+    if (!member.span.is(t, columns, on)) member.span = Span(program_, schedule_.lag, t, columns, on);
     return member.span;
   }
   int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
@@ -122,19 +124,19 @@ class Evaluation {
   // -- locations in memory
 
   // Image m of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
-  // of its row lies `step` elements further on.
+  // of the span in its row lies `step` elements further on.
   template <class E, class First>
   void tabulate(Table<E>& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
     E** next = table.data();
     span.each_row([&](int y, int begin, int end) {
       E* at = first(y, begin);
-      for (int x = begin; x < end; x++, at += step)
+      for (int x = begin; x < end; x += span.step(), at += step)
         for (int m = 0; m < n_; m++) *next++ = at + m * image_stride;
     });
   }
 
   void tabulate_value(Table<T>& table, int value, const Span& span, int dy = 0, int dx = 0) const {
-    tabulate(table, span, workspace.image_stride(value), workspace.channels(value),
+    tabulate(table, span, workspace.image_stride(value), workspace.distance(value, span.step()),
              [&](int y, int x) { return workspace.pixel(value, y + dy, x + dx); });
   }
 
@@ -142,16 +144,16 @@ class Evaluation {
     T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[number]));
     const auto& [channels, varies_over_pixels] = program_.conditions[number];
     if (!varies_over_pixels) return tabulate(table, span, channels, 0, [&](int, int) { return data; });
-    tabulate(table, span, int64_t{program_.height} * program_.width * channels, channels,
+    tabulate(table, span, int64_t{program_.height} * program_.width * channels, int64_t{span.step()} * channels,
              [&, n = channels](int y, int x) { return data + (int64_t{y} * program_.width + x) * n; });
   }
 
   // From column step t on, which is the chunk's first if the span has all of the chunk's columns.
   void tabulate_partial(Table<T>& table, const Instruction& i, const Span& span, int t) const {
-    T* const begin = workspace.partials(&i - p_.instructions.data(), i.padded, t);
-    tabulate(table, span, int64_t{schedule_.chunk} * i.padded, i.padded, [&](int y, int x) {
-      return begin + workspace.to_partial(i.padded, y) + int64_t{x - span.start(y)} * i.padded;
-    });
+    T* const begin = workspace.partials(&i - p_.instructions.data(), i, t);
+    const auto elements = [&](int columns) { return int64_t{columns / i.grid.every_x} * i.padded; };
+    tabulate(table, span, workspace.partial_stride(i), elements(span.step()),
+             [&](int y, int x) { return begin + workspace.to_partial(i, y) + elements(x - span.start(y)); });
   }
 
   void tabulate_rows(Table<T>& table, const Span& span, T* data, int64_t stride) const {
@@ -161,10 +163,12 @@ class Evaluation {
   // -- what an instruction starts from, its sums and its steps
 
   // What an instruction's runs are added to or, if it has none, what its steps start from.
-  void tabulate_start(Table<T>& table, const Instruction& i, const Span& span) const {
+  void tabulate_start(Table<T>& table, const Instruction& i, const Part& part, const Span& span) const {
     switch (i.kind) {
       case InstructionKind::convolution: return tabulate_rows(table, span, const_cast<T*>(i.biases.data()), 0);
-      case InstructionKind::pointwise: return tabulate_value(table, i.value, span, i.dy, i.dx);
+      case InstructionKind::pointwise:
+        if (!part.has_value) return tabulate_rows(table, span, workspace.zeros(), 0);
+        return tabulate_value(table, i.value, span, i.dy, i.dx);
       case InstructionKind::from_levels: break;  // it is computed as its values are drawn
     }
     __builtin_unreachable();
@@ -172,23 +176,20 @@ class Evaluation {
 
   // Fetches the partial sums that the next instruction begins with: another core has written them, or this one long
   // ago.
-  void prefetch_partial(Member<T>& member, const Instruction& i, int t) {
-    const Instruction *next = &i + 1, *const end = p_.instructions.data() + p_.instructions.size();
-    while (next < end && !next->keeps_partial()) next++;
-    if (next >= end) return;
-    const Span pixels = span(t + lead(*next), 1);
-    tabulate_partial(member.next, *next, pixels, t);
-    member.prefetched_for = next, member.next_step = t;
-    const auto [first, last] = share(member, *next);
+  void prefetch_partial(Member<T>& member, const Instruction& next, int t) {
+    const Span pixels = span(t + lead(next), 1);
+    tabulate_partial(member.next, next, pixels, t);
+    member.prefetched_for = &next, member.next_step = t;
+    const auto [first, last] = share(member, next);
     for (int r = 0; r < pixels.count() * n_; r++)
       for (int c = first * p_.kernels.block; c < last * p_.kernels.block; c += 64 / sizeof(T))
         __builtin_prefetch(member.next[r] + c);
   }
 
   // member.out = steps(member.from + the runs); sums: a buffer.
-  void finish(Member<T>& member, const Instruction& i, const std::vector<PackedRun>& runs, const Span& span,
+  void finish(Member<T>& member, const Instruction& i, const Part& part, const Runs& runs, const Span& span,
               const Table<T>& sums) {
-    bind(member, i, span);
+    bind(member, i, part, span);
     if (!i.ends_in_products || runs.empty()) {
       const bool summed = sum(member, i, runs, span, sums);
       const auto [first, last] = share(member, i);
@@ -210,27 +211,34 @@ class Evaluation {
 
   // to = member.from + the runs; the last one's result is `end`, if there is one. Does nothing and returns false if
   // there are no runs.
-  bool sum(Member<T>& member, const Instruction& i, const std::vector<PackedRun>& runs, const Span& span,
-           const Table<T>& to, const Result<T>* end = nullptr) {
+  bool sum(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to,
+           const Result<T>* end = nullptr) {
     const auto [first, last] = share(member, i);
     const Table<T>* from = &member.from;
-    for (const auto& run : runs) {
-      const int rows = span.count() * n_;
+    for (const PackedRun* run : runs) {
+      const int rows = span.count() * n_, source = run->source;
       Result<T> result{from->data(), to.data()};
-      if (end && &run == &runs.back()) result = *end, result.from = from->data();
-      if (p_.rounded[run.source]) {
-        tabulate(member.rounded, span, workspace.image_stride(run.source), workspace.channels(run.source),
-                 [&](int y, int x) {
-                   return workspace.rounded(run.source, workspace.pixel(run.source, y + run.dy, x + run.dx));
-                 });
-        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.packed, first, last, result);
+      if (end && run == runs.back()) result = *end, result.from = from->data();
+      if (p_.rounded[source]) {
+        tabulate(
+            member.rounded, span, workspace.image_stride(source), workspace.distance(source, span.step()),
+            [&](int y, int x) { return workspace.rounded(source, workspace.pixel(source, y + run->dy, x + run->dx)); });
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run->packed, first, last, result);
       } else {
-        tabulate_value(member.x, run.source, span, run.dy, run.dx);
-        p_.kernels.matmul(member.x.data(), rows, run.packed, first, last, result);
+        tabulate_value(member.x, source, span, run->dy, run->dx);
+        p_.kernels.matmul(member.x.data(), rows, run->packed, first, last, result);
       }
       from = &to;
     }
     return from == &to;
+  }
+
+  // member.out = member.from, where nothing is added to it.
+  void copy(Member<T>& member, const Instruction& i, int rows) const {
+    const auto [first, last] = share(member, i);
+    for (int r = 0; r < rows; r++)
+      std::copy(member.from[r] + first * p_.kernels.block, member.from[r] + last * p_.kernels.block,
+                member.out[r] + first * p_.kernels.block);
   }
 
   // member.out = the member's steps (from) on the channels first...last-1.
@@ -249,7 +257,7 @@ class Evaluation {
   }
 
   // Resolves the operands of an instruction's steps.
-  void bind(Member<T>& member, const Instruction& i, const Span& span) const {
+  void bind(Member<T>& member, const Instruction& i, const Part& part, const Span& span) const {
     member.steps.clear();
     for (size_t s = 0; s < i.steps.size(); s++) {
       const auto& step = i.steps[s];
@@ -262,7 +270,10 @@ class Evaluation {
                .shift = step.shifts.data()};
       switch (traits(step.kind).operand) {
         case Operand::value:
-          tabulate_value(table, step.operand, span, step.dy, step.dx);
+          if (part.has_operands[s])
+            tabulate_value(table, step.operand, span, step.dy, step.dx);
+          else
+            tabulate_rows(table, span, workspace.zeros(), 0);
           bound.operand_channels = workspace.channels(step.operand);
           break;
         case Operand::condition: tabulate_condition(table, step.operand, span); break;

@@ -26,6 +26,14 @@ struct PackedStep : Step {
   bool is_sum() const { return kind == StepKind::add && static_cast<T>(alpha) == 1; }
 };
 
+// What an instruction finds at the pixels of a lattice: the runs and operands that are not there are zero.
+struct Part {
+  Lattice where;
+  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {};
+  bool has_value = true;                // what a pointwise instruction starts from
+  std::vector<bool> has_operands = {};  // by step
+};
+
 // An instruction whose runs and steps have their own copies of what the program only borrows.
 template <class T>
 struct PackedInstruction : Instruction {
@@ -35,8 +43,8 @@ struct PackedInstruction : Instruction {
   int padded = 0;
   bool is_output = false;
   bool ends_in_products = false;  // whether the last product can apply the steps
-  // Whether another thread may still be writing what is read, for the sums over row runs or at a pixel.
-  bool barrier_in_row = false, barrier_at_pixel = false;
+  Lattice grid = {};
+  std::vector<Part> parts = {};  // of its grid
 
   // Whether it is computed for a whole row at once.
   bool by_rows() const { return !in_scan(*this) && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
@@ -54,6 +62,15 @@ struct Stage {
   std::vector<int> by_rows, scans;
 };
 
+// What is computed of an instruction where its turn has come: for a whole row, or at a pixel.
+template <class T>
+struct Visit {
+  const PackedInstruction<T>* instruction;
+  const Part* part;             // of the pixel; a row has all of them
+  bool barrier;                 // whether another thread may still be writing what is read
+  const Visit* next = nullptr;  // at the same pixel, the next one that begins with sums over row runs
+};
+
 template <class T>
 class PackedProgram {
  public:
@@ -64,14 +81,17 @@ class PackedProgram {
     const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
-    set_barriers(program.outputs.size());
+    set_visits(program);
     count_work(program);
   }
 
   const Kernels<T>& kernels;
   std::vector<PackedInstruction<T>> instructions;
   std::vector<const PackedInstruction<T>*> inputs, outputs;
-  std::vector<Stage> before_row, after_row;  // before_row: empty if there are no scans, when no stages are needed
+  std::vector<Stage> before_row, after_row;       // before_row: empty if there are no scans, when no stages are needed
+  Lattice cell;                                   // tells which pixels exist in all values
+  std::vector<std::vector<Visit<T>>> row_visits;  // by row of the cell
+  std::vector<std::vector<std::vector<Visit<T>>>> pixel_visits;  // by place in the cell, and by draws that come before
   std::optional<ZeroedBlock> weights;
   int64_t weight_bytes = 0;
   std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
@@ -79,7 +99,14 @@ class PackedProgram {
   int widest = 0;             // channels of the widest instruction, padded
   int widest_row = 0;         // of the widest in the row phase
   int most_steps = 0;         // of an instruction
+  int widest_absent = 0;      // channels of what is read where it does not exist
   ProgramWork work;
+
+  const std::vector<Visit<T>>& visits_in_row(int y) const { return row_visits[y % cell.every_y]; }
+  // At a pixel; where rows are in flight, all values exist at all of them.
+  const std::vector<Visit<T>>& visits_at(int y, int x, int after) const {
+    return pixel_visits[y % cell.every_y * cell.every_x + x % cell.every_x][after];
+  }
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
@@ -103,8 +130,10 @@ class PackedProgram {
       const T* values = static_cast<const T*>(from);
       return from ? std::vector<T>(values, values + n) : std::vector<T>();
     };
+    instructions.reserve(program.instructions.size());  // parts point to them
     for (const auto& i : program.instructions) {
       PackedInstruction<T>& p = instructions.emplace_back(PackedInstruction<T>{i});
+      p.grid = grid(program.storage[i.out]);
       p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
       p.table = copy(i.input.table, i.input.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;
@@ -114,6 +143,7 @@ class PackedProgram {
       for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, format)});
       for (const auto& s : i.steps) p.steps.push_back({s, copy(s.scale, i.channels), copy(s.shift, i.channels)});
       p.ends_in_products = in_products(p);
+      set_parts(program, p);
       Instruction& borrowing = p;  // from the program, which may be gone later
       borrowing.row_runs.clear(), borrowing.pixel_runs.clear(), borrowing.steps.clear();
       borrowing.bias = borrowing.input.table = nullptr;
@@ -156,6 +186,28 @@ class PackedProgram {
     return ends && (p.channels == p.padded || (p.is_output && p.steps.empty()));
   }
 
+  // Its pixels, by what they find.
+  void set_parts(const Program& program, PackedInstruction<T>& p) {
+    Lattice all = p.grid;
+    for_each_read(p, [&](int value, int, int) { all = common(all, grid(program.storage[value])); });
+    const auto finds = [&](const Lattice& where, int value, int dy, int dx) {
+      return cpu::finds(where, grid(program.storage[value]), dy, dx);
+    };
+    for_each_place(all, p.grid, [&](const Lattice& where) {
+      Part& part = p.parts.emplace_back(where);
+      for (const auto& run : p.row_runs)
+        if (finds(where, run.source, run.dy, run.dx)) part.row_runs.push_back(&run);
+      for (const auto& run : p.pixel_runs)
+        if (finds(where, run.source, run.dy, run.dx)) part.pixel_runs.push_back(&run);
+      part.has_value = p.value < 0 || finds(where, p.value, p.dy, p.dx);
+      for (const auto& s : p.steps) {
+        part.has_operands.push_back(!reads_value(s) || finds(where, s.operand, s.dy, s.dx));
+        if (!part.has_operands.back()) widest_absent = std::max(widest_absent, program.storage[s.operand].channels);
+      }
+      if (!part.has_value) widest_absent = std::max(widest_absent, p.channels);
+    });
+  }
+
   // What is computed for a whole row in this phase: an instruction, or a scan, is in the stage after those that it
   // reads in the present row.
   std::vector<Stage> stages_of(Phase phase) const {
@@ -183,48 +235,86 @@ class PackedProgram {
   // from, and a step's operand, is the thread's own. But whatever reads all channels of a value also reads those of
   // other threads: if the value was written since the last barrier, there is a barrier before the read, which serves
   // all writes before it. There is also one between the sums over row runs and the pixels, and two at each draw.
-  void set_barriers(int draws) {
+  //
+  // That is found for each row and place of the cell, as not all instructions have their turn there.
+  void set_visits(const Program& program) {
+    const int draws = program.outputs.size();
+    cell = cpu::cell(program);
     std::set<int> written;
-    const auto needs_barrier = [&](const std::vector<PackedRun>& runs, const std::vector<PackedStep<T>>& steps) {
+    const auto visit = [&](const PackedInstruction<T>& i, const Part* part, const auto& runs, const auto& steps) {
       bool reads = false;
-      for (const auto& run : runs) reads |= written.count(run.source) > 0;
+      for (const PackedRun* run : runs) reads |= written.count(run->source) > 0;
       for (const auto& step : steps) reads |= traits(step.kind).reads_all_channels && written.count(step.operand);
       if (reads) written.clear();
-      return reads;
+      return Visit<T>{&i, part, reads};
     };
-    const auto set_pixel_barriers = [&](int after) {
-      for (auto& i : instructions) {
-        if (reads_image(i) || i.after != after || i.phase == Phase::row || i.phase == Phase::finished) continue;
-        i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
-        written.insert(i.out);
-      }
+    const auto pixels_after = [&](const Lattice& place, int after) {
+      std::vector<Visit<T>> visits;
+      for (const auto& i : instructions)
+        if (i.after == after && i.is_at_pixels())
+          for (const Part& part : i.parts)
+            if (part.where.has(place.y0, place.x0)) {
+              visits.push_back(visit(i, &part, part.pixel_runs, i.steps));
+              written.insert(i.out);
+            }
+      return visits;
     };
     // What is computed after a pixel's last draw is read by the next sums over row runs, or, if there are none in
     // between, by the next pixel.
-    set_pixel_barriers(draws);
-    const std::set<int> last_written = written;
-    for (auto& i : instructions) {
-      if ((i.phase != Phase::row && i.row_runs.empty()) || i.phase == Phase::finished) continue;
-      i.barrier_in_row = needs_barrier(i.row_runs, i.keeps_partial() ? std::vector<PackedStep<T>>() : i.steps);
-      if (!i.keeps_partial()) written.insert(i.out);
-    }
-    written = last_written;
-    for (int draw = 0; draw < draws; draw++) {
-      set_pixel_barriers(draw);
+    std::vector<std::set<int>> last_written;  // by place
+    for_each_place(cell, {}, [&](const Lattice& place) {
+      auto& visits = pixel_visits.emplace_back(draws + 1);
       written.clear();
+      visits[draws] = pixels_after(place, draws);
+      last_written.push_back(written);
+    });
+    for (int y = 0; y < cell.every_y; y++) {
+      written.clear();
+      const int above = floor_mod(y - 1, cell.every_y) * cell.every_x;
+      for (int x = 0; x < cell.every_x; x++)
+        written.insert(last_written[above + x].begin(), last_written[above + x].end());
+      auto& visits = row_visits.emplace_back();
+      for (const auto& i : instructions) {
+        const bool in_row_phase = i.phase == Phase::row && (before_row.empty() || i.is_output);
+        const bool for_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
+        if ((!in_row_phase && !for_pixels) || y % i.grid.every_y) continue;
+        std::vector<const PackedRun*> runs;
+        for (const Part& part : i.parts)
+          if (part.where.has_row(y)) runs.insert(runs.end(), part.row_runs.begin(), part.row_runs.end());
+        visits.push_back(visit(i, nullptr, runs, i.keeps_partial() ? std::vector<PackedStep<T>>() : i.steps));
+        if (!i.keeps_partial()) written.insert(i.out);
+      }
     }
+    size_t number = 0;
+    for_each_place(cell, {}, [&](const Lattice& place) {
+      const int before = place.y0 * cell.every_x + floor_mod(place.x0 - 1, cell.every_x);
+      written = last_written[before];
+      auto& visits = pixel_visits[number++];
+      for (int draw = 0; draw < draws; draw++) {
+        visits[draw] = pixels_after(place, draw);
+        written.clear();
+      }
+      const Visit<T>* next = nullptr;
+      for (int after = draws; after >= 0; after--)
+        for (auto v = visits[after].rbegin(); v != visits[after].rend(); v++) {
+          v->next = next;
+          if (v->instruction->keeps_partial()) next = &*v;
+        }
+    });
   }
 
   // What takes this of float32 takes so many times as much of T.
   static constexpr double kOfElement = double{sizeof(T)} / sizeof(float);
 
-  // Adds what runs take of a thread, whose result has so many channels.
-  void count_runs(Work& work, const Program& program, const std::vector<PackedRun>& runs, int channels) const {
-    for (const auto& run : runs) {
-      const bool is_bf16 = run.packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
-      work.products += (is_bf16 ? 0.5 : kOfElement) * run.packed.depth * channels;
-      work.bytes += double{1} * run.packed.block_bytes * blocks(channels);
-      work.reads += kOfElement * program.storage[run.source].channels;  // the other pixels it has read before
+  // Adds what runs take of a thread, whose result has so many channels. rows, pixels: the share of these that have
+  // them.
+  void count_runs(Work& work, const Program& program, const std::vector<const PackedRun*>& runs, int channels,
+                  double rows, double pixels) const {
+    for (const PackedRun* run : runs) {
+      const bool is_bf16 = run->packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
+      work.products += pixels * (is_bf16 ? 0.5 : kOfElement) * run->packed.depth * channels;
+      work.bytes += rows * run->packed.block_bytes * blocks(channels);
+      work.reads += pixels * kOfElement * program.storage[run->source].channels;  // it has read the other pixels before
     }
   }
 
@@ -233,14 +323,26 @@ class PackedProgram {
       Work& sums = work.partial_sums.emplace_back();
       Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
-      count_runs(above, program, i.row_runs, i.padded), count_runs(rest, program, i.pixel_runs, i.padded);
-      const double kept = i.padded * sizeof(T);
-      rest.calls++, rest.values += kept;
-      if (i.keeps_partial()) sums.calls++, sums.values += kept;
-      above.barriers += i.barrier_in_row, rest.barriers += i.barrier_at_pixel;
-      for (const auto& step : i.steps) rest.elements += kOfElement * i.channels * traits(step.kind).cost;
+      for (const Part& part : i.parts) {
+        const double rows = 1.0 / part.where.every_y, pixels = rows / part.where.every_x;
+        count_runs(above, program, part.row_runs, i.padded, rows, pixels);
+        count_runs(rest, program, part.pixel_runs, i.padded, i.by_rows() ? rows : pixels, pixels);
+      }
+      const double rows = 1.0 / i.grid.every_y, pixels = rows / i.grid.every_x, kept = pixels * i.padded * sizeof(T);
+      rest.calls += i.by_rows() ? rows : pixels, rest.values += kept;
+      if (i.keeps_partial()) sums.calls += rows, sums.values += kept;
+      for (const auto& step : i.steps) rest.elements += pixels * kOfElement * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
+    for (const auto& visits : row_visits)
+      for (const auto& v : visits) {
+        const auto number = v.instruction - instructions.data();
+        (v.instruction->keeps_partial() ? work.partial_sums[number] : work.row_phase).barriers +=
+            v.barrier / (double{1} * row_visits.size());
+      }
+    for (const auto& place : pixel_visits)
+      for (const auto& visits : place)
+        for (const auto& v : visits) work.pixels.barriers += v.barrier / (double{1} * pixel_visits.size());
     constexpr int kOfParameter = 60;  // the cost of drawing from it
     work.pixels.elements += double{kOfParameter} * program.head.parameters * program.head.distributions;
     work.pixels.barriers += 2 * outputs.size();

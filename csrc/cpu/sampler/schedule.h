@@ -4,15 +4,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/sampler/grids.h"
 #include "cpu/sampler/machine.h"
 #include "program.h"
 #include "wavefront.h"
 
 namespace pcf::cpu {
-
-inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-inline int divided_up(int a, int b) { return a / b + (a % b > 0); }
-inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
 // Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums over row runs are computed for the
 // pixels of these steps.
@@ -46,15 +43,15 @@ struct Schedule {
   int partials() const { return two_teams() ? 2 : 1; }
 };
 
-// What one thread does at one pixel, and how many barriers it waits at.
+// What one thread does at one pixel, and how many barriers it waits at; on average, as not all is done at each.
 struct Work {
   double products = 0, elements = 0;  // multiply-adds of float32; the cost of steps, in the same
   double bytes = 0;                   // of weights
   double reads = 0;                   // elements of float32 that the group's threads have written
   double values = 0;                  // bytes that are kept
-  int calls = 0, barriers = 0;
+  double calls = 0, barriers = 0;
 
-  void add(const Work& other, int times) {
+  void add(const Work& other, double times) {
     products += times * other.products, elements += times * other.elements, bytes += times * other.bytes;
     reads += times * other.reads, values += times * other.values, calls += times * other.calls,
         barriers += times * other.barriers;
@@ -76,35 +73,39 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
                                          int images, int threads, int in_group);
 
 // Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
-// they lie in the grid.
+// they lie in the image and on a lattice.
 class Span {
  public:
-  Span(const Program& program, int lag, int t, int columns)
-      : t_(t), lag_(lag), columns_(columns), width_(program.width),
+  Span(const Program& program, int lag, int t, int columns, const Lattice& on = {})
+      : t_(t), lag_(lag), columns_(columns), width_(program.width), on_(on),
         first_(std::max(0, floor_div(t - program.width, lag) + 1)),
         last_(std::min(program.height - 1, floor_div(t + columns - 1, lag))) {
-    if (columns == 1)
+    if (columns == 1 && on == Lattice{})
       count_ = std::max(last_ - first_ + 1, 0);
     else
-      each_row([&](int, int begin, int end) { count_ += end - begin; });
+      each_row([&](int, int begin, int end) { count_ += begin < end ? divided_up(end - begin, on.every_x) : 0; });
   }
 
-  bool is(int t, int columns) const { return t == t_ && columns == columns_; }
+  bool is(int t, int columns, const Lattice& on) const { return t == t_ && columns == columns_ && on == on_; }
   int count() const { return count_; }
+  int step() const { return on_.every_x; }
 
-  // f(y, begin, end) for each row's columns begin ... end - 1.
+  // f(y, begin, end) for each row's columns begin, begin + step() ... below end.
   template <class F>
   void each_row(const F& f) const {
-    for (int y = first_; y <= last_; y++) f(y, std::max(0, start(y)), std::min(width_, start(y) + columns_));
+    for (int y = first_; y <= last_; y++)
+      if (on_.has_row(y)) f(y, on_.first_column(std::max(0, start(y))), std::min(width_, start(y) + columns_));
   }
 
   int start(int y) const { return t_ - lag_ * y; }
-  // The row and column of the i-th pixel, if the span has one column.
+  // The row and column of the i-th pixel, if the span has one column, and is on all pixels.
   int row(int i) const { return first_ + i; }
   int column(int i) const { return start(row(i)); }
 
  private:
-  int t_, lag_, columns_, width_, first_, last_, count_ = 0;
+  int t_, lag_, columns_, width_;
+  Lattice on_;
+  int first_, last_, count_ = 0;
 };
 
 }  // namespace pcf::cpu

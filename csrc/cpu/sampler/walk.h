@@ -112,10 +112,10 @@ class Walk {
   template <class Mine>
   void make_sums(Member<T>& member, int t, const Mine& mine) {
     compute_row(member, t, p_.before_row);
-    for (const auto& i : p_.instructions) {
-      const bool in_row_phase = i.phase == Phase::row && (p_.before_row.empty() || i.is_output);
-      const bool for_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
-      if ((in_row_phase || for_pixels) && mine(i)) evaluation_.sum_row_runs(member, i, t);
+    for (const auto& visit : p_.visits_in_row(std::max(t, 0) / schedule_.lag)) {
+      if (!mine(*visit.instruction)) continue;
+      if (visit.barrier) member.wait_for_team();
+      evaluation_.sum_row_runs(member, *visit.instruction, t);
     }
   }
 
@@ -125,8 +125,11 @@ class Walk {
       const int row = t / schedule_.lag;
       if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
       for (int after = 0; after <= values_.draws(); after++) {
-        for (const auto& i : p_.instructions)
-          if (i.after == after && i.is_at_pixels()) evaluation_.evaluate_at_pixel(member, i, t);
+        for (const auto& visit : p_.visits_at(std::max(row, 0), floor_mod(t, schedule_.lag), after)) {
+          if (visit.barrier) member.wait_for_team();
+          evaluation_.evaluate_at_pixel(member, *visit.instruction, *visit.part, t,
+                                        visit.next ? visit.next->instruction : nullptr);
+        }
         if (after < values_.draws() && !draw_values(member, t, after)) return false;
       }
     }
@@ -149,7 +152,9 @@ class Walk {
         for (int k = 0; k < program_.width; k++) {
           const Instruction* i = &p_.instructions[stage.scans[s]];
           const int x = i->from_the_right ? program_.width - 1 - k : k;
-          for (; is_in(*i, stage.scans[s]); i++) evaluation_.evaluate_at_pixel(member, *i, t + x);
+          for (; is_in(*i, stage.scans[s]); i++)
+            for (const Part& part : i->parts)
+              if (part.where.has(t / schedule_.lag, x)) evaluation_.evaluate_at_pixel(member, *i, part, t + x, nullptr);
         }
       member.alone = false;
     }

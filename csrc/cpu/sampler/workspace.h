@@ -22,8 +22,9 @@ class Workspace {
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
         buffers_(schedule.partials()), images_(images) {
     for (const auto& s : program.storage) {
-      const int64_t stride = int64_t{s.pad_left + program.width + s.pad_right} * s.channels;
-      values_.push_back({stride, s.channels, s.pad_left * s.channels, &places(rows_kept(s), program.height)});
+      const int columns = s.pad_left + divided_up(program.width, s.every_x) + s.pad_right;
+      values_.push_back({int64_t{columns} * s.channels, s.channels, s.every_y, s.every_x, s.pad_left * s.channels,
+                         &places(rows_kept(s), program.height)});
     }
     in_flight_ = &places(rows_in_flight_, program.height);
     partials_.resize(p.instructions.size() * buffers_);
@@ -38,9 +39,10 @@ class Workspace {
       }
       for (size_t k = 0; k < partials_.size(); k++) {
         const auto& i = p.instructions[k / buffers_];
-        place(partials_[k], i.keeps_partial() ? i.padded * chunk_ * sites : 0);
+        place(partials_[k], i.keeps_partial() ? i.padded * columns(i.grid) * sites : 0);
       }
       place(parameters_, widest * sites);
+      place(zeros_, p.widest_absent);
     };
     each_array([&](auto* pointer, int64_t elements) { bytes_ += aligned(elements * sizeof *pointer); });
     if (is_counted) return;
@@ -60,38 +62,52 @@ class Workspace {
   }
 
   int channels(int value) const { return values_[value].channels; }
+  // Elements from one pixel to another one of its row, both on the value's grid.
+  int64_t distance(int value, int columns) const {
+    const Value& v = values_[value];
+    return int64_t{of_grid(columns, v.every_x)} * v.channels;
+  }
   // Elements from a row of one image to that row of the next image.
   int64_t image_stride(int value) const { return values_[value].image_stride; }
   // A value's pixel in image 0. Rows above the first hold zeros, since nothing has been written there yet.
   T* pixel(int value, int y, int x) const {
     const Value& v = values_[value];
-    return v.first + (*v.places)[y + depth_] * images_ * v.image_stride + v.margin + int64_t{x} * v.channels;
+    const int row = of_grid(y, v.every_y), column = of_grid(x, v.every_x);
+    return v.first + (*v.places)[row + depth_] * images_ * v.image_stride + v.margin + int64_t{column} * v.channels;
   }
+  // What is read of values where they do not exist.
+  T* zeros() const { return zeros_; }
 
   // Where what lies at `element` of a value is kept in bf16.
   Bfloat16* rounded(int value, const T* element) const {
     return values_[value].rounded + (element - values_[value].first);
   }
 
-  // An instruction's sums over row runs, [rows][images][chunk][padded]: row 0 of image 0, at the column that is
-  // worked on in column step t; and elements from there to row y.
-  T* partials(int instruction, int padded, int t) const {
+  // An instruction's sums over row runs, [rows][images][columns of its grid in a chunk][padded]: row 0 of image 0, at
+  // the column that is worked on in column step t; and elements from there to row y.
+  T* partials(int instruction, const PackedInstruction<T>& i, int t) const {
     T* data = partials_[instruction * buffers_ + floor_mod(floor_div(t, chunk_), buffers_)];
-    return data + int64_t{floor_mod(t, chunk_)} * padded;
+    return data + int64_t{of_grid(floor_mod(t, chunk_), i.grid.every_x)} * i.padded;
   }
-  int64_t to_partial(int padded, int y) const { return int64_t{(*in_flight_)[y + depth_]} * images_ * chunk_ * padded; }
+  int64_t to_partial(const PackedInstruction<T>& i, int y) const {
+    return (*in_flight_)[y + depth_] * images_ * partial_stride(i);
+  }
+  // Elements from one image's to the next one's.
+  int64_t partial_stride(const PackedInstruction<T>& i) const { return int64_t{columns(i.grid)} * i.padded; }
 
   T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels * images][padded]
 
  private:
   struct Value {
     int64_t image_stride;
-    int channels, margin;            // elements before a row's first pixel
-    const std::vector<int>* places;  // of rows, from -depth on, among those that are kept
+    int channels, every_y, every_x, margin;  // margin: elements before a row's first pixel
+    const std::vector<int>* places;          // of rows, from -depth on, among those that are kept
     T* first = nullptr;
     Bfloat16* rounded = nullptr;
   };
 
+  static int of_grid(int pixels, int every) { return every == 1 ? pixels : floor_div(pixels, every); }
+  int columns(const Lattice& grid) const { return divided_up(chunk_, grid.every_x); }
   // Rows in flight, and those above that are still read.
   int rows_kept(const Storage& s) const { return s.rows + rows_in_flight_ - 1; }
   // Row numbers modulo `rows`, from -depth on. They are looked up, since dividing takes longer.
@@ -106,7 +122,7 @@ class Workspace {
   const std::vector<int>* in_flight_ = nullptr;
   std::vector<Value> values_;
   std::vector<T*> partials_;  // by instruction, then buffer
-  T* parameters_ = nullptr;
+  T *parameters_ = nullptr, *zeros_ = nullptr;
   int64_t bytes_ = 0;
   std::optional<Block> memory_;
 };

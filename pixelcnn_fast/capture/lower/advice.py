@@ -21,11 +21,10 @@ class Refused(NamedTuple):
 
 REFUSED = [
     Refused(
-        "conv2d(stride>1) conv_transpose2d max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate "
-        "grid_sample",
-        "They compute on another grid than the image's, which a program has none of yet, or are no sums.",
-        "On the image's own grid, `avg_pool2d` is a `conv2d`, and `max_pool2d` the `maximum` of maps that are shifted "
-        "by `pad` and a slice.",
+        "max_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate(x,mode='bilinear') grid_sample",
+        "They are no sums, or sums that differ from pixel to pixel.",
+        "`max_pool2d` is the `maximum` of maps that are shifted by `pad` and a slice; to average and to enlarge, there "
+        "are `avg_pool2d`, `interpolate` with the nearest pixel, and `conv2d` and `conv_transpose2d` with a stride.",
     ),
     Refused(
         "conv1d conv3d",
@@ -165,7 +164,7 @@ NAMES = {
     **dict.fromkeys(("mm", "bmm", "mv", "addmm", "baddbmm"), "matmul"),
 }
 FAMILIES = {
-    "upsample_": "interpolate",
+    **dict.fromkeys(("upsample_", "_upsample_"), "interpolate"),
     "_scaled_dot_product_": "scaled_dot_product_attention",
     "nll_loss": "cross_entropy",
     "_fft_": "fft",
@@ -176,7 +175,6 @@ def friendly_name(call: Call) -> str:
     name = plain_name(call.name)
     if name == "convolution":
         stride, transposed = call.args[3], call.args[6]
-        name = f"conv{'_transpose' if transposed else ''}{len(stride)}d"
-        return name if transposed or all(s == 1 for s in stride) else f"{name}(stride>1)"
+        return f"conv{'_transpose' if transposed else ''}{len(stride)}d"
     family = next((family for prefix, family in FAMILIES.items() if name.startswith(prefix)), None)
     return family or NAMES.get(name, name.removeprefix("_").removeprefix("native_"))

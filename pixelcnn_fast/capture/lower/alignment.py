@@ -11,14 +11,15 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.grids import WHOLE, Every
 
 MOST_SHIFTS = 2  # of the pixels of one map
 
 
 class Segment(NamedTuple):
-    """Channels ``at`` of a map [N, C, h, w] that come from ``channels`` of one
-    value: element (i, j) is that at (i + dy, j + dx) if that is one of
-    ``pixels``, bool [H, W]; else zero."""
+    """Channels ``at`` of a map [N, C, h, w] that come from ``channels`` of one value: each
+    element is what the value has (dy, dx) pixels away, if that is one of ``pixels``, bool
+    [rows, columns] of the value's grid; else zero."""
 
     source: int
     channels: list[int]
@@ -101,32 +102,70 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
     return arranged.reshape(n, -1, height, width), back
 
 
-def segments(space: AddressSpace, addresses: Tensor) -> list[Segment]:
+def grid_of(space: AddressSpace, addresses: Tensor) -> Every:
+    """The grid that a map [N, C, h, w] of values is on: how many pixels of the image lie between its rows
+    and its columns. Raises Unsupported if that is no whole number."""
+    source, found = space.source_of(addresses[0]), list[tuple[int | None, int | None]]()
+    values = [s for s in space.found(addresses) if isinstance(space.sources[s], Value)]
+    for s in values:
+        here = source == s
+        channel = here.flatten(1).sum(1).argmax()  # which tells the most
+        elements, live, (sy, sx) = space.decode(addresses[0, channel]), here[channel], space.every(s)
+        found.append((_step(elements.y, live, sy), _step(elements.x.T, live.T, sx)))
+    of = space.every(values[0]) if values else WHOLE
+    rows, columns = zip(*found, strict=True) if found else ((), ())
+    return next(filter(None, rows), of[0]), next(filter(None, columns), of[1])
+
+
+def _step(index: Tensor, live: Tensor, every: int) -> int | None:
+    """How many pixels lie between the rows of a map; None if too few rows tell. index, live:
+    [rows, lines], the row of a value that each element comes from, if it does; every: how
+    many pixels lie between the rows of the value."""
+    line = int(live.sum(0).argmax())
+    rows = live[:, line].nonzero()[:, 0]
+    read = index[rows, line]
+    begins = torch.cat([torch.tensor([0]), read.diff().nonzero()[:, 0] + 1])  # where another row is read
+    if len(begins) < 2:
+        repeats = len(rows)
+        return every // repeats if repeats > 1 and every % repeats == 0 else None
+    between, by = rows[begins].diff().mode().values, read[begins].diff().abs().mode().values
+    repeats = max(int(between), int(torch.cat([begins, torch.tensor([len(rows)])]).diff().max()))
+    if int(by) * every % repeats:
+        raise Unsupported("it enlarges a map to more pixels than the image has")
+    return int(by) * every // repeats
+
+
+def segments(space: AddressSpace, addresses: Tensor, every: Every) -> list[Segment]:
     """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or
-    several. Raises Unsupported unless pixels are just shifted, with zeros moved in."""
+    several. every: the grid that they are on, by ``grid_of``. Raises Unsupported unless
+    pixels are just shifted, with zeros moved in, or enlarged."""
     source = space.source_of(addresses)
     return [
         segment
         for found in space.found(addresses)
-        for segment in _segments_of(space, found, torch.where(source == found, addresses, 0))
+        for segment in _segments_of(space, found, torch.where(source == found, addresses, 0), every)
     ]
 
 
-def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
+def _segments_of(space: AddressSpace, source: int, addresses: Tensor, every: Every) -> list[Segment]:
     used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
     here, (height, width) = addresses[:, used], addresses.shape[2:]
     live = here[0] != 0
     first = live.flatten(1).int().argmax(1)
     start = space.decode(here[0].flatten(1).gather(1, first[:, None])[:, 0])
-    dy, dx = start.y - first // width, start.x - first % width
-    y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
+    (sy, sx), (rows, columns) = space.every(source), space.size(space.every(source))
+    dy, dx = start.y * sy - first // width * every[0], start.x * sx - first % width * every[1]
+    y = torch.arange(height)[:, None] * every[0] + dy[:, None, None]
+    x = torch.arange(width) * every[1] + dx[:, None, None]
     image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
-    inside = (y >= 0) & (y < space.grid[0]) & (x >= 0) & (x < space.grid[1])
-    if not torch.equal(torch.where(live & inside, space.at(source, image, channel, y, x), 0), here):
-        return _of_several_shifts(space, source, addresses)
-    pixels = torch.zeros(len(used), *space.grid, dtype=torch.bool)
+    there = (y % sy == 0) & (x % sx == 0)
+    y, x = y // sy, x // sx
+    there &= (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    if not torch.equal(torch.where(live & there, space.at(source, image, channel, y, x), 0), here):
+        return _of_several_shifts(space, source, addresses, every)
+    pixels = torch.zeros(len(used), rows, columns, dtype=torch.bool)
     k, i, j = live.nonzero().unbind(1)
-    pixels[k, i + dy[k], j + dx[k]] = True
+    pixels[k, (i * every[0] + dy[k]) // sy, (j * every[1] + dx[k]) // sx] = True
     _, pattern = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
@@ -137,17 +176,20 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
     ]
 
 
-def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
-    """``_segments_of`` for several shifts, such as one along the raster."""
+def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor, every: Every) -> list[Segment]:
+    """``_segments_of`` for several shifts, such as one along the raster, or those within the cells of a
+    coarser grid."""
     if len(addresses) > space.images:
         raise Unsupported(
             f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
             "part, as in m(x, y) and m(x, z) in place of m(cat([x, x]), cat([y, z]))"
         )
-    elements, (height, width) = space.decode(addresses), addresses.shape[2:]
-    dy, dx = elements.y - torch.arange(height)[:, None], elements.x - torch.arange(width)
+    elements, (height, width), (sy, sx) = space.decode(addresses), addresses.shape[2:], space.every(source)
+    dy = elements.y * sy - torch.arange(height)[:, None] * every[0]
+    dx = elements.x * sx - torch.arange(width) * every[1]
     shifts = torch.stack([dy, dx], -1)[addresses != 0].unique(dim=0).tolist()
-    if not 1 < len(shifts) <= MOST_SHIFTS:
+    most = MOST_SHIFTS * max(1, sy // every[0]) * max(1, sx // every[1])
+    if not 1 < len(shifts) <= most:
         channels = elements.channel[0]
         if bool((channels != channels[:, :1, :1])[addresses[0] != 0].any()):
             raise Unsupported(
@@ -158,7 +200,9 @@ def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> l
             "rolled around the image, flipped or transposed: turn them back before this call"
         )
     alike = (((dy == by_y) & (dx == by_x)) for by_y, by_x in shifts)
-    return [segment for one in alike for segment in _segments_of(space, source, addresses.where(one, 0))]
+    return [
+        segment for one in alike for segment in _segments_of(space, source, addresses.where(one, 0), every)
+    ]
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:

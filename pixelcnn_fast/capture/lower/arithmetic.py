@@ -109,7 +109,7 @@ def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
 def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
     """-> (the channels of x and of y that meet, [pairs]; each element's pair; the elements of x), or None"""
     sources = [*x.sources, *y.sources]
-    if len({b.space.frame(s) for s in sources}) != 1:
+    if len({(b.space.frame(s), b.space.every(s)) for s in sources}) != 1:
         return None
     left, right = b.space.decode(x.addresses), b.space.decode(y.addresses)
     alike = all(

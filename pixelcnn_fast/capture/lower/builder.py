@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.lower.alignment import Segment, segments
+from pixelcnn_fast.capture.lower.alignment import Segment, grid_of, segments
 from pixelcnn_fast.capture.lower.imageless import Imageless, Steps
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Elements, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.grids import WHOLE, Every, Meeting, meeting, stretch
+from pixelcnn_fast.program.in_turn import made
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
 from pixelcnn_fast.program.operands import Read, Step, Tap
 from pixelcnn_fast.program.zeros import lets_through
 
 Key = tuple[int, ...]
+Frame = tuple[int, int] | None  # None: the rows and columns of a grid that are in the image
 
 
 class Builder:
@@ -45,15 +48,17 @@ class Builder:
         self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
 
     def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
-        return self._added(kind(0, channels, self.where, **fields), frame or self.space.grid)
+        """frame: how many rows and columns of its grid PyTorch computes, if not those in the image."""
+        return self._added(kind(0, channels, self.where, **fields), frame)
 
-    def _added(self, instruction: Instruction, frame: tuple[int, int]) -> int:
-        out = len(self.instructions)
+    def _added(self, instruction: Instruction, frame: Frame) -> int:
+        out, every = len(self.instructions), instruction.every
         self.instructions.append(replace(instruction, out=out))
-        self._sources.append(self.space.allot(Value(out), instruction.channels, frame))
+        frame = frame or self.space.size(every)
+        self._sources.append(self.space.allot(Value(out), instruction.channels, frame, every))
         return self._sources[-1]
 
-    def _added_copy(self, copy: Instruction, of: int, frame: tuple[int, int]) -> int:
+    def _added_copy(self, copy: Instruction, of: int, frame: Frame) -> int:
         source = self._added(copy, frame)
         if of in self.final_softmaxes:
             self.final_softmaxes[source] = self.final_softmaxes[of]
@@ -91,6 +96,7 @@ class Builder:
             self.space.frame(source),
             base=Read(self.out(source)),
             steps=tuple(self._affine(source, *s) if isinstance(s, tuple) else s for s in steps),
+            every=self.space.every(source),
         )
 
     def _affine(self, source: int, scale: float | Tensor, shift: float | Tensor) -> Step:
@@ -111,12 +117,12 @@ class Builder:
         if not self.states or x.source is not None or x.shape[1:] != shape:
             return None
         is_state = self.states.issuperset(x.sources) and len(x.sources) == 1
-        if not is_state or not self.space.has_whole_frame(beside):
+        if not is_state or self.space.frame(beside) != self.space.grid:
             return None
-        segment, *others = self.segments(x)
+        segment, *others = self.segments(x, WHOLE)
         channels = list(range(self.space.channels(segment.source)))
         is_whole = segment.at == segment.channels == channels and not others
-        if not is_whole or not self._is_whole_for(segment, self.space.grid, 0, 0):
+        if not is_whole or not self._is_whole_for(segment, None, WHOLE, 0, 0):
             return None
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
@@ -166,7 +172,15 @@ class Builder:
         table = operand.new_zeros(*self.space.frame(source), self.space.channels(source))
         table[y, x, channel] = found
         fits = torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source)
-        return table if fits else None
+        return self._at_pixels(table, source) if fits else None
+
+    def _at_pixels(self, table: Tensor, source: int) -> Tensor:
+        """[rows, columns, C] for the grid of a value -> [H, W, C], zero between its pixels."""
+        if (every := self.space.every(source)) == WHOLE:
+            return table
+        whole = table.new_zeros(*self.space.grid, table.shape[-1])
+        whole[:: every[0], :: every[1]] = table
+        return whole
 
     def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
         operand = self.imageless.picked(table)
@@ -180,18 +194,19 @@ class Builder:
 
     def selected(self, source: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another, in this order."""
-        return _made(self._selected, (source, *channels), self._select)
+        return made(self._selected, (source, *channels), self._select)
 
     def _select(self, source: int, *channels: int) -> int | list[Key]:
         definition, frame, n = self.instruction(source), self.space.frame(source), len(channels)
+        every = definition.every
         pick, missing = torch.tensor(channels), list[Key]()
         if list(channels) == list(range(self.space.channels(source))):
             return source
         if bool((pick[1:] > pick[:-1]).all()):
-            return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick)
+            return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick, every=every)
         if definition.reads_levels or any(step.value is not None for step in definition.steps):
             weight = torch.eye(self.space.channels(source), dtype=self.dtype, device=self.device)[:, pick]
-            return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),))
+            return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),), every=every)
 
         def exchanged(base: int, inner: Tensor) -> int:
             key = (self.source(base), *inner.tolist())
@@ -203,11 +218,11 @@ class Builder:
         return missing or self._added_copy(replace(copy, name=self.where), source, frame)
 
     def window(self, source: int, dy: int, dx: int) -> int:
-        """A value of the image's size that holds at (y, x) what the source holds at (y + dy, x + dx)."""
-        return _made(self._windows, (source, dy, dx), self._window)
+        """A value with a whole frame that holds at (y, x) of its grid what the source holds at (y + dy, x + dx)."""
+        return made(self._windows, (source, dy, dx), self._window)
 
     def _window(self, source: int, dy: int, dx: int) -> int | list[Key]:
-        missing = list[Key]()
+        missing, every = list[Key](), self.space.every(source)
         if (dy, dx) == (0, 0) and self.space.has_whole_frame(source):
             return source
 
@@ -218,14 +233,20 @@ class Builder:
             return self.out(self._windows.get(key, source))
 
         def moved_tap(tap: Tap) -> Tap:
-            to = tap.dy + dy, tap.dx + dx
-            if self.space.has_whole_frame(self.source(tap.source)):
+            to = tap.dy + dy * every[0], tap.dx + dx * every[1]
+            if self.space.has_whole_frame(of := self.source(tap.source)):
                 return replace(tap, dy=to[0], dx=to[1])
-            return replace(tap, source=moved(tap.source, *to), dy=0, dx=0)  # some of its channels
+            # Some channels of such a value, on the same grid.
+            by = [at // each for at, each in zip(to, self.space.every(of), strict=True)]
+            return replace(tap, source=moved(tap.source, *by), dy=0, dx=0)
 
         copy = self.instruction(source).rewired(lambda read: read.of(moved(read.value, dy, dx)), moved_tap)
-        copy = copy.with_taps(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
-        return missing or self._added_copy(copy, source, self.space.grid)
+        copy = copy.with_taps(
+            tap
+            for tap in copy.taps
+            if self._reaches(tap.dy, tap.dx, None, every, self.space.every(self.source(tap.source)))
+        )
+        return missing or self._added_copy(copy, source, None)
 
     # -- over pixels
 
@@ -235,23 +256,26 @@ class Builder:
         offsets: Sequence[tuple[int, int]],
         weights: Tensor,
         bias: Tensor | None,
-        frame: tuple[int, int],
+        every: Every,
+        to: Every,
+        frame: tuple[int, int] | None = None,
     ) -> Map:
-        """The sum of convolutions of maps [N, C, h, w], of values of the image's size -> [N, channels, *frame].
-        weights: [taps, C, channels], for taps at ``offsets``, in any dtype."""
+        """The sum of convolutions of maps [N, C, h, w], of values with whole frames -> [N, channels, *frame].
+        weights: [taps, C, channels], for taps at ``offsets``, in pixels, in any dtype; every:
+        the grid of the maps; to: that of the result."""
         live = lets_through(weights).any(2).cpu()
         of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
-        for segment in chain.from_iterable(map(self.segments, parts)):
+        for segment in chain.from_iterable(self.segments(part, every) for part in parts):
             at = torch.tensor(segment.at)
             reading = live[:, at].any(1).nonzero()[:, 0].tolist()
-            segment = self._readable(segment, frame, [offsets[tap] for tap in reading])
+            segment = self._readable(segment, frame, to, [offsets[tap] for tap in reading])
             rows, count = torch.tensor(segment.channels), self.space.channels(segment.source)
             for tap in reading:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
-                if not self._reaches(dy, dx, frame):
+                if not self._reaches(dy, dx, frame, to, self.space.every(segment.source)):
                     continue
                 full = each[tap - first]
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
@@ -265,46 +289,49 @@ class Builder:
             frame,
             bias=None if bias is None else bias.detach().to(self.dtype).clone(),
             taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
+            every=to,
         )
         return self.whole(value)
 
-    def _reaches(self, dy: int, dx: int, frame: tuple[int, int]) -> bool:
-        shifts = zip((dy, dx), frame, self.space.grid, strict=True)
-        return all(-many < shift < size for shift, many, size in shifts)
+    def _reaches(self, dy: int, dx: int, frame: Frame, to: Every, source: Every) -> bool:
+        """Whether some pixel of a result, of this frame on its grid, finds a value's grid at (dy, dx)."""
+        return all(len(met.source) > 0 for met in self._found(dy, dx, frame, to, source))
 
-    def segments(self, x: Map) -> list[Segment]:
-        """The segments of a map [N, C, h, w] of values of the image's size."""
+    def _found(self, dy: int, dx: int, frame: Frame, to: Every, source: Every) -> list[Meeting]:
+        """Which rows and columns of a value it finds there, by their numbers in the value's grid."""
+        axes = zip(frame or self.space.size(to), to, source, (dy, dx), self.space.size(source), strict=True)
+        return [
+            meeting((many - 1) * each + 1, each, other, by).inside(size)
+            for many, each, other, by, size in axes
+        ]
+
+    def every(self, x: Map) -> Every:
+        """The grid that a map [N, C, h, w] is on."""
+        return grid_of(self.space, x.addresses) if x.source is None else self.space.every(x.source)
+
+    def segments(self, x: Map, every: Every) -> list[Segment]:
+        """The segments of a map [N, C, h, w] of values with whole frames. every: its grid."""
         if x.source is None:
-            return segments(self.space, x.addresses)
-        channels = list(range(self.space.channels(x.source)))
-        return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
+            return segments(self.space, x.addresses, every)
+        channels, size = list(range(self.space.channels(x.source))), self.space.size(every)
+        return [Segment(x.source, channels, channels, 0, 0, torch.ones(size, dtype=torch.bool))]
 
-    def _is_whole_for(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
-        first = segment.dy + dy, segment.dx + dx
-        rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
-        return bool(segment.pixels[rows, columns].all())
+    def _is_whole_for(self, segment: Segment, frame: Frame, to: Every, dy: int, dx: int) -> bool:
+        at = segment.dy + dy, segment.dx + dx
+        rows, columns = self._found(*at, frame, to, self.space.every(segment.source))
+        return bool(segment.pixels[stretch(rows.source), stretch(columns.source)].all())
 
-    def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """Multiplies zeros inside the grid in, so that taps read what PyTorch reads."""
-        if all(self._is_whole_for(segment, frame, *tap) for tap in taps):
+    def _readable(
+        self, segment: Segment, frame: Frame, to: Every, taps: Sequence[tuple[int, int]]
+    ) -> Segment:
+        """Multiplies zeros inside the image in, so that taps read what PyTorch reads."""
+        if all(self._is_whole_for(segment, frame, to, *tap) for tap in taps):
             return segment
         mask = segment.pixels.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
-        step = Step("multiply_condition", condition=self.imageless.per_pixel(mask))
+        operand = self.imageless.per_pixel(self._at_pixels(mask, segment.source))
+        step = Step("multiply_condition", condition=operand)
         return segment._replace(source=self.step(segment.source, [step]))
-
-
-def _made(found: dict[Key, int], key: Key, make: Callable[..., int | list[Key]]) -> int:
-    """found[key], made once those that it misses are found: without recursion, for a thousand of them."""
-    pending = [key]
-    while pending:
-        key = pending[-1]
-        made = found[key] if key in found else make(*key)
-        if isinstance(made, list):
-            pending += reversed(made)
-        else:
-            found[pending.pop()] = made
-    return found[key]
 
 
 def no_operand(value: Any) -> Any:

@@ -186,13 +186,20 @@ class Imageless:
         x, dtype = self._flat[found.slot], self.dtype
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
-    def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    def convolved(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> Tensor:
         """The convolution of imageless elements. x: addresses, [N, C, h, w] -> addresses."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
         found = self.picked(first[0])
-        settings = (None, [1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        settings = (None, list(stride), list(padding), list(dilation), False, [0, 0], 1)
         example = found if isinstance(found, Tensor) else found.index.to(weight)
         result = torch.ops.aten.convolution.default(example[None], weight, *settings)
         if isinstance(found, Tensor):

@@ -1,4 +1,4 @@
-"""Makes one value of the image's size out of a map of parts of values and of imageless sources."""
+"""Makes one value with a whole frame out of a map of parts of values and of imageless sources."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pixelcnn_fast.capture.lower.alignment import standard
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.grids import Every
 
 IMAGELESS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, [N, C, H, W], where windows of values larger than the image have become values."""
+    """The same map, [N, C, h, w], where windows of values with other frames have become values with whole ones."""
     others = [
         s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)
     ]
@@ -27,14 +28,14 @@ def windowed(b: Builder, x: Map) -> Map:
     for s in others:
         here = elements.source == s
         image, channel, *pixel = (part[here] for part in elements[1:])
-        dy, dx = (_window(b, axis, index, here, addresses) for axis, index in enumerate(pixel))
+        size = b.space.size(b.space.every(s))
+        dy, dx = (_window(size[axis], axis, index, here, addresses) for axis, index in enumerate(pixel))
         addresses[here] = b.space.at(b.window(s, dy, dx), image, channel, pixel[0] - dy, pixel[1] - dx)
     return b.map(addresses)
 
 
-def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
-    """Where the window of a larger map starts. index: the rows or columns that are read."""
-    size = b.space.grid[axis]
+def _window(size: int, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
+    """Where the window of a larger map starts, with so many rows or columns. index: those that are read."""
     first, last = int(index.min()), int(index.max())
     if last - first >= size:
         raise Unsupported(
@@ -56,43 +57,51 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
     x = windowed(b, x)
     if x.source is not None:
         return x
-    if x.shape == (b.space.images, *x.shape[1:2], *b.space.grid):  # the usual case
-        with suppress(Unsupported):
-            return b.whole(gathered(b, x))
     arranged, back = standard(b.space, x.addresses)
     n, channels, height, width = arranged.shape
-    if height > b.space.grid[0] or width > b.space.grid[1]:
+    every = b.every(b.map(b.space.only(arranged, Value)))
+    size = b.space.size(every)
+    if x.shape == (b.space.images, *x.shape[1:2], *size):  # the usual case
+        with suppress(Unsupported):
+            return b.whole(gathered(b, x, every))
+    if height > size[0] or width > size[1]:
         raise Unsupported(
             f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
             "something else"
         )
-    top, left = _place(b, arranged if like is None else standard(b.space, windowed(b, like).addresses)[0])
-    whole = arranged.new_zeros(n, channels, *b.space.grid)
+    top, left = _place(
+        b, arranged if like is None else standard(b.space, windowed(b, like).addresses)[0], every
+    )
+    whole = arranged.new_zeros(n, channels, *size)
     whole[:, :, top : top + height, left : left + width] = arranged
-    copy = b.space.of(gathered(b, b.map(whole)))
+    copy = b.space.of(gathered(b, b.map(whole), every))
     return b.map(back(copy[:, :, top : top + height, left : left + width]))
 
 
-def _place(b: Builder, x: Tensor) -> tuple[int, int]:
+def _place(b: Builder, x: Tensor, every: Every) -> tuple[int, int]:
     values = b.space.only(x, Value)
     place = [0, 0]
     if bool(values.any()):
         first = values.nonzero()[0]
         found = b.space.decode(values[tuple(first)])
-        place = [int(found.y - first[2]), int(found.x - first[3])]
-    sizes = zip(place, b.space.grid, x.shape[2:], strict=True)
+        sy, sx = b.space.every(int(found.source))
+        place = [int(found.y * sy // every[0] - first[2]), int(found.x * sx // every[1] - first[3])]
+    sizes = zip(place, b.space.size(every), x.shape[2:], strict=True)
     top, left = (min(max(at, 0), whole - size) for at, whole, size in sizes)
     return top, left
 
 
-def gathered(b: Builder, x: Map) -> int:
-    """The value that x, [N, C, H, W], equals: a new one unless x is some channels of one value."""
+def gathered(b: Builder, x: Map, every: Every | None = None) -> int:
+    """The value that x, [N, C, h, w], equals, all of a grid: a new one unless x is some channels of one value.
+    every: the grid, if it is known."""
     channels = x.shape[1]
     features, imageless = divided(b, windowed(b, x))
-    segments = b.segments(features)
+    every = every or b.every(features)
+    segments = b.segments(features, every)
     if imageless is None and len(segments) == 1:
         (s,) = segments
-        if len(s.at) == channels and (s.dy, s.dx) == (0, 0) and bool(s.pixels.all()):
+        is_whole = (s.dy, s.dx) == (0, 0) and b.space.every(s.source) == every and bool(s.pixels.all())
+        if len(s.at) == channels and is_whole:
             return b.selected(s.source, s.channels)
     bias = None
     if imageless is not None and OfCondition not in imageless.kinds:
@@ -101,7 +110,7 @@ def gathered(b: Builder, x: Map) -> int:
         if bool((addresses == one).all()):
             bias, imageless = b.imageless.constants(one.flatten()), None
     identity = torch.eye(channels, dtype=b.dtype, device=b.device)[None]
-    out: Map | None = b.convolution([features], [(0, 0)], identity, bias, b.space.grid)
+    out: Map | None = b.convolution([features], [(0, 0)], identity, bias, every, every)
     if imageless is not None and out is not None:
         out = b.with_operand("add", out, imageless)
     if out is None or out.source is None:
@@ -117,11 +126,11 @@ def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
     return features, imageless
 
 
-def of_imageless(b: Builder, imageless: Map) -> Map | None:
-    """Imageless elements [N, C, h, w] as elements of a value; None if they exceed the image."""
+def of_imageless(b: Builder, imageless: Map, every: Every) -> Map | None:
+    """Imageless elements [N, C, h, w] as elements of a value on a grid; None if they exceed the image."""
     live = imageless.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
-    used, grid = channel.unique(), b.space.grid
+    used, grid = channel.unique(), b.space.size(every)
     rows, columns = (
         slice(0 if int(at.max()) < size else int(at.min()), int(at.max()) + 1)
         for at, size in zip(pixel, grid, strict=True)
@@ -136,5 +145,5 @@ def of_imageless(b: Builder, imageless: Map) -> Map | None:
     else:
         whole = F.pad(box, (0, grid[1] - width, 0, grid[0] - height))
     out = torch.zeros_like(imageless.addresses)
-    out[:, used, rows, columns] = b.space.of(gathered(b, b.map(whole)))[:, :, :height, :width]
+    out[:, used, rows, columns] = b.space.of(gathered(b, b.map(whole), every))[:, :, :height, :width]
     return b.map(out.where(live, 0))

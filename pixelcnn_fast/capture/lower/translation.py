@@ -45,6 +45,7 @@ from pixelcnn_fast.program.calls import (
     unread,
     written_by,
 )
+from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.instructions import Pointwise
 from pixelcnn_fast.program.operands import Read
 from pixelcnn_fast.program.program import Program
@@ -316,7 +317,7 @@ class Translation(LoweringContext):
             parameters, normalised = without_log_softmax(self.builder, parameters)
         self.builder.where = "model"
         try:
-            last = gathered(self.builder, self.builder.map(parameters.flatten(1, 2)))
+            last = gathered(self.builder, self.builder.map(parameters.flatten(1, 2)), WHOLE)
         except Unsupported as error:
             raise Unsupported(f"cannot sample from this model: its output: {error}") from None
         result = self.builder.out(last)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View, extent
+from pixelcnn_fast.program.grids import WHOLE, Every, frame
 
 
 class Elements(NamedTuple):
@@ -30,7 +31,7 @@ class Elements(NamedTuple):
 
 
 class Value(NamedTuple):
-    """Value ``out`` of the program. Its frame is not the grid where padding did not fit the kernel."""
+    """Value ``out`` of the program. Its frame is not its grid's where padding did not fit the kernel."""
 
     out: int
 
@@ -67,12 +68,16 @@ class AddressSpace:
         self.images, self.grid = images, (height, width)
         self.sources: list[Source] = []
         self._shapes: list[tuple[int, int, int, int]] = []
+        self._grids: list[Every] = []
         self._starts: list[int] = []
         self._next = 1
 
-    def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
+    def allot(
+        self, source: Source, channels: int, frame: tuple[int, int] = (1, 1), every: Every = WHOLE
+    ) -> int:
         images = self.images if isinstance(source, (Value, OfCondition)) else 1
         self.sources.append(source)
+        self._grids.append(every)
         self._shapes.append((images, channels, *frame))
         self._starts.append(self._next)
         self._next += images * channels * frame[0] * frame[1]
@@ -87,8 +92,16 @@ class AddressSpace:
     def frame(self, source: int) -> tuple[int, int]:
         return self._shapes[source][2:]
 
+    def every(self, source: int) -> Every:
+        """The grid of a value, whose rows and columns its elements are numbered by."""
+        return self._grids[source]
+
+    def size(self, every: Every) -> tuple[int, int]:
+        """How many rows and columns of the image are in a grid."""
+        return frame(self.grid, every)
+
     def has_whole_frame(self, source: int) -> bool:
-        return self.frame(source) == self.grid
+        return self.frame(source) == self.size(self.every(source))
 
     def of(self, source: int) -> Tensor:
         """All addresses of a source, [N or 1, channels, h, w]."""

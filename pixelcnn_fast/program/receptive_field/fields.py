@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from dataclasses import dataclass
+from functools import reduce
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.program.grids import WHOLE, Every, Place, cell, places
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.program import Program
-from pixelcnn_fast.program.receptive_field.seen import FieldShape, Reading, Seen, nothing, readings, seen_by
+from pixelcnn_fast.program.receptive_field.seen import (
+    FieldShape,
+    Node,
+    Reading,
+    Readings,
+    Seen,
+    nothing,
+    seen_by,
+)
 from pixelcnn_fast.program.recurrence import components
 
 
@@ -37,64 +47,110 @@ class Field:
         return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
 
 
-_known: WeakKeyDictionary[Program, dict[int, Field]] = WeakKeyDictionary()
+# By value, its field at each place of the program's cell where it exists.
+Fields = dict[int, dict[Place, Field]]
+_known: WeakKeyDictionary[Program, dict[bool, Fields]] = WeakKeyDictionary()
 
 
-def receptive_fields(program: Program) -> dict[int, Field]:
-    """The field of every value; computed once for each program."""
-    if program in _known:
-        return _known[program]
-    shape = (program.shape[0], 2 * program.shape[1] - 1, 2 * program.shape[2] - 1)
+def receptive_fields(program: Program, together: bool | None = None) -> Fields:
+    """The fields of every value; computed once for each program.
+
+    together: whether the channels of a pixel count as one, by default if they are drawn
+    from a joint distribution: many would take long.
+    """
+    together = program.joint if together is None else together
+    found = _known.setdefault(program, {})
+    if together not in found:
+        found[together] = _receptive_fields(program, together)
+    return found[together]
+
+
+def _receptive_fields(program: Program, together: bool) -> Fields:
+    image_channels, height, width = program.shape
+    shape = (1 if together else image_channels, 2 * height - 1, 2 * width - 1)
     channels = {i.out: i.channels for i in program.instructions}
-    found: dict[int, Seen] = {}
+    whole = cell(i.every for i in program.instructions)
+    exist = {(i.out, place) for i in program.instructions for place in places(whole, i.every, program.shape)}
+    found: dict[Node, Seen] = {}
     solved: dict[tuple, list[Seen]] = {}
     for component in components(program.instructions):
-        reads = {i: readings(i, channels.__getitem__) for i in component.instructions}
+        reads: dict[Node, tuple[Instruction, list[Reading]]] = {}
+        for i in component.instructions:
+            of = Readings(i, whole, exist, channels.__getitem__)
+            own = places(whole, i.every, program.shape)
+            reads |= {(i.out, place): (i, of.at(place)) for place in own}
         if component.is_recurrence:
             found |= _seen_in_recurrence(reads, found, shape, solved)
-        else:
-            found |= {i.out: seen_by(i, own, found, shape) for i, own in reads.items()}
-    _known[program] = {out: Field(*map(torch.from_numpy, seen)) for out, seen in found.items()}
-    return _known[program]
+            continue
+        (i,) = component.instructions
+        levels = i.levels_seen(image_channels)
+        if levels is not None and together:
+            levels = levels.any(1, keepdim=True)
+        for node, (_, readings) in reads.items():
+            found[node] = _inside(seen_by(i, readings, found, shape, levels), node, whole, program)
+    fields: Fields = defaultdict(dict)
+    for (value, place), seen in found.items():
+        fields[value][place] = Field(*map(torch.from_numpy, seen))
+    return dict(fields)
+
+
+def _inside(seen: Seen, node: Node, whole: Every, program: Program) -> Seen:
+    """Without the offsets that no pixel at a place of the cell has."""
+    if whole != WHOLE:
+        for axis, (size, first, every) in enumerate(zip(program.shape[1:], node[1], whole, strict=True)):
+            last = first + (size - 1 - first) // every * every  # the last pixel at the place
+            every_offset = np.moveaxis(seen.seen, 2 + axis, 0)
+            every_offset[: size - 1 - last] = every_offset[2 * size - 1 - first :] = False
+    return seen
 
 
 def _seen_in_recurrence(
-    reads: dict[Instruction, list[Reading]],
-    known: dict[int, Seen],
+    reads: dict[Node, tuple[Instruction, list[Reading]]],
+    known: dict[Node, Seen],
     shape: FieldShape,
     solved: dict[tuple, list[Seen]],
-) -> dict[int, Seen]:
+) -> dict[Node, Seen]:
     """The least that agrees with what each value reads of the others. solved: what was
     found before, by what is read: most layers see all that comes before, so the next one
     reads the same."""
-    number = {i.out: k for k, i in enumerate(reads)}
+    number = {node: k for k, node in enumerate(reads)}
 
     def told(each: Reading) -> tuple:
-        value = each.value
-        source = (number[value],) if value in number else (x.tobytes() for x in known[value])
+        node = each.node
+        source = (number[node],) if node in number else (x.tobytes() for x in known[node])
         return each.dy, each.dx, *source, each.channels.tobytes()
 
-    key = tuple((i.channels, *map(told, own)) for i, own in reads.items())
+    key = tuple((i.channels, *map(told, own)) for i, own in reads.values())
     if key not in solved:
-        found = {i.out: nothing(i, shape) for i in reads}
-        readers = {i.out: {j for j, own in reads.items() if i.out in (x.value for x in own)} for i in reads}
+        found = {node: nothing(i, shape) for node, (i, _) in reads.items()}
+        readers = {
+            node: {j for j, (_, own) in reads.items() if node in (x.node for x in own)} for node in reads
+        }
         every, late = ChainMap(found, known), set(reads)  # late: they read what is another by now
         while late:
-            for i in reads:
-                if i not in late:
+            for node, (i, own) in reads.items():
+                if node not in late:
                     continue
-                late.remove(i)
-                seen = seen_by(i, reads[i], every, shape)
-                if not all(map(np.array_equal, seen, found[i.out])):
-                    found[i.out] = seen
-                    late |= readers[i.out]
+                late.remove(node)
+                seen = seen_by(i, own, every, shape)
+                if not all(map(np.array_equal, seen, found[node])):
+                    found[node] = seen
+                    late |= readers[node]
         solved[key] = list(found.values())
     return dict(zip(number, solved[key], strict=True))
 
 
-def output_field(program: Program) -> Tensor:
-    """What each distribution sees: bool [distributions, image channels, 2H - 1, 2W - 1]."""
-    c, height, width = program.shape
-    fields = receptive_fields(program)
-    seen = torch.cat([fields[output].of_channels() for output in program.outputs])
-    return seen.view(program.distributions, program.parameters, c, 2 * height - 1, 2 * width - 1).any(1)
+def output_fields(program: Program, together: bool | None = None) -> dict[Place, Tensor]:
+    """What each distribution sees, by the place of its pixel: bool [distributions, image
+    channels, 2H - 1, 2W - 1]. together: as for ``receptive_fields``."""
+    fields, (first, *_) = receptive_fields(program, together), program.outputs
+    found = {}
+    for place in fields[first]:
+        seen = torch.cat([fields[output][place].of_channels() for output in program.outputs])
+        found[place] = seen.unflatten(0, (program.distributions, program.parameters)).any(1)
+    return found
+
+
+def output_field(program: Program, together: bool | None = None) -> Tensor:
+    """What each distribution sees of any pixel that it is for: as one of ``output_fields``."""
+    return reduce(torch.logical_or, output_fields(program, together).values())

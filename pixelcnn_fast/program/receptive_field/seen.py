@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
+from pixelcnn_fast.program.grids import Every, Place, beside
 from pixelcnn_fast.program.instruction import Instruction
 
 FieldShape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
+Node = tuple[int, Place]  # a value at one place of the program's cell
 
 
 class Seen(NamedTuple):
@@ -24,30 +27,47 @@ def nothing(i: Instruction, shape: FieldShape) -> Seen:
 
 
 class Reading(NamedTuple):
-    """A ``Connection`` in NumPy: a value, where it is read, bool [channels, its channels],
-    and whether all channels read some of it."""
+    """A ``Connection`` in NumPy: what is read, where, bool [channels, its channels], and
+    whether all channels read some of it."""
 
-    value: int
+    node: Node
     dy: int
     dx: int
     channels: np.ndarray
     by_all: bool
 
 
-def readings(i: Instruction, channels_of: Callable[[int], int]) -> list[Reading]:
-    found = ((each.read, each.channels.cpu().numpy()) for each in i.connections(channels_of))
-    return [Reading(read.value, read.dy, read.dx, each, bool(each.any(1).all())) for read, each in found]
+class Readings:
+    """What an instruction reads, at any place of the cell ``of``. exist: the nodes that do; elsewhere, it is zero."""
+
+    def __init__(
+        self, i: Instruction, of: Every, exist: Container[Node], channels_of: Callable[[int], int]
+    ) -> None:
+        found = [(each.read, each.channels.cpu().numpy()) for each in i.connections(channels_of)]
+        self._of, self._exist = of, exist
+        self._found = [(read, each, bool(each.any(1).all())) for read, each in found]
+
+    def at(self, place: Place) -> list[Reading]:
+        found = []
+        for read, channels, by_all in self._found:
+            node = read.value, beside(place, read.dy, read.dx, self._of)
+            if node in self._exist:
+                found.append(Reading(node, read.dy, read.dx, channels, by_all))
+        return found
 
 
 def seen_by(
-    i: Instruction, readings: Sequence[Reading], known: Mapping[int, Seen], shape: FieldShape
+    i: Instruction,
+    readings: Sequence[Reading],
+    known: Mapping[Node, Seen],
+    shape: FieldShape,
+    levels: Tensor | None = None,
 ) -> Seen:
-    """What its channels see. known: what the values see that it reads."""
-    levels = i.levels_seen(shape[0])
-    if levels is None and all(by_all and len(known[value].seen) == 1 for value, *_, by_all in readings):
+    """What its channels see. known: what the values see that it reads; levels: as ``Instruction.levels_seen``."""
+    if levels is None and all(by_all and len(known[node].seen) == 1 for node, *_, by_all in readings):
         group, seen = nothing(i, shape)  # the usual case: all channels see the same
-        for value, dy, dx, *_ in readings:
-            seen |= shifted(known[value].seen, dy, dx)
+        for node, dy, dx, *_ in readings:
+            seen |= shifted(known[node].seen, dy, dx)
         return Seen(group, seen)
     parts: list[np.ndarray] = []
     reads: list[np.ndarray] = []
@@ -56,8 +76,8 @@ def seen_by(
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
         parts.append(own)
         reads.append(levels.numpy())
-    for value, dy, dx, channels, _ in readings:
-        group, seen = known[value]
+    for node, dy, dx, channels, _ in readings:
+        group, seen = known[node]
         parts.append(shifted(seen, dy, dx))
         reads.append(product(channels, group[:, None] == np.arange(len(seen))))
     every, of_which = np.concatenate(parts), np.concatenate(reads, 1)

@@ -18,6 +18,7 @@ from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.conditions import ConditionProgram
+from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import DTYPES, Precision
 from pixelcnn_fast.runtimes.cuda import cost
@@ -59,6 +60,8 @@ def limits_of(device: torch.device) -> Limits:
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     if (why := why_no_native_program(program, head)) is not None:
         return why
+    if any(i.instruction.every != WHOLE for i in program.instructions):
+        return "values on several grids, as of strided convolutions, are sampled by 'eager' only on a GPU: use 'eager'"
     if program.device.type != "cuda":
         return f"the model is on {program.device}: use model.cuda()"
     if torch.version.hip is not None:

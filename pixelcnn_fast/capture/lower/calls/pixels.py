@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from pixelcnn_fast.capture.lower.arithmetic import added, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import halves
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
-from pixelcnn_fast.capture.lower.materialize import divided, of_imageless, windowed
+from pixelcnn_fast.capture.lower.materialize import copied, divided, materialised, of_imageless, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
@@ -26,15 +26,14 @@ def _convolution(
     t: LoweringContext, x: View, weight: View, bias: View | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Map:  # fmt: skip
-    if any(s != 1 for s in stride):
-        raise Unsupported(f"stride {list(stride)}; only stride 1 is supported")
-    if transposed:
-        raise Unsupported("a transposed convolution computes on another grid than the image's")
     if len(x.size) != 4:
         raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
-    return convolved(
-        t.builder, t.map(x), t.constant(weight, as_is=True), t.constant(bias), padding, dilation, groups
-    )
+    matrices, shift = t.constant(weight, as_is=True), t.constant(bias)
+    if transposed:
+        return _transposed(
+            t.builder, t.map(x), matrices, shift, stride, padding, dilation, output_padding, groups
+        )
+    return convolved(t.builder, t.map(x), matrices, shift, padding, dilation, groups, stride)
 
 
 def convolved(
@@ -45,24 +44,60 @@ def convolved(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    stride: Sequence[int] = (1, 1),
 ) -> Map:
     """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
     features, imageless = divided(b, windowed(b, x))
+    every = b.every(features)
     columns = weight.detach().permute(2, 3, 1, 0)
     if groups > 1:
         columns = _ungrouped(columns, groups)
-    taps = columns.shape[:2]
-    axes = [*zip(x.shape[2:], taps, padding, dilation, strict=True)]
-    height, width = (size + 2 * pad - by * (count - 1) for size, count, pad, by in axes)
-    rows, across = ([i * by - pad for i in range(count)] for _, count, pad, by in axes)
-    planes = None if imageless is None else of_imageless(b, imageless)
+    axes = [*zip(x.shape[2:], columns.shape[:2], padding, dilation, stride, every, strict=True)]
+    height, width = ((size + 2 * pad - by * (count - 1) - 1) // s + 1 for size, count, pad, by, s, _ in axes)
+    rows, across = ([(i * by - pad) * each for i in range(count)] for _, count, pad, by, _, each in axes)
+    planes = None if imageless is None else of_imageless(b, imageless, every)
     parts = [features] if planes is None else [features, planes]
-    result = b.convolution(parts, [*product(rows, across)], columns.flatten(0, 1), bias, (height, width))
+    to = every[0] * stride[0], every[1] * stride[1]
+    result = b.convolution(
+        parts, [*product(rows, across)], columns.flatten(0, 1), bias, every, to, (height, width)
+    )
     if imageless is None or planes is not None:
         return result
     whole = columns.permute(3, 2, 0, 1).to(b.dtype)
-    of_rest = b.imageless.convolved(imageless.addresses, whole, padding, dilation)
+    of_rest = b.imageless.convolved(imageless.addresses, whole, stride, padding, dilation)
     return added(b, result, b.map(of_rest))
+
+
+def _transposed(
+    b: Builder,
+    x: Map,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+) -> Map:
+    """x: [N, C, h, w]; weight: [C, O / groups, kH, kW] -> [N, O, h', w'], on a finer grid."""
+    x = materialised(b, windowed(b, x))
+    every = b.every(x)
+    if any(b.space.every(s)[axis] % every[axis] for s in x.sources for axis in (0, 1)):
+        x = copied(b, x)  # some of the pixels of a finer grid
+    if every[0] % stride[0] or every[1] % stride[1]:
+        raise Unsupported("it computes more pixels than the image has")
+    to = every[0] // stride[0], every[1] // stride[1]
+    columns = weight.detach().permute(2, 3, 0, 1)
+    if groups > 1:
+        columns = _ungrouped(columns.mT, groups).mT
+    axes = [*zip(x.shape[2:], columns.shape[:2], padding, dilation, stride, output_padding, to, strict=True)]
+    height, width = (
+        (size - 1) * s - 2 * pad + by * (count - 1) + more + 1 for size, count, pad, by, s, more, _ in axes
+    )
+    rows, across = ([(pad - i * by) * each for i in range(count)] for _, count, pad, by, *_, each in axes)
+    return b.convolution(
+        [x], [*product(rows, across)], columns.flatten(0, 1), bias, every, to, (height, width)
+    )
 
 
 def _ungrouped(columns: Tensor, groups: int) -> Tensor:
@@ -72,9 +107,27 @@ def _ungrouped(columns: Tensor, groups: int) -> Tensor:
     return torch.cat(padded, -2)
 
 
-def _unfold(b: Builder, x: Map, *windows: Sequence[int]) -> Map:
-    """Elements are only moved, but PyTorch moves no integers here."""
-    return b.map(torch.ops.aten.im2col(x.addresses.double(), *windows).long())
+def _moved_by(call: Callable[..., Tensor]) -> Callable[..., Map]:
+    """For calls that only move elements, but that PyTorch can't make on integers."""
+    return lambda b, x, *settings: b.map(call(x.addresses.double(), *settings).long())
+
+
+def _average(
+    b: Builder,
+    x: Map,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> Map:
+    if ceil_mode or (any(padding) and not count_include_pad):
+        raise Unsupported("its windows at the border average fewer pixels: pad, and leave these options out")
+    (height, width), channels = kernel, x.shape[1]
+    identity = torch.eye(channels, dtype=b.dtype, device=b.device) / (divisor or height * width)
+    weight = identity[:, :, None, None].expand(-1, -1, height, width)
+    return convolved(b, x, weight, None, padding, stride=stride or kernel)
 
 
 @lowers("masked_conv2d")
@@ -108,4 +161,12 @@ def _gated_activation(b: Builder, x: Map, condition: Map | None, *backend: Any) 
     return multiplied(b, stepped(b, values, Step("tanh")), stepped(b, gates, Step("sigmoid")))
 
 
-lowers_to_formulas({"im2col": _unfold, "gated_activation": _gated_activation})
+lowers_to_formulas(
+    {
+        "im2col": _moved_by(torch.ops.aten.im2col),
+        "upsample_nearest2d": _moved_by(torch.ops.aten.upsample_nearest2d.default),
+        "_upsample_nearest_exact2d": _moved_by(torch.ops.aten._upsample_nearest_exact2d.default),
+        "avg_pool2d": _average,
+        "gated_activation": _gated_activation,
+    }
+)

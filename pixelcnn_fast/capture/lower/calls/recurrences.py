@@ -14,6 +14,7 @@ from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
+from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution, Pointwise
 from pixelcnn_fast.program.operands import Read, Step, Tap
@@ -70,7 +71,7 @@ def _lstm(
             f"a recurrence over {size} pixels of an image of {image}: let it see the whole map, and crop or shift what "
             "it gives"
         )
-    whole = gathered(b, t.map(sums))
+    whole = gathered(b, t.map(sums), WHOLE)
     parts = [b.out(b.selected(whole, [*range(k * hidden, (k + 1) * hidden)])) for k in range(4)]
     borders = [] if h0 is None else [_border(b, tap, h0 @ tap.weight) for tap in taps]
     cell0 = (
