@@ -94,6 +94,20 @@ def beside(call: Example) -> Example:
     return lambda x: x + call(x).view(-1, 1, 5, 5)
 
 
+def by_row(call: Example) -> Example:
+    """A call on [N * H, C, W], with a zero to the left."""
+    return lambda x: (
+        call(F.pad(x.transpose(1, 2).flatten(0, 1), (1, 0)))
+        .unflatten(0, (-1, 5))
+        .transpose(1, 2)
+        .view(x.shape)
+    )
+
+
+def around(x: Tensor) -> Tensor:
+    return F.conv2d(F.pad(F.pad(x, (1, 1, 0, 0), mode="circular"), (0, 0, 1, 0)), ABOVE[:, :, :2], padding=0)
+
+
 def in_cells(to_cells: Example, back: Example) -> Example:
     """A call that makes a pixel of each 2×2 pixels, of which the last one is (0, 0), and one that makes 2×2 of it."""
     return lambda x: back(to_cells(F.pad(x, (1, 0, 1, 0))))[:, :, :5, :5]
@@ -116,6 +130,10 @@ FEATURES: dict[str, list[Row]] = {
             },
             "On `[N, C, H, W]`. Any kernel size, stride, dilation, number of groups and zero padding; a result with "
             "more pixels than the image must be cropped before the next convolution reads it.",
+        ),
+        Row(
+            {"conv1d": by_row(lambda x: F.conv1d(x, SQUARE[..., 0]))},
+            "On `[N * H, C, W]` or `[N * W, C, H]`: along rows, or along columns.",
         ),
         Row(
             {
@@ -178,8 +196,10 @@ FEATURES: dict[str, list[Row]] = {
             {
                 "layer_norm": channels_last(lambda x: F.layer_norm(x, (4,), VECTOR, VECTOR)),
                 "rms_norm": channels_last(lambda x: F.rms_norm(x, (4,), VECTOR)),
+                "group_norm": by_pixel(lambda x: F.group_norm(x, 2, VECTOR, VECTOR)),
             },
-            "Over the channels of a pixel, which must be the last axes: `layer_norm(x.permute(0, 2, 3, 1), …)`.",
+            "Over the channels of a pixel, which must be the last axes: `layer_norm(x.permute(0, 2, 3, 1), …)`; for "
+            "`group_norm`, those of `[N * H * W, C]`.",
         ),
         Row(
             {
@@ -282,6 +302,8 @@ FEATURES: dict[str, list[Row]] = {
             {
                 "amax": lambda x: x - torch.amax(x, 1, keepdim=True),
                 "amin": lambda x: x.view(-1, 2, 2, 5, 5).amin(1).repeat(1, 2, 1, 1),
+                "max": lambda x: x - torch.max(x, 1, keepdim=True).values,
+                "min": beside(lambda x: torch.min(x, 1)[0]),
                 "prod": beside(lambda x: torch.prod(x, 1)),
             },
             "Likewise, over up to 64 elements.",
@@ -368,6 +390,10 @@ FEATURES: dict[str, list[Row]] = {
             "Feature maps, constants and what depends on the condition, in any mixture.",
         ),
         Row({"pad": lambda x: F.pad(x, (0, 0, 1, 0), value=0.5)[:, :, :-1]}, "With zeros or another number."),
+        Row(
+            {"pad(circular)": around},
+            "Along columns, of rows above only: in its own row, the first pixel would see the last one.",
+        ),
         Row(
             {
                 "roll": lambda x: x.roll(1, 1),

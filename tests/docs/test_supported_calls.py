@@ -85,6 +85,7 @@ class Names(TorchFunctionMode):
 
 
 NAMES = {
+    "pad(circular)": "pad",
     **dict.fromkeys(("x[…]", "weight[levels]"), "__getitem__"),
     **dict.fromkeys(("x.T", "x.mT", "x.data"), "__get__"),
     "x[…] = y": "__setitem__",
@@ -168,9 +169,8 @@ REFUSED: dict[str, Call] = {
     "grid_sample": lambda x: F.grid_sample(
         x, torch.zeros(len(x), 5, 5, 2, dtype=x.dtype), align_corners=True
     ),
-    "conv1d": lambda x: F.conv1d(x.flatten(2), KERNEL[..., :1, 0]).view(x.shape),
     "conv3d": lambda x: F.conv3d(x[:, :, None], KERNEL[:, :, :1, :1, None])[:, :, 0],
-    "group_norm": lambda x: F.group_norm(x, 2),
+    "group_norm(x,groups)": lambda x: F.group_norm(x, 2),
     "instance_norm": lambda x: F.instance_norm(x),
     "batch_norm(x,training=True)": lambda x: F.batch_norm(x, None, None, training=True),
     "layer_norm(x,(C,H,W))": lambda x: F.layer_norm(x, (4, 5, 5)),
@@ -182,8 +182,6 @@ REFUSED: dict[str, Call] = {
     "bilinear": calls.channels_last(lambda x: F.bilinear(x, x, KERNEL[:, :, 0, :1].expand(4, 4, 4))),
     "cdist": lambda x: torch.cdist(x, x),
     "dot": lambda x: x * torch.dot(x.flatten(), x.flatten()),
-    "max(x,1)": lambda x: x.max(1, keepdim=True).values + x,
-    "min(x,1)": lambda x: x.min(1, keepdim=True).values + x,
     "argmax": lambda x: x.argmax(1, keepdim=True) + x,
     "argmin": lambda x: x.argmin(1, keepdim=True) + x,
     "median": lambda x: x.median(1, keepdim=True).values + x,
@@ -273,6 +271,8 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
         lambda x: F.conv_transpose2d(x, KERNEL, stride=2, padding=1)[..., :5, :5],
         "more pixels than the image",
     ),
+    "conv1d": (lambda x: F.conv1d(x.flatten(2), KERNEL[..., :1, 0]).view(x.shape), "one row or one column"),
+    "pad(circular)": (lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), KERNEL), "rearrangement"),
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "fewer pixels"),
     "linear": (lambda x: F.linear(x, torch.ones(5, 5).double()), "pixels lie along it"),
     "matmul": (lambda x: x @ x, "constant matrix"),

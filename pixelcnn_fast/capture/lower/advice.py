@@ -27,12 +27,13 @@ REFUSED = [
         "are `avg_pool2d`, `interpolate` with the nearest pixel, and `conv2d` and `conv_transpose2d` with a stride.",
     ),
     Refused(
-        "conv1d conv3d",
+        "conv3d",
         "Only convolutions over the two axes of an image have an instruction.",
         "Write it as a `conv2d` whose kernel has size 1 along the other axis.",
     ),
     Refused(
-        "group_norm instance_norm batch_norm(x,training=True) layer_norm(x,(C,H,W)) mean(x,(2,3)) sum(x,(2,3))",
+        "group_norm(x,groups) instance_norm batch_norm(x,training=True) layer_norm(x,(C,H,W)) mean(x,(2,3)) "
+        "sum(x,(2,3))",
         "What is taken over an image includes pixels that are not drawn yet, so such a model is not causal.",
         "Use `batch_norm` in eval mode, or a `layer_norm`, `mean` or `sum` over the channels of each pixel.",
     ),
@@ -53,7 +54,7 @@ REFUSED = [
         "`(x - y).square().sum(1).sqrt()`.",
     ),
     Refused(
-        "max(x,1) min(x,1) argmax argmin median sort topk cummax",
+        "argmax argmin median sort topk cummax",
         "Which element is found depends on the image.",
         "The largest and the smallest element over the channels are `amax` and `amin`, and of two maps `maximum` and "
         "`minimum`.",

@@ -13,7 +13,7 @@ from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.grids import WHOLE, Every
 
-MOST_SHIFTS = 2  # of the pixels of one map
+MOST_SHIFTS = 3  # of the pixels of one map, such as one that is padded with its own columns
 
 
 class Segment(NamedTuple):
@@ -211,7 +211,7 @@ def _runs_along(index: Tensor, live: Tensor) -> list[int]:
     for dim, size in enumerate(index.shape):
         if size > 1:
             both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
-            steps = index.diff(dim=dim)[both]
-            if bool(steps.any()):
-                found[dim] = bool((steps == 1).all())
+            steps = index.diff(dim=dim)
+            if bool(((steps != 0) & both).any()):
+                found[dim] = bool(((steps == 1) | ~both).all())
     return [dim for dim, counts in found.items() if counts] or list(found)

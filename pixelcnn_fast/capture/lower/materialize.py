@@ -131,10 +131,7 @@ def of_imageless(b: Builder, imageless: Map, every: Every) -> Map | None:
     live = imageless.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
     used, grid = channel.unique(), b.space.size(every)
-    rows, columns = (
-        slice(0 if int(at.max()) < size else int(at.min()), int(at.max()) + 1)
-        for at, size in zip(pixel, grid, strict=True)
-    )
+    rows, columns = (slice(int(at.min()), int(at.max()) + 1) for at in pixel)  # so that nothing reads ahead
     box = imageless.addresses[:, used, rows, columns]
     height, width = box.shape[2:]
     if height > grid[0] or width > grid[1]:

@@ -8,7 +8,9 @@ overwrites elements is followed.
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -58,6 +60,7 @@ class Unknown(NamedTuple):
     reason: str
 
 
+FEW = 4  # sources of one map, and maps that are looked at in turn
 Source = Value | Constant | OfCondition | Unknown
 
 
@@ -69,6 +72,8 @@ class AddressSpace:
         self.sources: list[Source] = []
         self._shapes: list[tuple[int, int, int, int]] = []
         self._grids: list[Every] = []
+        # The addresses that were looked at last, with the sources that were found.
+        self._looked_at: list[tuple[weakref.ref[Tensor], int, list[int]]] = []
         self._starts: list[int] = []
         self._next = 1
 
@@ -113,17 +118,18 @@ class AddressSpace:
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
 
     def decode(self, addresses: Tensor) -> Elements:
-        first, last = self._range(addresses)
-        if first == last >= 0:  # the usual case, in a third of the time
-            source, known = torch.full_like(addresses, first), torch.tensor(first)
+        source, found = self.source_of(addresses), self.found(addresses)
+        shapes = {self._shapes[s] for s in found}
+        if len(shapes) == 1:  # the usual case
+            ((_, channels, height, width),) = shapes
+            rest = addresses - self._chosen(addresses, found, [0, *(self._starts[s] for s in found)])
         else:
-            source = self.source_of(addresses)
             known = source.clamp_min(0)
-        _, channels, height, width = torch.tensor(self._shapes)[known].unbind(-1)
-        rest = addresses - torch.tensor(self._starts)[known]
-        x, rest = rest % width, rest // width
-        y, rest = rest % height, rest // height
-        return Elements(source, rest // channels, rest % channels, y, x)
+            _, channels, height, width = torch.tensor(self._shapes or [(1, 1, 1, 1)])[known].unbind(-1)
+            rest = addresses - torch.tensor(self._starts or [0])[known]
+        rest, x = _divided(rest, width)
+        rest, y = _divided(rest, height)
+        return Elements(source, *_divided(rest, channels), y, x)
 
     def relative(self, imageless: Tensor) -> Tensor:
         """Addresses of imageless elements, moved to where the first image has the same elements."""
@@ -132,14 +138,40 @@ class AddressSpace:
         return torch.where(imageless != 0, first + elements.channel, 0)
 
     def source_of(self, addresses: Tensor) -> Tensor:
+        found = self.found(addresses)
+        if len(found) <= FEW:
+            return self._chosen(addresses, found, [-1, *found])
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
 
     def found(self, addresses: Tensor) -> list[int]:
-        first, last = self._range(addresses)
-        if first == last:
-            return [first] if first >= 0 else []
-        counts = torch.bincount(self.source_of(addresses).flatten() + 1)
-        return counts[1:].nonzero()[:, 0].tolist()
+        """The sources of these addresses, in order."""
+        for known, version, found in self._looked_at:
+            if known() is addresses and version == addresses._version:
+                return found
+        found = self._found(addresses)
+        self._looked_at = [(weakref.ref(addresses), addresses._version, found), *self._looked_at[:FEW]]
+        return found
+
+    def _found(self, addresses: Tensor) -> list[int]:
+        found, left = list[int](), addresses
+        while left.numel() and (largest := int(left.max())):
+            found.insert(0, bisect_right(self._starts, largest) - 1)
+            start = self._starts[found[0]]
+            if len(found) == 1 and bool(((addresses >= start) | (addresses == 0)).all()):
+                break  # the usual case
+            if len(found) > FEW:
+                starts = torch.tensor(self._starts)
+                counts = torch.bincount(torch.searchsorted(starts, addresses.flatten(), right=True))
+                return (counts[1:].nonzero()[:, 0]).tolist()
+            left = torch.where(left < start, left, 0)
+        return found
+
+    def _chosen(self, addresses: Tensor, found: Sequence[int], numbers: Sequence[int]) -> Tensor:
+        """The first of the numbers where an address is a zero, and where it is of found[i], numbers[i + 1]."""
+        chosen = torch.full_like(addresses, numbers[0])
+        for s, number in zip(found, numbers[1:], strict=True):
+            chosen = torch.where(addresses >= self._starts[s], number, chosen)
+        return chosen
 
     def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
         """-> (the sources that occur; each address's place in a row of a zero and all their channels)"""
@@ -149,12 +181,6 @@ class AddressSpace:
         elements = self.decode(addresses)
         index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
         return [self.sources[s] for s in found], index
-
-    def _range(self, addresses: Tensor) -> tuple[int, int]:
-        if not addresses.numel():
-            return -1, -1
-        least, largest = addresses.aminmax()
-        return bisect_right(self._starts, int(least)) - 1, bisect_right(self._starts, int(largest)) - 1
 
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
         """Addresses of the same elements in other sources. zero: the address that a zero gets."""
@@ -171,6 +197,14 @@ class AddressSpace:
     def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """Whether sources, by number, are of some kinds. -1, a zero, is of none."""
         return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
+
+
+def _divided(x: Tensor, by: int | Tensor) -> tuple[Tensor, Tensor]:
+    """-> (x // by, x % by), for x >= 0"""
+    if isinstance(by, int) and by & (by - 1) == 0:  # a tenth of the time
+        return x >> (by.bit_length() - 1), x & (by - 1)
+    quotient = x // by
+    return quotient, x - quotient * by
 
 
 class Map:

@@ -121,10 +121,31 @@ def _layer_norm(
         value = gathered(b, part)
         return b.whole(b.pair("layer_norm", value, value, eps))
 
-    result = b.map(_by_pixel(b, b.map(x.addresses.flatten(-len(shape))), normed).addresses.view(x.shape))
+    result = b.map(_by_pixel(b, b.map(x.addresses.flatten(-len(shape))), normed).addresses.reshape(x.shape))
     if weight is not None:
         result = multiplied(b, result, weight)
     return result if bias is None else added(b, result, bias)
+
+
+def _group_norm(
+    b: Builder,
+    x: Map,
+    weight: Map | None,
+    bias: Map | None,
+    rows: Any,
+    channels: int,
+    pixels: int,
+    groups: int,
+    eps: float,
+) -> list[Map]:
+    """[rows, channels]: a layer norm over each group."""
+    if pixels != 1:
+        raise Unsupported("its statistics mix pixels; over one pixel's channels it takes [N * H * W, C]")
+    split = b.map(x.addresses.reshape(-1, groups, channels // groups))
+    normed = b.map(_layer_norm(b, split, [channels // groups], None, None, eps).addresses.reshape(x.shape))
+    if weight is not None:
+        normed = multiplied(b, normed, b.map(weight.addresses.view(1, -1)))
+    return [normed if bias is None else added(b, normed, b.map(bias.addresses.view(1, -1)))]
 
 
 def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool = False) -> Map:
@@ -206,9 +227,15 @@ def _folded(kind: str) -> Callable[..., Map]:
     return folded
 
 
+def _greatest(kind: str) -> Callable[..., list[Map]]:
+    """Of its results, the elements without their places."""
+    return lambda b, x, dim, keepdim=False: [_folded(kind)(b, x, dim, keepdim)]
+
+
 lowers_to_formulas(
     {
         "native_layer_norm": _layer_norm,
+        "native_group_norm": _group_norm,
         "linalg_vector_norm": _norm,
         "norm": _norm,
         "sum": _sum,
@@ -218,6 +245,8 @@ lowers_to_formulas(
         "std": _std_mean,
         "var_mean": _var_mean,
         "std_mean": _std_mean,
+        "max": _greatest("maximum"),
+        "min": _greatest("minimum"),
         "amax": _folded("maximum"),
         "amin": _folded("minimum"),
         "prod": _folded("multiply"),

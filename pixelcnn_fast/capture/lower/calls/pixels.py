@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelcnn_fast.capture.lower.alignment import placed
 from pixelcnn_fast.capture.lower.arithmetic import added, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import halves
@@ -26,9 +27,11 @@ def _convolution(
     t: LoweringContext, x: View, weight: View, bias: View | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Map:  # fmt: skip
+    matrices, shift = t.constant(weight, as_is=True), t.constant(bias)
+    if len(x.size) == 3 and not transposed:
+        return _along(t.builder, t.map(x), matrices, shift, padding[0], dilation[0], groups, stride[0])
     if len(x.size) != 4:
         raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
-    matrices, shift = t.constant(weight, as_is=True), t.constant(bias)
     if transposed:
         return _transposed(
             t.builder, t.map(x), matrices, shift, stride, padding, dilation, output_padding, groups
@@ -66,6 +69,45 @@ def convolved(
     whole = columns.permute(3, 2, 0, 1).to(b.dtype)
     of_rest = b.imageless.convolved(imageless.addresses, whole, stride, padding, dilation)
     return added(b, result, b.map(of_rest))
+
+
+def _along(
+    b: Builder,
+    x: Map,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    dilation: int,
+    groups: int,
+    stride: int,
+) -> Map:
+    """x: [.., C, l], of rows or of columns; weight: [O, C / groups, k] -> [.., O, l']."""
+    split, (image, *spatial), channels = placed(b.space, windowed(b, x).addresses)
+    last = split.dim() - 1
+    if channels == [last - 1, last] and -1 in spatial:  # the image's rows or columns have one pixel
+        spatial[spatial.index(-1)] = channels.pop()
+    if channels != [last - 1] or last not in spatial:
+        raise Unsupported(
+            "it takes channels along axis 1, and the pixels of one row or one column along axis 2"
+        )
+    goes_along_rows = spatial[1] == last
+    order = [dim for dim in (image, spatial[0 if goes_along_rows else 1], last - 1, last) if dim >= 0]
+    arranged = split.permute(order)
+    lines = arranged.reshape(split.shape[image] if image >= 0 else 1, -1, *arranged.shape[-2:])
+
+    def turned(x: Tensor) -> Tensor:
+        return x if goes_along_rows else x.mT
+
+    def both(along: int, across: int) -> tuple[int, int]:
+        return (across, along) if goes_along_rows else (along, across)
+
+    maps, kernel = turned(lines.transpose(1, 2)), turned(weight[:, :, None])
+    result = convolved(
+        b, b.map(maps), kernel, bias, both(padding, 0), both(dilation, 1), groups, both(stride, 1)
+    )
+    found = turned(result.addresses).transpose(1, 2)
+    back = found.reshape(*arranged.shape[:-2], *found.shape[-2:]).movedim([*range(len(order))], order)
+    return b.map(back.reshape(x.shape[0], *found.shape[-2:]))
 
 
 def _transposed(
