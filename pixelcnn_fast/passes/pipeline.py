@@ -22,7 +22,7 @@ from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.passes.precision import in_dtype, rounded_weights
 from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.passes.retiming import without_reading_ahead
-from pixelcnn_fast.passes.split_channels import split_channels
+from pixelcnn_fast.passes.split_channels import split_channels, without_unread_channels
 from pixelcnn_fast.passes.unread import without_unread, without_zeros
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time, with_wavefront
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -34,6 +34,7 @@ watches: list[Callable[[str, Program | PhasedProgram], None]] = []
 # These keep the meaning; what they leave is compared with the model.
 SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     without_unread,
+    without_unread_channels,
     without_reading_ahead,
     split_channels,
     without_unread,

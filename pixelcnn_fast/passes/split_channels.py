@@ -21,8 +21,9 @@ from pixelcnn_fast.program.grids import Every, Place
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution
 from pixelcnn_fast.program.operands import Tap
-from pixelcnn_fast.program.program import Program
+from pixelcnn_fast.program.program import Program, needed
 from pixelcnn_fast.program.receptive_field.fields import Field, output_field, receptive_fields
+from pixelcnn_fast.program.recurrence import components
 
 
 def split_channels(program: Program) -> Program:
@@ -67,6 +68,29 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
                 kinds[value] = len(np.unique(label))
                 changed |= kinds[value] > before
     return {value: torch.from_numpy(label) for value, label in labels.items()}
+
+
+def without_unread_channels(program: Program) -> Program:
+    """Drops the channels that reach no output, such as those of pixels that a mask hides everywhere."""
+    read = _channels_read(program)
+    if all(bool(channels.all()) for channels in read.values()):
+        return program
+    labels = _labels(program, {value: channels.long() for value, channels in read.items()}, ordered=False)
+    split = _Splitter(program, labels, ordered=False).split()
+    return replace(split, instructions=tuple(needed(split.instructions, split.outputs)))
+
+
+def _channels_read(program: Program) -> dict[int, Tensor]:
+    """By value, which of its channels reach an output: bool [channels]."""
+    channels = {i.out: i.channels for i in program.instructions}
+    read = {value: torch.full((count,), value in program.outputs) for value, count in channels.items()}
+    for component in reversed(components(program.instructions)):
+        for i in component.instructions:
+            if component.is_recurrence:
+                read[i.out][:] = True
+            for each in i.connections(channels.__getitem__):
+                read[each.read.value] |= each.channels[read[i.out]].any(0)
+    return read
 
 
 def draws_needed(fields: Mapping[Place, Field]) -> Tensor:

@@ -249,10 +249,6 @@ REFUSED = {
         lambda net, h, x: torch.cond(torch.tensor(True), torch.sin, torch.cos, (h,)),
         "compiles a part of itself when it is called, as torch.cond|model: cond: it takes functions",
     ),
-    "a batch that is doubled": (
-        lambda net, h, x: net.middle(torch.cat([h, h])).chunk(2)[0],
-        r"middle: conv2d: it takes 4 images, made of a batch of 2: call the module once for each part",
-    ),
     "a loop over the images": (
         lambda net, h, x: torch.stack([image * 2 for image in h]),
         "loop over the images",

@@ -528,6 +528,63 @@ class Strided(nn.Module):
         return self.out(torch.tanh(above + left))[:, None].permute(0, 1, 3, 4, 2)
 
 
+# -- convolutions whose masks differ from pixel to pixel, over windows
+
+
+class LocallyMasked(nn.Module):
+    masks: torch.Tensor
+
+    def __init__(self, channels, kind, size, one_by_one):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 9 * channels) / 3)
+        self.one_by_one = one_by_one
+        height, width = size
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        i, j = torch.meshgrid(torch.arange(-1, 2), torch.arange(-1, 2), indexing="ij")
+        order = (y * width + x).flatten() + (i * width + j).reshape(-1, 1)
+        inside = ((x.flatten() + j.reshape(-1, 1)) >= 0) & ((x.flatten() + j.reshape(-1, 1)) < width)
+        earlier = order < (y * width + x).flatten() + (kind == "B")
+        self.register_buffer("masks", (inside & earlier).double())
+
+    def forward(self, x):
+        n, c, height, width = x.shape
+        windows = F.unfold(x, 3, padding=1)
+        if self.one_by_one:
+            windows = (windows.view(n * c, 9, -1) * self.masks).view(windows.shape)
+        else:
+            windows = (windows.view(n, c, 9, -1) * self.masks).flatten(1, 2)
+        return (self.weight @ windows).view(n, -1, height, width)
+
+
+class ByWindows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = LocallyMasked(1, "A", (5, 6), False)
+        self.second = LocallyMasked(8, "B", (5, 6), True)
+        self.out = nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x):
+        h = F.elu(self.first(x.double()))
+        return 3 * self.out(F.elu(h + self.second(h)))
+
+
+# -- guidance: one batch under its labels and under none, at once
+
+
+class Guided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = InPlaceConv("A", 1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.label = InPlaceConv("B", 8, 8, 3, padding=1), nn.Embedding(4, 8)
+        self.out = nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x, labels):
+        both = torch.cat([labels, torch.full_like(labels, 3)])
+        h = F.relu(self.norm(self.first(torch.cat([x, x])))) + self.label(both)[..., None, None]
+        with_label, without = self.out(F.silu(self.second(h))).chunk(2)
+        return without + 2.5 * (with_label - without)
+
+
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
     "cropped shifts": Network(
@@ -547,5 +604,7 @@ NETWORKS = {
     "bounded": Network(Bounded, arguments=dict(image_form="unit"), classes=3),
     "scaled image": Network(ScaledImage, (1, 4, 5), dict(image_form="unit"), classes=3),
     "strides": Network(Strided, (1, 6, 6), dict(image_form="levels")),
+    "windows": Network(ByWindows, arguments=dict(image_form="levels")),
+    "guided": Network(Guided, (1, 4, 5), dict(image_form="unit"), classes=3),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

@@ -12,6 +12,7 @@ from pixelcnn_fast.compiler import capture_model
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native
+from pixelcnn_fast.passes.split_channels import without_unread_channels
 from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
@@ -109,7 +110,8 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
-    program, conditions, logits, *_ = capture_model(wrapped)
+    whole, conditions, logits, *_ = capture_model(wrapped)
+    program = without_unread_channels(whole)  # no mutant of what nobody reads can be found
     operands = [
         step.condition for i in program.instructions for step in i.steps if step.condition is not None
     ]

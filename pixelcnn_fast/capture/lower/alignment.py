@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     spatial: list[int] = []
     for index, live in zip((elements.image, elements.y, elements.x), lives, strict=True):
         along = _runs_along(index, live)
-        if len(along) > 1 or set(along) & set(spatial):
+        mixes_images = index is elements.image and any(addresses.shape[dim] > space.images for dim in along)
+        if len(along) > 1 or set(along) & set(spatial) or mixes_images:
             raise Unsupported(
                 f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
             )
@@ -68,15 +70,23 @@ def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], l
 
 
 def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
+    """Shapes in which one axis of several of the image's is split, and then two of them."""
     shape, n = list(addresses.shape), space.images
     yield shape
     values = (s for s in space.found(addresses) if isinstance(space.sources[s], Value))
+    splits: list[tuple[int, tuple[int, ...]]] = []
     for h, w in {space.grid, *map(space.frame, values)}:
-        for parts in ((n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)):
-            product = abs(math.prod(parts))
+        several: list[tuple[int, ...]] = [(n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)]
+        for parts in several:
+            count = abs(math.prod(parts))
             for dim, size in enumerate(shape):
-                if size > 1 and size % product == 0 and (size == product or -1 in parts):
-                    yield [*shape[:dim], *parts, *shape[dim + 1 :]]
+                if size > 1 and size % count == 0 and (size == count or -1 in parts):
+                    splits.append((dim, tuple(size // count if part < 0 else part for part in parts)))
+    for dim, parts in splits:
+        yield [*shape[:dim], *parts, *shape[dim + 1 :]]
+    for (one, first), (two, last) in product(splits, splits):
+        if one < two:
+            yield [*shape[:one], *first, *shape[one + 1 : two], *last, *shape[two + 1 :]]
 
 
 def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

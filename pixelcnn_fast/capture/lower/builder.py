@@ -18,7 +18,7 @@ from pixelcnn_fast.program.grids import WHOLE, Every, Meeting, meeting, stretch
 from pixelcnn_fast.program.in_turn import made
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.instructions import Convolution, FromLevels, Pointwise
-from pixelcnn_fast.program.operands import Read, Step, Tap
+from pixelcnn_fast.program.operands import ConditionOperand, Read, Step, Tap
 from pixelcnn_fast.program.zeros import lets_through
 
 Key = tuple[int, ...]
@@ -139,19 +139,25 @@ class Builder:
             tables = {s: table for s, table in found.items() if table is not None}
             if len(tables) < len(found):
                 return None
-        to = {s: self.step(s, [self._operand_step(kind, s, table, alpha)]) for s, table in tables.items()}
+        operands = {s: self.imageless.picked(table) for s, table in tables.items()}
+        to = {s: self.step(s, [self._operand_step(kind, s, y, alpha)]) for s, y in operands.items()}
         result = self.moved(x, to)
-        return self._without_zeros(result) if kind == "multiply" else result
+        if kind == "multiply":
+            for s, factors in operands.items():
+                result = self._without_zeros(result, to[s], factors)
+        return result
 
-    def _without_zeros(self, x: Map) -> Map:
-        addresses = x.addresses
-        for s in x.sources:
-            (step,) = self.instruction(s).steps
-            if step.scale is not None and not bool((live := lets_through(step.scale)).all()):
-                elements = self.space.decode(addresses)
-                dead = ~live.cpu()[elements.channel.clamp_min(0)] & (elements.source == s)
-                addresses = addresses.where(~dead, 0)
-        return x if addresses is x.addresses else self.map(addresses)
+    def _without_zeros(self, x: Map, source: int, operand: Tensor | ConditionOperand) -> Map:
+        """x with zeros in place of the source's channels that were multiplied by a constant that is zero at all
+        pixels, [C] or [H, W, C]."""
+        if isinstance(operand, ConditionOperand):
+            return x
+        live = lets_through(operand).view(-1, operand.shape[-1]).any(0).cpu()
+        if bool(live.all()):
+            return x
+        elements = self.space.decode(x.addresses)
+        dead = ~live[elements.channel.clamp_min(0)] & (elements.source == source)
+        return self.map(x.addresses.where(~dead, 0))
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
         mine, given = (
@@ -182,8 +188,7 @@ class Builder:
         whole[:: every[0], :: every[1]] = table
         return whole
 
-    def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
-        operand = self.imageless.picked(table)
+    def _operand_step(self, kind: str, source: int, operand: Tensor | ConditionOperand, alpha: float) -> Step:
         if isinstance(operand, Tensor):
             if operand.dim() == 1:
                 return self._affine(source, *((1.0, alpha * operand) if kind == "add" else (operand, 0.0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
     Call,
+    Memory,
     View,
     functional,
     needed,
@@ -49,7 +50,8 @@ class Imageless:
         self.memory = recording.memory(recording.n)
         self.calls: list[Call] = []
         self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
-        self._given = {view.slot for view in recording.given if view is not None}
+        self._inputs = {view.slot for view in recording.given if view is not None}
+        self._given = {*self._inputs}
         self._next = 1 + max([*recording.whole, 0])
         self.whole = recording.whole  # by slot: a view of all that was in it at first
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
@@ -128,16 +130,36 @@ class Imageless:
             )
         ((axis, batch),) = found
         stride = view.stride[axis]
+        is_repeated, of_image, of_others = False, stride, stride
         if batch.times > 1:
             if isinstance(stride, BatchSize):
                 raise Unsupported("a condition whose batch is not the outermost part of its axis")
-            stride *= batch.times
+            if is_repeated := self._is_repeated(view, axis, batch.times):
+                of_others = BatchSize(stride)
+            else:
+                of_image = stride * batch.times
         size = (BatchSize(1), *size[:axis], batch.times, *size[axis + 1 :])
-        split = View(view.slot, size, (stride, *view.stride), view.offset, view.dtype)
+        strides = (of_image, *view.stride[:axis], of_others, *view.stride[axis + 1 :])
+        split = View(view.slot, size, strides, view.offset, view.dtype)
         copy = self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
         shape = split.at(n)[0]
         source = self.space.allot(OfCondition(copy.slot), math.prod(shape[1:]))
-        return self.space.of(source).view(shape).movedim(0, axis).reshape(view.at(n)[0])
+        return self.space.of(source).view(shape).movedim(0, axis + is_repeated).reshape(view.at(n)[0])
+
+    def _is_repeated(self, view: View, axis: int, times: int) -> bool:
+        """Whether an axis has one whole batch after the other, as cat([x, y]) does, by what happens to it when the
+        images' conditions change places; else it has all of the first image, and then all of the next."""
+        calls, n = needed(self.calls, {view.slot}), self.memory.n
+
+        def result(moved: Callable[[Tensor], Tensor]) -> Tensor:
+            leaves = {slot: moved(x) if slot in self._inputs else x for slot, x in self.leaves.items()}
+            memory = Memory.before(calls, n, leaves)
+            for call in calls:
+                memory.run(call)
+            return memory.tensor(view)
+
+        batches = result(lambda x: x).unflatten(axis, (times, n))
+        return torch.equal(batches.roll(1, axis + 1).flatten(axis, axis + 1), result(lambda x: x.roll(1, 0)))
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
         """Adds a call on conditions whose result is contiguous, batch first -> the result."""

@@ -119,6 +119,9 @@ class AddressSpace:
 
     def decode(self, addresses: Tensor) -> Elements:
         source, found = self.source_of(addresses), self.found(addresses)
+        channels: Any
+        height: Any
+        width: Any
         shapes = {self._shapes[s] for s in found}
         if len(shapes) == 1:  # the usual case
             ((_, channels, height, width),) = shapes
