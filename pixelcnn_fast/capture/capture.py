@@ -27,6 +27,7 @@ from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
+from pixelcnn_fast.user_model.of_one_batch import fitted
 from pixelcnn_fast.user_model.tensors import duplicate
 
 Example = tuple[Tensor, Conditioning]  # images as the model takes them, and the rest
@@ -70,10 +71,17 @@ def capture(
     # Each recording runs a model that has never run, since a forward may keep what it makes.
     untouched = duplicate(model) if can_be_copied else model
 
-    def another(example: Example) -> Forward:
-        return Forward(duplicate(untouched) if can_be_copied else model, *example, head, output)
+    def another(example: Example, using: nn.Module | None = None) -> Forward:
+        using = using or (duplicate(untouched) if can_be_copied else model)
+        try:
+            return Forward(using, *example, head, output)
+        except ModelFailed:
+            refitted = duplicate(untouched)
+            if not can_be_copied or not fitted(refitted, len(example[0])):
+                raise
+            return Forward(refitted, *example, head, output)
 
-    first, second, recording = _recorded(Forward(model, *examples[0], head, output), another, examples)
+    first, second, recording = _recorded(another(examples[0], model), another, examples)
     head = first.head
     own, device = dtype_and_device(model)
     dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)

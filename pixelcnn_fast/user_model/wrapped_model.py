@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, from_levels
@@ -31,6 +31,7 @@ from pixelcnn_fast.user_model.model_arguments import (
     is_integral,
     takes_labels,
 )
+from pixelcnn_fast.user_model.of_one_batch import fitted
 from pixelcnn_fast.user_model.private_copy import (
     changes_with_its_mode,
     drifting,
@@ -220,6 +221,16 @@ class WrappedModel:
     @torch.no_grad()
     def distribution_parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
+        try:
+            return self._parameters(values, given)
+        except (ModelFailed, UnknownLayout):
+            if len(values) == 1:  # a batch of one may have been squeezed away
+                with suppress(ModelFailed, UnknownLayout):
+                    twice = torch.zeros(2, dtype=torch.long, device=values.device)
+                    return self._parameters(values[twice], given.part(twice))[:1]
+            raise
+
+    def _parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         with computing(self.dtype, self._own_dtype):
             output = picked(self.run(values, given), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))
@@ -272,8 +283,14 @@ class WrappedModel:
     @torch.no_grad()
     def run(self, values: Tensor, given: Conditioning) -> Any:
         """values: [N, C, H, W] -> what the module returns."""
+        images, given = self.encode(values), given.in_dtype(self.dtype)
         with computing(self.dtype, self._own_dtype):
-            return given.in_dtype(self.dtype).call(self.module, self.encode(values))
+            try:
+                return given.call(self.module, images)
+            except ModelFailed:
+                if self.held.is_uncopyable or not fitted(self.module, len(images)):
+                    raise
+                return given.call(self.module, images)
 
     @property
     def can_try(self) -> bool:

@@ -1,0 +1,75 @@
+"""Models that keep something for the size of their first batch, or squeeze a batch of one away."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import ModelFailed, Sampler, check_causal
+from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.user_model.of_one_batch import fitted
+from tests.system.agreement import assert_runtimes_agree
+
+SHAPE, LEVELS = (1, 5, 6), 4
+
+
+class Squeezing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = MaskedConv2d(1, 6, 3, "A"), nn.Conv2d(6, LEVELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.first(x))).squeeze()
+
+
+class Keeping(nn.Module):
+    """A channel of ones, made in the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = MaskedConv2d(2, 6, 3, "A"), nn.Conv2d(6, LEVELS, 1)
+        self.ones: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ones is None:
+            self.ones = self.some(x)
+        return self.out(F.relu(self.first(torch.cat([x, self.ones], 1))))
+
+    def some(self, x: Tensor) -> Tensor:
+        return torch.ones(len(x), 1, *x.shape[2:], dtype=x.dtype)
+
+
+def called(model: nn.Module) -> nn.Module:
+    model(torch.zeros(16, *SHAPE, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Squeezing().double(), lambda: Keeping().double(), lambda: called(Keeping().double())]
+)
+def test_any_number_of_images_is_drawn(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    kept = getattr(model, "ones", None)
+    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert_runtimes_agree(sampler, batch_sizes=(None, 1, 2))
+    check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert getattr(model, "ones", None) is kept  # the user's own is left alone
+
+
+def test_images_that_are_kept_and_differ_are_refused() -> None:
+    class Random(Keeping):
+        def some(self, x: Tensor) -> Tensor:
+            return torch.rand(len(x), 1, *x.shape[2:], dtype=x.dtype)
+
+    with pytest.raises(ModelFailed, match="Sizes of tensors must match"):
+        Sampler(called(Random().double().eval()), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def test_parameters_and_buffers_are_left_alone() -> None:
+    net = nn.Conv2d(3, 5, 1)
+    nn.init.ones_(net.weight)
+    net.register_buffer("scale", torch.ones(5, 2))
+    assert not fitted(net, 7) and net.weight.shape == (5, 3, 1, 1)
