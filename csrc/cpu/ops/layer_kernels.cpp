@@ -1,15 +1,11 @@
 // One instruction set's kernels for the layers' ops. As in kernels.cpp, nothing but the tables has external linkage.
 #include "cpu/ops/layer_kernels.h"
 
+#include "cpu/ops/logistic_mixture_kernels.h"
 #include "cpu/simd/exponential.h"
 
 namespace pcf::cpu {
 namespace {
-
-template <class T>
-inline T clamped(T x, T limit) {  // keeps NaN
-  return x < -limit ? -limit : x > limit ? limit : x;
-}
 
 // tanh(a) = (1 - p) / (1 + p) and logistic(b) = 1 / (1 + q): p = exp(-2a), q = exp(-b).
 template <class T>
@@ -289,6 +285,8 @@ constexpr LayerKernels<E> table() {
           .gate_gradient = gate_gradient<E>,
           .log_sum_exp = log_sum_exp<E>,
           .nll_gradient = nll_gradient<E>,
+          .mixture_log_sum_exp = mixture_log_sum_exp<T>,
+          .mixture_gradient = mixture_gradient<T>,
           .combine = combine<T>,
           .add_up = add_up<T>,
           .cells = cells<E>,
