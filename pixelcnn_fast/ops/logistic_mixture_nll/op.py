@@ -41,7 +41,9 @@ def logistic_mixture_nll(
             f"parameters are {parameters.dtype}, values {values.dtype}: expected floating point and integers"
         )
     if values.device != parameters.device:
-        raise ValueError(f"values are on {values.device}, parameters on {parameters.device}: move one of them")
+        raise ValueError(
+            f"values are on {values.device}, parameters on {parameters.device}: move one of them"
+        )
     return _nll(parameters, values.long(), components, levels, backend)[0]
 
 

@@ -37,7 +37,8 @@ def logistic_mixture_nll(
         k, y = coefficients[0].tanh().unbind(1), x.unbind(1)
         steps = [torch.zeros_like(k[0]), k[0] * y[0], k[1] * y[0] + k[2] * y[1]]
         means = means + torch.stack(steps, 1)
-    log_scales = log_scales.clamp_min(LEAST_LOG_SCALE)
+    # Not clamp_min, whose gradient at the limit depends on PyTorch's version.
+    log_scales = torch.where(log_scales < LEAST_LOG_SCALE, LEAST_LOG_SCALE, log_scales)
     centred, inverse, half = x - means, torch.exp(-log_scales), 1 / (levels - 1)
     plus, mid, minus = (inverse * (centred + shift) for shift in (half, 0, -half))
     mass = plus.sigmoid() - minus.sigmoid()

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of levels under a mixture of logistics in Triton: one pass over memory forward and backward."""
+"""Negative log-likelihood under a mixture of logistics in Triton: one pass over memory forward and backward."""
 
 from __future__ import annotations
 
@@ -163,7 +163,9 @@ def _component(
 ):
     """Of one component, whose channels are ``plane`` apart: exponent and factor of the colours' mass; then the
     derivatives by mean and log-scale and the coefficient, of each of three colours as above."""
-    exponent, factor, mean0, scale0 = _level_mass(logits + plane, plane, inside, 0.0, x0, edge0, LEVELS, LOG_WIDTH)
+    exponent, factor, mean0, scale0 = _level_mass(
+        logits + plane, plane, inside, 0.0, x0, edge0, LEVELS, LOG_WIDTH
+    )
     mean1, scale1, mean2, scale2 = mean0, scale0, mean0, scale0
     c0, c1, c2 = x0, x0, x0
     if COLOURS == 3:
@@ -213,7 +215,7 @@ def _forward_kernel(
     high = tl.full((BLOCK,), -3e38, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     high_mixture, total_mixture = high, total
-    for k in range(COMPONENTS):
+    for _ in range(COMPONENTS):
         logit = _load(logits, inside)
         exponent, factor, _, _, _, _, _, _, _, _, _ = _component(
             logits, plane, inside, x0, edge0, x1, edge1, x2, edge2, COLOURS, LEVELS, LOG_WIDTH
@@ -262,7 +264,7 @@ def _backward_kernel(
     of_logits = _load(sums, inside)
     of_mixture = _load(sums + pixels, inside)
     scale = tl.load(grad_nll + image).to(tl.float32)
-    for k in range(COMPONENTS):
+    for _ in range(COMPONENTS):
         logit = _load(logits, inside)
         exponent, factor, mean0, scale0, c0, mean1, scale1, c1, mean2, scale2, c2 = _component(
             logits, plane, inside, x0, edge0, x1, edge1, x2, edge2, COLOURS, LEVELS, LOG_WIDTH
