@@ -49,40 +49,54 @@ class Blocks {
   int lines_, width_, of_line_;
 };
 
-// The parameters and values of a few pixels, brought together.
+// The map at a place, pixel by pixel, if the kernels can work on it there; else null.
+template <class T, class E>
+T* in_place(const FeatureMap& map, const Place& at) {
+  if constexpr (std::is_same_v<T, E>)
+    if (map.stride_x == 1 && at.pixels == kPixels) return map.at<T>(at.image, 0, at.row, at.column);
+  return nullptr;
+}
+
+// The parameters and values of a few pixels, brought together where they do not lie so.
 template <class T>
 class Gathered {
  public:
   Gathered(const FeatureMap& map, int components, int levels)
-      : map_(map), components_(components), colours_(map.channels == 10 * components ? 3 : 1), levels_(levels),
-        parameters_(int64_t{map.channels} * kPixels), x_(colours_ * kPixels), edge_(colours_ * kPixels) {}
+      : map_(map), levels_(levels), parameters_(int64_t{map.channels} * kPixels) {
+    const double half_width = 1. / (levels - 1), log_width = -std::log(2 * half_width);
+    block_ = {.components = components,
+              .channels = map.channels,
+              .half_width = static_cast<T>(half_width),
+              .log_width = static_cast<T>(log_width)};
+  }
 
-  // E: of the map. Returns false if a value is out of range.
+  // E: of the map. Nothing if a value is out of range.
   template <class E>
-  bool gather(const Place& at, const int64_t* values) {
-    copy_row(map_.at<const E>(at.image, 0, at.row, at.column), map_.stride_c, map_.stride_x, parameters_.data(),
-             kPixels, 1, map_.channels, at.pixels);
-    for (int c = 0; c < colours_; c++) {
-      const int64_t* const value = values + at.in_dense(map_, colours_, c);
+  const MixtureBlock<T>* gather(const Place& at, const int64_t* values) {
+    block_.x = x_, block_.edge = edge_;
+    block_.parameters = in_place<T, E>(map_, at), block_.plane = map_.stride_c;
+    if (!block_.parameters) {
+      block_.parameters = parameters_.data(), block_.plane = kPixels;
+      copy_row(map_.at<const E>(at.image, 0, at.row, at.column), map_.stride_c, map_.stride_x, parameters_.data(),
+               kPixels, 1, map_.channels, at.pixels);
+    }
+    for (int c = 0; c < block_.colours(); c++) {
+      const int64_t* const value = values + at.in_dense(map_, block_.colours(), c);
       for (int j = 0; j < at.pixels; j++) {
-        if (value[j] < 0 || value[j] >= levels_) return false;
+        if (value[j] < 0 || value[j] >= levels_) return nullptr;
         x_[c * kPixels + j] = 2 * static_cast<T>(value[j]) / static_cast<T>(levels_ - 1) - 1;
         edge_[c * kPixels + j] = static_cast<T>((value[j] == levels_ - 1) - (value[j] == 0));
       }
     }
-    return true;
-  }
-
-  MixtureBlock<T> block() const {
-    const double half_width = 1. / (levels_ - 1), log_width = -std::log(2 * half_width);
-    return {components_, colours_,    static_cast<T>(half_width), static_cast<T>(log_width), parameters_.data(),
-            x_.data(),   edge_.data()};
+    return &block_;
   }
 
  private:
   const FeatureMap& map_;
-  int components_, colours_, levels_;
-  std::vector<T> parameters_, x_, edge_;
+  const int levels_;
+  MixtureBlock<T> block_;
+  std::vector<T> parameters_;
+  T x_[kMostColours * kPixels] = {}, edge_[kMostColours * kPixels] = {};
 };
 
 }  // namespace
@@ -99,13 +113,12 @@ bool logistic_mixture_nll(const FeatureMap& parameters, const int64_t* values, i
     std::vector<Gathered<T>> gathered(threads, {parameters, components, levels});
     parallel(threads, blocks.total, [&](int member, int i) {
       const Place at = blocks[i];
-      Gathered<T>& g = gathered[member];
-      if (!g.template gather<E>(at, values)) return in_range.store(false, std::memory_order_relaxed);
-      const MixtureBlock<T> block = g.block();
+      const MixtureBlock<T>* const block = gathered[member].template gather<E>(at, values);
+      if (!block) return in_range.store(false, std::memory_order_relaxed);
       double* const of_logits = log_sum_exp + at.in_dense(parameters, 2, 0);
       double of_mixture[kPixels];
-      k.log_sum_exp({block.parameters, 1, kPixels, components}, at.pixels, of_logits);
-      k.mixture_log_sum_exp(block, of_mixture);
+      k.log_sum_exp({block->parameters, 1, block->plane, components}, at.pixels, of_logits);
+      k.mixture_log_sum_exp(*block, of_mixture);
       std::copy_n(of_mixture, at.pixels, log_sum_exp + at.in_dense(parameters, 2, 1));
       for (int j = 0; j < at.pixels; j++) sums[i] += of_logits[j] - of_mixture[j];
     });
@@ -130,13 +143,15 @@ void logistic_mixture_nll_gradient(const FeatureMap& parameters, const int64_t* 
     std::vector<std::vector<T>> grads(threads, std::vector<T>(int64_t{parameters.channels} * kPixels));
     parallel(threads, blocks.total, [&](int member, int i) {
       const Place at = blocks[i];
-      gathered[member].template gather<E>(at, values);
       double of_logits[kPixels] = {}, of_mixture[kPixels] = {};
       std::copy_n(log_sum_exp + at.in_dense(parameters, 2, 0), at.pixels, of_logits);
       std::copy_n(log_sum_exp + at.in_dense(parameters, 2, 1), at.pixels, of_mixture);
+      const MixtureBlock<T>& block = *gathered[member].template gather<E>(at, values);
+      const T scale = static_cast<const T*>(grad_nll)[at.image];
+      if (T* const to = in_place<T, E>(grad_parameters, at))
+        return k.mixture_gradient(block, of_logits, of_mixture, scale, to, grad_parameters.stride_c);
       T* const grad = grads[member].data();
-      k.mixture_gradient(gathered[member].block(), of_logits, of_mixture, static_cast<const T*>(grad_nll)[at.image],
-                         grad);
+      k.mixture_gradient(block, of_logits, of_mixture, scale, grad, kPixels);
       copy_row(grad, kPixels, 1, grad_parameters.at<E>(at.image, 0, at.row, at.column), grad_parameters.stride_c,
                grad_parameters.stride_x, parameters.channels, at.pixels);
     });

@@ -7,11 +7,6 @@
 namespace pcf::cpu {
 namespace {
 
-template <class T>
-inline T clamped(T x, T limit) {  // to -limit...limit; keeps NaN
-  return x < -limit ? -limit : x > limit ? limit : x;
-}
-
 // first * x^n + ... by Horner's rule.
 template <class T, class... Rest>
 __attribute__((always_inline)) inline T polynomial(T x, T first, Rest... rest) {
