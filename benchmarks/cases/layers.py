@@ -126,7 +126,7 @@ def mixture(batch: int, shrink: int, repeats: int) -> Found:
     name = "logistic_mixture_nll, forward + backward"
     for n in (batch, max(1, batch // 4)):
         case = op_cases.mixture(On(n), side=32 // shrink)
-        yield faster(f"{name}, batch {n}", against(case, PLAIN, Case.both_ways), 3.0, 20.0, repeats)
+        yield faster(f"{name}, batch {n}", against(case, PLAIN, Case.both_ways), 3.0, 5.0, repeats)
         yield from memory_share(f"{name}, batch {n}", mixture_rise, (n,), 0.3, 0.15)
 
 

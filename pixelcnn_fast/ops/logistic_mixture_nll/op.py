@@ -22,9 +22,10 @@ def logistic_mixture_nll(
     float64 parameters. ``reference.py`` has the order of the channels and the formula, of
     which PixelCNN++ has published the limits: log-scales count as at least -7, and where a
     component gives a level at most 1e-5, its density there stands for that, so that the
-    probabilities of all levels sum to 1 only nearly. backend: 'auto', 'compiled', 'triton'
-    or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit, or the backend
-    can't compute it, and on the CPU for values out of range; elsewhere the result is undefined.
+    probabilities of 256 levels sum to 1 only to within 1.5e-5. backend: 'auto', 'compiled',
+    'triton' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit, or the
+    backend can't compute it, and on the CPU for values out of range; elsewhere the result is
+    undefined.
     """
     if components < 1 or levels < 2:
         raise ValueError(f"{components} components, {levels} levels: expected at least 1 and 2")
