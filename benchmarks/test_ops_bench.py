@@ -22,6 +22,7 @@ OPS: dict[str, Callable[[On], Case]] = {
     "masked_conv_block 128→128 3×3 B": lambda on: ops.block(on, 128, 3, "B", 32),
     "gated_activation 256 channels": ops.gate,
     "categorical_nll 256 levels": ops.likelihood,
+    "logistic_mixture_nll 10 components": ops.mixture,
 }
 
 

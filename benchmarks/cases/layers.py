@@ -31,6 +31,7 @@ def cases(how: Settings) -> Cases:
         "gate": partial(gate, batch, shrink, repeats),
         "networks": partial(networks, batch, shrink, repeats),
         "memory": partial(likelihood_memory, batch),
+        "mixture": partial(mixture, batch, shrink, repeats),
         "a call": partial(overhead, 3000 // shrink, repeats),
     }
 
@@ -119,6 +120,21 @@ def likelihood_rise(batch: int, which: str) -> float | None:
     }
     torch.ones(1, 1, requires_grad=True).sum().backward()  # starts autograd's own threads and buffers
     return peak_rise(lambda: losses[which]().backward())
+
+
+def mixture(batch: int, shrink: int, repeats: int) -> Found:
+    name = "logistic_mixture_nll, forward + backward"
+    for n in (batch, max(1, batch // 4)):
+        case = op_cases.mixture(On(n), side=32 // shrink)
+        yield faster(f"{name}, batch {n}", against(case, PLAIN, Case.both_ways), 3.0, 5.0, repeats)
+        yield from memory_share(f"{name}, batch {n}", mixture_rise, (n,), 0.3, 0.15)
+
+
+def mixture_rise(batch: int, which: str) -> float | None:
+    """MB of peak memory beyond parameters and values, for the published formula or for ours."""
+    name = PLAIN if which == "plain" else OURS
+    op_cases.mixture(On(1), side=1).both_ways(name)()  # what PyTorch loads and starts at its first call
+    return peak_rise(op_cases.mixture(On(batch)).both_ways(name))
 
 
 def overhead(calls: int, repeats: int) -> Found:

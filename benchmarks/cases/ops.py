@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pixelcnn_fast import ops
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.nn.masked_conv2d import MaskType
+from pixelcnn_fast.ops.logistic_mixture_nll import reference
 
 PLAIN, CROPPED, COMPILED, OURS = "plain", "cropped", "compiled by torch", "pixelcnn_fast"
 Work = Callable[[], list[Tensor]]
@@ -126,3 +127,17 @@ def likelihood(on: On, channels: int = 3, side: int = 32) -> Case:
         return ops.categorical_nll(last if on.device == "cuda" else logits.movedim(1, -1), levels)
 
     return Case([logits], {PLAIN: plain, OURS: fast})
+
+
+def mixture(on: On, components: int = 10, side: int = 32) -> Case:
+    """parameters: those of a mixture of logistics for three colours, as PixelCNN++ gives them."""
+    parameters = on.random(on.batch, 10 * components, side, side).contiguous(memory_format=on.layout)
+    values = torch.randint(0, 256, (on.batch, 3, side, side), device=on.device)
+
+    def plain(parameters: Tensor) -> Tensor:
+        return reference.logistic_mixture_nll(parameters, values, components, 256)[0]
+
+    def fast(parameters: Tensor) -> Tensor:
+        return ops.logistic_mixture_nll(parameters, values, components)
+
+    return Case([parameters], {PLAIN: plain, OURS: fast})

@@ -48,6 +48,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "masked_conv_block": lambda: op_cases.block(on(), 128, 3, "B", 32).compiled(),
     "gated_activation": lambda: op_cases.gate(on()).compiled(),
     "categorical_nll": lambda: op_cases.likelihood(on(torch.float32), channels=1).compiled(),
+    "logistic_mixture_nll": lambda: op_cases.mixture(on(torch.float32)).compiled(),
     "row_lstm, batch 64, forward + backward": lambda: recurrence(ops.row_lstm, 3),
     "diagonal_lstm, batch 64, forward + backward": lambda: recurrence(ops.diagonal_lstm, 2),
 }

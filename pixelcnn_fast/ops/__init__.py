@@ -5,6 +5,7 @@ reference. All but ``masked_conv_block`` are differentiable; all work under
 from pixelcnn_fast.ops.categorical_nll.op import categorical_nll
 from pixelcnn_fast.ops.diagonal_lstm.op import diagonal_lstm
 from pixelcnn_fast.ops.gated_activation.op import gated_activation
+from pixelcnn_fast.ops.logistic_mixture_nll.op import logistic_mixture_nll
 from pixelcnn_fast.ops.masked_conv2d.op import masked_conv2d
 from pixelcnn_fast.ops.masked_conv_block.op import masked_conv_block
 from pixelcnn_fast.ops.row_lstm.op import row_lstm
@@ -13,6 +14,7 @@ __all__ = [
     "categorical_nll",
     "diagonal_lstm",
     "gated_activation",
+    "logistic_mixture_nll",
     "masked_conv2d",
     "masked_conv_block",
     "row_lstm",

@@ -1,5 +1,5 @@
-// Runs the convolutions and the recurrences in C++ on small maps, for the sanitizers, and checks that threads, batching
-// and memory layouts do not change what comes out. Exits 1 at the first difference.
+// Runs the convolutions, the recurrences and the mixture's likelihood in C++ on small maps, for the sanitizers, and
+// checks that threads, batching and memory layouts do not change what comes out. Exits 1 at the first difference.
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/memory/pool.h"
+#include "cpu/ops/logistic_mixture_nll.h"
 #include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/recurrence.h"
@@ -140,6 +141,31 @@ void check_convolution(Element element, int in, int out, int height, int width) 
         require(run(images, channels_last, threads) == expected, "a convolution does not depend on how it is run");
 }
 
+void check_mixture(int colours, int channels, int components) {
+  constexpr int kLevels = 256;
+  const auto parameters = drawn(int64_t{kImages} * channels * kHeight * kWidth, 1);
+  std::vector<int64_t> values(int64_t{kImages} * colours * kHeight * kWidth);
+  for (size_t i = 0; i < values.size(); i++) values[i] = i * 51 % kLevels;  // at both edges, too
+  const std::vector<float> grad(kImages, 2);
+  const auto run = [&](int images, bool channels_last, int threads) {
+    const Map from = in_layout(parameters, images, channels, channels_last), of_from(images, channels, channels_last);
+    std::vector<float> nll(images);
+    std::vector<double> sums(int64_t{images} * 2 * kHeight * kWidth);
+    require(logistic_mixture_nll(from.map, values.data(), components, kLevels, nll.data(), sums.data(), threads),
+            "values are in range");
+    logistic_mixture_nll_gradient(from.map, values.data(), components, kLevels, sums.data(), grad.data(), of_from.map,
+                                  threads);
+    auto all = as_channels_first(of_from, 1);
+    all.push_back(nll[0]);
+    return all;
+  };
+  const auto expected = run(kImages, false, 1);
+  for (int images : {1, kImages})
+    for (bool channels_last : {false, true})
+      for (int threads : {1, 3})
+        require(run(images, channels_last, threads) == expected, "a likelihood does not depend on how it is run");
+}
+
 // The products of a scheme add up to each output's sum over its own taps.
 void check_scheme(int outputs, int taps) {
   const Scheme scheme(outputs, taps);
@@ -168,6 +194,7 @@ int main() {
       check_convolution<float>(Element::float32, in, out, height, width);
       check_convolution<Bfloat16>(Element::bfloat16, in, out, height, width);
     }
+    check_mixture(3, 20, 2), check_mixture(1, 9, 3), check_mixture(1, 12, 3);
     std::printf("%s: ok\n", isa.c_str());
   }
   require(Block::kept() > 0, "memory is kept");

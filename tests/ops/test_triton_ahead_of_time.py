@@ -22,6 +22,7 @@ from triton_kernels import DEVICES, Device, Launch, compiling, programs_at_once 
 from pixelcnn_fast.ops import triton_recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
+from pixelcnn_fast.ops.logistic_mixture_nll import triton as logistic_mixture_nll  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d.triton_weight_gradient import weight_gradient  # noqa: E402
 from tests.docs import DOCS  # noqa: E402
@@ -159,6 +160,9 @@ def test_pointwise_kernels(device, compiled):
         levels = x.new_empty(16, 3, 32, 32, dtype=torch.int64)
         nll, logsumexp = categorical_nll.forward(logits, levels)
         categorical_nll.backward(nll, logits, levels, logsumexp)
-    assert len(compiled) == (8 if EVERY_KERNEL else 3)
+        mixture = x.new_empty(16, 100, 32, 32).to(memory_format=memory_format), levels
+        nll, logsumexp = logistic_mixture_nll.forward(*mixture, 10, 256)
+        logistic_mixture_nll.backward(nll, *mixture, logsumexp, 10, 256)
+    assert len(compiled) == (12 if EVERY_KERNEL else 5)
     check_resources(device, compiled)
     assert "LDG.E.128" in compiled[0][2].asm["sass"], "the gate's loads are not vectors"

@@ -20,6 +20,7 @@ from pixelcnn_fast.nn import raster_mask  # noqa: E402
 from pixelcnn_fast.ops import recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import op as nll_op  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import op as gate_op  # noqa: E402
+from pixelcnn_fast.ops.logistic_mixture_nll import op as mixture_op  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import op as conv_op  # noqa: E402
 from pixelcnn_fast.ops.masked_conv_block import op as block_op  # noqa: E402
 
@@ -33,7 +34,7 @@ each_dtype = pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16
 def triton_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, too, in its interpreter."""
     torch.manual_seed(0)
-    for module in (nll_op, gate_op, conv_op, block_op, recurrence):
+    for module in (nll_op, mixture_op, gate_op, conv_op, block_op, recurrence):
         monkeypatch.setattr(module, "choose", lambda given, *_: "triton" if given == "auto" else given)
 
 
@@ -115,6 +116,13 @@ def test_nll_whose_gradient_is_one_number_for_all_images() -> None:
         return ops.categorical_nll(logits, levels, backend).sum()
 
     check(in_all, torch.float32, [random(2, 1, 4, 5, 7)])
+
+
+@each_dtype
+@pytest.mark.parametrize(("colours", "channels"), [(3, 20), (1, 8)])
+def test_mixture(colours: int, channels: int, dtype: torch.dtype) -> None:
+    values = torch.randint(256, (3, colours, 7, 5), device=DEVICE)
+    check(ops.logistic_mixture_nll, dtype, [random(3, channels, 7, 5)], values=values, components=2)
 
 
 @each_dtype

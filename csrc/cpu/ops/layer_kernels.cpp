@@ -1,6 +1,7 @@
 // One instruction set's kernels for the layers' ops. As in kernels.cpp, nothing but the tables has external linkage.
 #include "cpu/ops/layer_kernels.h"
 
+#include "cpu/ops/logistic_mixture_kernels.h"
 #include "cpu/simd/exponential.h"
 
 namespace pcf::cpu {
@@ -53,15 +54,15 @@ void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a
 
 // -- likelihood. Each lane has a sum of its own, so loops vectorize without reordering the sums of the source.
 
-constexpr int kLanes = 32;
+constexpr int kAtOnce = 32;  // numbers that are computed side by side
 
 template <class E, class T = Computed<E>>
 double log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
-  T high[kLanes], sum[kLanes] = {};
-  for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
+  T high[kAtOnce], sum[kAtOnce] = {};
+  for (int j = 0; j < kAtOnce; j++) high[j] = -__builtin_inf();
   int k = 0;
-  for (; stride == 1 && k + kLanes <= levels; k += kLanes)
-    for (int j = 0; j < kLanes; j++) {
+  for (; stride == 1 && k + kAtOnce <= levels; k += kAtOnce)
+    for (int j = 0; j < kAtOnce; j++) {
       const T v = convert<T>(logits[k + j]);
       high[j] = high[j] > v ? high[j] : v;
     }
@@ -70,39 +71,39 @@ double log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
     high[0] = high[0] > v ? high[0] : v;
   }
   T top = high[0];
-  for (int j = 1; j < kLanes; j++) top = high[j] > top ? high[j] : top;
-  for (k = 0; stride == 1 && k + kLanes <= levels; k += kLanes)
-    for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k + j]) - top);
+  for (int j = 1; j < kAtOnce; j++) top = high[j] > top ? high[j] : top;
+  for (k = 0; stride == 1 && k + kAtOnce <= levels; k += kAtOnce)
+    for (int j = 0; j < kAtOnce; j++) sum[j] += exponential(convert<T>(logits[k + j]) - top);
   double total = 0;
-  for (int j = 0; j < kLanes; j++) total += sum[j];
+  for (int j = 0; j < kAtOnce; j++) total += sum[j];
   for (; k < levels; k++) total += exponential(convert<T>(logits[k * stride]) - top);
   return top + std::log(total);
 }
 
-// kLanes sub-pixels side by side in memory.
+// kAtOnce sub-pixels side by side in memory.
 template <class E, class T = Computed<E>>
 void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, double* out) {
   constexpr int kPart = 16;  // levels that are summed before they join the total, so that fewer roundings add up
-  T high[kLanes], total[kLanes] = {};
-  for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
+  T high[kAtOnce], total[kAtOnce] = {};
+  for (int j = 0; j < kAtOnce; j++) high[j] = -__builtin_inf();
   for (int k = 0; k < levels; k++)
-    for (int j = 0; j < kLanes; j++) {
+    for (int j = 0; j < kAtOnce; j++) {
       const T v = convert<T>(logits[k * level_stride + j]);
       high[j] = high[j] > v ? high[j] : v;
     }
   for (int part = 0; part < levels; part += kPart) {
-    T sum[kLanes] = {};
+    T sum[kAtOnce] = {};
     for (int k = part; k < levels && k < part + kPart; k++)
-      for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k * level_stride + j]) - high[j]);
-    for (int j = 0; j < kLanes; j++) total[j] += sum[j];
+      for (int j = 0; j < kAtOnce; j++) sum[j] += exponential(convert<T>(logits[k * level_stride + j]) - high[j]);
+    for (int j = 0; j < kAtOnce; j++) total[j] += sum[j];
   }
-  for (int j = 0; j < kLanes; j++) out[j] = high[j] + std::log(double{total[j]});
+  for (int j = 0; j < kAtOnce; j++) out[j] = high[j] + std::log(double{total[j]});
 }
 
 template <class E>
 void log_sum_exp(const Logits<E>& l, int n, double* out) {
   int i = 0;
-  for (; l.stride == 1 && i + kLanes <= n; i += kLanes)
+  for (; l.stride == 1 && i + kAtOnce <= n; i += kAtOnce)
     log_sum_exp_of_columns(l.data + i, l.level_stride, l.levels, out + i);
   for (; i < n; i++) out[i] = log_sum_exp_of_row(l.data + i * l.stride, l.level_stride, l.levels);
 }
@@ -119,16 +120,16 @@ template <class E, class T = Computed<E>>
 void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored, T scale,
                   E* grad) {
   int i = 0;
-  for (; l.stride == 1 && i + kLanes <= n; i += kLanes) {
-    T high[kLanes], low[kLanes];
-    for (int j = 0; j < kLanes; j++) {
+  for (; l.stride == 1 && i + kAtOnce <= n; i += kAtOnce) {
+    T high[kAtOnce], low[kAtOnce];
+    for (int j = 0; j < kAtOnce; j++) {
       const Split<T> split(log_sum_exp[i + j]);
       high[j] = split.high, low[j] = split.low;
     }
     for (int k = 0; k < l.levels; k++) {
       const E* __restrict__ from = l.data + i + k * l.level_stride;
       E* __restrict__ to = grad + i + k * l.level_stride;
-      for (int j = 0; j < kLanes; j++)
+      for (int j = 0; j < kAtOnce; j++)
         to[j] = convert<E>(scale * exponential((convert<T>(from[j]) - high[j]) - low[j]));
     }
   }
@@ -289,6 +290,8 @@ constexpr LayerKernels<E> table() {
           .gate_gradient = gate_gradient<E>,
           .log_sum_exp = log_sum_exp<E>,
           .nll_gradient = nll_gradient<E>,
+          .mixture_log_sum_exp = mixture_log_sum_exp<T>,
+          .mixture_gradient = mixture_gradient<T>,
           .combine = combine<T>,
           .add_up = add_up<T>,
           .cells = cells<E>,

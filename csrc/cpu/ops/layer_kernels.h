@@ -24,6 +24,23 @@ struct Logits {
   int levels;
 };
 
+// Parameters of a mixture of logistics for kMixturePixels pixels, and the levels that they have: of each channel and
+// each colour a number for each pixel, one after the other.
+constexpr int kMixturePixels = 32, kMostColours = 3;
+template <class T>
+struct MixtureBlock {
+  int components, channels;
+  T half_width, log_width;        // half of 2 / (levels - 1), and the log of (levels - 1) / 2
+  const T* parameters = nullptr;  // channels are `plane` apart, the logits first
+  int64_t plane = 0;
+  const T* x = nullptr;     // [colours()], the levels' places in [-1, 1]
+  const T* edge = nullptr;  // [colours()]: -1 for the lowest level, 1 for the highest, else 0
+
+  int colours() const { return channels == 10 * components ? kMostColours : 1; }
+  // Of a component's mean (0), log-scale (1) or coefficient (2) for a colour.
+  int channel(int colour, int which, int k) const { return components * (1 + 3 * colour + which) + k; }
+};
+
 // A pixel of a recurrence. Its gates i, f, g and o lie one after the other, `hidden` of each.
 template <class E>
 struct CellForward {
@@ -64,6 +81,13 @@ struct LayerKernels {
   // grad = scale * (softmax - one-hot of target), laid out like the logits, or 0 where the target is `ignored`.
   void (&nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored,
                        Computed<E> scale, E* grad);
+
+  // The log of the sum over components of exp(logit) times what it gives to the pixel's levels.
+  void (&mixture_log_sum_exp)(const MixtureBlock<Computed<E>>&, double* out);
+  // grad = scale * that of log_sum_exp of the logits - mixture_log_sum_exp, by the parameters; its channels are `plane`
+  // apart, too.
+  void (&mixture_gradient)(const MixtureBlock<Computed<E>>&, const double* log_sum_exp,
+                           const double* mixture_log_sum_exp, Computed<E> scale, Computed<E>* grad, int64_t plane);
 
   // out[r] = the sum of 1...6 terms, for r < rows, [width] each; out[r] may be one of the terms' rows
   void (&combine)(const RowTerm<Computed<E>>*, int terms, Computed<E>* const* out, int rows, int width);

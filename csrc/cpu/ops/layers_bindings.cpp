@@ -8,6 +8,7 @@
 #include "cpu/memory/pool.h"
 #include "cpu/ops/categorical_nll.h"
 #include "cpu/ops/gated_activation.h"
+#include "cpu/ops/logistic_mixture_nll.h"
 #include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/recurrence.h"
 #include "read.h"
@@ -142,4 +143,6 @@ void bind_layers(py::module_& m) {
   bind(m, "recurrence_gradient", cpu::recurrence_gradient);
   bind(m, "categorical_nll", cpu::categorical_nll);
   bind(m, "categorical_nll_gradient", cpu::categorical_nll_gradient);
+  bind(m, "logistic_mixture_nll", cpu::logistic_mixture_nll);
+  bind(m, "logistic_mixture_nll_gradient", cpu::logistic_mixture_nll_gradient);
 }
