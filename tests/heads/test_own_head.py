@@ -217,7 +217,7 @@ def test_what_a_class_says_of_itself_must_go_together() -> None:
     for head, why in [
         (Truncated(), r"Truncated.* draws real numbers, which value_dtype torch\.int32 can't hold"),
         (Certain(), "with 0 uniforms"),
-        (Rounded(7), "7 levels"),
+        (Rounded(7), r"draws 7 levels, which value_dtype torch\.float64 can't hold"),
     ]:
         with pytest.raises(ValueError, match=why):
             Sampler(Net(), SHAPE, head=head, image_form="levels")
