@@ -2,16 +2,15 @@
 distribution, and images of floats through a sampler."""
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
 from pixelcnn_fast.heads import DiscretizedGaussian, GaussianMixture, Head, SamplingOptions
-from pixelcnn_fast.nn import MaskedConv2d
+from tests.heads.test_logistic_mixture import Net
 from tests.system.agreement import assert_runtimes_agree, noise
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -95,27 +94,18 @@ def test_masses_of_whole_distances_sum_to_one() -> None:
     )
 
 
-class Net(nn.Module):
-    def __init__(self, outputs: int, shape: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = MaskedConv2d(2, 8, 3, "A"), MaskedConv2d(8, 8, 3, "B")
-        self.last, self.shape = nn.Conv2d(8, 2 * outputs, 1), shape
-        self.double()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.shape(1 + 3 * self.last(torch.tanh(self.second(torch.relu(self.first(images))))))
+def network(name: str) -> Net:
+    """Of lively scales."""
+    return Net(2, 2 * HEADS[name][1], lambda x: x + 1.5)
 
 
 def sampler_of(name: str) -> Sampler:
-    head, outputs = HEADS[name]
-    return Sampler(Net(outputs), (2, 7, 5), head=head, image_form="levels")
+    return Sampler(network(name), (2, 7, 5), head=HEADS[name][0], image_form="levels")
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_images_are_floats_and_the_same_on_every_runtime(name: str) -> None:
-    head, outputs = HEADS[name]
-    sampler = sampler_of(name)
+    head, sampler = HEADS[name][0], sampler_of(name)
     images = assert_runtimes_agree(sampler, 3, batch_sizes=(None, 2))
     assert images.dtype == torch.float32 and images.unique().numel() > 30
     drawn, log_p = sampler.sample(3, noise=noise(3, sampler.noise_shape), log_probability=True)
@@ -124,8 +114,8 @@ def test_images_are_floats_and_the_same_on_every_runtime(name: str) -> None:
     known = torch.rand(2, 7, 5) < 0.4
     completed = sampler.complete(images, known, noise=noise(3, sampler.noise_shape, seed=1))
     assert torch.equal(completed[:, known], images[:, known]) and not torch.equal(completed, images)
-    check_causal(Net(outputs), (2, 7, 5), head=head, image_form="levels")
-    bits = likelihood.bits_per_dim(Net(outputs), [images.double()], head=head, image_form="levels")
+    check_causal(network(name), (2, 7, 5), head=head, image_form="levels")
+    bits = likelihood.bits_per_dim(network(name), [images.double()], head=head, image_form="levels")
     assert bits == pytest.approx(-log_p.sum().item() / images.numel() / math.log(2))
 
 
@@ -138,7 +128,7 @@ def test_every_layout_is_read(layout: str) -> None:
 
 
 def test_means_may_come_first() -> None:
-    net = Net(2, lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))
+    net = Net(2, 4, lambda x: torch.cat((x + 1.5).chunk(2, 1)[::-1], 1))
     swapped = Sampler(net, (2, 7, 5), head=DiscretizedGaussian(means_first=True), image_form="levels")
     plain = sampler_of("discretized")
     u = noise(2, plain.noise_shape)
@@ -202,4 +192,4 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="expected finite numbers"):
         sampler.log_prob(torch.full((1, 2, 7, 5), torch.inf))
     with pytest.raises(ValueError, match="pass image_form='levels'"):
-        Sampler(Net(6), (2, 7, 5), head=GaussianMixture(2), image_form="centred")
+        Sampler(network("mixture"), (2, 7, 5), head=GaussianMixture(K), image_form="centred")

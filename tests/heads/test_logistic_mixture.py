@@ -550,7 +550,9 @@ def test_noise_lies_where_what_is_drawn_with_it_comes_from(name: str) -> None:
     found = head.excess(p, values, u)
     assert found.shape == values.shape and found.max() < 2e-5
     wrong = values.clone()
-    wrong[:, -1] = (values[:, -1] + head.levels // 2) % head.levels if name != "never" else values[:, -1] + 0.05
+    wrong[:, -1] = (
+        (values[:, -1] + head.levels // 2) % head.levels if name != "never" else values[:, -1] + 0.05
+    )
     assert (head.excess(p, wrong, u).amax(1) > 1e-4).float().mean() > 0.5
     u[:, 0] = (u[:, 0] + 0.5) % 1  # which chooses another component
     assert (head.excess(p, values, u).amax(1) > 1e-4).float().mean() > 0.5
