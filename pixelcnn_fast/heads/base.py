@@ -46,14 +46,15 @@ class Head(ABC):
     distance_name: ClassVar[str] = "relative difference of log-densities"
     # Its name in program/schema.py's HEADS; None: the compiled runtimes can't draw it.
     native: ClassVar[str | None] = None
+    # The methods that decide what is drawn, and how it is scored.
+    decisive: ClassVar[tuple[str, ...]] = ("draw", "log_probability")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A subclass with a ``draw`` or ``log_probability`` of its own does not inherit
-        ``native`` and ``of_logits``."""
+        """A subclass with a ``decisive`` method of its own does not inherit ``native`` and ``of_logits``."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
-            if (cls.draw, cls.log_probability) != (says_so.draw, says_so.log_probability):
+            if any(getattr(cls, method) != getattr(says_so, method, None) for method in cls.decisive):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:
@@ -79,6 +80,10 @@ class Head(ABC):
 
     def check_known(self, known: Tensor) -> None:  # noqa: B027 - most can draw the others
         """Raises ValueError if the head can't draw the others where these values are given, bool [N, C, H, W]."""
+
+    def native_fields(self) -> dict[str, Any]:
+        """What schema.Head has of it besides what any head has."""
+        return {}
 
     @final
     def check_scored(self) -> None:

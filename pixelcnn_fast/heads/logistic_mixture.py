@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class LogisticMixture(Mixture):
     uniform: float = 0.0
     joint = True
     real_form = "centred"
+    native = "logistic_mixture"
     log_scales_within = (-7.0, torch.inf)
 
     def __post_init__(self) -> None:
@@ -90,6 +91,9 @@ class LogisticMixture(Mixture):
         if self.rounding == "each":
             return None
         return "that is one of levels, but it draws other numbers; with rounding='each', it draws levels"
+
+    def native_fields(self) -> dict[str, Any]:
+        return {"components": self.components, "per_colour": self.per_colour, "uniform": self.uniform}
 
     def check_known(self, known: Tensor) -> None:
         if self.per_colour:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Mixture(Head):
     per_colour: bool = False
     means_within: tuple[float, float] = (-torch.inf, torch.inf)
     log_scales_within: tuple[float, float] = (-torch.inf, torch.inf)
-    distance_name: ClassVar[str] = "bound of the total variation"
+    distance_name = "bound of the total variation"
+    decisive = (*Head.decisive, "read", "quantile", "score", "numbers", "nearest")
 
     @property
     def uniforms(self) -> int:  # type: ignore[override]  # it depends on the colours

@@ -219,8 +219,10 @@ def work_of_mixture() -> Workload:
 
 
 def test_mixtures_compare(work_of_mixture: Workload) -> None:
-    for result in compare(work_of_mixture, ["reference", "eager"], 1, naive_pixels=6):
-        assert result.check is not None and result.check.excess < LIMIT
+    names = ["reference", "eager"] + ["cpu", "cpu-bf16"] * (native() is not None)
+    for result in compare(work_of_mixture, names, 1, naive_pixels=6):
+        assert result.check is not None and result.check.ok
+        assert result.check.limit == LIMIT or result.name == "cpu-bf16"
         assert result.check.drawn == 3 * 2 * result.timed
 
 

@@ -9,17 +9,23 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
+from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import LogisticMixture, SamplingOptions
 from pixelcnn_fast.image_forms import from_levels
+from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Limits
+from tests.csrc.emulated import EmulatedKernels
+from tests.needs import needs_native
 from tests.system.agreement import assert_runtimes_agree, noise
 from tests.tolerances import assert_identical_up_to_rounding
 
 K = 3
-RUNTIMES: list[RuntimeName] = ["eager"]
+RUNTIMES: list[RuntimeName] = ["eager", "cpu"] if native() else ["eager"]
 HEADS = {
     "three colours": LogisticMixture(K),
     "two colours": LogisticMixture(K, 16, colours=2),
@@ -328,6 +334,68 @@ def test_rounding_at_the_end_gives_the_levels_next_to_what_is_never_rounded() ->
     assert torch.equal(end[:, 0, 0, 0], each[:, 0, 0, 0]) and not torch.equal(end, each)
 
 
+# -- what the compiled runtimes draw
+
+
+class OfLabel(nn.Module):
+    """The same parameters at the first pixel of all images of a label, and others at the second."""
+
+    def __init__(self, head: LogisticMixture) -> None:
+        super().__init__()
+        self.parameters_of = nn.Embedding.from_pretrained(parameters(head, 90), freeze=False)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.parameters_of(labels)[..., None, None] + F.pad(images[:, :1], (1, -1))
+
+
+@needs_native
+@pytest.mark.parametrize("name", HEADS)
+def test_any_parameters_are_drawn_from_and_scored_as_in_python(name: str) -> None:
+    """Narrow and wide, inside and outside."""
+    head, labels = HEADS[name], torch.arange(90)
+    sampler = Sampler(OfLabel(head), (head.colours, 1, 2), head=head, image_form="centred", conditional=True)
+    u = noise(90, sampler.noise_shape)
+    first = torch.zeros(head.colours, 1, 2, dtype=torch.bool)
+    first[0] = head.colours > 1
+    images = levels_of(head, 180).view(90, 1, 2, -1).permute(0, 3, 1, 2)
+    for known in (torch.zeros_like(first), first):
+        (drawn, log_p), (expected, exact) = (
+            sampler.complete(images, known, labels, noise=u, runtime=runtime, log_probability=True)
+            for runtime in ("cpu", "eager")
+        )
+        assert torch.equal(drawn, expected)
+        assert_identical_up_to_rounding(log_p, exact)
+
+
+class Rescaled(LogisticMixture):
+    def score(self, x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        return super().score(x, means, log_scales + 1)
+
+
+@needs_native
+def test_what_scores_in_another_way_is_drawn_in_python() -> None:
+    assert sampler_of(HEADS["two colours"])._engine.auto == "cpu"
+    sampler = sampler_of(Rescaled(K, 16, colours=2))
+    assert sampler._engine.auto == "eager"
+    with pytest.raises(RuntimeError, match="Rescaled.* is drawn in Python only: use runtime 'eager'"):
+        sampler.sample(1, runtime="cpu")
+
+
+@needs_native
+def test_cuda_refuses_it() -> None:
+    head = HEADS["three colours"]
+    single = Sampler(Net(3, outputs(head)).float(), (3, 7, 5), head=head, image_form="centred")
+    compiled = single._engine.require_compiled()
+    with pytest.raises(RuntimeUnavailable, match="draws from no head logistic_mixture: use runtime 'eager'"):
+        CudaRuntime(
+            compiled.program_for("cuda"),
+            compiled.conditions,
+            head,
+            kernels=EmulatedKernels(),
+            limits=Limits(1 << 17, 4),
+        )
+
+
 # -- layouts
 
 LAYOUTS = {
@@ -447,10 +515,11 @@ def test_images_that_users_give() -> None:
 def test_a_parameter_that_is_not_a_number_is_reported(runtime) -> None:
     net = Net(3, outputs(HEADS["three colours"]))
     sampler = Sampler(net, (3, 3, 4), head=HEADS["three colours"], image_form="centred")
-    with torch.no_grad():
-        net.last.weight[-1] = torch.nan
-    with pytest.raises(ValueError, match="row 0, column 0"):
-        sampler.refresh().sample(2, runtime=runtime)
+    for bad in (torch.nan, torch.inf):
+        net.get_parameter("last.bias").data[-1] = bad
+        sampler.refresh()  # building a sampler would refuse them
+        with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
+            sampler.sample(2, runtime=runtime)
 
 
 # -- gradients

@@ -296,7 +296,7 @@ def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_otherwise()
     ("native", "value_dtype", "why"),
     [
         ("mixture", torch.int32, "drawn as 'mixture', which the compiled module does not know"),
-        ("categorical", torch.int64, r"values of torch\.int64, the compiled runtimes draw int32"),
+        ("categorical", torch.int64, r"values of torch\.int64, the compiled runtimes draw torch\.int32"),
     ],
 )
 @needs_native
