@@ -53,7 +53,9 @@ def nll(
         return x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
-    values = images if head.levels is None else to_levels(images, head.levels, image_form)
+    head.check_scored()
+    drawn = head.drawn_levels
+    values = images if drawn is None else to_levels(images, drawn, image_form)
     while given and given[-1] is None:
         given = given[:-1]
     try:

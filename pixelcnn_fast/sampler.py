@@ -319,6 +319,7 @@ class Sampler(NotPartOfModel):
             raise ValueError(
                 f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
             ) from None
+        self.head.check_known(known)
         values = values.masked_fill(~known, 0)
         self._tell_of_changes()
         given = dict(labels=labels, temperature=temperature, generator=generator, noise=noise)
@@ -365,6 +366,7 @@ class Sampler(NotPartOfModel):
         knows no model, it is of its own weights, without gradients.
         """
         engine, model = self._engine, None if self._live_model is None else self._live_model.model
+        self.head.check_scored()
         values = engine.model.checked_images(images)
         given = checked_conditioning(engine.model, labels, condition, len(values))
         with nullcontext() if model is not None else torch.no_grad():
@@ -415,5 +417,7 @@ class Sampler(NotPartOfModel):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
         options, settings = fields_among(SamplingOptions, arguments), fields_among(CallSettings, arguments)
         self.head.check_options(options)
+        if settings.log_probability:
+            self.head.check_scored()
         images, log_probability = run(self._engine, values, known, options, settings)
         return images if log_probability is None else (images, log_probability)

@@ -33,6 +33,7 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.native import native
 from pixelcnn_fast.noise import noise_of
+from tests.heads.test_logistic_mixture import UNROUNDED, sampler_of
 from tests.processes import (
     CLASSES,
     FATEFUL,
@@ -98,6 +99,24 @@ def test_images_and_log_probabilities_are_the_samplers(whole: Path) -> None:
     assert np.array_equal(found["log_probabilities"], log_probabilities.numpy())
     assert np.array_equal(found["labels"], labels(torch.arange(N)).numpy())
     assert len(list(whole.iterdir())) == COUNT + 1
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_real_numbers_and_levels_without_log_probabilities(file_format: FileFormat, tmp_path: Path) -> None:
+    """Each head is another job, and a shard that is missing is drawn again."""
+    dtypes = {"never": np.float32, "end": np.uint8}
+    for name, dtype in dtypes.items():
+        own, folder = sampler_of(UNROUNDED[name]), tmp_path / name
+        distributed.sample(own, 3, folder, shard_size=2, file_format=file_format)
+        images = own.sample(3, noise=noise_of(0, range(3), own.noise_shape)).numpy()
+        found = arrays(folder, 3, 2, file_format)
+        assert [*found] == ["images"] and found["images"].dtype == dtype
+        assert np.array_equal(found["images"], images)
+        Shards(folder, 3, 2, file_format).path(1).unlink()
+        distributed.sample(own, 3, folder, shard_size=2, file_format=file_format)
+        assert np.array_equal(arrays(folder, 3, 2, file_format)["images"], images)
+    with pytest.raises(ValueError, match="holds another job: dtype is .*; model is"):
+        distributed.sample(own, 3, tmp_path / "never", shard_size=2, file_format=file_format)
 
 
 def test_the_manifest_says_what_the_job_is(whole: Path) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.bench.checks import LIMIT, cdf_excess
+from pixelcnn_fast.bench.checks import LIMIT, noise_excess
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.runtimes import Precision
 
 CHUNK_BYTES = 256 << 20  # of logits in float64: 6 MB for an image of 3x32x32 with 256 levels
@@ -48,8 +49,8 @@ def judged(
     excess, moved = 0.0, 0.0
     for part in _parts(images):
         given = [x[part].to(device) for x in (images, labels) if x is not None]
-        logits = exact(*given)
-        excess = largest(excess, cdf_excess(logits, given[0], noise[part].to(device)))
+        logits, u = exact(*given), noise[part].to(device)
+        excess = largest(excess, noise_excess(Categorical(logits.shape[-1]), logits, given[0], u))
         if precision != "same":
             difference = plain(*given).double().softmax(-1) - logits.softmax(-1)
             moved = largest(moved, difference.cumsum(-1).abs())
@@ -76,7 +77,7 @@ def compared(
     difference, moved = plain - exact, (plain.softmax(-1) - exact.softmax(-1)).cumsum(-1)
     limit = float(2 * difference.abs().max() + 4 * torch.finfo(logits.dtype).eps * exact.abs().max())
     errors = (logits.double() - exact).abs().nan_to_num(nan=torch.inf)
-    excess = cdf_excess(exact, images, noise)
+    excess = noise_excess(Categorical(exact.shape[-1]), exact, images, noise)
     is_wrong = (errors.amax(-1) > limit) | ~(excess <= LIMIT + 2 * moved.abs().max())
     found = ""
     for y, x, channel, image in is_wrong.permute(2, 3, 1, 0).nonzero()[:1].tolist():

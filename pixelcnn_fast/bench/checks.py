@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.bench.workload import Workload
+from pixelcnn_fast.heads import Head, SamplingOptions
+from pixelcnn_fast.program.conditions import Conditioning
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 # Float32 rounding moves a cumulative probability less than this, and a wrong level more.
 LIMIT = 1e-4
@@ -69,18 +72,18 @@ class Check:
         )
 
 
-def cdf_excess(logits: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
-    """How far u lies outside [cdf_{k-1}, cdf_k) of the level k that was drawn with it; 0 where inside.
+def noise_excess(head: Head, parameters: Tensor, values: Tensor, noise: Tensor) -> Tensor:
+    """How far noise lies outside of what draws these values, by ``Head.excess``.
 
-    logits: [..., L]; levels: integers [...]; noise: u [...] -> float64 [...], in cumulative probability.
+    parameters: [N, D, H, W, P]; values: [N, C, H, W]; noise: [N, D * uniforms, H, W] -> float64 [N, C, H, W].
     """
-    probability = logits.double().softmax(-1)
-    level = levels.long()[..., None]
-    upper = probability.cumsum(-1).gather(-1, level)[..., 0]
-    lower = upper - probability.gather(-1, level)[..., 0]
-    is_last = level[..., 0] == logits.shape[-1] - 1
-    upper = torch.where(is_last, upper.clamp_min(1), upper)  # rounding aside, it ends at 1
-    return torch.maximum(lower - noise, noise - upper).clamp_min(0)
+    found = head.excess(parameters, _apart(values, parameters), _apart(noise, parameters))
+    return found.movedim(-1, 2).flatten(1, 2)
+
+
+def _apart(x: Tensor, parameters: Tensor) -> Tensor:
+    """[N, D * each, H, W] -> [N, D, H, W, each]."""
+    return x.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
 
 
 def rounding(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> float:
@@ -97,28 +100,44 @@ class Oracle:
 
     def __init__(self, work: Workload) -> None:
         self._work = work
-        self._model = copy.deepcopy(work.model).double().eval()
+        self._model = self._wrapped(copy.deepcopy(work.model).double())
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def excess(self, images: Tensor) -> Tensor:
-        """uint8 [n, C, H, W], drawn with the workload's noise -> their ``cdf_excess``."""
+        """Images that were drawn with the workload's noise -> how far it lies outside, float64 [n, C, H, W]."""
         for seen, excess in self._seen:
             if torch.equal(seen, images):
                 return excess
-        noise = self._work.noise.split(CHUNK)
-        parts = zip(self._logits(self._model, images), images.split(CHUNK), noise, strict=True)
-        self._seen.append((images, torch.cat([cdf_excess(*part) for part in parts])))
+        values = self._model.checked_images(images).split(CHUNK)
+        parts = zip(self._parameters(self._model, images), values, self._work.noise.split(CHUNK), strict=True)
+        self._seen.append((images, torch.cat([noise_excess(self._model.head, *part) for part in parts])))
         return self._seen[-1][1]
 
     @torch.no_grad()
     def bf16_limit(self, images: Tensor) -> float:
-        """Twice what bf16 in plain PyTorch moves a probability."""
-        plain = self._work.plain_model().bfloat16()
-        pairs = zip(self._logits(plain, images), self._logits(self._model, images), strict=True)
-        moved = [(a.double().softmax(-1) - b.softmax(-1)).cumsum(-1).abs().max() for a, b in pairs]
+        """Twice what bf16 in plain PyTorch moves a cumulative probability or, where a head
+        does not read logits of levels, how far outside noise lies if it draws by that."""
+        plain, head = self._wrapped(self._work.plain_model().bfloat16()), self._model.head
+        models = (self._parameters(model, images) for model in (plain, self._model))
+        moved = []
+        for rounded, exact, noise in zip(*models, self._work.noise.split(CHUNK), strict=True):
+            if head.of_logits:
+                moved.append((rounded.double().softmax(-1) - exact.softmax(-1)).cumsum(-1).abs().max())
+                continue
+            u = _apart(noise, exact)
+            none = torch.zeros(*u.shape[:-1], images.shape[1] // u.shape[1], dtype=head.value_dtype)
+            drawn = head.draw(rounded, u, SamplingOptions(), none, none.bool())
+            moved.append(head.excess(exact, drawn, u).max())
         return LIMIT + 2 * float(torch.stack(moved).max())
 
-    def _logits(self, model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-        given = (images,) if self._work.labels is None else (images, self._work.labels)
-        return (model(*parts) for parts in zip(*(each.split(CHUNK) for each in given), strict=True))
+    def _wrapped(self, model: nn.Module) -> WrappedModel:
+        work = self._work
+        return WrappedModel(model.eval(), work.shape, head=work.head, image_form=work.image_form)
+
+    def _parameters(self, model: WrappedModel, images: Tensor) -> Iterator[Tensor]:
+        """Of each few images, [n, D, H, W, P]."""
+        values, given = model.checked_images(images), Conditioning(self._work.labels)
+        for start in range(0, len(values), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield model.distribution_parameters(values[part], given.part(part))

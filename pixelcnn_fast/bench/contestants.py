@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.bench.checks import Check, Oracle, cdf_excess, rounding
+from pixelcnn_fast.bench.checks import Check, Oracle, noise_excess, rounding
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.native import required
 from pixelcnn_fast.runtimes import RuntimeName
@@ -68,7 +68,7 @@ class WholeImages:
         runtime = name.removesuffix("-bf16")
         self._settings: dict[str, Any] = dict(noise=work.noise, batch_size=work.images, runtime=runtime)
         self._progress = progress
-        # images: uint8 [n, C, H, W]; where: bool [H, W], the pixels that it drew
+        # images: [n, C, H, W]; where: bool [H, W], the pixels that it drew
         self._drawn: list[tuple[Tensor, Tensor]] = []
         self.result = Result(name, work.images, work.pixels, timed=work.pixels)
 
@@ -97,8 +97,9 @@ class WholeImages:
         return replace(by_model, excess=own, rounding=changed, model_excess=by_model.excess)
 
     def _excess_by_own_weights(self, images: Tensor) -> Tensor:
-        logits = self._sampler.logits(images, self._work.labels, runtime="eager")
-        return cdf_excess(logits, images, self._work.noise)
+        head = self._sampler.head
+        parameters = self._sampler.logits(images, self._work.labels, runtime="eager")
+        return noise_excess(head, parameters, head.checked(images), self._work.noise)
 
     def _largest(self, excess: Callable[[Tensor], Tensor]) -> float:
         found = [excess(images)[..., where].flatten() for images, where in self._drawn]
@@ -115,7 +116,7 @@ class WholeImages:
 class SomePixels(WholeImages):
     """The naive sampler on some pixels of each round, spread over the image.
 
-    given: the other pixels, uint8 [n, C, H, W]; pixels: how many in all rounds, at least one in each.
+    given: the other pixels, [n, C, H, W]; pixels: how many in all rounds, at least one in each.
     """
 
     def __init__(self, sampler: Sampler, work: Workload, given: Tensor, pixels: int, rounds: int) -> None:

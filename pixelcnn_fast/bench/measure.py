@@ -9,7 +9,6 @@ from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, SomePixels, W
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.sampler import Sampler
 
 
 def wrong_images(results: Sequence[Result]) -> str:
@@ -42,7 +41,7 @@ def compare(
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
-    samplers = {p: Sampler(work.model, work.shape, precision=p) for p in {"same", *precisions.values()}}
+    samplers = {p: work.sampler(p) for p in {"same", *precisions.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
     contestants: dict[str, WholeImages] = {}
     for name in names:

@@ -8,16 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.image_forms import ImageForm
 from pixelcnn_fast.models import Model, PixelCNN, reference
+from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.sampler import Sampler
 
 
 @dataclass(frozen=True)
 class Workload:
-    """noise: u, float64 [n, C, H, W] in [0, 1); labels: [n] for a conditional model."""
+    """noise: u, float64 [n, D * uniforms, H, W] in [0, 1); labels: [n] for a conditional
+    model; head, image_form: as for ``Sampler``."""
 
     model: Model
     noise: Tensor
     labels: Tensor | None
+    head: Head | None = None
+    image_form: ImageForm = "uint8"
 
     @property
     def images(self) -> int:
@@ -25,12 +32,16 @@ class Workload:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        _, channels, height, width = self.noise.shape
-        return channels, height, width
+        return self.model.input_channels, *self.noise.shape[2:]
 
     @property
     def pixels(self) -> int:
         return self.noise.shape[2] * self.noise.shape[3]
+
+    def sampler(self, precision: Precision = "same") -> Sampler:
+        return Sampler(
+            self.model, self.shape, precision=precision, head=self.head, image_form=self.image_form
+        )
 
     def plain_model(self) -> nn.Module:
         """The model in plain PyTorch layers: what a naive sampler runs."""
@@ -41,12 +52,21 @@ class Workload:
         return plain.to(next(model.parameters())).eval()
 
 
-def workload(model: Model, n: int, height: int, width: int, seed: int = 0) -> Workload:
+def workload(
+    model: Model,
+    n: int,
+    height: int,
+    width: int,
+    seed: int = 0,
+    head: Head | None = None,
+    image_form: ImageForm = "uint8",
+) -> Workload:
     """n images, one of each class in turn if the model has classes."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(n, model.input_channels, height, width, generator=generator, dtype=torch.float64)
+    generator, channels = torch.Generator().manual_seed(seed), model.input_channels
+    uniforms = channels if head is None else head.uniforms * head.distributions(channels)
+    noise = torch.rand(n, uniforms, height, width, generator=generator, dtype=torch.float64)
     labels = None if model.n_classes is None else torch.arange(n) % model.n_classes
-    return Workload(model.eval(), noise, labels)
+    return Workload(model.eval(), noise, labels, head, image_form)
 
 
 def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -> Model:

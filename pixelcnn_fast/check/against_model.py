@@ -14,7 +14,6 @@ from pixelcnn_fast.capture.record.recorder import module_paths
 from pixelcnn_fast.capture.record.replay import NotInFloat64, Replay
 from pixelcnn_fast.check.tolerance import (
     EXACT,
-    HOT,
     IMPRECISE,
     UNDEFINED,
     UNSEEN,
@@ -133,17 +132,16 @@ def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence
     """Compares a program, of which ``computed`` comes, with the recorded calls in float64.
 
     Besides ``EXACT``, they may differ by a thousand roundings of the parameters, which
-    matter for large ones. Logits are compared at a high temperature, too, since a level
-    that is all but certain hides much.
+    matter for large ones. They are compared at a high temperature, too, since what is all
+    but certain hides much.
     """
-    # Logits that are read off probabilities are rounded near 1.
-    gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
-    temperatures = (1, HOT) if gives_logits else (1,)
+    head = model.head
     why = UNSEEN if model.dtype == torch.float64 else WRONG
     for found, expected in zip(computed, exact, strict=True):
-        for temperature in temperatures:
-            one, other = found / temperature, expected / temperature
-            error = model.head.distance(one, other, model.shape[0])
+        for one, other in ((found, expected), (head.hot(found), head.hot(expected))):
+            if one is None or other is None:
+                continue
+            error = head.distance(one, other, model.shape[0])
             if not bool((error <= EXACT).all()):
                 moved = slack(other, model, 1000, torch.finfo(torch.float64).eps)
                 check_error(error, EXACT + moved, model, UNDEFINED if bool(error.isnan().any()) else why)

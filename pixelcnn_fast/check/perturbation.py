@@ -152,7 +152,7 @@ class _Pairs:
         self._model, self._head = model, model.head
         examples = [model.example(seed) for seed in range(PAIRS)]
         self._images, self._changed = (torch.stack([values[i] for values, _ in examples]) for i in (0, 1))
-        levels = self._head.levels
+        levels = model.levels
         lowest, highest = (0, levels - 1) if levels is not None else self._images.aminmax()
         self._changed[1], self._changed[2] = lowest, highest
         self._images[3], self._changed[3] = lowest, highest

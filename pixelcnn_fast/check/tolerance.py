@@ -11,7 +11,6 @@ from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
-HOT = 16  # the temperature at which logits are compared besides 1
 EXACT = 1e-9  # how far distributions may be apart if both are computed in float64
 
 

@@ -112,14 +112,15 @@ class Drawing:
         return of_images(self.labels, images), of_images(self.condition, images)
 
     def _arrays(self, images: range, labels: Tensor | None, condition: Tensor | None) -> dict[str, Tensor]:
-        values, log_probabilities = self.sampler.sample(
+        is_scored = self.sampler.head.unscored is None
+        drawn = self.sampler.sample(
             len(images),
             labels,
             self.temperature,
             noise=noise_of(self.seed, images, self.sampler.noise_shape),
             condition=condition,
-            log_probability=True,
+            log_probability=is_scored,
             **self.arguments,
         )
-        found = {"images": values, "log_probabilities": log_probabilities}
+        found = dict(zip(("images", "log_probabilities"), drawn if is_scored else (drawn,), strict=False))
         return found if labels is None else {**found, "labels": labels.long().cpu()}

@@ -49,7 +49,7 @@ def sample(
 
     Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and
     following: ``images`` [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64
-    [m] if the model takes them, and ``log_probabilities`` float64 [m]. Image k is drawn
+    [m] if the model takes them, and ``log_probabilities`` float64 [m] if the head has them. Image k is drawn
     with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)`` of
     ``pixelcnn_fast.noise``. Files appear as a whole: the same call, on any number of
     processes, goes on with those that are missing.

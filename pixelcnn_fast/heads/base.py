@@ -13,8 +13,10 @@ from typing_extensions import Self
 from pixelcnn_fast.errors import NonFiniteLogits, UnknownLayout
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.heads.output import picked
+from pixelcnn_fast.image_forms import ImageForm
 
 EXAMPLES_OF_VALUES = 4
+HOT = 16  # the temperature at which distributions are compared besides 1
 
 
 class Head(ABC):
@@ -26,12 +28,16 @@ class Head(ABC):
     and 'eager' need nothing else.
     """
 
-    # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
+    # How many values a sub-pixel of an image can have, integers from 0; None: they are real numbers.
     levels: int | None = None
-    joint: ClassVar[bool] = False
+    joint: bool = False
     uniforms: int = 1
     # The dtype of values while they are drawn: an integer one for levels, else one for real numbers.
-    value_dtype: ClassVar[torch.dtype] = torch.int32
+    value_dtype: torch.dtype = torch.int32
+    # The form in which a model takes values that are real numbers while they are drawn.
+    real_form: ClassVar[ImageForm] = "levels"
+    # Why there is no log-probability of values; None: there is one.
+    unscored: str | None = None
     # Whether a log-softmax of the parameters gives the same distribution.
     of_logits: ClassVar[bool] = False
     # The options that ``draw`` heeds; others are refused.
@@ -40,24 +46,29 @@ class Head(ABC):
     distance_name: ClassVar[str] = "relative difference of log-densities"
     # Its name in program/schema.py's HEADS; None: the compiled runtimes can't draw it.
     native: ClassVar[str | None] = None
+    # The methods that decide what is drawn, and how it is scored.
+    decisive: ClassVar[tuple[str, ...]] = ("draw", "log_probability")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A subclass with a ``draw`` or ``log_probability`` of its own does not inherit
-        ``native`` and ``of_logits``."""
+        """A subclass with a ``decisive`` method of its own does not inherit ``native`` and ``of_logits``."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
             says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
-            if (cls.draw, cls.log_probability) != (says_so.draw, says_so.log_probability):
+            if any(getattr(cls, method) != getattr(says_so, method, None) for method in cls.decisive):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    @property
+    def drawn_levels(self) -> int | None:
+        """How many values a sub-pixel can have while it is drawn; None: they are real numbers then."""
+        return None if self.value_dtype.is_floating_point else self.levels
+
     def check(self) -> None:
         """Raises ValueError if the class's attributes contradict each other."""
-        if self.value_dtype.is_floating_point == (self.levels is not None):
-            values = "real numbers" if self.levels is None else f"{self.levels} levels"
-            raise ValueError(f"{self} draws {values}, which value_dtype {self.value_dtype} can't hold")
+        if self.levels is None and not self.value_dtype.is_floating_point:
+            raise ValueError(f"{self} draws real numbers, which value_dtype {self.value_dtype} can't hold")
         if self.uniforms < 1:
             raise ValueError(f"{self} draws with {self.uniforms} uniforms: expected 1 or more")
 
@@ -66,6 +77,19 @@ class Head(ABC):
         for option in fields(options):
             if option.name not in self.options and getattr(options, option.name) != option.default:
                 raise ValueError(f"{option.name} is not used by {self}")
+
+    def check_known(self, known: Tensor) -> None:  # noqa: B027 - most can draw the others
+        """Raises ValueError if the head can't draw the others where these values are given, bool [N, C, H, W]."""
+
+    def native_fields(self) -> dict[str, Any]:
+        """What schema.Head has of it besides what any head has."""
+        return {}
+
+    @final
+    def check_scored(self) -> None:
+        """Raises ValueError if values have no log-probability."""
+        if self.unscored is not None:
+            raise ValueError(f"{self} has no log-probability: {self.unscored}")
 
     # -- the model's output
 
@@ -88,6 +112,11 @@ class Head(ABC):
         """The numbers that must be finite: the parameters, or, say, probabilities."""
         return parameters
 
+    def hot(self, parameters: Tensor) -> Tensor | None:
+        """Parameters of distributions at the temperature ``HOT``, in which what is all but
+        certain hides nothing from ``distance``; None: they would tell nothing more."""
+        return None
+
     def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
         """How far apart the distributions of two tensors of parameters are.
 
@@ -102,9 +131,9 @@ class Head(ABC):
             values = self.examples((n, channels, height, width), generator).to(one.device)
             values = values.unflatten(1, (distributions, -1)).movedim(2, -1)
             a, b = (self.log_probability(parameters.double(), values) for parameters in (one, other))
-            if self.levels is not None:
+            if self.drawn_levels is not None:
                 a, b = a.exp(), b.exp()
-            difference = (a - b).abs() / (1 if self.levels is not None else b.abs().clamp_min(1))
+            difference = (a - b).abs() / (1 if self.drawn_levels is not None else b.abs().clamp_min(1))
             found.append(difference.masked_fill(a == b, 0).amax(-1))  # also where both are infinite
         return torch.stack(found).amax(0).double()
 
@@ -154,6 +183,13 @@ class Head(ABC):
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:
         """Drawn values -> images as users get them, of the same shape."""
+
+    def excess(self, parameters: Tensor, values: Tensor, noise: Tensor) -> Tensor:
+        """How far noise lies from where these values would be drawn with it, for the oracle of benchmarks.
+
+        parameters: [..., P]; values: [..., c]; noise: [..., uniforms] -> float64 [..., c], in cumulative probability.
+        """
+        raise NotImplementedError(f"{self} does not say with which noise values are drawn")
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
         """-ln p: parameters [N, D, H, W, P], values [N, C, H, W] -> nats [N], differentiable."""

@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads import drawing
-from pixelcnn_fast.heads.base import Head
+from pixelcnn_fast.heads.base import HOT, Head
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.image_forms import check_levels
+from pixelcnn_fast.heads.values import checked_levels, levels_as_images
 from pixelcnn_fast.ops import categorical_nll
 
 Layout = Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"]
@@ -30,10 +30,18 @@ class OfLevels(Head):
     """A head with one logit for each level: parameters are logits [N, C, H, W, L]."""
 
     levels: int
+    probabilities: bool = False
     of_logits = True
     distance_name = "total variation"
     options = frozenset(option.name for option in fields(SamplingOptions))
     native = "categorical"
+
+    def check(self) -> None:
+        super().check()
+        if self.drawn_levels is None:
+            raise ValueError(
+                f"{self} draws {self.levels} levels, which value_dtype {self.value_dtype} can't hold"
+            )
 
     @classmethod
     def offered(cls, shape: tuple[int, ...]) -> str:
@@ -49,6 +57,10 @@ class OfLevels(Head):
         """The total variation, in which a level masked with -1e9 counts for nothing."""
         return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
 
+    def hot(self, parameters: Tensor) -> Tensor | None:
+        """None for logits that are read off probabilities, which are rounded near 1."""
+        return parameters / HOT if self.of_logits and not self.probabilities else None
+
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
         return parameters.double().log_softmax(-1).gather(-1, values.long())
 
@@ -56,16 +68,19 @@ class OfLevels(Head):
         return torch.randint(self.levels, shape, generator=generator)
 
     def checked(self, values: Tensor) -> Tensor:
-        if values.is_floating_point() or values.dtype == torch.bool:
-            raise ValueError(
-                f"images are {values.dtype}: expected integer levels (likelihood.to_levels makes them)"
-            )
-        check_levels(values.long(), self.levels)
-        return values.to(self.value_dtype, copy=True).contiguous()
+        return checked_levels(values, self.levels).to(self.value_dtype)
 
     def as_images(self, values: Tensor) -> Tensor:
-        """uint8 where all levels fit in it."""
-        return values.to(torch.uint8) if self.levels <= 256 else values
+        return levels_as_images(values, self.levels)
+
+    def excess(self, parameters: Tensor, values: Tensor, noise: Tensor) -> Tensor:
+        """How far u lies outside [cdf_{k-1}, cdf_k) of the level k that was drawn with it; 0 where inside."""
+        probability, level = parameters.double().softmax(-1), values.long()
+        upper = probability.cumsum(-1).gather(-1, level)
+        lower = upper - probability.gather(-1, level)
+        is_last = level == parameters.shape[-1] - 1
+        upper = upper.clamp_min(1).where(is_last, upper)  # rounding aside, it ends at 1
+        return torch.maximum(lower - noise, noise - upper).clamp_min(0)
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
         return categorical_nll(parameters, values)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-# -- constants of csrc/cuda, where TILE_SITES is kTileSites
+# -- constants; in C++, TILE_SITES is kTileSites
 
-# That a product of tensor cores computes at once. A site is one pixel of one image.
+# That a product of tensor cores computes at once, in csrc/cuda. A site is one pixel of one image.
 TILE_SITES = 8
 MOST_BLOCKS = 8  # of a cluster, which share their images: 2, 4 or 8
 LANE_BITS, IMAGE_BITS, CHANNEL_BITS = 5, 24, 11  # of an error's code; the rest is the pixel's
 WAITED_IN_VAIN = 0  # the code of threads that waited for each other too long
+VALUE_BYTES = 4  # of a value while it is drawn: a level is int32, a real number float32
 CONSTANTS = {name: x for name, x in globals().items() if isinstance(x, int)}
 
 # -- enumerations; in C++, traits(kind) gives the columns of a row
@@ -77,20 +78,19 @@ INSTRUCTIONS = (
 class HeadTraits:
     """What a pixel's values are drawn from, by ``Head.native``.
 
-    value, value_bytes: the dtype of values in PyTorch; single: whether a
-    distribution gives one value, drawn with one uniform; on_cuda: whether the
-    CUDA runtime has it, or refuses the program.
+    single: whether a distribution gives one value, drawn with one uniform; on_cuda:
+    whether the CUDA runtime has it, or refuses the program.
     """
 
     name: str
-    value: str
-    value_bytes: int
     single: bool
     on_cuda: bool
 
 
-# Parameters are the logits of the levels.
-HEADS = (HeadTraits("categorical", "int32", 4, single=True, on_cuda=True),)
+HEADS = (
+    HeadTraits("categorical", single=True, on_cuda=True),  # parameters are the logits of the levels
+    HeadTraits("logistic_mixture", single=False, on_cuda=False),
+)
 
 ENUMERATIONS = Phase, WeightFormat, MATHS, INSTRUCTIONS, HEADS
 
@@ -198,7 +198,11 @@ class Head:
     distributions: int
     parameters: int
     uniforms: int
-    levels: int  # values are integers from 0 to levels - 1; 0: they are real numbers
+    levels: int  # that a sub-pixel of an image can have; 0: it is a real number
+    real: bool = False  # whether values are real numbers while they are drawn, else levels
+    components: int = 0  # of a mixture; the rest is explained in heads/logistic_mixture.py
+    per_colour: bool = False
+    uniform: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ def _why_in_python_only(program: PhasedProgram, head: Head) -> str | None:
         return f"{head} is drawn as {head.native!r}, which the compiled module does not know"
     if traits.single and (head.joint or head.uniforms != 1):
         return f"{head} draws several values or with several uniforms"
-    if head.value_dtype is not getattr(torch, traits.value):
-        return f"{head} has values of {head.value_dtype}, the compiled runtimes draw {traits.value}"
+    expected = torch.float32 if head.drawn_levels is None else torch.int32
+    if head.value_dtype is not expected:
+        return f"{head} has values of {head.value_dtype}, the compiled runtimes draw {expected}"
     return None
 
 
@@ -112,12 +113,19 @@ def native_program(
         )
 
     assert head.native is not None
-    head_fields = program.distributions, program.parameters, head.uniforms, head.levels or 0
     return schema.Program(
         image_channels=channels,
         height=height,
         width=width,
-        head=schema.Head(head.native, *head_fields),
+        head=schema.Head(
+            kind=head.native,
+            distributions=program.distributions,
+            parameters=program.parameters,
+            uniforms=head.uniforms,
+            levels=head.levels or 0,
+            real=head.drawn_levels is None,
+            **head.native_fields(),
+        ),
         outputs=[number[output] for output in program.outputs],
         storage=[program.storage[value] for value in number],
         instructions=[*map(native_instruction, program.instructions)],

@@ -58,14 +58,14 @@ def head_of(
         head = Categorical(levels, layout_of(module, shape, levels))
     head.check()
     check_choice("image_form", image_form, IMAGE_FORMS)
-    if head.levels is None:
-        if image_form != "levels":
+    if (drawn := head.drawn_levels) is None:
+        if image_form != head.real_form:
             raise ValueError(
-                f"{head} draws real numbers, which a model takes as they are: pass image_form='levels'"
+                f"{head} draws real numbers, which a model takes as they are: pass image_form={head.real_form!r}"
             )
-    elif head.levels < 2 or (image_form == "uint8" and head.levels > 256):
+    elif drawn < 2 or (image_form == "uint8" and drawn > 256):
         raise ValueError(
-            f"levels is {head.levels}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
+            f"levels is {drawn}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
             "image_form='int64', 'codes' or a floating point form, whichever the model takes"
         )
     if image_form == "codes" and shape[0] != 1:

@@ -76,7 +76,7 @@ class WrappedModel:
         self.image_form = image_form
         self.shape = checked_shape(shape)
         self.head = head_of(module, self.shape, head, levels, image_form)
-        self.levels = self.head.levels
+        self.levels = self.head.drawn_levels
         if condition_shape is None and (channels := integer_of(module, "condition_channels")):
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape

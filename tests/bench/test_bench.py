@@ -1,5 +1,6 @@
 """The benchmark reports no speed-up over wrong images, and says what it timed."""
 
+import copy
 import io
 import json
 import math
@@ -11,18 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench import report, streams
-from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, cdf_excess, rounding
+from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, rounding
 from pixelcnn_fast.bench.contestants import Result, SomePixels
 from pixelcnn_fast.bench.measure import compare, wrong_images
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
-from pixelcnn_fast.heads import drawing
+from pixelcnn_fast.heads import Categorical, LogisticMixture, drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.pictures import Bar
@@ -54,14 +56,16 @@ def test_excess_of_every_level() -> None:
         (0.6, [0.4, 0, 0.1]),
         (0.95, [0.75, 0.25, 0]),
     ]:
-        u = torch.full((3,), noise, dtype=torch.float64)
-        excess = cdf_excess(probability.log().expand(3, 3), torch.arange(3), u)
-        torch.testing.assert_close(excess, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+        u = torch.full((3, 1), noise, dtype=torch.float64)
+        excess = Categorical(3).excess(probability.log().expand(3, 3), torch.arange(3)[:, None], u)
+        torch.testing.assert_close(
+            excess[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0
+        )
 
 
 def test_last_level_is_right_beyond_the_rounded_sum() -> None:
-    almost_one = torch.tensor(1 - 1e-16, dtype=torch.float64)
-    assert cdf_excess(torch.zeros(256), torch.tensor(255), almost_one) == 0
+    almost_one = torch.tensor([1 - 1e-16], dtype=torch.float64)
+    assert Categorical(256).excess(torch.zeros(256), torch.tensor([255]), almost_one) == 0
 
 
 def test_oracle_finds_one_wrong_level(work: Workload) -> None:
@@ -189,6 +193,43 @@ def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch
     """Both Python runtimes draw the same wrong images: only the probabilities give them away."""
     monkeypatch.setattr(drawing, "draw", one_too_high)
     assert "reference, 3 at once" in wrong_images(compare(work, ["reference", "eager"], 1, naive_pixels))
+
+
+# -- another head
+
+
+class OfMixture(PixelCNN):
+    """Its first outputs are read as a mixture of two logistics."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(images).permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :14]
+
+
+class WithoutPlainModel(Workload):
+    def plain_model(self) -> nn.Module:
+        return copy.deepcopy(self.model)
+
+
+@pytest.fixture(scope="module")
+def work_of_mixture() -> Workload:
+    model = random_model(family=OfMixture, **TINY)
+    work = workload(model, 3, 5, 4, head=LogisticMixture(2, colours=2))
+    assert work.noise.shape == (3, 3, 5, 4) and work.shape == (2, 5, 4)
+    return WithoutPlainModel(**vars(work))
+
+
+def test_mixtures_compare(work_of_mixture: Workload) -> None:
+    names = ["reference", "eager"] + ["cpu", "cpu-bf16"] * (native() is not None)
+    for result in compare(work_of_mixture, names, 1, naive_pixels=6):
+        assert result.check is not None and result.check.ok
+        assert result.check.limit == LIMIT or result.name == "cpu-bf16"
+        assert result.check.drawn == 3 * 2 * result.timed
+
+
+def test_a_wrong_sampler_of_mixtures_is_found(work_of_mixture: Workload, monkeypatch) -> None:
+    draw = LogisticMixture.draw
+    monkeypatch.setattr(LogisticMixture, "draw", lambda *given: (draw(*given) + 9) % 256)
+    assert "reference, 3 at once" in wrong_images(compare(work_of_mixture, ["reference", "eager"], 1))
 
 
 @needs_native

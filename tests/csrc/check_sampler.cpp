@@ -255,6 +255,55 @@ void check_scans(const char* isa) {
   }
 }
 
+// Mixtures of 11 logistics, of which the first colour is known in half of the pixels, or of which none is.
+void check_mixture(const char* isa, bool per_colour) {
+  Network<float> network(3, 1);
+  const int components = 11, uniforms = per_colour ? 2 * kImageChannels : 1 + kImageChannels;
+  const int parameters = components * (1 + 3 * kImageChannels);
+  network.program.head = {pcf::HeadKind::logistic_mixture,
+                          1,
+                          parameters,
+                          uniforms,
+                          kLevels,
+                          false,
+                          components,
+                          per_colour,
+                          0.1 * per_colour};
+  const auto sampler = pcf::cpu::make_sampler(network.program, false, pcf::WeightFormat::same, isa);
+  constexpr int kImages = 5, kPixels = kHeight * kWidth;
+  std::mt19937 random(11);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<double> noise(kImages * uniforms * kPixels);
+  for (double& u : noise) u = uniform(random);
+  std::vector<uint8_t> known(kImages * kSubPixels);
+  for (int i = 0; i < kImages * kSubPixels; i++) known[i] = i % kSubPixels < kPixels && i % 2;
+  const std::vector<float> condition(kImages * 33, 0.5f), map(kImages * kMap, 0.5f);
+  const auto drawn = [&](const pcf::cpu::Schedule& schedule, bool some_known) {
+    std::pair<std::vector<int32_t>, std::vector<double>> found{std::vector<int32_t>(kImages * kSubPixels, 7),
+                                                               std::vector<double>(kImages * kSubPixels)};
+    sampler->run({kImages,
+                  found.first.data(),
+                  some_known ? known.data() : nullptr,
+                  noise.data(),
+                  {condition.data(), map.data()},
+                  {},
+                  nullptr,
+                  found.second.data()},
+                 schedule, [](int) {});
+    return found;
+  };
+  for (const bool some_known : {false, true}) {
+    const auto whole = drawn(sampler->schedule(kImages, 1), some_known);
+    for (int i = 0; i < kImages * kSubPixels; i++) {
+      require(whole.first[i] >= 0 && whole.first[i] < kLevels, "a mixture's levels in range");
+      require(std::isfinite(whole.second[i]), "a mixture's log-probabilities are finite");
+      require(!some_known || !known[i] || (whole.first[i] == 7 && whole.second[i] == 0), "known colours are kept");
+    }
+    for (const auto& schedule : sampler->schedules(kImages, 3))
+      require(drawn(schedule, some_known) == whole, "a mixture draws the same on any number of threads");
+  }
+}
+
 // Schedules whose estimates are close are tried, and the fastest is kept; others are not.
 void check_choice() {
   const auto of_cost = [](int chunk, double cost) {
@@ -299,6 +348,7 @@ int main() {
       check<double>(pcf::WeightFormat::same, isa.c_str(), draws, few);
     }
     check_scans(isa.c_str());
+    for (const bool per_colour : {false, true}) check_mixture(isa.c_str(), per_colour);
     std::printf("%s: ok\n", isa.c_str());
   }
 }

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PLANTED = [
     ("steps.py", "_KINDS = (\n", '    StepKind("cube"),\n'),
     ("schema.py", "INSTRUCTIONS = (\n", '    InstructionTraits("attention", False, False, on_cuda=False),\n'),
-    ("schema.py", "HEADS = (", 'HeadTraits("mixture", "int32", 4, single=True, on_cuda=False), '),
+    ("schema.py", "HEADS = (", 'HeadTraits("mixture", single=True, on_cuda=False), '),
 ]
 SAMPLER = "CMakeFiles/cpu.dir/csrc/cpu/sampler/sampler.cpp.o"
 

@@ -217,7 +217,7 @@ def test_what_a_class_says_of_itself_must_go_together() -> None:
     for head, why in [
         (Truncated(), r"Truncated.* draws real numbers, which value_dtype torch\.int32 can't hold"),
         (Certain(), "with 0 uniforms"),
-        (Rounded(7), "7 levels"),
+        (Rounded(7), r"draws 7 levels, which value_dtype torch\.float64 can't hold"),
     ]:
         with pytest.raises(ValueError, match=why):
             Sampler(Net(), SHAPE, head=head, image_form="levels")
@@ -296,7 +296,7 @@ def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_otherwise()
     ("native", "value_dtype", "why"),
     [
         ("mixture", torch.int32, "drawn as 'mixture', which the compiled module does not know"),
-        ("categorical", torch.int64, r"values of torch\.int64, the compiled runtimes draw int32"),
+        ("categorical", torch.int64, r"values of torch\.int64, the compiled runtimes draw torch\.int32"),
     ],
 )
 @needs_native

@@ -14,6 +14,7 @@ class ImageValues {
   int draws() const { return program_.outputs.size(); }
   int distributions_per_draw() const { return program_.head.distributions / draws(); }
   int channels_per_distribution() const { return program_.image_channels / program_.head.distributions; }
+  int64_t pixels() const { return int64_t{program_.height} * program_.width; }
 
   // The index of an element of an array [images, channels, H, W].
   int64_t element(int image, int channels, int channel, int y, int x) const {

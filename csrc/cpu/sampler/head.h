@@ -1,12 +1,14 @@
 // Draws values of the image from the numbers that describe a distribution, scores what was drawn, and checks that the
-// numbers are finite. Another kind of head is one more case in each function here; the walk over the image does not
-// know what it draws.
+// numbers are finite. Another kind of head is one more case of HeadDrawer::draw; the walk over the image does not know
+// what it draws.
 #pragma once
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
+#include "cpu/sampler/distribution.h"
+#include "cpu/sampler/logistic_mixture.h"
 #include "cpu/simd/kernels.h"
 #include "program.h"
 
@@ -36,37 +38,20 @@ void keep_likeliest(const T* logits, T* weights, int levels, const SamplingOptio
   }
 }
 
-// The value at element `at` of Job::values, as the network reads it.
-template <class T>
-T value_at(HeadKind kind, const void* values, int64_t at) {
-  switch (kind) {
-    case HeadKind::categorical: return static_cast<T>(static_cast<const int32_t*>(values)[at]);
-  }
-  __builtin_unreachable();
-}
-
-// One distribution of one pixel of one image: its parameters, the element of Job::noise at which its noise begins, and
-// that of Job::values, known and log_probability at which its values begin. It is drawn unless all its values are
-// known.
-template <class T>
-struct Distribution {
-  const T* parameters;
-  int64_t noise, values;
-};
-
 // Draws for one thread.
 template <class T>
 class HeadDrawer {
  public:
   // scratch: [head.parameters]
   HeadDrawer(const Head& head, const Job& job, const Kernels<T>& kernels, T* scratch)
-      : head_(head), job_(job), kernels_(kernels), weights_(scratch) {}
+      : head_(head), job_(job), kernels_(kernels), weights_(scratch), mixture_(head, job) {}
 
   // Writes those of the distribution's values that are not known. False if its parameters are not finite; the values
-  // are then 0.
+  // are then the lowest.
   bool draw(const Distribution<T>& d) {
     switch (head_.kind) {
       case HeadKind::categorical: return draw_categorical(d);
+      case HeadKind::logistic_mixture: return mixture_.draw(d);
     }
     __builtin_unreachable();
   }
@@ -93,6 +78,7 @@ class HeadDrawer {
   const Kernels<T>& kernels_;
   T* const weights_;
   std::vector<int> order_;
+  LogisticMixture<T> mixture_;
 };
 
 }  // namespace pcf::cpu

@@ -77,7 +77,7 @@ class SamplerOf final : public Sampler {
     };
     if (!is_worth_it(turn(images, threads))) return;
     const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
-    std::vector<char> values(images * sub_pixels * traits(program_.head.kind).value_bytes);
+    std::vector<char> values(images * sub_pixels * kValueBytes);
     const std::vector<double> noise(images * pixels * program_.head.distributions * program_.head.uniforms);
     int64_t largest = 0;
     for (const auto& c : program_.conditions)
@@ -136,7 +136,7 @@ class SamplerOf final : public Sampler {
     const auto moved = [&](auto* array, int64_t elements) { return array ? array + first * elements : nullptr; };
     Job part = job;
     part.images = std::min(count, job.images - first);
-    part.values = moved(static_cast<char*>(job.values), sub_pixels * traits(head.kind).value_bytes);
+    part.values = moved(static_cast<char*>(job.values), sub_pixels * kValueBytes);
     part.known = moved(job.known, sub_pixels);
     part.noise = moved(job.noise, distributions * head.uniforms);
     part.parameters = moved(static_cast<T*>(job.parameters), distributions * head.parameters);

@@ -241,12 +241,12 @@ class Walk {
     if (!values_.known(image, distribution, y, x)) {
       const int64_t noise =
           values_.element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
-      if (!member.drawer.draw({parameters, noise, values_.sub_pixel(image, first, y, x)}))
+      if (!member.drawer.draw({parameters, noise, values_.sub_pixel(image, first, y, x), channels, values_.pixels()}))
         report(image, distribution, y, x);
     }
     for (int channel = first; channel < first + channels; channel++)
       for (const auto* i : p_.inputs)
-        evaluation_.put_value(member, *i, value_at<T>(head.kind, job_.values, values_.sub_pixel(image, channel, y, x)),
+        evaluation_.put_value(member, *i, value_at<T>(head, job_.values, values_.sub_pixel(image, channel, y, x)),
                               image, channel, y, x);
   }
 
