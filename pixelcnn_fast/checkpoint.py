@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.files import replacing
-from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelCNNpp, PixelRNN
 
-MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
-OF_LAYERS = ("n_layers", "n_residual")  # settings that count layers, which have tensors
+FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp)
+MODELS: dict[str, type[Model]] = {model.__name__: model for model in FAMILIES}
+OF_LAYERS = ("n_layers", "n_residual", "n_resnets")  # settings that count layers, which have tensors
 MOST_DILATED = 1 << 14
 RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
