@@ -44,5 +44,6 @@ class GatedResnet(nn.Module):
         if self.nin_skip is not None:
             y = y + self.nin_skip(skip)
         y = self.conv_out(self.dropout(concat_elu(y)))
-        x = x + gated_activation(y, None if self.label is None else self.label(labels), linear=True)
+        condition = None if self.label is None else self.label(labels).to(y.dtype)  # as autocast needs it
+        x = x + gated_activation(y, condition, linear=True)
         return x, concat_elu(x)

@@ -48,11 +48,11 @@ class ShiftedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, height, width = x.shape
-        has_neighbours = self.weight_v[0, 0].numel() > 1
-        if has_neighbours and self.stride == 1 and n * height * width >= FEWEST_PIXELS:
-            no_mask, padding = self.bias.new_ones(1), (self.above, self.left)
-            return masked_conv2d(x, self.weight, self.bias, no_mask, padding, size=(height, width))
-        x = F.pad(x, (self.left, self.right, self.above, 0))
+        if self.weight_v[0, 0].numel() > 1:
+            if self.stride == 1 and n * height * width >= FEWEST_PIXELS:
+                no_mask, padding = self.bias.new_ones(1), (self.above, self.left)
+                return masked_conv2d(x, self.weight, self.bias, no_mask, padding, size=(height, width))
+            x = F.pad(x, (self.left, self.right, self.above, 0))
         return F.conv2d(x, self.weight, self.bias, self.stride)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class ShiftedConv2d(nn.Module):
         """Sets g and the bias so that what the layer has given, y, would have had mean 0 and standard
         deviation ``scale`` in each channel -> that."""
         variance, mean = torch.var_mean(y, (0, 2, 3), correction=0)
-        factor = self.scale / (variance + 1e-10).sqrt()
+        factor = self.scale / variance.clamp(min=1e-10).sqrt()
         self.weight_g.mul_(factor[:, None, None, None])
         self.bias.sub_(mean).mul_(factor)
         return (y - mean[:, None, None]) * factor[:, None, None]
