@@ -73,8 +73,8 @@ void concat_elu_gradient(const E* a, const E* b, const E* grad_a, const E* grad_
   using T = Computed<E>;
   const auto slope = [](T y) { return y > 0 ? T(1) : y + T(1); };
   for (int64_t i = 0; i < n; i++)
-    grad_x[i] = convert<E>(convert<T>(grad_a[i]) * slope(convert<T>(a[i])) -
-                           convert<T>(grad_b[i]) * slope(convert<T>(b[i])));
+    grad_x[i] =
+        convert<E>(convert<T>(grad_a[i]) * slope(convert<T>(a[i])) - convert<T>(grad_b[i]) * slope(convert<T>(b[i])));
 }
 
 // -- likelihood. Each lane has a sum of its own, so loops vectorize without reordering the sums of the source.

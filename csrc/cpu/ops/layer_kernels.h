@@ -8,8 +8,8 @@
 
 namespace pcf::cpu {
 
-// n values of each half of a gate's input. linear: a itself instead of tanh(a). condition_a, condition_b: added to a and
-// b; null for none, one value each (condition_stride 0), or n values each (1).
+// n values of each half of a gate's input. linear: a itself instead of tanh(a). condition_a, condition_b: added to a
+// and b; null for none, one value each (condition_stride 0), or n values each (1).
 template <class E>
 struct GateInput {
   bool linear;
