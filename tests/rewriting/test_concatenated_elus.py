@@ -65,8 +65,10 @@ def test_is_left(name: str) -> None:
     model = Programmed(LEFT[name]).double()
     x = images(5).requires_grad_()
     fast, backend = compiled_copy(model)
-    for got, expected in zip(
-        *(torch.autograd.grad(f(x).square().sum(), x) for f in (fast, model)), strict=True
-    ):
-        torch.testing.assert_close(got, expected)
+    fast(x)  # compiling draws random numbers, too
+    found = []
+    for each in (fast, model):
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(each(x).square().sum(), x)[0])
+    torch.testing.assert_close(*found)
     assert not backend.report.rewritten and not backend.report.warnings, str(backend.report)
