@@ -38,12 +38,7 @@ def _parts(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
         return None
     call = arguments(node)
     both = call.input
-    if (
-        call.alpha != 1
-        or call.inplace
-        or not is_call(both, _CAT)
-        or argument(both, 1, "dim", 0) not in (1, -3)
-    ):
+    if call.alpha != 1 or not is_call(both, _CAT) or argument(both, 1, "dim", 0) not in (1, -3):
         return None
     parts = both.args[0]
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
