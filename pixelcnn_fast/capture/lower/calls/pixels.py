@@ -48,13 +48,15 @@ def convolved(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     stride: Sequence[int] = (1, 1),
+    size: Sequence[int] | None = None,
 ) -> Map:
-    """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
+    """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']. size:
+    h' and w', if padding below and to the right is not that above and to the left."""
     images = b.space.images
     if (
         len(x.addresses) > images and len(x.addresses) % images == 0
     ):  # such as one batch twice, under two conditions
-        settings = weight, bias, padding, dilation, groups, stride
+        settings = weight, bias, padding, dilation, groups, stride, size
         parts = [convolved(b, b.map(part), *settings) for part in x.addresses.split(images)]
         return b.map(torch.cat([part.addresses for part in parts]))
     features, imageless = divided(b, windowed(b, x))
@@ -63,7 +65,9 @@ def convolved(
     if groups > 1:
         columns = _ungrouped(columns, groups)
     axes = [*zip(x.shape[2:], columns.shape[:2], padding, dilation, stride, every, strict=True)]
-    height, width = ((size + 2 * pad - by * (count - 1) - 1) // s + 1 for size, count, pad, by, s, _ in axes)
+    height, width = size or (
+        (many + 2 * pad - by * (count - 1) - 1) // s + 1 for many, count, pad, by, s, _ in axes
+    )
     rows, across = ([(i * by - pad) * each for i in range(count)] for _, count, pad, by, _, each in axes)
     planes = None if imageless is None else of_imageless(b, imageless, every)
     parts = [features] if planes is None else [features, planes]
@@ -182,10 +186,10 @@ def _average(
 @lowers("masked_conv2d")
 def _masked_conv2d(
     t: LoweringContext, x: View, weight: View, bias: Any, mask: View, padding: Any,
-    dilation: Any, *backend: Any,
+    dilation: Any, backend: Any = None, dense_gradient: Any = None, result_format: Any = None, size: Any = None,
 ) -> Map:  # fmt: skip
     masked = t.constant(weight, as_is=True) * t.constant(mask, as_is=True)
-    return convolved(t.builder, t.map(x), masked, t.constant(bias), padding, dilation)
+    return convolved(t.builder, t.map(x), masked, t.constant(bias), padding, dilation, size=size)
 
 
 @lowers("masked_conv_block")
@@ -202,12 +206,21 @@ def _masked_conv_block(
     return y if activation == "none" else stepped(t.builder, y, Step(activation, alpha))
 
 
-def _gated_activation(b: Builder, x: Map, condition: Map | None, *backend: Any) -> Map:
+def _gated_activation(
+    b: Builder, x: Map, condition: Map | None, backend: Any = None, linear: bool = False
+) -> Map:
     if condition is not None:
         term = condition.addresses
         x = added(b, x, b.map(term if term.dim() == 4 else term[..., None, None]))
     values, gates = halves(b, x, 1)
-    return multiplied(b, stepped(b, values, Step("tanh")), stepped(b, gates, Step("sigmoid")))
+    return multiplied(
+        b, values if linear else stepped(b, values, Step("tanh")), stepped(b, gates, Step("sigmoid"))
+    )
+
+
+def _concat_elu(b: Builder, x: Map, *backend: Any) -> Map:
+    parts = x, stepped(b, x, (-1.0, 0.0))
+    return b.map(torch.cat([stepped(b, part, Step("elu")).addresses for part in parts], 1))
 
 
 lowers_to_formulas(
@@ -216,6 +229,7 @@ lowers_to_formulas(
         "upsample_nearest2d": _moved_by(torch.ops.aten.upsample_nearest2d.default),
         "_upsample_nearest_exact2d": _moved_by(torch.ops.aten._upsample_nearest_exact2d.default),
         "avg_pool2d": _average,
+        "concat_elu": _concat_elu,
         "gated_activation": _gated_activation,
     }
 )
