@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.emitter import Emitter
@@ -123,7 +122,7 @@ class _Retiming:
             return self._missing or self._made[value, dy, dx]
         if moved and self._is_moved_itself(value, dy, dx):
             identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
-            tap = self._read(value, dy, dx, identity)
+            tap = Tap(value, 0, 0, identity).of(self._read(value, dy, dx))
             there: Instruction = Convolution(0, i.channels, i.name, taps=(tap,), every=i.every)
             return self._missing or self._new.emit(there)
         there = self._unmoved(i) if not moved and value in self.late else self._there(i, dy, dx)
@@ -144,11 +143,10 @@ class _Retiming:
             self._new.emit(self._unmoved(i), self._made[i.out, 0, 0])
 
     def _unmoved(self, i: Instruction) -> Instruction:
-        def tap(tap: Tap) -> Tap:
-            read = self._as_it_is(tap.read, i)
-            return Tap(read.value, read.dy, read.dx, tap.weight)
+        def unmoved(read: Read) -> Read:
+            return self._as_it_is(read, i)
 
-        return i.rewired(lambda read: self._as_it_is(read, i), tap)
+        return i.rewired(unmoved, lambda tap: tap.of(unmoved(tap.read)))
 
     def _as_it_is(self, read: Read, by: Instruction) -> Read:
         """Where an unmoved instruction reads a value's new form; one on finished rows may read all of its row."""
@@ -172,7 +170,7 @@ class _Retiming:
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
             operand=lambda read: self._operand(read, dy, dx),
-            tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
+            tap=lambda tap: tap.of(self._read(tap.source, tap.dy + dy, tap.dx + dx)),
         )
         return replace(there, steps=tuple(step.shifted(dy, dx) for step in there.steps))
 
@@ -192,14 +190,14 @@ class _Retiming:
         """Whether reading a late value at ``dy`` moves it down until it sees only rows above."""
         return value in self.late and dy <= -self._up[value]
 
-    def _read(self, source: int, dy: int, dx: int, weight: Tensor) -> Tap:
+    def _read(self, source: int, dy: int, dx: int) -> Read:
+        """Where a tap of a moved instruction reads a value."""
         if self.in_time(source, dy, dx):
-            return Tap(self._at(source, 0, 0), dy, dx, weight)
+            return Read(self._at(source, 0, 0), dy, dx)
         if self._below(source, dy):  # one moved value serves all its readers
             up = self._up[source]
-            return Tap(self._at(source, -up, 0), dy + up, dx, weight)
-        read = self._moved(Read(source, dy, dx))
-        return Tap(read.value, read.dy, read.dx, weight)
+            return Read(self._at(source, -up, 0), dy + up, dx)
+        return self._moved(Read(source, dy, dx))
 
     def _operand(self, read: Read, dy: int, dx: int) -> Read:
         """Where an instruction that is moved to (dy, dx) reads an operand."""

@@ -71,9 +71,10 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
 
 
 def without_unread_channels(program: Program) -> Program:
-    """Drops the channels that reach no output, such as those of pixels that a mask hides everywhere."""
+    """Drops channels that reach no output, if some are of other pixels, such as what a mask hides everywhere."""
     read = _channels_read(program)
-    if all(bool(channels.all()) for channels in read.values()):
+    dead = [i for i in program.instructions if not bool(read[i.out].all())]
+    if all(tap.read.is_here for i in dead for tap in i.taps):
         return program
     labels = _labels(program, {value: channels.long() for value, channels in read.items()}, ordered=False)
     split = _Splitter(program, labels, ordered=False).split()
@@ -95,8 +96,8 @@ def _channels_read(program: Program) -> dict[int, Tensor]:
 
 def draws_needed(fields: Mapping[Place, Field]) -> Tensor:
     """How many channels of the pixel must be drawn before each channel of a value: [channels]."""
-    present = reduce(torch.logical_or, (field.present() for field in fields.values()))
-    return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
+    present = reduce(np.logical_or, (field.present() for field in fields.values()))
+    return torch.from_numpy((present * np.arange(1, present.shape[1] + 1)).max(1))
 
 
 class _Splitter:
@@ -139,6 +140,9 @@ class _Splitter:
     def _taps(self, taps: tuple[Tap, ...]) -> list[Tap]:
         result = []
         for tap in taps:
+            if len(self._pieces[tap.source]) == 1:
+                result.append(tap.of(tap.read.of(self._pieces[tap.source][0])))
+                continue
             for piece, rows in self._parts(tap.source):
                 weight = tap.weight.index_select(0, rows.to(tap.weight.device))
                 if bool(weight.any()):

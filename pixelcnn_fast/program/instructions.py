@@ -116,9 +116,11 @@ class Convolution(Instruction):
         return around.summed(self)
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        picked = super().picked(channels, exchanged, whole)
+        if torch.equal(channels, torch.arange(self.channels)):
+            return picked
         taps = tuple(replace(tap, weight=tap.weight[:, channels]) for tap in self.taps)
-        bias = None if self.bias is None else self.bias[channels]
-        return replace(super().picked(channels, exchanged, whole), taps=taps, bias=bias)
+        return replace(picked, taps=taps, bias=None if self.bias is None else self.bias[channels])
 
     def with_taps(self, taps: Iterable[Tap], bias: Tensor | None = None) -> Self:
         return replace(self, taps=tuple(taps), bias=self.bias if bias is None else bias)

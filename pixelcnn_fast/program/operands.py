@@ -72,6 +72,12 @@ class Tap:
     def is_live(self) -> bool:
         return bool(self.connected.any())
 
+    def of(self, read: Read) -> Tap:
+        """The same weight, applied to something else."""
+        tap = Tap(read.value, read.dy, read.dx, self.weight)
+        vars(tap).update({name: vars(self)[name] for name in ("connected", "is_live") if name in vars(self)})
+        return tap
+
 
 @dataclass(frozen=True, eq=False)
 class ConditionOperand:

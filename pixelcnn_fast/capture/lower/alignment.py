@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition, Value
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.grids import WHOLE, Every
 
@@ -55,6 +55,7 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     return spatial, [dim for dim in dims if dim not in spatial]
 
 
+@unrecorded
 def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """-> (the addresses, where an axis that combines several of the image's is split, such
     as the first of [N * H * W, C]; the dimensions of N, H and W; those of channels)."""
@@ -89,6 +90,7 @@ def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
             yield [*shape[:one], *first, *shape[one + 1 : two], *last, *shape[two + 1 :]]
 
 
+@unrecorded
 def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
     whole = (space.images, *addresses.shape[1:2], *space.grid)
@@ -112,16 +114,17 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
     return arranged.reshape(n, -1, height, width), back
 
 
+@unrecorded
 def grid_of(space: AddressSpace, addresses: Tensor) -> Every:
     """The grid that a map [N, C, h, w] of values is on: how many pixels of the image lie between its rows
     and its columns. Raises Unsupported if that is no whole number."""
-    source, found = space.source_of(addresses[0]), list[tuple[int | None, int | None]]()
-    values = [s for s in space.found(addresses) if isinstance(space.sources[s], Value)]
-    for s in values:
-        here = source == s
-        channel = here.flatten(1).sum(1).argmax()  # which tells the most
-        elements, live, (sy, sx) = space.decode(addresses[0, channel]), here[channel], space.every(s)
-        found.append((_step(elements.y, live, sy), _step(elements.x.T, live.T, sx)))
+    found, values = list[tuple[int | None, int | None]](), list[int]()
+    for s, _, part in _by_source(space, addresses):
+        if isinstance(space.sources[s], Value):
+            values.append(s)
+            channel = (part[0] != 0).flatten(1).sum(1).argmax()  # which tells the most
+            elements, live, (sy, sx) = space.decode(part[0, channel]), part[0, channel] != 0, space.every(s)
+            found.append((_step(elements.y, live, sy), _step(elements.x.T, live.T, sx)))
     of = space.every(values[0]) if values else WHOLE
     rows, columns = zip(*found, strict=True) if found else ((), ())
     return next(filter(None, rows), of[0]), next(filter(None, columns), of[1])
@@ -145,48 +148,73 @@ def _step(index: Tensor, live: Tensor, every: int) -> int | None:
     return int(by) * every // repeats
 
 
+@unrecorded
 def segments(space: AddressSpace, addresses: Tensor, every: Every) -> list[Segment]:
     """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or
     several. every: the grid that they are on, by ``grid_of``. Raises Unsupported unless
     pixels are just shifted, with zeros moved in, or enlarged."""
-    source = space.source_of(addresses)
     return [
         segment
-        for found in space.found(addresses)
-        for segment in _segments_of(space, found, torch.where(source == found, addresses, 0), every)
+        for source, at, part in _by_source(space, addresses)
+        for segment in _segments_of(space, source, at, part, every)
     ]
 
 
-def _segments_of(space: AddressSpace, source: int, addresses: Tensor, every: Every) -> list[Segment]:
-    used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
-    here, (height, width) = addresses[:, used], addresses.shape[2:]
-    live = here[0] != 0
-    first = live.flatten(1).int().argmax(1)
+def _by_source(space: AddressSpace, addresses: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields each source, the channels in which it is, and these channels, with zeros in place of other sources."""
+    first = addresses[0].flatten(1)
+    largest = first.amax(1)
+    least = torch.where(first == 0, largest[:, None], first).amin(1)
+    own = space.source_of(largest)
+    if torch.equal(own, space.source_of(least)):  # the usual case: a channel is of one source
+        for source in own[own >= 0].unique().tolist():
+            at = (own == source).nonzero()[:, 0]
+            is_range = int(at[-1] - at[0]) == len(at) - 1
+            yield source, at, addresses[:, at[0] : at[-1] + 1] if is_range else addresses[:, at]
+        return
+    sources = space.source_of(addresses)
+    for source in space.found(addresses):
+        part = torch.where(sources == source, addresses, 0)
+        at = (part[0] != 0).flatten(1).any(1).nonzero()[:, 0]
+        yield source, at, part[:, at]
+
+
+def _segments_of(space: AddressSpace, source: int, at: Tensor, here: Tensor, every: Every) -> list[Segment]:
+    """here: the channels ``at`` of a map, each of which has elements of the source, and zeros."""
+    (height, width), live = here.shape[2:], here[0] != 0
+    first = live.flatten(1).to(torch.uint8).argmax(1)
     start = space.decode(here[0].flatten(1).gather(1, first[:, None])[:, 0])
     (sy, sx), (rows, columns) = space.every(source), space.size(space.every(source))
     dy, dx = start.y * sy - first // width * every[0], start.x * sx - first % width * every[1]
     y = torch.arange(height)[:, None] * every[0] + dy[:, None, None]
     x = torch.arange(width) * every[1] + dx[:, None, None]
-    image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
+    image, channel = torch.arange(len(here))[:, None, None, None], start.channel[:, None, None]
     there = (y % sy == 0) & (x % sx == 0)
     y, x = y // sy, x // sx
     there &= (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
     if not torch.equal(torch.where(live & there, space.at(source, image, channel, y, x), 0), here):
-        return _of_several_shifts(space, source, addresses, every)
-    pixels = torch.zeros(len(used), rows, columns, dtype=torch.bool)
-    k, i, j = live.nonzero().unbind(1)
-    pixels[k, (i * every[0] + dy[k]) // sy, (j * every[1] + dx[k]) // sx] = True
-    _, pattern = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
-        alike.setdefault(tuple(key), []).append(row)
-    return [
-        Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, pixels[rows[0]])
-        for (by_y, by_x, _), rows in alike.items()
-    ]
+        return _of_several_shifts(space, source, at, here, every)
+    if bool((dy == dy[0]).all()) and bool((dx == dx[0]).all()) and bool((live == live[:1]).all()):
+        alike = [torch.arange(len(at))]  # the usual case
+    else:
+        keys = torch.cat([dy[:, None], dx[:, None], live.flatten(1).long()], 1)
+        _, kind = torch.unique(keys, dim=0, return_inverse=True)
+        alike = [(kind == k).nonzero()[:, 0] for k in dict.fromkeys(kind.tolist())]
+    found = []
+    for channels in alike:
+        k = int(channels[0])
+        i, j = live[k].nonzero().unbind(1)
+        by_y, by_x = int(dy[k]), int(dx[k])
+        pixels = torch.zeros(rows, columns, dtype=torch.bool)
+        pixels[(i * every[0] + by_y) // sy, (j * every[1] + by_x) // sx] = True
+        of_source, of_map = start.channel[channels].tolist(), at[channels].tolist()
+        found.append(Segment(source, of_source, of_map, by_y, by_x, pixels))
+    return found
 
 
-def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor, every: Every) -> list[Segment]:
+def _of_several_shifts(
+    space: AddressSpace, source: int, at: Tensor, addresses: Tensor, every: Every
+) -> list[Segment]:
     """``_segments_of`` for several shifts, such as one along the raster, or those within the cells of a
     coarser grid."""
     if len(addresses) > space.images:
@@ -209,10 +237,12 @@ def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor, ever
             "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
             "rolled around the image, flipped or transposed: turn them back before this call"
         )
-    alike = (((dy == by_y) & (dx == by_x)) for by_y, by_x in shifts)
-    return [
-        segment for one in alike for segment in _segments_of(space, source, addresses.where(one, 0), every)
-    ]
+    found = []
+    for by_y, by_x in shifts:
+        part = addresses.where((dy == by_y) & (dx == by_x), 0)
+        used = (part[0] != 0).flatten(1).any(1).nonzero()[:, 0]
+        found += _segments_of(space, source, at[used], part[:, used], every)
+    return found
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:

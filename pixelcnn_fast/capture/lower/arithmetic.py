@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape
 from pixelcnn_fast.capture.lower.imageless import Affine
 from pixelcnn_fast.capture.lower.materialize import copied, materialised, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value
@@ -37,7 +37,7 @@ def multiplied(b: Builder, x: Map | float, y: Map | float) -> Map:
 
 def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float = 1.0) -> Map:
     """x + alpha * y, or another kind of step on two maps, one of which depends on the image."""
-    shape = torch.broadcast_shapes(*(m.shape for m in (x, y) if isinstance(m, Map)))
+    shape = broadcast_shape(*(m.shape for m in (x, y) if isinstance(m, Map)))
     for one, other, scale, factor in ((x, y, 1.0, alpha), (y, x, alpha, 1.0)):
         if isinstance(one, Map) and (number := _number(b, other)) is not None:
             return _expanded(b, stepped(b, one, _with_number(kind, scale, factor * number)), shape)

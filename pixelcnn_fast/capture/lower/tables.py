@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.lower.builder import Builder, no_operand
+from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape, no_operand
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
@@ -88,7 +88,7 @@ def tabulated(
     """
     if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
         return whole
-    shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
+    shape = broadcast_shape(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
     elements, (sources, index) = b.space.decode(at), b.space.joined(at)
     tables, channels = zip(*(_table_of(b, s) for s in (Constant(b.imageless.zero), *sources)), strict=True)

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View, extent
 from pixelcnn_fast.program.grids import WHOLE, Every, frame
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Elements(NamedTuple):
@@ -58,6 +62,17 @@ class Unknown(NamedTuple):
     """What depends on the image in a way that no instruction expresses."""
 
     reason: str
+
+
+def unrecorded(compute: Callable[P, R]) -> Callable[P, R]:
+    """For what computes addresses, in thousands of small calls, past the recorder of weights."""
+
+    @wraps(compute)
+    def unseen(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch._C._DisableTorchDispatch():
+            return compute(*args, **kwargs)
+
+    return unseen
 
 
 FEW = 4  # sources of one map, and maps that are looked at in turn
@@ -108,6 +123,7 @@ class AddressSpace:
     def has_whole_frame(self, source: int) -> bool:
         return self.frame(source) == self.size(self.every(source))
 
+    @unrecorded
     def of(self, source: int) -> Tensor:
         """All addresses of a source, [N or 1, channels, h, w]."""
         n, c, h, w = shape = self._shapes[source]
@@ -117,6 +133,7 @@ class AddressSpace:
         _, channels, height, width = self._shapes[source]
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
 
+    @unrecorded
     def decode(self, addresses: Tensor) -> Elements:
         source, found = self.source_of(addresses), self.found(addresses)
         channels: Any
@@ -134,18 +151,21 @@ class AddressSpace:
         rest, y = _divided(rest, height)
         return Elements(source, *_divided(rest, channels), y, x)
 
+    @unrecorded
     def relative(self, imageless: Tensor) -> Tensor:
         """Addresses of imageless elements, moved to where the first image has the same elements."""
         elements = self.decode(imageless)
         first = torch.tensor(self._starts)[elements.source]
         return torch.where(imageless != 0, first + elements.channel, 0)
 
+    @unrecorded
     def source_of(self, addresses: Tensor) -> Tensor:
         found = self.found(addresses)
         if len(found) <= FEW:
             return self._chosen(addresses, found, [-1, *found])
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
 
+    @unrecorded
     def found(self, addresses: Tensor) -> list[int]:
         """The sources of these addresses, in order."""
         for known, version, found in self._looked_at:
@@ -176,6 +196,7 @@ class AddressSpace:
             chosen = torch.where(addresses >= self._starts[s], number, chosen)
         return chosen
 
+    @unrecorded
     def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
         """-> (the sources that occur; each address's place in a row of a zero and all their channels)"""
         found, starts, start = self.found(addresses), torch.zeros(len(self.sources), dtype=torch.long), 1
@@ -185,6 +206,7 @@ class AddressSpace:
         index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
         return [self.sources[s] for s in found], index
 
+    @unrecorded
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
         """Addresses of the same elements in other sources. zero: the address that a zero gets."""
         by = torch.zeros(len(self.sources), dtype=torch.long)
@@ -193,10 +215,12 @@ class AddressSpace:
         shift = by.sum() if len(to) == 1 else by[self.source_of(addresses)]  # usually needs no search
         return torch.where(addresses != 0, addresses + shift, zero)
 
+    @unrecorded
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
         return torch.where(self.is_of(self.source_of(addresses), kinds), addresses, 0)
 
+    @unrecorded
     def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """Whether sources, by number, are of some kinds. -1, a zero, is of none."""
         return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]

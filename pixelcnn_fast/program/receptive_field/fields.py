@@ -28,23 +28,31 @@ from pixelcnn_fast.program.recurrence import components
 
 @dataclass(frozen=True)
 class Field:
-    """What the channels of a value see. Channels that see the same form a group.
+    """What the channels of a value see. Channels that see the same form a group."""
 
-    group: [channels], the group of each; seen: bool [groups, image channels, 2H - 1,
-    2W - 1]: whether group g sees image channel c of the pixel at (dy, dx) is at
-    (g, c, dy + H - 1, dx + W - 1). Offsets that no pixel has are left out.
-    """
+    in_numpy: Seen
 
-    group: Tensor
-    seen: Tensor
+    @property
+    def group(self) -> Tensor:
+        """The group of each channel: [channels]."""
+        return torch.from_numpy(self.in_numpy.group)
+
+    @property
+    def seen(self) -> Tensor:
+        """bool [groups, image channels, 2H - 1, 2W - 1]: whether group g sees image channel c
+        of the pixel at (dy, dx) is at (g, c, dy + H - 1, dx + W - 1). Offsets that no pixel
+        has are left out."""
+        return torch.from_numpy(self.in_numpy.seen)
 
     def of_channels(self) -> Tensor:
         """By channel: [channels, image channels, 2H - 1, 2W - 1]."""
         return self.seen[self.group]
 
-    def present(self) -> Tensor:
-        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
-        return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
+    def present(self) -> np.ndarray:
+        """Which image channels of its own pixel each channel sees: bool [channels, image channels]."""
+        group, seen = self.in_numpy
+        present: np.ndarray = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2][group]
+        return present
 
 
 # By value, its field at each place of the program's cell where it exists.
@@ -90,7 +98,7 @@ def _receptive_fields(program: Program, together: bool) -> Fields:
             found[node] = _inside(seen_by(i, readings, found, shape, levels), node, whole, program)
     fields: Fields = defaultdict(dict)
     for (value, place), seen in found.items():
-        fields[value][place] = Field(*map(torch.from_numpy, seen))
+        fields[value][place] = Field(seen)
     return dict(fields)
 
 

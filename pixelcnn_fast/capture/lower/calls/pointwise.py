@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
-from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape
 from pixelcnn_fast.capture.lower.calls.registry import (
     LoweringContext,
     lowers,
@@ -144,7 +144,7 @@ def _divided(b: Builder, x: Map | float, y: Map | float, *, rounding_mode: str |
 
 def _where(b: Builder, mask: Map, x: Map | float, y: Map | float) -> Map:
     """mask * x + (1 - mask) * y, for a mask that depends on one level, or on the condition."""
-    shape = torch.broadcast_shapes(*(each.shape for each in (mask, x, y) if isinstance(each, Map)))
+    shape = broadcast_shape(*(each.shape for each in (mask, x, y) if isinstance(each, Map)))
 
     def masked(x: Map | float, mask_of_x: Map) -> Map:
         if isinstance(x, Map) and Value not in x.kinds and Value not in mask.kinds:
