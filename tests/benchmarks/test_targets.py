@@ -110,8 +110,9 @@ def test_ours_is_compared_with_the_fastest_of_the_others(monkeypatch) -> None:
         lambda on: ops.block(on, 4, 3, "B", 5),
         lambda on: ops.gate(on, 4, 5),
         lambda on: ops.likelihood(on, 2, 5),
+        lambda on: ops.mixture(on, 2, 5),
     ],
-    ids=["convolution", "block", "gate", "likelihood"],
+    ids=["convolution", "block", "gate", "likelihood", "mixture"],
 )
 def test_contestants_of_an_op_agree(case: Callable[[ops.On], ops.Case], request) -> None:
     found = case(ops.On(2))

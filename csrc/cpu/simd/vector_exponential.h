@@ -15,8 +15,8 @@ struct ExpAndRest {
   Vec<T> exp, rest;  // exp(x), 1 - exp(x)
 };
 
-// For -80 <= x <= 80, to within about 1 and 2 ulp; NaN stays NaN. With n the multiple of ln 2 nearest to x and r what is
-// left, exp(x) = 2^n + 2^n (exp(r) - 1), by the Taylor polynomial of degree 7, or of degree 13 in float64.
+// For -80 <= x <= 80, to within about 1 and 2 ulp; NaN stays NaN. With n the multiple of ln 2 nearest to x and r what
+// is left, exp(x) = 2^n + 2^n (exp(r) - 1), by the Taylor polynomial of degree 7, or of degree 13 in float64.
 template <class T>
 inline ExpAndRest<T> exp_and_rest(Vec<T> x) {
   constexpr bool is_wide = sizeof(T) == 8;
