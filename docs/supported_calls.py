@@ -258,7 +258,7 @@ FEATURES: dict[str, list[Row]] = {
         ),
         Row(
             {
-                **named(torch, "abs square exp"),
+                **named(torch, "abs square exp erf erfc"),
                 **named(torch, "sqrt rsqrt reciprocal log", around=positive),
                 "logit": lambda x: torch.logit(torch.sigmoid(2 * x) * 0.5),
             }
@@ -504,7 +504,7 @@ LEVELS: list[Row] = [
         }
     ),
     Row(
-        named(torch, "round floor ceil trunc frac sign sin cos erf log1p expm1", around=scaled),
+        named(torch, "round floor ceil trunc frac sign sin cos log1p expm1", around=scaled),
         "And any other pointwise function, whether it has a step or not.",
     ),
     Row(

@@ -45,6 +45,8 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
     "exp": lambda x, alpha: torch.exp(x),
     "log": lambda x, alpha: torch.log(x),
+    "erf": lambda x, alpha: torch.erf(x),
+    "erfc": lambda x, alpha: torch.erfc(x),
     "softplus": lambda x, alpha: F.softplus(x, alpha),
     "power": lambda x, alpha: x**alpha,
     "layer_norm": _layer_norm,

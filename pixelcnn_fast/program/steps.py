@@ -82,6 +82,8 @@ _KINDS = (
     StepKind("hardswish", activation=Activation("Hardswish")),
     StepKind("exp", cost=EXPONENTIAL),
     StepKind("log", is_infinite_at_zero=lambda alpha: True, cost=EXPONENTIAL),
+    StepKind("erf", cost=EXPONENTIAL),
+    StepKind("erfc", cost=EXPONENTIAL),
     StepKind("softplus", cost=EXPONENTIAL, alpha="beta"),
     StepKind("power", is_infinite_at_zero=lambda alpha: alpha < 0, cost=EXPONENTIAL, alpha="the exponent"),
     StepKind(

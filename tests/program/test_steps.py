@@ -244,6 +244,22 @@ def test_exp_reaches_both_ends_of_its_dtype(runtime):
 
 
 @on_every_runtime
+@pytest.mark.parametrize("kind", ["erf", "erfc"])
+def test_error_functions_are_exact_however_small(kind, runtime):
+    """Near 0, and far out, until they are 0, 1 or 2."""
+    dtype, _ = RUNTIMES[runtime]
+    x = torch.cat([torch.linspace(-30, 30, 999), torch.logspace(-30, 0, 99)]).to(dtype)
+    ends = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0], dtype=dtype)
+    found = applied(kind, torch.cat([x, ends]), torch.cat([x, ends]), 1.0, runtime)
+    plain, exact = (FORMULAS[kind](each, 1.0) for each in (torch.cat([x, ends]), x.double()))
+    assert torch.allclose(found[-4:], plain[-4:], rtol=0, atol=0, equal_nan=True)
+    normal = exact.abs() > torch.finfo(dtype).smallest_normal
+    assert (found[:-4][~normal] <= torch.finfo(dtype).smallest_normal).all()
+    found, plain = (y[:-4][normal].double() / exact[normal] for y in (found, plain))
+    assert_right(found.to(dtype), plain.to(dtype), torch.ones_like(found))
+
+
+@on_every_runtime
 def test_log_where_it_is_not_finite(runtime):
     dtype, _ = RUNTIMES[runtime]
     x = torch.tensor([0.0, 1.0, -1.0, -float("inf"), float("inf"), float("nan")], dtype=dtype)

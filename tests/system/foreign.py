@@ -479,6 +479,20 @@ class RareActivations(nn.Module):
         return 6 * self.last((h * h + 0.1) ** 0.5)
 
 
+# -- gates that are cumulative distributions of Gaussians
+
+
+class CumulativeGates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = InPlaceConv("A", 1, 8, 3, padding=1), InPlaceConv("B", 8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.erf(4 * self.first(x))
+        return 9 * self.last(h * torch.special.erfc(self.second(h)))
+
+
 # -- features within bounds, some of which the label sets; logits masked and raised to a floor
 
 
@@ -601,6 +615,7 @@ NETWORKS = {
     "residual added twice": Network(ResidualTwice, arguments=dict(image_form="unit")),
     "channels last": Network(ChannelsLast, arguments=dict()),
     "rare activations": Network(RareActivations, arguments=dict(image_form="unit")),
+    "cumulative gates": Network(CumulativeGates, arguments=dict(image_form="unit")),
     "bounded": Network(Bounded, arguments=dict(image_form="unit"), classes=3),
     "scaled image": Network(ScaledImage, (1, 4, 5), dict(image_form="unit"), classes=3),
     "strides": Network(Strided, (1, 6, 6), dict(image_form="levels")),

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "cpu/simd/error_function.h"
 #include "cpu/simd/exponential.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/simd/vector.h"
@@ -55,7 +56,8 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
     case StepKind::silu: return each([](T v) { return v * logistic(v); });
     case StepKind::sigmoid: return each([](T v) { return logistic(v); });
     case StepKind::tanh: return each([](T v) { return hyperbolic_tangent(v); });
-    case StepKind::gelu: return each([](T v) { return v * T(0.5) * (T(1) + std::erf(v * T(0.70710678118654752440))); });
+    case StepKind::gelu:
+      return each([](T v) { return v * T(0.5) * (T(1) + error_function(v * T(0.70710678118654752440))); });
     case StepKind::gelu_tanh:
       return each([](T v) {
         const T inner = T(0.79788456080286535588) * (v + T(0.044715) * v * v * v);
@@ -68,6 +70,8 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
       });
     case StepKind::exp: return each([](T v) { return exponential_of_any(v); });
     case StepKind::log: return each([](T v) { return std::log(v); });
+    case StepKind::erf: return each([](T v) { return error_function(v); });
+    case StepKind::erfc: return each([](T v) { return complementary_error_function(v); });
     case StepKind::softplus:
       return each([=](T v) {
         return v * alpha > 20 ? v : std::log1p(exponential(v * alpha)) / alpha;  // 20 as in PyTorch

@@ -78,6 +78,8 @@ PCF_ON_BOTH void apply_formula(StepKind kind, float alpha, float (&x)[4], const 
       });
     case StepKind::exp: return each([](float v) { return expf(v); });
     case StepKind::log: return each([](float v) { return logf(v); });
+    case StepKind::erf: return each([](float v) { return erff(v); });
+    case StepKind::erfc: return each([](float v) { return erfcf(v); });
     case StepKind::softplus: return each([=](float v) { return v * alpha > 20 ? v : log1pf(expf(v * alpha)) / alpha; });
     case StepKind::power: return each([=](float v) { return powf(v, alpha); });
   }

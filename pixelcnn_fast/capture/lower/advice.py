@@ -75,7 +75,7 @@ REFUSED = [
         "Leave it out, or apply it to the image itself.",
     ),
     Refused(
-        "sin cos tan sinh cosh atan atan2 erf erfc log1p expm1 log2 log10 logaddexp hypot",
+        "sin cos tan sinh cosh atan atan2 log1p expm1 log2 log10 logaddexp hypot",
         "They have no step; on one level of the image, they are looked up.",
         "Use `exp`, `log` and `sqrt`, as in `(1 + x).log()`, or an activation that has a step.",
     ),

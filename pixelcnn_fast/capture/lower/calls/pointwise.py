@@ -70,6 +70,8 @@ lowers_to_steps(
         "exp2": lambda: [(math.log(2), 0.0), Step("exp")],
         "celu": lambda alpha=1.0: [(1 / alpha, 0.0), Step("elu"), (float(alpha), 0.0)],
         "gelu": lambda *, approximate="none": [Step("gelu" if approximate == "none" else "gelu_tanh")],
+        "erf": lambda: [Step("erf")],
+        "erfc": lambda: [Step("erfc")],
         "hardtanh": lambda min_val=-1, max_val=1: bounds(min_val, max_val),
         "elu": _elu,
         "rrelu_with_noise": _rrelu,
