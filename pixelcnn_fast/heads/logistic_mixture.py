@@ -15,6 +15,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads.mixture import Mixture, by_axes
 from pixelcnn_fast.heads.values import checked_levels, checked_reals, levels_as_images
 from pixelcnn_fast.image_forms import check_choice
+from pixelcnn_fast.ops import logistic_mixture_nll
 
 MixtureLayout = Literal["K|c|p|k", "K|p|k|c", "K|c|k|p"]
 Rounding = Literal["each", "never", "end"]
@@ -173,6 +174,12 @@ class LogisticMixture(Mixture):
         inverse = (-log_scales).exp()
         mid = (x - means) * inverse
         return mid - half * inverse, mid + half * inverse, mid
+
+    def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
+        self.check_scored()
+        if self.per_colour or self.uniform or self.colours == 2:
+            return super().nll(parameters, values)
+        return logistic_mixture_nll(parameters[:, 0].movedim(-1, 1), values, self.components, self.levels)
 
     # -- values
 
