@@ -25,7 +25,6 @@ from pixelcnn_fast.bench.streams import watched
 from pixelcnn_fast.bench.workload import Model, Workload, workload
 from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import CheckFailed
-from pixelcnn_fast.sampler import Sampler
 
 MB = 1e6
 TOLERANCE = (
@@ -162,10 +161,11 @@ def speed(
     repeats: int,
     naive_pixels: int,
     subject: str = "",
+    **of_images: Any,
 ) -> Iterator[Target | list[Result]]:
-    """Compares samplers of side x side images, all on the same noise."""
+    """Compares samplers of side x side images, all on the same noise. of_images: head and image form."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
-    work = workload(model, batch, side, side)
+    work = workload(model, batch, side, side, **of_images)
     pixels = min(naive_pixels, side * side)
     results = compare_checked(work, names, repeats, naive_pixels=pixels, progress=watched())
     yield results
@@ -185,9 +185,11 @@ def taking(name: str, work: Callable[[], object], must: float, reach: float, rep
     return Target(name, must, reach, median(seconds), seconds, report.duration, at_most=True)
 
 
-def building(model: Model, side: int, must: float, reach: float, repeats: int, subject: str = "") -> Target:
-    shape = (model.input_channels, side, side)
-    return taking(f"{subject}building a Sampler", lambda: Sampler(model, shape), must, reach, repeats)
+def building(
+    model: Model, side: int, must: float, reach: float, repeats: int, subject: str = "", **of_images: Any
+) -> Target:
+    work = workload(model, 1, side, side, **of_images)
+    return taking(f"{subject}building a Sampler", work.sampler, must, reach, repeats)
 
 
 @contextlib.contextmanager

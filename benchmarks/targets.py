@@ -2,6 +2,7 @@
 
     python benchmarks/targets.py sampling               the default PixelCNN, 3x32x32: about 10 minutes on 2 cores
     python benchmarks/targets.py family                 a Gated PixelCNN, and ordered colours: a minute or two
+    python benchmarks/targets.py pixelcnnpp             PixelCNN++, drawn, built and trained: half an hour
     python benchmarks/targets.py recurrence             PixelRNN, trained and sampled: half an hour
     python benchmarks/targets.py layers                 the layers, batch 16, float32: about 5 minutes
     python benchmarks/targets.py acceleration           what ``accelerate`` gains: about 10 minutes
@@ -45,6 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 TABLES = {
     "sampling": 5,
     "family": 5,
+    "pixelcnnpp": 5,
     "recurrence": 5,
     "layers": 15,
     "acceleration": 9,

@@ -116,7 +116,9 @@ def both_elus(on: On, channels: int = 128, side: int = 32) -> Case:
     def plain(x: Tensor) -> Tensor:
         return F.elu(torch.cat([x, -x], 1))
 
-    return Case([on.random(on.batch, channels, side, side)], {PLAIN: plain, OURS: lambda x: ops.concat_elu(x)})
+    return Case(
+        [on.random(on.batch, channels, side, side)], {PLAIN: plain, OURS: lambda x: ops.concat_elu(x)}
+    )
 
 
 def likelihood(on: On, channels: int = 3, side: int = 32) -> Case:
