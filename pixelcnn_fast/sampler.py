@@ -250,7 +250,7 @@ class Sampler(NotPartOfModel):
         ``heads.SamplingOptions`` explains the further options of drawing.
         generator: draws the noise, for all n images at once and on its device; with one
         seed, images depend on n and on the device, but never on the batch size.
-        noise: u in [0, 1) to use instead, [n, C, H, W], or for a head of your own
+        noise: u in [0, 1) to use instead, [n, C, H, W], or for a mixture or a head of your own
         [n, D * uniforms, H, W], on any device; same noise, same image.
         log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, at
         temperature 1 and with all levels.
@@ -302,9 +302,9 @@ class Sampler(NotPartOfModel):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W]
-        for one mask). A pixel sees the known pixels before it, never those after it. The
-        rest is as for ``sample``.
+        images: integer levels [n, C, H, W], or what the head gives; known: bool, broadcasts to
+        the images ([H, W] for one mask). A pixel sees the known pixels before it, never those
+        after it. The rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
         values = self._engine.model.checked_images(images).to(where)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
+from pixelcnn_fast import CaptureMismatch, Sampler, UnknownLayout, check_causal, likelihood
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import LogisticMixture, SamplingOptions
 from pixelcnn_fast.image_forms import from_levels
@@ -577,10 +577,25 @@ def mutants(p: Tensor) -> dict[str, Tensor]:
     }
 
 
-def test_wrong_parameters_are_noticed() -> None:
+MUTANTS = [*mutants(torch.zeros(10 * K))]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_wrong_parameters_are_noticed(name: str) -> None:
     p = torch.randn(2, 1, 4, 5, 10 * K, dtype=torch.float64)
-    for name, wrong in mutants(p).items():
-        assert apart(LogisticMixture(K), p, wrong).min() > 1e-4, name
+    assert apart(LogisticMixture(K), p, mutants(p)[name]).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_program_of_other_parameters_is_refused(name: str) -> None:
+    """The model changes once it was recorded, so the program is not its own."""
+    calls = iter(range(99))
+
+    def changing(x: Tensor) -> Tensor:
+        return x if next(calls) <= 1 else mutants(x.movedim(1, -1))[name].movedim(-1, 1)
+
+    with pytest.raises(CaptureMismatch, match="bound of the total variation; .* is allowed"):
+        Sampler(Net(3, 10 * K, changing), (3, 4, 5), head=LogisticMixture(K), image_form="centred")
 
 
 def test_a_component_of_no_weight_tells_nothing_and_hides_nothing() -> None:
