@@ -46,7 +46,7 @@ class OfReals(Head):
         return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GaussianMixture(OfReals, Mixture):
     """A mixture of K Gaussians for each channel of an image of real numbers.
 
@@ -95,7 +95,7 @@ class GaussianMixture(OfReals, Mixture):
         return x.to(self.value_dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiscretizedGaussian(OfReals):
     """Real numbers at whole distances from a mean, such as the latents of compression models.
 
