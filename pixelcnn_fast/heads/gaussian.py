@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -26,7 +27,11 @@ class OfReals(Head):
     images with image_form='levels', as they are."""
 
     value_dtype = torch.float32
-    outputs: int  # channels of the output for each of the image's
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Channels of the output for each of the image's."""
 
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         expected = [shape[0], self.outputs * shape[1], *shape[2:]]
@@ -72,7 +77,7 @@ class GaussianMixture(OfReals, Mixture):
             raise ValueError(f"components is {self.components}: expected 1 or more")
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
+    def outputs(self) -> int:
         return 3 * self.components
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:

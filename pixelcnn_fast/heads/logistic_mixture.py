@@ -84,11 +84,11 @@ class LogisticMixture(Mixture):
             raise ValueError(f"uniform is {self.uniform}: expected a weight, at least 0 and less than 1")
 
     @property
-    def value_dtype(self) -> torch.dtype:  # type: ignore[override]
+    def value_dtype(self) -> torch.dtype:  # type: ignore[override]  # read only, as all of a head is
         return torch.int32 if self.rounding == "each" else torch.float32
 
     @property
-    def unscored(self) -> str | None:  # type: ignore[override]
+    def unscored(self) -> str | None:  # type: ignore[override]  # the same
         if self.rounding == "each":
             return None
         return "that is one of levels, but it draws other numbers; with rounding='each', it draws levels"

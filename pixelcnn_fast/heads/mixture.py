@@ -59,7 +59,7 @@ class Mixture(Head):
     decisive = (*Head.decisive, "read", "quantile", "score", "numbers", "nearest")
 
     @property
-    def uniforms(self) -> int:  # type: ignore[override]  # it depends on the colours
+    def uniforms(self) -> int:  # type: ignore[override]  # read only, as all of a head is
         return 2 * self.colours if self.per_colour else 1 + self.colours
 
     # -- of one component; x, means and log_scales broadcast
