@@ -601,7 +601,7 @@ def test_given_images_on_a_gpu_stay_there(method, monkeypatch):
     sampler, recording = Sampler(pixelcnn(), (1, 4, 4)), Recording()
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(Sampler, "device", gpu)
-    monkeypatch.setattr("pixelcnn_fast.heads.categorical.check_levels", lambda *_: None)  # it reads values
+    monkeypatch.setattr("pixelcnn_fast.heads.values.check_levels", lambda *_: None)  # it reads values
     monkeypatch.setattr("pixelcnn_fast.call._checked_noise", lambda noise, *_: noise)  # the same
     monkeypatch.setitem(sampler._engine._runtimes, "eager", recording)
     monkeypatch.setitem(LARGEST_BATCH, Recording, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -58,7 +58,10 @@ class Head(ABC):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        """What makes a head of a dataclass, but for defaults."""
+        own: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        said = [f"{x.name}={getattr(self, x.name)!r}" for x in own if getattr(self, x.name) != x.default]
+        return f"{type(self).__name__}({', '.join(said)})"
 
     @property
     def drawn_levels(self) -> int | None:

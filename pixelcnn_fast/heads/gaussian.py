@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -26,7 +27,11 @@ class OfReals(Head):
     images with image_form='levels', as they are."""
 
     value_dtype = torch.float32
-    outputs: int  # channels of the output for each of the image's
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Channels of the output for each of the image's."""
 
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         expected = [shape[0], self.outputs * shape[1], *shape[2:]]
@@ -46,7 +51,7 @@ class OfReals(Head):
         return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GaussianMixture(OfReals, Mixture):
     """A mixture of K Gaussians for each channel of an image of real numbers.
 
@@ -72,7 +77,7 @@ class GaussianMixture(OfReals, Mixture):
             raise ValueError(f"components is {self.components}: expected 1 or more")
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
+    def outputs(self) -> int:
         return 3 * self.components
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
@@ -95,7 +100,7 @@ class GaussianMixture(OfReals, Mixture):
         return x.to(self.value_dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiscretizedGaussian(OfReals):
     """Real numbers at whole distances from a mean, such as the latents of compression models.
 

@@ -22,7 +22,7 @@ Rounding = Literal["each", "never", "end"]
 TAIL = 1e-5  # at most this, uniforms are drawn with from either end, and masses are not taken as differences
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogisticMixture(Mixture):
     """A mixture of K logistic distributions over x in [-1, 1], whose components may tie a pixel's colours together.
 
@@ -43,11 +43,12 @@ class LogisticMixture(Mixture):
 
         σ(mid + e^-s / (L - 1)) - σ(mid - e^-s / (L - 1)),
 
-    where the first is 1 for the highest level, and the second 0 for the lowest. Where that
-    is at most 1e-5, and α is 0, its logarithm is mid - s - 2 softplus(mid) - ln((L - 1) / 2),
-    as published: with that, the sum over all levels is 1 only nearly, to 1.4e-5. With α,
-    the mass is (1 - α) times that, plus α / L. A pixel has the probability
-    Σ_k π_k Π_c mass_kc or, if ``per_colour``, Π_c Σ_k π_k mass_kc.
+    where the first is 1 for the highest level, and the second 0 for the lowest. Between
+    these, where that is at most 1e-5 and α is 0, its logarithm is
+    mid - s - 2 softplus(mid) - ln((L - 1) / 2), as published: with that, the sum over all
+    levels is 1 only nearly, to 1.4e-5. With α, the mass is (1 - α) times the difference,
+    plus α / L. A pixel has the probability Σ_k π_k Π_c mass_kc or, if ``per_colour``,
+    Π_c Σ_k π_k mass_kc.
 
     Noise: u and then v_c for each colour or, if ``per_colour``, u_c and v_c for each. u
     chooses the first component with u < π_0 + … + π_k. v < α gives the level ⌊v L / α⌋; else
@@ -84,11 +85,11 @@ class LogisticMixture(Mixture):
             raise ValueError(f"uniform is {self.uniform}: expected a weight, at least 0 and less than 1")
 
     @property
-    def value_dtype(self) -> torch.dtype:  # type: ignore[override]
+    def value_dtype(self) -> torch.dtype:  # type: ignore[override]  # read only, as all of a head is
         return torch.int32 if self.rounding == "each" else torch.float32
 
     @property
-    def unscored(self) -> str | None:  # type: ignore[override]
+    def unscored(self) -> str | None:  # type: ignore[override]  # the same
         if self.rounding == "each":
             return None
         return "that is one of levels, but it draws other numbers; with rounding='each', it draws levels"

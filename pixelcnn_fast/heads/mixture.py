@@ -24,6 +24,15 @@ class Components(NamedTuple):
     log_scales: Tensor  # [..., c, K]
     coefficients: Tensor  # [..., pairs, K], of the first of PAIRS
 
+    @property
+    def colours_of_pairs(self) -> list[int]:
+        return [colour for colour, _ in PAIRS[: self.coefficients.shape[-2]]]
+
+    def only(self, k: Tensor) -> Components:
+        """One component for each colour, number k [..., c]: K is 1."""
+        of_each = (self.means, k), (self.log_scales, k), (self.coefficients, k[..., self.colours_of_pairs])
+        return Components(self.logits, *(x.gather(-1, number[..., None]) for x, number in of_each))
+
     def means_given(self, x: Tensor) -> Tensor:
         """The means [..., c, K], where the colours are x [..., c]."""
         means = list(self.means.unbind(-2))
@@ -50,7 +59,7 @@ class Mixture(Head):
     decisive = (*Head.decisive, "read", "quantile", "score", "numbers", "nearest")
 
     @property
-    def uniforms(self) -> int:  # type: ignore[override]  # it depends on the colours
+    def uniforms(self) -> int:  # type: ignore[override]  # read only, as all of a head is
         return 2 * self.colours if self.per_colour else 1 + self.colours
 
     # -- of one component; x, means and log_scales broadcast
@@ -99,16 +108,10 @@ class Mixture(Head):
             scores = self.score(given[..., None], found.means_given(given), found.log_scales)
             logits = logits + scores.where(known[..., None], 0).sum(-2)
         k = drawing.draw(logits[..., None, :], u, options).expand(v.shape)
-        means, log_scales = (x.gather(-1, k[..., None])[..., 0] for x in (found.means, found.log_scales))
-        drawn, x = [], given.clone()
+        chosen, drawn, x = found.only(k), [], given.clone()
         for colour in range(self.colours):
-            mean = means[..., colour]
-            for at, (of, before) in enumerate(PAIRS[: found.coefficients.shape[-2]]):
-                if of == colour:
-                    coefficient = found.coefficients[..., at, :].gather(-1, k[..., colour, None])[..., 0]
-                    mean = mean + coefficient * x[..., before]
-            number = self.quantile(v[..., colour], mean, log_scales[..., colour], options.temperature)
-            drawn.append(self.nearest(number))
+            mean, log_scale = (each[..., colour, 0] for each in (chosen.means_given(x), chosen.log_scales))
+            drawn.append(self.nearest(self.quantile(v[..., colour], mean, log_scale, options.temperature)))
             x[..., colour] = given[..., colour].where(known[..., colour], self.numbers(drawn[-1]))
         return torch.stack(drawn, -1)
 
@@ -135,7 +138,7 @@ class Mixture(Head):
         a, b = self.read(one), self.read(other)
         p, q = a.logits.softmax(-1), b.logits.softmax(-1)
         units = torch.minimum(a.log_scales, b.log_scales).exp()
-        of_pairs = units[..., [colour for colour, _ in PAIRS[: a.coefficients.shape[-2]]], :]
+        of_pairs = units[..., a.colours_of_pairs, :]
         moved = [
             (a.means - b.means).abs() / units,
             (a.log_scales - b.log_scales).abs(),

@@ -464,6 +464,13 @@ def test_bad_arguments(wrong: dict, message: str) -> None:
         LogisticMixture(**{"components": K, **wrong})
 
 
+def test_how_it_is_written() -> None:
+    """As it is made."""
+    for head in ALL.values():
+        assert eval(repr(head)) == head
+    assert repr(LogisticMixture(K, layout="K|c|k|p")) == "LogisticMixture(components=3, layout='K|c|k|p')"
+
+
 def test_options_that_it_does_not_use_are_refused_by_name() -> None:
     for name, options in {"top_k": SamplingOptions(top_k=3), "top_p": SamplingOptions(top_p=0.5)}.items():
         with pytest.raises(ValueError, match=f"{name} is not used by LogisticMixture"):
