@@ -183,6 +183,7 @@ FEATURES: dict[str, list[Row]] = {
                 ),
                 "row_lstm": lambda x: ops.row_lstm(x.repeat(1, 4, 1, 1), STATES[..., :1].repeat(1, 1, 3)),
                 "diagonal_lstm": lambda x: ops.diagonal_lstm(x.repeat(1, 4, 1, 1), STATES),
+                "concat_elu": wider(ops.concat_elu),
                 "gated_activation": wider(lambda x: ops.gated_activation(torch.cat([x, -x, 2 * x, x], 1))),
             }
         )

@@ -128,7 +128,7 @@ class _Splitter:
 
     def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
         piece = i.picked(channels, self._joined, self._whole)
-        return self._new.emit(piece.with_taps(self._taps(piece.taps)), out)
+        return self._new.emit(piece.with_taps(self._taps(piece.taps, len(channels) == i.channels)), out)
 
     def _parts(self, value: int) -> list[tuple[int, Tensor]]:
         """The pieces of a value, with their channels."""
@@ -137,10 +137,11 @@ class _Splitter:
     def _whole(self, value: int) -> int:
         return self._joined(value, torch.cat(self._channels[value]).sort().values)
 
-    def _taps(self, taps: tuple[Tap, ...]) -> list[Tap]:
+    def _taps(self, taps: tuple[Tap, ...], are_whole: bool) -> list[Tap]:
+        """are_whole: whether they are for all channels of their instruction."""
         result = []
         for tap in taps:
-            if len(self._pieces[tap.source]) == 1:
+            if are_whole and len(self._pieces[tap.source]) == 1:
                 result.append(tap.of(tap.read.of(self._pieces[tap.source][0])))
                 continue
             for piece, rows in self._parts(tap.source):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
-from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, UnknownLayout, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, Unsupported
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.labels import Labels, first_refused
 from tests.needs import RUNTIMES
@@ -511,13 +511,13 @@ def test_a_mask_may_be_a_parameter():
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
-def test_an_output_without_its_batch_axis_is_refused(runtime):
+def test_a_batch_of_one_may_be_squeezed_away(runtime):
     class Squeezed(Net):
         def forward(self, x: Tensor) -> Tensor:
             return self.logits(x).squeeze(0)
 
-    with pytest.raises(UnknownLayout, match=r"shape \[5, 4, 5\]"):
-        sampler(Squeezed(lambda net: 0), runtime=runtime)
+    built = sampler(Squeezed(lambda net: 0), runtime=runtime)
+    assert built.sample(1, runtime="reference").shape == (1, *built.shape)
 
 
 def test_features_are_written_beside_a_condition() -> None:

@@ -345,6 +345,80 @@ MIXING_KINDS = (
 ).split()
 
 
+class Cells(nn.Module):
+    """Layers on a coarser grid, and back; down again in between, perhaps."""
+
+    def __init__(self, r: random.Random, width: int, depth: int = 2) -> None:
+        super().__init__()
+        self.kind = "cells"
+        self.stride = stride = (r.randint(1, 3), r.randint(1, 3))
+        self.size = size = (r.randint(1, 3), r.randint(1, 3))
+        self.how = r.choice(["transposed", "transposed", "nearest", "shuffled"])
+        self.down = nn.Conv2d(width, width, size, stride)
+        self.pooled = r.random() < 0.2 and size == stride
+        self.inner = nn.Conv2d(width, width, (r.randint(1, 2), r.randint(1, 3)))
+        self.deeper = Cells(r, width, depth - 1) if depth > 1 and r.random() < 0.4 else None
+        self.norm = nn.GroupNorm(1, width) if r.random() < 0.3 else None
+        self.activation = r.choice(ACTIVATIONS)
+        larger = (stride[0] + r.randint(0, 1), stride[1] + r.randint(0, 1))
+        self.up = nn.ConvTranspose2d(width, width, larger, stride)
+        if self.how == "shuffled":
+            self.stride = stride = (2, 2)
+            self.down, self.pooled = nn.Conv2d(width, width, size, stride), False
+            self.widen = nn.Conv2d(width, 4 * width, 1)
+        self.late = r.random() < 0.3 and stride[0] > 1
+
+    def forward(self, h: Tensor, given: Conditioning) -> Tensor:
+        x = F.pad(h, (self.size[1] - 1, 0, self.size[0] - 1, 0))  # so that a cell ends with its first pixel
+        if self.late:  # or one further down and to the right, and is moved down by a cell
+            x = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+        x = F.avg_pool2d(x, self.size) if self.pooled else self.down(x)
+        if self.late:
+            x = F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+        kernel = self.inner.kernel_size
+        x = self.activation(x) + self.inner(F.pad(x, (kernel[1] - 1, 0, kernel[0] - 1, 0)))
+        if self.norm is not None:
+            rows = x.permute(0, 2, 3, 1)
+            x = self.norm(rows.reshape(-1, rows.shape[3])).view(rows.shape).permute(0, 3, 1, 2)
+        if self.deeper is not None:
+            x = self.deeper(x, given)
+        if self.how == "nearest":
+            x = x.repeat_interleave(self.stride[0], 2).repeat_interleave(self.stride[1], 3)
+        else:
+            x = F.pixel_shuffle(self.widen(x), 2) if self.how == "shuffled" else self.up(x)
+        return h + x[:, :, : h.shape[2], : h.shape[3]]
+
+
+class Twice(nn.Module):
+    """One batch under two conditions, and windows whose masks differ from pixel to pixel."""
+
+    masks: Tensor
+
+    def __init__(self, r: random.Random, width: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind = "twice"
+        self.label, self.point = nn.Embedding(CLASSES, width), nn.Conv2d(width, width, 1)
+        self.weight = nn.Parameter(torch.randn(width, 9 * width) / 9)
+        self.repeats, self.one_by_one = r.random() < 0.5, r.random() < 0.5
+        y, x = torch.meshgrid(*(torch.arange(size) for size in shape[1:]), indexing="ij")
+        i, j = torch.meshgrid(torch.arange(-1, 2), torch.arange(-1, 2), indexing="ij")
+        earlier = (i < 0) | ((i == 0) & (j <= 0))
+        masks = earlier.reshape(9, 1) & (torch.rand(9, y.numel()) < 0.8)
+        self.register_buffer("masks", masks.double())
+
+    def forward(self, h: Tensor, given: Conditioning) -> Tensor:
+        labels = torch.cat([given.labels, torch.zeros_like(given.labels)])
+        both = h.repeat(2, 1, 1, 1) if self.repeats else torch.cat([h, h])
+        one, other = torch.tanh(self.point(both) + self.label(labels)[..., None, None]).chunk(2)
+        n, c, height, width = h.shape
+        windows = F.unfold(one - 0.5 * other, 3, padding=1)
+        if self.one_by_one:
+            windows = (windows.view(n * c, 9, -1) * self.masks).view(windows.shape)
+        else:
+            windows = (windows.view(n, c, 9, -1) * self.masks).flatten(1, 2)
+        return h - h.max(1, keepdim=True).values + (self.weight @ windows).view(h.shape)
+
+
 class Fuzzed(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -361,6 +435,12 @@ class Fuzzed(nn.Module):
         self.embedding = nn.Embedding(self.levels, 3)
         self.first = Conv(r, torch.arange(colours).repeat_interleave(each), groups, "A", order is not None)
         self.layers = nn.ModuleList(Layer(r, groups, order is not None) for _ in range(r.randint(1, 5)))
+        if order is None and (more := random.Random(f"cells {seed}")).random() < 0.4:
+            in_cells = (
+                more.random() < 0.8 or min(self.shape[1:]) < 4
+            )  # as windows of few pixels are all alike
+            layer = Cells(more, len(groups)) if in_cells else Twice(more, len(groups), self.shape)
+            self.layers.insert(more.randint(0, len(self.layers)), layer)
         bernoulli = self.levels == 2 and r.random() < 0.5
         outputs = 1 if bernoulli else self.levels
         self.probabilities = bernoulli and r.random() < 0.5

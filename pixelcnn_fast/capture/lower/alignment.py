@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
@@ -115,23 +116,31 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 @unrecorded
-def grid_of(space: AddressSpace, addresses: Tensor) -> Every:
-    """The grid that a map [N, C, h, w] of values is on: how many pixels of the image lie between its rows
-    and its columns. Raises Unsupported if that is no whole number."""
-    found, values = list[tuple[int | None, int | None]](), list[int]()
-    for s, _, part in _by_source(space, addresses):
-        if isinstance(space.sources[s], Value):
-            values.append(s)
-            channel = (part[0] != 0).flatten(1).sum(1).argmax()  # which tells the most
-            elements, live, (sy, sx) = space.decode(part[0, channel]), part[0, channel] != 0, space.every(s)
-            found.append((_step(elements.y, live, sy), _step(elements.x.T, live.T, sx)))
-    of = space.every(values[0]) if values else WHOLE
-    rows, columns = zip(*found, strict=True) if found else ((), ())
-    return next(filter(None, rows), of[0]), next(filter(None, columns), of[1])
+def grid_of(space: AddressSpace, *maps: Tensor) -> Every:
+    """The grid that maps [N, C, h, w] of values are on: how many pixels of the image lie between their rows
+    and their columns. Raises Unsupported if that is no whole number."""
+    told: tuple[list[int], list[int]] = [], []
+    grids = list[Every]()
+    for addresses in maps:
+        for s, _, part in _by_source(space, addresses):
+            if isinstance(space.sources[s], Value):
+                grids.append(space.every(s))
+                channel = (part[0] != 0).flatten(1).sum(1).argmax()  # which tells the most
+                elements, live = space.decode(part[0, channel]), part[0, channel] != 0
+                lines = (elements.y, live), (elements.x.T, live.T)
+                for steps, line, every in zip(told, lines, grids[-1], strict=True):
+                    steps += _step(*line, every)
+    if not grids:
+        return WHOLE
+    # Where there is one row, or column, each grid has it.
+    rows, columns = (
+        steps[0] if steps else min(own) for steps, own in zip(told, zip(*grids, strict=True), strict=True)
+    )
+    return rows, columns
 
 
-def _step(index: Tensor, live: Tensor, every: int) -> int | None:
-    """How many pixels lie between the rows of a map; None if too few rows tell. index, live:
+def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
+    """How many pixels lie between the rows of a map; empty if too few rows tell. index, live:
     [rows, lines], the row of a value that each element comes from, if it does; every: how
     many pixels lie between the rows of the value."""
     line = int(live.sum(0).argmax())
@@ -140,12 +149,14 @@ def _step(index: Tensor, live: Tensor, every: int) -> int | None:
     begins = torch.cat([torch.tensor([0]), read.diff().nonzero()[:, 0] + 1])  # where another row is read
     if len(begins) < 2:
         repeats = len(rows)
-        return every // repeats if repeats > 1 and every % repeats == 0 else None
-    between, by = rows[begins].diff().mode().values, read[begins].diff().abs().mode().values
-    repeats = max(int(between), int(torch.cat([begins, torch.tensor([len(rows)])]).diff().max()))
-    if int(by) * every % repeats:
+        return [every // repeats] if repeats > 1 and every % repeats == 0 else []
+    steps = Counter(zip(rows[begins].diff().tolist(), read[begins].diff().abs().tolist(), strict=True))
+    ((between, by), _), *_ = steps.most_common()
+    longest = int(torch.cat([begins, torch.tensor([len(rows)])]).diff().max())
+    repeats = between if longest == 1 else max(between, longest)
+    if by * every % repeats:
         raise Unsupported("it enlarges a map to more pixels than the image has")
-    return int(by) * every // repeats
+    return [by * every // repeats]
 
 
 @unrecorded

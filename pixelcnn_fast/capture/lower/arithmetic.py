@@ -89,7 +89,7 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
     pairs = _pairs(b, x, y)
     if pairs is None:
-        pairs = _pairs(b, copied(b, x), copied(b, y, like=x))
+        pairs = _pairs(b, copied(b, x, beside=y), copied(b, y, like=x, beside=x))
     if pairs is None:
         raise Unsupported("it combines different pixels, or rows with columns")
     (a, channel_a), (c, channel_c), which, pixel = pairs

@@ -314,9 +314,12 @@ class Builder:
             for many, each, other, by, size in axes
         ]
 
-    def every(self, x: Map) -> Every:
-        """The grid that a map [N, C, h, w] is on."""
-        return grid_of(self.space, x.addresses) if x.source is None else self.space.every(x.source)
+    def every(self, *maps: Map) -> Every:
+        """The grid that maps [N, C, h, w] are on."""
+        first = maps[0]
+        if len(maps) == 1 and first.source is not None:
+            return self.space.every(first.source)
+        return grid_of(self.space, *(x.addresses for x in maps))
 
     def segments(self, x: Map, every: Every) -> list[Segment]:
         """The segments of a map [N, C, h, w] of values with whole frames. every: its grid."""

@@ -52,14 +52,16 @@ def materialised(b: Builder, x: Map) -> Map:
     return x if x.kinds.isdisjoint(IMAGELESS) else copied(b, x)
 
 
-def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
-    """The same map as one value. A smaller one is put where it is least shifted, or as ``like`` is."""
+def copied(b: Builder, x: Map, like: Map | None = None, beside: Map | None = None) -> Map:
+    """The same map as one value. A smaller one is put where it is least shifted, or as
+    ``like`` is. beside: what it is combined with, on the same grid."""
     x = windowed(b, x)
-    if x.source is not None:
+    if x.source is not None and (beside is None or beside.source is not None):
         return x
     arranged, back = standard(b.space, x.addresses)
     n, channels, height, width = arranged.shape
-    every = b.every(b.map(b.space.only(arranged, Value)))
+    others = [] if beside is None else [standard(b.space, windowed(b, beside).addresses)[0]]
+    every = b.every(*(b.map(b.space.only(each, Value)) for each in (arranged, *others)))
     size = b.space.size(every)
     if x.shape == (b.space.images, *x.shape[1:2], *size):  # the usual case
         with suppress(Unsupported):
