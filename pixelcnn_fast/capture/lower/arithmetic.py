@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.capture.lower.alignment import segments
 from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape
 from pixelcnn_fast.capture.lower.imageless import Affine
 from pixelcnn_fast.capture.lower.materialize import copied, materialised, windowed
@@ -87,6 +88,10 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 
 
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
+    one, other = _some_channels(b, x), None
+    if one is not None and (other := _some_channels(b, y)) is not None:  # such as the halves of a gate
+        if b.space.every(one) == b.space.every(other) and x.shape == y.shape:
+            return b.whole(b.pair(kind, one, other, alpha))
     pairs = _pairs(b, x, y)
     if pairs is None:
         pairs = _pairs(b, copied(b, x, beside=y), copied(b, y, like=x, beside=x))
@@ -104,6 +109,22 @@ def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
         at = b.space.at(b.pair(kind, one, other, alpha), pixel.image, channel, pixel.y, pixel.x)
         out = torch.where(chosen[which], at, out)
     return b.map(out)
+
+
+def _some_channels(b: Builder, x: Map) -> int | None:
+    """The value that x equals, if that is some channels of one that is there."""
+    if len(x.sources) != 1 or not b.space.has_whole_frame(x.sources[0]):
+        return None
+    (s,) = x.sources
+    if x.shape[0] != b.space.images or x.shape[2:] != b.space.frame(s):
+        return None
+    try:
+        segment, *others = segments(b.space, x.addresses, b.space.every(s))
+    except Unsupported:  # its pixels are not where they were, which may be so in both maps
+        return None
+    if others or (segment.dy, segment.dx) != (0, 0) or len(segment.at) < x.shape[1]:
+        return None
+    return b.selected(s, segment.channels) if bool(segment.pixels.all()) else None
 
 
 def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
