@@ -421,8 +421,7 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
     mask[..., -1, -1] = 1
     far = F.pad(x, 4 * [20])[:, :, 20 - padding[0] :, 20 - padding[1] :]
     expected = F.conv2d(far, weight * mask, bias, dilation=dilation)[:, :, : size[0], : size[1]]
-    op = torch.ops.pixelcnn_fast.masked_conv2d.default
-    found = op(x, weight, bias, mask, padding, (dilation, dilation), backend, False, False, size)
+    found = ops.masked_conv2d(x, weight, bias, mask, padding, dilation, backend, size=size)
     torch.testing.assert_close(found, expected)
     assert_equal_derivatives(found, expected, x, weight, bias)
 

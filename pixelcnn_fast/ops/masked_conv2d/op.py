@@ -51,6 +51,7 @@ def masked_conv2d(
     backend: str = "auto",
     dense_gradient: bool = False,
     result_format: torch.memory_format | None = None,
+    size: Pair | None = None,
 ) -> Tensor:
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
@@ -59,14 +60,16 @@ def masked_conv2d(
     where the mask is 0 take no part and get a gradient of exactly 0; with
     ``dense_gradient`` the weight's gradient is that without a mask, which PyTorch gives if
     the mask was multiplied into the weight's own memory.
+    size: (H', W'); the padding is then that above and to the left, where it may be negative,
+    as many zeros as are needed follow on the other sides, and kH and kW may be even.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the
     backend can't compute it. Source: van den Oord et al. 2016, "Pixel Recurrent Neural
     Networks", section 3.4.
     """
     padding, dilation = geometry(weight, padding, dilation)
-    check_masked_conv2d(x, weight, bias, mask, padding, dilation)
-    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, None)
+    check_masked_conv2d(x, weight, bias, mask, padding, dilation, is_window=size is not None)
+    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, size)
 
 
 def geometry(weight: Tensor, padding: Padding, dilation: int | Pair) -> tuple[Pair, Pair]:
@@ -86,9 +89,16 @@ def _pair(x: int | tuple[int, ...]) -> Pair:
 
 
 def check_masked_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: Pair, dilation: Pair
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    padding: Pair,
+    dilation: Pair,
+    is_window: bool = False,
 ) -> None:
-    """Raises ValueError, naming the argument, if they do not fit together."""
+    """Raises ValueError, naming the argument, if they do not fit together. is_window: whether
+    the result has a size of its own."""
     size, kernel = x.shape, weight.shape
     if len(size) != 4 or len(kernel) != 4 or size[1] != kernel[1]:
         raise ValueError(
@@ -96,7 +106,7 @@ def check_masked_conv2d(
         )
     if mask.shape != kernel and not expands(mask, kernel):
         raise ValueError(f"mask {list(mask.shape)} can't be expanded to the weight's shape {list(kernel)}")
-    if kernel[2] % 2 == 0 or kernel[3] % 2 == 0:
+    if not is_window and (kernel[2] % 2 == 0 or kernel[3] % 2 == 0):
         raise ValueError(f"kernel {kernel[2]}x{kernel[3]}: a masked kernel needs odd sizes")
     if bias is not None and bias.shape != kernel[:1]:
         raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(kernel)}: expected [O]")
@@ -110,9 +120,9 @@ def check_masked_conv2d(
             raise ValueError(f"{name} is on {other.device}, x is on {device}: move one of them")
     for axis, side in ((0, "height"), (1, "width")):
         pad, step = padding[axis], dilation[axis]
-        if pad < 0 or step < 1:
+        if (pad < 0 and not is_window) or step < 1:
             raise ValueError(f"padding {padding}, dilation {dilation}: expected 0 or more, 1 or more")
-        if size[axis + 2] + 2 * pad < step * (kernel[axis + 2] - 1) + 1:
+        if not is_window and size[axis + 2] + 2 * pad < step * (kernel[axis + 2] - 1) + 1:
             raise ValueError(
                 f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel"
             )
