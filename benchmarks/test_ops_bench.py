@@ -21,6 +21,7 @@ OPS: dict[str, Callable[[On], Case]] = {
     "masked_conv2d 64→64 7×7 A": lambda on: ops.convolution(on, 64, 7, "A", 32),
     "masked_conv_block 128→128 3×3 B": lambda on: ops.block(on, 128, 3, "B", 32),
     "gated_activation 256 channels": ops.gate,
+    "concat_elu 128 channels": ops.both_elus,
     "categorical_nll 256 levels": ops.likelihood,
 }
 

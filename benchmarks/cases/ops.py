@@ -111,6 +111,15 @@ def gate(on: On, channels: int = 256, side: int = 32) -> Case:
     return Case([x], {PLAIN: plain, OURS: lambda x: ops.gated_activation(x)})
 
 
+def both_elus(on: On, channels: int = 128, side: int = 32) -> Case:
+    def plain(x: Tensor) -> Tensor:
+        return F.elu(torch.cat([x, -x], 1))
+
+    return Case(
+        [on.random(on.batch, channels, side, side)], {PLAIN: plain, OURS: lambda x: ops.concat_elu(x)}
+    )
+
+
 def likelihood(on: On, channels: int = 3, side: int = 32) -> Case:
     """logits: [N, 256, C, H, W]. On a GPU, ours gets those of a sub-pixel side by side, as its layers write them."""
     logits = on.random(on.batch, 256, channels, side, side)

@@ -3,6 +3,7 @@ reference. All but ``masked_conv_block`` are differentiable; all work under
 ``torch.compile(fullgraph=True)`` and autocast."""
 
 from pixelcnn_fast.ops.categorical_nll.op import categorical_nll
+from pixelcnn_fast.ops.concat_elu.op import concat_elu
 from pixelcnn_fast.ops.diagonal_lstm.op import diagonal_lstm
 from pixelcnn_fast.ops.gated_activation.op import gated_activation
 from pixelcnn_fast.ops.masked_conv2d.op import masked_conv2d
@@ -11,6 +12,7 @@ from pixelcnn_fast.ops.row_lstm.op import row_lstm
 
 __all__ = [
     "categorical_nll",
+    "concat_elu",
     "diagonal_lstm",
     "gated_activation",
     "masked_conv2d",

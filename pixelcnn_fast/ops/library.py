@@ -125,8 +125,9 @@ def _register_backward(name: str, declared: Signature, backward: Callable, resul
     def save(ctx: Any, inputs: tuple, output: Any) -> None:
         known = inputs
         if results:
-            known += output
-            ctx.mark_non_differentiable(*output[differentiable:])
+            outputs = output if isinstance(output, tuple) else (output,)
+            known += outputs
+            ctx.mark_non_differentiable(*outputs[differentiable:])
             ctx.set_materialize_grads(False)  # else zeros would be made for them
         ctx.save_for_backward(*[known[i] for i in at_tensors])
         ctx.others = [known[i] for i in at_others]

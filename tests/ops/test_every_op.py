@@ -26,9 +26,18 @@ TWICE: dict[str, Case] = {  # which have derivatives of derivatives, too
         [(1, 2, 3, 3), (2, 2, 3, 3)],
         lambda x, weight, how: (x, weight, None, MASK.to(x), PAIR, PAIR, how),
     ),
+    "convolution of its own size": (
+        "masked_conv2d",
+        [(1, 2, 3, 3), (2, 2, 2, 3), (2,)],
+        lambda x, weight, bias, how: (
+            *(x, weight, bias, torch.ones(1).to(x), PAIR, PAIR, how, False, None, (3, 4)),
+        ),
+    ),
     "gate": ("gated_activation", [(1, 4, 1, 2)], lambda x, how: (x, None, how)),
+    "linear gate": ("gated_activation", [(1, 4, 1, 2)], lambda x, how: (x, None, how, True)),
     "gate, a condition of images": ("gated_activation", [(1, 4, 1, 2), (1, 4)], lambda *given: given),
     "gate, a condition of pixels": ("gated_activation", [(1, 4, 1, 2), (1, 4, 1, 2)], lambda *given: given),
+    "concatenated ELU": ("concat_elu", [(1, 3, 1, 2)], lambda *given: given),
     "likelihood": ("categorical_nll", [(2, 1, 2, 3, 4)], lambda x, how: (x, LEVELS, how)),
 }
 LSTM = [(2, 8, 3, 4), (8, 2, 2), (2,), (2,)]
@@ -101,6 +110,7 @@ def test_second_and_third_derivatives(name: str, backend: str) -> None:
     [
         (lambda x: ops.masked_conv2d(x, x.new_ones(2, 2, 3, 3), None, MASK), (1, 2, 4, 4)),
         (ops.gated_activation, (1, 4, 2, 2)),
+        (ops.concat_elu, (1, 4, 2, 2)),
         (lambda x: ops.categorical_nll(x, torch.zeros(1, 1, 2, 2, dtype=torch.long)), (1, 1, 2, 2, 3)),
         (lambda x: ops.row_lstm(x, x.new_ones(12, 3, 3)), (1, 12, 2, 2)),
         (lambda x: ops.diagonal_lstm(x, x.new_ones(12, 3, 2)), (1, 12, 2, 2)),

@@ -21,6 +21,7 @@ from triton_kernels import DEVICES, Device, Launch, compiling, programs_at_once 
 
 from pixelcnn_fast.ops import triton_recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
+from pixelcnn_fast.ops.concat_elu import triton as concat_elu  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d.triton_weight_gradient import weight_gradient  # noqa: E402
@@ -152,13 +153,16 @@ def test_pointwise_kernels(device, compiled):
     for memory_format in memory_formats if EVERY_KERNEL else memory_formats[:1]:
         x = x.contiguous(memory_format=memory_format)
         gated_activation.backward(x[:, :128], x, x.new_empty(16, 256))
+        concat_elu.backward(x, x)
         if EVERY_KERNEL:
             gated_activation.forward(x, x)
+            gated_activation.forward(x, None, linear=True)
+            concat_elu.forward(x)
         logits = x.new_empty(16, 768, 32, 32).to(memory_format=memory_format)
         logits = logits.unflatten(1, (3, 256)).permute(0, 1, 3, 4, 2)
         levels = x.new_empty(16, 3, 32, 32, dtype=torch.int64)
         nll, logsumexp = categorical_nll.forward(logits, levels)
         categorical_nll.backward(nll, logits, levels, logsumexp)
-    assert len(compiled) == (8 if EVERY_KERNEL else 3)
+    assert len(compiled) == (14 if EVERY_KERNEL else 4)
     check_resources(device, compiled)
     assert "LDG.E.128" in compiled[0][2].asm["sass"], "the gate's loads are not vectors"

@@ -21,17 +21,17 @@ def triton_computes(monkeypatch):
     monkeypatch.setattr(gate_op, "choose", lambda backend, *_: backend)
 
 
-def forward(x, condition):
-    return gate_op._compute(x, condition, "triton")
+def forward(x, condition, linear=False):
+    return gate_op._compute(x, condition, "triton", linear)
 
 
-def backward(grad, x, condition):
-    return gate_op._compute_gradient(grad, x, condition, "triton")
+def backward(grad, x, condition, linear=False):
+    return gate_op._compute_gradient(grad, x, condition, "triton", linear)
 
 
-def with_gradient(function, x, condition, grad):
+def with_gradient(function, x, condition, grad, linear):
     x = x.detach().requires_grad_()
-    out = function(x, condition)
+    out = function(x, condition, linear)
     return out.detach(), torch.autograd.grad(out, x, grad)[0]
 
 
@@ -48,7 +48,8 @@ def with_gradient(function, x, condition, grad):
 )
 @pytest.mark.parametrize("condition_dims", [None, 2, 4])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_and_backward(shape, condition_dims, layout, dtype):
+@pytest.mark.parametrize("linear", [False, True])
+def test_forward_and_backward(linear, shape, condition_dims, layout, dtype):
     x = 4 * torch.randn(shape, dtype=torch.float64).to(dtype).to(DEVICE)
     if layout == "channels last":
         x = x.to(memory_format=torch.channels_last)
@@ -56,13 +57,14 @@ def test_forward_and_backward(shape, condition_dims, layout, dtype):
         x = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
     condition = condition_dims and torch.randn(shape[:condition_dims]).to(x)
     grad = torch.randn(shape[0], shape[1] // 2, *shape[2:]).to(x)
-    out = forward(x, condition)
-    grad_x = backward(grad, x, condition)
+    out = forward(x, condition, linear)
+    grad_x = backward(grad, x, condition, linear)
     format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     assert out.is_contiguous(memory_format=format) and grad_x.is_contiguous(memory_format=format)
-    exact = with_gradient(plain, x.double(), condition.double() if condition_dims else None, grad.double())
+    doubled = condition.double() if condition_dims else None
+    exact = with_gradient(plain, x.double(), doubled, grad.double(), linear)
     for got, plain_value, exact_value in zip(
-        (out, grad_x), with_gradient(plain, x, condition, grad), exact, strict=True
+        (out, grad_x), with_gradient(plain, x, condition, grad, linear), exact, strict=True
     ):
         assert_as_exact_as_plain(got, plain_value, exact_value)
 

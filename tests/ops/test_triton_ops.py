@@ -19,6 +19,7 @@ from pixelcnn_fast import ops  # noqa: E402
 from pixelcnn_fast.nn import raster_mask  # noqa: E402
 from pixelcnn_fast.ops import recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import op as nll_op  # noqa: E402
+from pixelcnn_fast.ops.concat_elu import op as elu_op  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import op as gate_op  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import op as conv_op  # noqa: E402
 from pixelcnn_fast.ops.masked_conv_block import op as block_op  # noqa: E402
@@ -33,7 +34,7 @@ each_dtype = pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16
 def triton_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, too, in its interpreter."""
     torch.manual_seed(0)
-    for module in (nll_op, gate_op, conv_op, block_op, recurrence):
+    for module in (nll_op, elu_op, gate_op, conv_op, block_op, recurrence):
         monkeypatch.setattr(module, "choose", lambda given, *_: "triton" if given == "auto" else given)
 
 
@@ -98,6 +99,16 @@ def test_block(left_out: tuple[str, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("condition", [(3, 66), (3, 66, 7, 5)])
 def test_gate(condition: tuple[int, ...], dtype: torch.dtype) -> None:
     check(ops.gated_activation, dtype, [random(3, 66, 7, 5), random(*condition)])
+
+
+@each_dtype
+def test_linear_gate(dtype: torch.dtype) -> None:
+    check(ops.gated_activation, dtype, [random(3, 66, 7, 5)], linear=True)
+
+
+@each_dtype
+def test_concatenated_elu(dtype: torch.dtype) -> None:
+    check(ops.concat_elu, dtype, [random(3, 33, 7, 5)])
 
 
 @each_dtype

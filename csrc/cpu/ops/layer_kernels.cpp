@@ -37,18 +37,44 @@ inline void each_pair(const GateInput<E>& in, int64_t n, F f) {
 template <class E>
 void gate(const GateInput<E>& in, E* __restrict__ out, int64_t n) {
   using T = Computed<E>;
+  if (in.linear) return each_pair(in, n, [=](int64_t i, T a, T b) { out[i] = convert<E>(a * logistic(b)); });
   each_pair(in, n, [=](int64_t i, T a, T b) { out[i] = convert<E>(Gate<T>(a, b).value()); });
 }
 
 template <class E>
 void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a, E* __restrict__ grad_b, int64_t n) {
   using T = Computed<E>;
+  if (in.linear)
+    return each_pair(in, n, [=](int64_t i, T a, T b) {
+      const T s = logistic(b), d = convert<T>(grad[i]);
+      grad_a[i] = convert<E>(d * s);
+      grad_b[i] = convert<E>(d * a * s * (T(1) - s));
+    });
   each_pair(in, n, [=](int64_t i, T a, T b) {
     const Gate<T> g(a, b);
     const T t = (T(1) - g.p) / (T(1) + g.p), s = T(1) / (T(1) + g.q), d = convert<T>(grad[i]);
     grad_a[i] = convert<E>(d * s * (T(1) - t * t));
     grad_b[i] = convert<E>(d * t * s * (T(1) - s));
   });
+}
+
+template <class E>
+void concat_elu(const E* x, E* __restrict__ a, E* __restrict__ b, int64_t n) {
+  using T = Computed<E>;
+  for (int64_t i = 0; i < n; i++) {
+    const T v = convert<T>(x[i]), below = exponential(v < 0 ? v : -v) - T(1);
+    a[i] = convert<E>(v > 0 ? v : below);
+    b[i] = convert<E>(v < 0 ? -v : below);
+  }
+}
+
+template <class E>
+void concat_elu_gradient(const E* a, const E* b, const E* grad_a, const E* grad_b, E* __restrict__ grad_x, int64_t n) {
+  using T = Computed<E>;
+  const auto slope = [](T y) { return y > 0 ? T(1) : y + T(1); };
+  for (int64_t i = 0; i < n; i++)
+    grad_x[i] =
+        convert<E>(convert<T>(grad_a[i]) * slope(convert<T>(a[i])) - convert<T>(grad_b[i]) * slope(convert<T>(b[i])));
 }
 
 // -- likelihood. Each lane has a sum of its own, so loops vectorize without reordering the sums of the source.
@@ -287,6 +313,8 @@ constexpr LayerKernels<E> table() {
   using T = Computed<E>;
   return {.gate = gate<E>,
           .gate_gradient = gate_gradient<E>,
+          .concat_elu = concat_elu<E>,
+          .concat_elu_gradient = concat_elu_gradient<E>,
           .log_sum_exp = log_sum_exp<E>,
           .nll_gradient = nll_gradient<E>,
           .combine = combine<T>,

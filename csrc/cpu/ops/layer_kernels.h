@@ -8,10 +8,11 @@
 
 namespace pcf::cpu {
 
-// n values of each half of a gate's input. condition_a, condition_b: added to a and b; null for none, one value each
-// (condition_stride 0), or n values each (1).
+// n values of each half of a gate's input. linear: a itself instead of tanh(a). condition_a, condition_b: added to a
+// and b; null for none, one value each (condition_stride 0), or n values each (1).
 template <class E>
 struct GateInput {
+  bool linear;
   const E *a, *b, *condition_a, *condition_b;
   int64_t condition_stride;
 };
@@ -54,10 +55,15 @@ struct RowTerm {
 // References, so that a table that lacks one does not compile.
 template <class E>
 struct LayerKernels {
-  // out = tanh(a) * logistic(b)
+  // out = tanh(a) * logistic(b), or a * logistic(b)
   void (&gate)(const GateInput<E>&, E* out, int64_t n);
   // The gradients of a and b; they may be written over `grad`.
   void (&gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
+
+  // a = elu(x), b = elu(-x)
+  void (&concat_elu)(const E* x, E* a, E* b, int64_t n);
+  // The gradient of x, from a and b and their gradients.
+  void (&concat_elu_gradient)(const E* a, const E* b, const E* grad_a, const E* grad_b, E* grad_x, int64_t n);
 
   // The log of the sum of exp over each sub-pixel's logits.
   void (&log_sum_exp)(const Logits<E>&, int n, double* out);

@@ -7,6 +7,7 @@
 
 #include "cpu/memory/pool.h"
 #include "cpu/ops/categorical_nll.h"
+#include "cpu/ops/concat_elu.h"
 #include "cpu/ops/gated_activation.h"
 #include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/recurrence.h"
@@ -138,6 +139,8 @@ void bind_layers(py::module_& m) {
   bind(m, "masked_conv2d_weight_gradient", cpu::masked_conv2d_weight_gradient);
   bind(m, "gated_activation", cpu::gated_activation);
   bind(m, "gated_activation_gradient", cpu::gated_activation_gradient);
+  bind(m, "concat_elu", cpu::concat_elu);
+  bind(m, "concat_elu_gradient", cpu::concat_elu_gradient);
   bind(m, "recurrence", cpu::recurrence);
   bind(m, "recurrence_gradient", cpu::recurrence_gradient);
   bind(m, "categorical_nll", cpu::categorical_nll);

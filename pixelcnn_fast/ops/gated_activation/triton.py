@@ -1,4 +1,4 @@
-"""tanh(a) * sigmoid(b) in Triton, one pass over memory forward and backward."""
+"""tanh(a) * sigmoid(b), or a * sigmoid(b), in Triton, one pass over memory forward and backward."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pixelcnn_fast.ops.triton_tuning import INTERPRETER, Tile, Tiles, tile
 TILES: Tiles = {INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)}
 
 
-def forward(x: Tensor, condition: Tensor | None) -> Tensor:
+def forward(x: Tensor, condition: Tensor | None, linear: bool = False) -> Tensor:
     """x: [N, 2C, H, W]; condition, added to x: [N, 2C], as x, or None; all without gaps, in x's memory format
     -> [N, C, H, W], likewise. Raises TypeError for float64 and integers."""
-    return _launch(x, condition, None)
+    return _launch(x, condition, None, linear)
 
 
-def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
+def backward(grad: Tensor, x: Tensor, condition: Tensor | None, linear: bool = False) -> Tensor:
     """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition."""
-    return _launch(x, condition, grad)
+    return _launch(x, condition, grad, linear)
 
 
-def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
+def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, linear: bool) -> Tensor:
     """In either memory format, x is [rows, 2, size], where a row is a and b of an image or of a pixel."""
     check_dtype(x)
     layout = memory_format(x)
@@ -52,6 +52,7 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None) -> Tensor:
             pixels,
             PER_IMAGE=condition is not None and condition.dim() == 2,
             CHANNELS_LAST=channels_last,
+            LINEAR=linear,
             BLOCK_ROWS=block_rows,
             BLOCK=block,
             num_warps=warps,
@@ -70,6 +71,7 @@ def _gated_activation_kernel(
     pixels,
     PER_IMAGE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    LINEAR: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -96,11 +98,11 @@ def _gated_activation_kernel(
             second = first + size // pixels
         a += tl.load(first, mask=inside, other=0.0).to(tl.float32)
         b += tl.load(second, mask=inside, other=0.0).to(tl.float32)
-    t = tanh(a)
+    t = a if LINEAR else tanh(a)
     s = tl.sigmoid(b)
     if grad is None:
         tl.store(out + single, (t * s).to(out.dtype.element_ty), mask=inside)
     else:
         g = tl.load(grad + single, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + double, (g * s * (1 - t * t)).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + double, (g * s * (1 if LINEAR else 1 - t * t)).to(out.dtype.element_ty), mask=inside)
         tl.store(out + double + size, (g * t * s * (1 - s)).to(out.dtype.element_ty), mask=inside)
