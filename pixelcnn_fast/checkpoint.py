@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from importlib import resources
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.files import replacing
-from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelCNNpp, PixelRNN, pixelcnnpp_port
 
-MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
-OF_LAYERS = ("n_layers", "n_residual")  # settings that count layers, which have tensors
+FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp)
+MODELS: dict[str, type[Model]] = {model.__name__: model for model in FAMILIES}
+OF_LAYERS = ("n_layers", "n_residual", "n_resnets")  # settings that count layers, which have tensors
 MOST_DILATED = 1 << 14
 RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
@@ -64,14 +66,49 @@ def load(path: str | os.PathLike[str]) -> Model:
     see later pixels).
     """
     tensors, metadata = _read(path)
-    if tensors and all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    tensors = _without_data_parallel(tensors)
     model = _build(path, metadata, tensors)
     _check_masks(path, tensors, model.state_dict())
     _check_finite(tensors, str(path))
     model.to(next(x.dtype for x in tensors.values() if x.is_floating_point()))
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def load_port(path: str | os.PathLike[str]) -> PixelCNNpp:
+    """Reads what ``torch.save`` wrote of the state dict of PixelCNN++'s common PyTorch port
+    (pclucas14/pixel-cnn-pp), of any size -> the same model in eval mode, on the CPU, in the
+    file's dtype. ``models.pixelcnnpp_port`` says how keys and tensors correspond.
+
+    Raises FileNotFoundError and ValueError as ``load`` does. No code in the file is run.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: torch.load can't read it ({str(error)[:300]}); fetch it again") from error
+    if not isinstance(stored, dict) or not all(isinstance(x, Tensor) for x in stored.values()):
+        raise ValueError(f"{path}: it is no state dict; write model.state_dict() of the port's PixelCNN")
+    tensors = pixelcnnpp_port.renamed(_without_data_parallel(stored))
+    try:
+        config = pixelcnnpp_port.config_of(tensors)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{path}: it is no state dict of the port's PixelCNN, which has {error}") from error
+    with torch.device("meta"):
+        outline = PixelCNNpp(**config)
+    _check_fit(path, tensors, outline.state_dict())
+    _check_finite(tensors, str(path))
+    model = PixelCNNpp(**config).to(tensors["nin_out.bias"].dtype)
+    model.load_state_dict(pixelcnnpp_port.rearranged(tensors))
+    return model.eval()
+
+
+def _without_data_parallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the "module." that it puts before every key."""
+    if not all(key.startswith("module.") for key in tensors):
+        return tensors
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:

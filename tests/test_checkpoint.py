@@ -15,7 +15,7 @@ from torch import nn
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench.workload import random_model, workload
-from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN, reference
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelCNNpp, PixelRNN, reference
 from pixelcnn_fast.models.pixel_rnn import KINDS
 
 Tensors = dict[str, torch.Tensor]
@@ -60,6 +60,7 @@ def test_comes_back_exactly(model: PixelCNN, saved: Path) -> None:
 
 OTHERS: dict[str, Callable[[], Model]] = {
     "gated": lambda: GatedPixelCNN(3, 4, [1, 2], n_classes=2, channel_order="interleaved", levels=5),
+    "plus plus": lambda: PixelCNNpp(3, 4, 1, 2, n_classes=2),
     **{kind: partial(random_model, family=PixelRNN, kind=kind, **RNN) for kind in KINDS},
 }
 

@@ -3,7 +3,8 @@
 from pixelcnn_fast.models.gated_pixelcnn import GatedPixelCNN
 from pixelcnn_fast.models.pixel_rnn import PixelRNN
 from pixelcnn_fast.models.pixelcnn import PixelCNN
+from pixelcnn_fast.models.pixelcnnpp import PixelCNNpp
 
-Model = PixelCNN | GatedPixelCNN | PixelRNN
+Model = PixelCNN | GatedPixelCNN | PixelRNN | PixelCNNpp
 
-__all__ = ["GatedPixelCNN", "Model", "PixelCNN", "PixelRNN"]
+__all__ = ["GatedPixelCNN", "Model", "PixelCNN", "PixelCNNpp", "PixelRNN"]

@@ -13,7 +13,9 @@ from pixelcnn_fast.nn.channel_order import named_order
 def config_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """``locals()`` at the start of a constructor -> the arguments that build the same network."""
     config = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
-    return {**config, "channel_order": named_order(config["channel_order"])}
+    if "channel_order" in config:
+        config["channel_order"] = named_order(config["channel_order"])
+    return config
 
 
 def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
@@ -29,13 +31,16 @@ def as_logits(x: Tensor, channels: int, levels: int) -> Tensor:
     return x.unflatten(1, (channels, levels)).permute(0, 1, 3, 4, 2)
 
 
-def check_inputs(images: Tensor, channels: int, labels: Tensor | None, n_classes: int | None) -> None:
+def check_inputs(
+    images: Tensor, channels: int, labels: Tensor | None, n_classes: int | None, interval: str = "0...1"
+) -> None:
+    """interval: of floating-point images."""
     if not isinstance(images, Tensor):
         raise ValueError(f"images are a {type(images).__name__}, expected a tensor [N, {channels}, H, W]")
     if images.dim() != 4 or images.shape[1] != channels:
         raise ValueError(f"images have shape {list(images.shape)}, expected [N, {channels}, H, W]")
     if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in 0...1")
+        raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in {interval}")
     n = images.shape[0]
     if n_classes is None:
         if labels is not None:

@@ -11,17 +11,27 @@ from pixelcnn_fast.models.reference.gated_pixelcnn import (
 )
 from pixelcnn_fast.models.reference.pixel_rnn import DiagonalBiLSTM, DiagonalLSTM, PixelRNN, RowLSTM
 from pixelcnn_fast.models.reference.pixelcnn import MaskedConv2d, PixelCNN, ResidualBlock
+from pixelcnn_fast.models.reference.pixelcnnpp import (
+    GatedResnet,
+    PixelCNNpp,
+    ShiftedConv2d,
+    ShiftedConvTranspose2d,
+)
 
 __all__ = [
     "DiagonalBiLSTM",
     "DiagonalLSTM",
     "GatedBlock",
     "GatedPixelCNN",
+    "GatedResnet",
     "HorizontalConv2d",
     "MaskedConv2d",
     "PixelCNN",
+    "PixelCNNpp",
     "PixelRNN",
     "ResidualBlock",
     "RowLSTM",
+    "ShiftedConv2d",
+    "ShiftedConvTranspose2d",
     "VerticalConv2d",
 ]
