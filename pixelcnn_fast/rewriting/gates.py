@@ -1,4 +1,4 @@
-"""Makes ``tanh(a) * sigmoid(b)`` of the two halves of a feature map into ``gated_activation``."""
+"""Makes ``tanh(a) * sigmoid(b)``, or ``a * sigmoid(b)``, of the halves of a feature map into ``gated_activation``."""
 
 from __future__ import annotations
 
@@ -33,17 +33,21 @@ def rewrite(captured: CapturedGraph) -> None:
     for node in list(captured.graph.nodes):
         if not is_call(node, MUL) or len(node.args) != 2 or node.kwargs:
             continue
-        for tanh, sigmoid in (node.args, node.args[::-1]):
-            if is_call(tanh, TANH) and is_call(sigmoid, SIGMOID):
-                _rewrite(captured, node, tanh, sigmoid)
+        for a, sigmoid in (node.args, node.args[::-1]):
+            # Whatever else is multiplied with a sigmoid is no gate.
+            if is_call(sigmoid, SIGMOID) and (is_call(a, TANH) or _wholes(a, sigmoid.args[0])):
+                _rewrite(captured, node, a, sigmoid)
                 break
 
 
-def _rewrite(captured: CapturedGraph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node) -> None:
+def _rewrite(captured: CapturedGraph, node: fx.Node, a: Any, sigmoid: fx.Node) -> None:
     graph, where = captured.graph, line(node)
-    wholes = _wholes(tanh.args[0], sigmoid.args[0])
-    if (why := _why_not(captured, node, wholes, (tanh, sigmoid))) is not None:
-        captured.report.left[f"tanh · sigmoid: {why}", where] += 1
+    is_linear = not is_call(a, TANH)
+    factors = (sigmoid,) if is_linear else (a, sigmoid)
+    wholes = _wholes(a if is_linear else a.args[0], sigmoid.args[0])
+    what = f"{'a' if is_linear else 'tanh'} · sigmoid"
+    if (why := _why_not(captured, node, wholes, factors)) is not None:
+        captured.report.left[f"{what}: {why}", where] += 1
         return
     whole, sources = wholes[0], node.all_input_nodes
     is_whole_in_region = captured.regions.are_one(node, whole)
@@ -56,14 +60,14 @@ def _rewrite(captured: CapturedGraph, node: fx.Node, tanh: fx.Node, sigmoid: fx.
         x, condition = whole, _condition(graph, whole, wholes[1]) if len(wholes) == 2 else None
         if condition is None and is_whole_in_region:
             x, condition = _sum(graph, whole, captured.writes) or (whole, None)
-    new.args = (x, condition, "auto")
+    new.args = (x, condition, "auto", is_linear)
     _erase_unread(graph, whole)
     inside = "" if condition is None else ", with what is added"
-    captured.report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
+    captured.report.rewritten[f"{what} → gated_activation{inside}", where] += 1
 
 
 def _why_not(
-    captured: CapturedGraph, node: fx.Node, wholes: tuple[fx.Node, ...], factors: tuple[fx.Node, fx.Node]
+    captured: CapturedGraph, node: fx.Node, wholes: tuple[fx.Node, ...], factors: tuple[fx.Node, ...]
 ) -> str | None:
     if not wholes:
         return "not of the first and the second half of one feature map"

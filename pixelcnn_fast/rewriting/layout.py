@@ -33,8 +33,9 @@ from pixelcnn_fast.rewriting.nodes import (
 from pixelcnn_fast.rewriting.strides import layout_of
 
 _OURS = (MASKED_CONV2D, torch.ops.pixelcnn_fast.masked_conv_block.default)
+_POINTWISE = (torch.ops.pixelcnn_fast.gated_activation.default, torch.ops.pixelcnn_fast.concat_elu.default)
 _AGNOSTIC = (
-    frozenset((*_OURS, torch.ops.pixelcnn_fast.gated_activation.default, F.pad))
+    frozenset((*_OURS, *_POINTWISE, F.pad))
     | CONV2D
     | STATISTICS
     | spelled(

@@ -260,8 +260,11 @@ def _written(node: fx.Node) -> list[Any]:
         return [*everything]
     if _may_write(target, name):
         return everything
-    given = dict(zip(_parameters(target), node.args, strict=False)) | node.kwargs
-    is_in_place = any(x is True for x in node.args) or bool(given.get("inplace"))  # F.relu(x, True)
+    parameters = _parameters(target)
+    given = dict(zip(parameters, node.args, strict=False)) | node.kwargs
+    is_in_place = bool(given.get("inplace"))
+    if "inplace" not in parameters:  # which may be any of them, as in torch.celu(x, 1, True)
+        is_in_place = is_in_place or any(x is True for x in node.args)
     is_named_so = name.endswith("_") and not name.endswith("__")
     is_method_named_so = is_named_so and node.op == "call_method"
     if target in WRITING or name in DUNDER_WRITING or is_in_place or is_method_named_so:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pixelcnn_fast.rewriting import (
     blocks,
+    concatenated_elus,
     data_assignment,
     gates,
     layout,
@@ -19,6 +20,7 @@ REWRITES: tuple[Callable[[CapturedGraph], None], ...] = (
     data_assignment.rewrite,  # first, as it leaves fewer writes into weights
     masked_convolutions.rewrite,
     gates.rewrite,
+    concatenated_elus.rewrite,
     losses.rewrite,
     windows.rewrite,  # takes padding and crops into masked convolutions, too
     blocks.rewrite,  # in inference, takes what follows into masked convolutions

@@ -100,6 +100,10 @@ def gated(a: Tensor, b: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def linear(a: Tensor, b: Tensor) -> Tensor:
+    return a * torch.sigmoid(b)
+
+
 def gate(x: Tensor) -> Tensor:
     return gated(*x.chunk(2, 1))
 
@@ -201,6 +205,12 @@ GATES: dict[str, Program] = {
     "gate of a result": lambda m, x: (lambda y: (gate(y), y))(m.conv(x))[0],
     "gate of slices": lambda m, x: (lambda f: torch.tanh(f[:, :2]) * f[:, 2:].sigmoid())(m.conv(x)),
     "gate of a split": lambda m, x: (lambda a, b: a.tanh() * b.sigmoid())(*m.conv(x).split(2, dim=1)),
+    "linear gate": lambda m, x: linear(*m.conv(x).chunk(2, 1)),
+    "linear gate of a gate": lambda m, x: linear(*linear(*m.conv(x).chunk(2, 1)).sigmoid().chunk(2, 1)),
+    "linear gate of which a half is read twice": lambda m, x: (lambda a, b: b.sigmoid() * a + a)(
+        *m.conv(x).chunk(2, 1)
+    ),
+    "linear gate with a condition for each": lambda m, x: linear(*(m.conv(x) + m.condition).chunk(2, 1)),
     "gate of a sum of two dtypes": lambda m, x: gate(m.conv(x) + x.float()),
     "gate of a sum": lambda m, x: gate(m.conv(x) + x),
     "gate of a sum of maps": lambda m, x: gate(m.conv(x) + m.convolved(x, m.weight)),
@@ -283,6 +293,7 @@ INSIDE = (
     "gate of a sum of maps",
     "gate with a condition per image",
     "gate with a condition for each",
+    "linear gate with a condition for each",
 )
 
 
@@ -313,6 +324,9 @@ LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "quarters by number": lambda m, f: gated(*torch.cat([f, f + 1], 1).chunk(4, 1)[:2]),
     "later quarters": lambda m, f: gated(*torch.cat([f, f + 1], 1).split(2, 1)[1:3]),
     "images": lambda m, f: gated(*f.chunk(2)),
+    "the product of two sigmoids": lambda m, f: linear(torch.sigmoid(f[:, :2]), f[:, 2:]),
+    "a map by its own sigmoid": lambda m, f: linear(f, f),
+    "linear halves that are exchanged": lambda m, f: linear(f[:, 2:], f[:, :2]),
     "halves with conditions in another dtype": lambda m, f: (
         lambda c: gated(f[:, :2] + c[:, :2], f[:, 2:] + c[:, 2:])
     )(f.float()),
