@@ -61,12 +61,13 @@ class PixelCNNpp(nn.Module):
     n_mixtures for one colour. With K components, channel k < K is the logit of component k,
     and then, for colour c, K + 3cK + k its mean, + K the logarithm of its scale, and + 2K a
     coefficient before its tanh (for one colour: K + k and 2K + k, and no coefficients).
-    Height and width may be any; what is odd is rounded up on the coarser grids, and cut off again.
-    n_resnets: of each stream on each grid on the way down, and on the way up on the coarsest; one
-    more on the others.
+    Height and width may be any: halves are rounded up, and what is too much is cut off again.
+    n_resnets: layers of each stream on each of three grids, to the coarsest and back; one more
+    on the finer two on the way back.
     Raises ValueError for other than 1 or 3 colours, a wrong shape or dtype, and missing,
-    unexpected or out-of-range labels. Source: Salimans et al. 2017, "PixelCNN++: Improving the PixelCNN with
-    Discretized Logistic Mixture Likelihood and Other Modifications", and its published code.
+    unexpected or out-of-range labels. Source: Salimans et al. 2017, "PixelCNN++: Improving the
+    PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications", and its
+    published code.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class PixelCNNpp(nn.Module):
                 u, ul = self.downsize_u_stream[grid - 1](u), self.downsize_ul_stream[grid - 1](ul)
                 seen.append((concat_elu(u), concat_elu(ul)))
             u, ul = up(u, ul, seen, labels)
-        seen.pop()  # which is where the way down begins
+        seen.pop()  # that of u and ul, where the way back begins
         for grid, down in enumerate(self.down_layers):
             if grid > 0:
                 size = seen[-1][0].shape[2:]
@@ -116,8 +117,8 @@ class PixelCNNpp(nn.Module):
         return self.nin_out(F.elu(ul))
 
     def initialise_from(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Sets scales and biases by data, before training, as ``forward`` takes them: each convolution's
-        results get mean 0, and standard deviation 1 or, before a gate, 0.1, over these images.
+        """Sets scales and biases before training, by images as ``forward`` takes them: over these, each
+        channel of each convolution's result gets mean 0 and standard deviation 1 or, before a gate, 0.1.
 
         Dropout takes part in training mode. Raises ValueError without any images, and as
         ``forward`` does. Source: Salimans and Kingma 2016, "Weight Normalization", section 3.
@@ -126,7 +127,7 @@ class PixelCNNpp(nn.Module):
         if not len(images):
             raise ValueError("there are no images to initialise from: give a batch as in training")
         layers = [module for module in self.modules() if isinstance(module, ShiftedConv2d)]
-        hooks = [layer.register_forward_hook(lambda m, args, y: m.initialise_from(y)) for layer in layers]
+        hooks = [layer.register_forward_hook(lambda m, args, y: m.normalise(y)) for layer in layers]
         try:
             with torch.no_grad():
                 self(images, labels)

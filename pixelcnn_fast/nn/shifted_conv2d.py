@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.nn.settings import check_sizes
 from pixelcnn_fast.ops import masked_conv2d
 
-FEWEST_PIXELS = 512  # of a map, from which masked_conv2d takes less time than PyTorch
+FEWEST_PIXELS = 512  # of a map, from which masked_conv2d takes less time than PyTorch on the CPU
 
 
 class ShiftedConv2d(nn.Module):
@@ -49,16 +49,17 @@ class ShiftedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         if self.weight_v[0, 0].numel() > 1:
-            if self.stride == 1 and height * width >= FEWEST_PIXELS:
+            is_large = x.device.type == "cpu" and height * width >= FEWEST_PIXELS
+            if self.stride == 1 and is_large:
                 no_mask, padding = self.bias.new_ones(1), (self.above, self.left)
                 return masked_conv2d(x, self.weight, self.bias, no_mask, padding, size=(height, width))
             x = F.pad(x, (self.left, self.right, self.above, 0))
         return F.conv2d(x, self.weight, self.bias, self.stride)
 
     @torch.no_grad()
-    def initialise_from(self, y: Tensor) -> Tensor:
-        """Sets g and the bias so that what the layer has given, y, would have had mean 0 and standard
-        deviation ``scale`` in each channel -> that."""
+    def normalise(self, y: Tensor) -> Tensor:
+        """y: what the layer gave; sets g and the bias so that each channel of it would have had mean 0
+        and standard deviation ``scale`` -> what the layer would have given."""
         variance, mean = torch.var_mean(y, (0, 2, 3), correction=0)
         factor = self.scale / variance.clamp(min=1e-10).sqrt()
         self.weight_g.mul_(factor[:, None, None, None])
@@ -73,6 +74,6 @@ class ShiftedConvTranspose2d(ShiftedConv2d):
     Weights are those of a ``ShiftedConv2d`` from x to the result.
     """
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]  # of the result
         y = F.conv_transpose2d(x, self.weight.transpose(0, 1), self.bias, self.stride)
         return y[:, :, : size[0], self.right : self.right + size[1]]

@@ -43,7 +43,7 @@ class ShiftedConv2d(nn.Module):
 class ShiftedConvTranspose2d(ShiftedConv2d):
     """Plain version of ``pixelcnn_fast.nn.ShiftedConvTranspose2d``."""
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]  # of the result
         y = F.conv_transpose2d(x, self.weight().transpose(0, 1), self.bias, self.stride)
         return y[:, :, : size[0], self.right : self.right + size[1]]
 
@@ -141,7 +141,7 @@ class PixelCNNpp(nn.Module):
                 u, ul = self.downsize_u_stream[grid - 1](u), self.downsize_ul_stream[grid - 1](ul)
                 seen.append((u, ul))
             u, ul = up(u, ul, seen, labels)
-        seen.pop()  # which is where the way down begins
+        seen.pop()  # u and ul, where the way back begins
         for grid, down in enumerate(self.down_layers):
             if grid > 0:
                 size = seen[-1][0].shape[2:]
