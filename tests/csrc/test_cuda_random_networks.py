@@ -24,7 +24,7 @@ QUICK = [(seed, ("some", "clusters")) for seed in (136, 1062)]  # they take most
     tiered([*QUICK, *((seed, (*MULTIPROCESSORS, *CLUSTERS)) for seed in SEEDS)], QUICK.__contains__),
 )
 def test_random_networks(seed, shapes):
-    model = Fuzzed(seed).float()
+    model = Fuzzed(seed, for_cuda=True).float()
     model.dtype = torch.float32
     given = model.given(IMAGES)
     given = given._replace(condition=given.condition.float())

@@ -420,7 +420,9 @@ class Twice(nn.Module):
 
 
 class Fuzzed(nn.Module):
-    def __init__(self, seed: int) -> None:
+    """The network of a seed. for_cuda: without what the CUDA runtime refuses."""
+
+    def __init__(self, seed: int, for_cuda: bool = False) -> None:
         super().__init__()
         r = random.Random(seed)
         torch.manual_seed(seed)
@@ -435,7 +437,8 @@ class Fuzzed(nn.Module):
         self.embedding = nn.Embedding(self.levels, 3)
         self.first = Conv(r, torch.arange(colours).repeat_interleave(each), groups, "A", order is not None)
         self.layers = nn.ModuleList(Layer(r, groups, order is not None) for _ in range(r.randint(1, 5)))
-        if order is None and (more := random.Random(f"cells {seed}")).random() < 0.4:
+        is_free = order is None and not for_cuda
+        if is_free and (more := random.Random(f"cells {seed}")).random() < 0.4:
             in_cells = (
                 more.random() < 0.8 or min(self.shape[1:]) < 4
             )  # as windows of few pixels are all alike
@@ -451,7 +454,7 @@ class Fuzzed(nn.Module):
         colour_of = torch.arange(colours).repeat_interleave(outputs)
         if layout in ("N,L*C,H,W", "N,L,C,H,W"):
             colour_of = torch.arange(colours).repeat(outputs)
-        if order is None and (own := random.Random(f"mixture {seed}")).random() < 0.3:
+        if is_free and (own := random.Random(f"mixture {seed}")).random() < 0.3:
             uniform, numbers = own.choice([0, 0.1]), 3 if colours > 1 else own.randint(2, 3)
             self.head = heads.LogisticMixture(
                 own.randint(1, 4),
