@@ -439,9 +439,7 @@ class Fuzzed(nn.Module):
         self.layers = nn.ModuleList(Layer(r, groups, order is not None) for _ in range(r.randint(1, 5)))
         is_free = order is None and not for_cuda
         if is_free and (more := random.Random(f"cells {seed}")).random() < 0.4:
-            in_cells = (
-                more.random() < 0.8 or min(self.shape[1:]) < 4
-            )  # as windows of few pixels are all alike
+            in_cells = more.random() < 0.4 or min(self.shape[1:]) < 4  # windows of few pixels are all alike
             layer = Cells(more, len(groups)) if in_cells else Twice(more, len(groups), self.shape)
             self.layers.insert(more.randint(0, len(self.layers)), layer)
         bernoulli = self.levels == 2 and r.random() < 0.5
