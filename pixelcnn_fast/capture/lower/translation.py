@@ -28,6 +28,7 @@ from pixelcnn_fast.capture.record.shadow_memory import (
     OfCondition,
     ShadowStorage,
     Unknown,
+    unrecorded,
 )
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
@@ -263,7 +264,7 @@ class Translation(LoweringContext):
         if any(a.name == "accumulate" and x is True for a, x in call.given):
             raise Unsupported("it adds to what is there: add a map instead")
         made, count = [(a.name, moved(a, x)) for a, x in call.given], len(call.args)
-        result = functional(call.name)(*(x for _, x in made[:count]), **dict(made[count:]))
+        result = unrecorded(functional(call.name))(*(x for _, x in made[:count]), **dict(made[count:]))
         return [self.builder.map(x) for x in leaves(result)]
 
     def _addresses(self, call: Call, view: View) -> Tensor:

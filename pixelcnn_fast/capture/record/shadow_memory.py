@@ -264,6 +264,7 @@ class Map:
         return {type(self._space.sources[source]) for source in self.sources}
 
     @property
+    @unrecorded
     def source(self) -> int | None:
         """The value that the map equals as it stands, or None."""
         if self._source is None:
@@ -282,6 +283,7 @@ class ShadowStorage:
         self._layout, self._dtype, self._map = view.at(n), view.dtype, content
         self._array: Tensor | None = None
 
+    @unrecorded
     def read(self, view: View, n: int, space: AddressSpace) -> Map:
         layout = view.at(n)
         if view.dtype != self._dtype:
@@ -292,9 +294,11 @@ class ShadowStorage:
             return self._map
         return Map(space, self.array().as_strided(*layout))
 
+    @unrecorded
     def write(self, view: View, n: int, content: Map) -> None:
         self.array().as_strided(*view.at(n)).copy_(content.addresses)
 
+    @unrecorded
     def array(self) -> Tensor:
         if self._array is None:
             self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
