@@ -48,8 +48,8 @@ struct Network {
   // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, a
   // norm, a table of levels, odd numbers of channels. lag: 3 is the least with which rows can start behind the row
   // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it. scans: of rows
-  // before their pixels and after them, too, which need lag 0.
-  Network(int lag, int draws, bool scans = false) {
+  // before their pixels and after them, too, which need lag 0, as grids do: values with fewer pixels.
+  Network(int lag, int draws, bool scans = false, bool grids = false) {
     using pcf::StepKind;
     const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1, kLevels};
     program = {kImageChannels, kHeight, kWidth, head, {}, {}, {}, {{33, false}, {33, true}}};
@@ -91,6 +91,10 @@ struct Network {
       first.row_runs.push_back({9, -1, -1, 3, array(3 * 5 * 33, 0.3)});
       first.row_runs.push_back({11, 0, -1, 3, array(3 * 5 * 33, 0.3)});
     }
+    if (grids) {
+      const int up = add_grids();
+      first.pixel_runs.push_back({up, 0, 0, 1, array(5 * 33, 0.3)});
+    }
     program.instructions.insert(program.instructions.end(), {first, second, norm});
     for (int draw = 0; draw < draws; draw++) program.instructions.push_back(logits(draw, kImageChannels / draws));
   }
@@ -112,6 +116,28 @@ struct Network {
     };
     scan(pcf::Phase::finished, 7, 1, 1), scan(pcf::Phase::finished, 8, 1, 1), scan(pcf::Phase::finished, 9, 7, -1);
     scan(pcf::Phase::row, 10, 3, 1), scan(pcf::Phase::row, 11, 10, -1);
+  }
+
+  // A value at every second pixel of every third row, one that reads it there, and one for each pixel, which finds it
+  // at some of them. Returns the last.
+  int add_grids() {
+    const int down = program.storage.size(), inner = down + 1, up = down + 2;
+    program.storage.insert(program.storage.end(), {{5, 2, 1, 1, 3, 2}, {5, 1, 0, 1, 3, 2}, {5, 1, 0, 0}});
+    const auto convolution = [&](int value, std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs) {
+      pcf::Instruction i{value, 5, kConvolution, pcf::Phase::pixel, {}, array(5, 0.1)};
+      for (auto* runs : {&row_runs, &pixel_runs})
+        for (auto& run : *runs) run.weight = array(run.width * program.storage[run.source].channels * 5, 0.3);
+      i.row_runs = row_runs, i.pixel_runs = pixel_runs;
+      program.instructions.push_back(i);
+      return &program.instructions.back();
+    };
+    convolution(down, {{1, -1, -1, 3, nullptr}}, {{1, 0, -1, 1, nullptr}});
+    convolution(inner, {{down, -3, -2, 3, nullptr}}, {{down, 0, -2, 2, nullptr}})->steps = {
+        {pcf::StepKind::add, 0.5, down}};
+    convolution(up, {{inner, -1, -1, 2, nullptr}, {inner, -1, 0, 1, nullptr}, {inner, -2, 0, 1, nullptr}},
+                {{inner, 0, 0, 1, nullptr}, {inner, 0, -1, 1, nullptr}})
+        ->steps = {{pcf::StepKind::add, 0.5, inner}, {pcf::StepKind::gelu}};
+    return up;
   }
 
   // Of one draw. It reads the image channels drawn before it; the others' weights are zero.
@@ -236,21 +262,22 @@ void check(pcf::WeightFormat format, const char* isa, int draws, const Cuts& cut
   }
 }
 
-void check_scans(const char* isa) {
-  const Network<float> network(0, 1, true);
+// Programs that are sampled row by row: with scans of whole rows, or with values on several grids.
+void check_row_by_row(const char* isa, bool scans) {
+  const Network<float> network(0, 1, scans, !scans);
   const auto sampler = pcf::cpu::make_sampler(network.program, false, pcf::WeightFormat::same, isa);
   const Result<float> whole = sample<float>(*sampler, 14, 0, sampler->schedule(14, 1), nullptr);
   const Result<float> without =
       sample<float>(*pcf::cpu::make_sampler(Network<float>(0, 1).program, false, pcf::WeightFormat::same, isa), 14, 0,
                     sampler->schedule(14, 1), nullptr);
-  require(whole.logits != without.logits, "scans matter");
+  require(whole.logits != without.logits, "scans and grids matter");
   for (const auto& [size, threads] : std::vector<std::pair<int, int>>{{1, 2}, {2, 3}, {5, 4}}) {
     for (const auto& fewer_at : std::vector<std::vector<int>>{{}, {0}, {8, 20}}) {
       auto schedule = sampler->schedule(size, threads);
       schedule.fewer_at = fewer_at;
       const Result<float> part = sample<float>(*sampler, size, 1, schedule, nullptr);
       require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
-              "scans are the same in any batch and on any number of threads, even if some leave");
+              "the same row by row in any batch and on any number of threads, even if some leave");
     }
   }
 }
@@ -347,7 +374,7 @@ int main() {
       check<float>(pcf::WeightFormat::bf16, isa.c_str(), draws, few);
       check<double>(pcf::WeightFormat::same, isa.c_str(), draws, few);
     }
-    check_scans(isa.c_str());
+    check_row_by_row(isa.c_str(), true), check_row_by_row(isa.c_str(), false);
     for (const bool per_colour : {false, true}) check_mixture(isa.c_str(), per_colour);
     std::printf("%s: ok\n", isa.c_str());
   }
