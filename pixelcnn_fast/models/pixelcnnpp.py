@@ -81,7 +81,7 @@ class PixelCNNpp(nn.Module):
         check_sizes(n_filters=n_filters, n_resnets=n_resnets, n_mixtures=n_mixtures)
         if n_classes is not None:
             check_sizes(n_classes=n_classes)
-        self.input_channels, self.n_classes = input_channels, n_classes
+        self.input_channels, self.n_classes, self.n_mixtures = input_channels, n_classes, n_mixtures
         f, layers, between = n_filters, (n_filters, dropout, n_classes), range(GRIDS - 1)
         self.u_init = ShiftedConv2d(input_channels + 1, f, U)
         self.ul_init = nn.ModuleList(ShiftedConv2d(input_channels + 1, f, size) for size in ((1, 3), (2, 1)))

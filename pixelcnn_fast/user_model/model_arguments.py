@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.heads import Categorical, Head, LogisticMixture
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import IMAGE_FORMS, ImageForm, check_choice
@@ -54,8 +54,12 @@ def head_of(
     if head is not None and levels not in (None, head.levels):
         raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
     if head is None:
+        components = integer_of(module, "n_mixtures")
         levels = levels if levels is not None else integer_of(module, "levels") or 256
-        head = Categorical(levels, layout_of(module, shape, levels))
+        if components is not None and shape[0] <= 3:
+            head = LogisticMixture(components, levels, colours=shape[0])
+        else:
+            head = Categorical(levels, layout_of(module, shape, levels))
     head.check()
     check_choice("image_form", image_form, IMAGE_FORMS)
     if (drawn := head.drawn_levels) is None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import PixelCNNpp, reference
 from pixelcnn_fast.nn import ShiftedConv2d
+from tests.system.agreement import assert_runtimes_agree
 from tests.tiers import thorough
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
@@ -179,3 +181,18 @@ def test_bad_input_is_refused(given: list[Tensor], message: str) -> None:
             function(*given)
     with pytest.raises(ValueError, match="there are no images to initialise from"):
         model.initialise_from(levels(0, 3, 4, 4))
+
+
+@pytest.mark.parametrize(("channels", "size", "n_classes"), [(3, (6, 8), None), (1, (7, 5), 3)])
+def test_every_runtime_draws_the_same_images(
+    channels: int, size: tuple[int, int], n_classes: int | None
+) -> None:
+    torch.manual_seed(0)
+    net = PixelCNNpp(channels, 6, 1, 2, n_classes=n_classes).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("weight_g"):
+                parameter.mul_(1.5)  # else pixels hardly depend on each other
+    sampler = Sampler(net, (channels, *size), conditional=n_classes is not None)  # which knows the head
+    labels = None if n_classes is None else torch.arange(2) % n_classes
+    assert assert_runtimes_agree(sampler, 2, labels=labels).unique().numel() > 20
