@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,8 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
 
     def converted(constant: Tensor) -> Tensor:
         # NumPy looks unseen: other weights, which stay in the range, are cast alike.
-        if is_narrower and bool((np.abs(constant.cpu().numpy()) > largest).any()):
+        seen = constant.cpu().numpy() if is_narrower and constant.numel() else None
+        if seen is not None and not (-largest <= seen.min() and seen.max() <= largest):
             constant = constant.clamp(-largest, largest)
         return constant.to(dtype)
 

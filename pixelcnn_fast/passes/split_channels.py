@@ -33,17 +33,17 @@ def split_channels(program: Program) -> Program:
     ordered = bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())  # logits see their own pixel
     most = program.shape[0] if ordered else 1  # draws of a pixel
     fields = receptive_fields(program)
-    draws = {i.out: draws_needed(fields[i.out]).clamp_max(most) for i in program.instructions}
-    alike = all(len(needed.unique()) == 1 for needed in draws.values())
+    draws = {i.out: draws_needed(fields[i.out]).clip(max=most) for i in program.instructions}
+    alike = all((needed == needed[0]).all() for needed in draws.values())
     picks = any(pick is not None for i in program.instructions for _, pick in i.channelwise())
     if not ordered and alike and not picks:
         return program
     return _Splitter(program, _labels(program, draws, ordered), ordered).split()
 
 
-def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
+def _labels(program: Program, draws: dict[int, np.ndarray], ordered: bool) -> dict[int, np.ndarray]:
     """By value, labels [channels], equal within a piece. draws: how many each channel needs."""
-    labels = {value: needed.numpy() for value, needed in draws.items()}
+    labels = dict(draws)
     if ordered:
         for output in program.outputs:
             labels[output] = np.arange(len(labels[output])) // program.parameters
@@ -67,24 +67,24 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
                 labels[value], before = label, kinds[value]
                 kinds[value] = len(np.unique(label))
                 changed |= kinds[value] > before
-    return {value: torch.from_numpy(label) for value, label in labels.items()}
+    return labels
 
 
 def without_unread_channels(program: Program) -> Program:
     """Drops channels that reach no output, if some are of other pixels, such as what a mask hides everywhere."""
     read = _channels_read(program)
-    dead = [i for i in program.instructions if not bool(read[i.out].all())]
+    dead = [i for i in program.instructions if not read[i.out].all()]
     if all(tap.read.is_here for i in dead for tap in i.taps):
         return program
-    labels = _labels(program, {value: channels.long() for value, channels in read.items()}, ordered=False)
+    labels = _labels(program, {value: channels.astype(int) for value, channels in read.items()}, ordered=False)
     split = _Splitter(program, labels, ordered=False).split()
     return replace(split, instructions=tuple(needed(split.instructions, split.outputs)))
 
 
-def _channels_read(program: Program) -> dict[int, Tensor]:
+def _channels_read(program: Program) -> dict[int, np.ndarray]:
     """By value, which of its channels reach an output: bool [channels]."""
     channels = {i.out: i.channels for i in program.instructions}
-    read = {value: torch.full((count,), value in program.outputs) for value, count in channels.items()}
+    read = {value: np.full(count, value in program.outputs) for value, count in channels.items()}
     for component in reversed(components(program.instructions)):
         for i in component.instructions:
             if component.is_recurrence:
@@ -94,18 +94,19 @@ def _channels_read(program: Program) -> dict[int, Tensor]:
     return read
 
 
-def draws_needed(fields: Mapping[Place, Field]) -> Tensor:
+def draws_needed(fields: Mapping[Place, Field]) -> np.ndarray:
     """How many channels of the pixel must be drawn before each channel of a value: [channels]."""
     present = reduce(np.logical_or, (field.present() for field in fields.values()))
-    return torch.from_numpy((present * np.arange(1, present.shape[1] + 1)).max(1))
+    needed: np.ndarray = (present * np.arange(1, present.shape[1] + 1)).max(1)
+    return needed
 
 
 class _Splitter:
-    def __init__(self, program: Program, labels: dict[int, Tensor], ordered: bool) -> None:
+    def __init__(self, program: Program, labels: dict[int, np.ndarray], ordered: bool) -> None:
         self._program, self._ordered = program, ordered
         self._every = {i.out: i.every for i in program.instructions}
         self._channels = {
-            value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
+            value: [torch.from_numpy(np.flatnonzero(label == kind)) for kind in np.unique(label)]
             for value, label in labels.items()
         }
         self._new = Emitter()
@@ -144,10 +145,8 @@ class _Splitter:
             if are_whole and len(self._pieces[tap.source]) == 1:
                 result.append(tap.of(tap.read.of(self._pieces[tap.source][0])))
                 continue
-            for piece, rows in self._parts(tap.source):
-                weight = tap.weight.index_select(0, rows.to(tap.weight.device))
-                if bool(weight.any()):
-                    result.append(Tap(piece, tap.dy, tap.dx, weight))
+            parts = (tap.of_part(piece, rows) for piece, rows in self._parts(tap.source))
+            result += [part for part in parts if part.is_live]
         return result
 
     def _joined(self, value: int, channels: Tensor) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,11 +97,12 @@ def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
     def there(place: Place, read: Read) -> Place:
         return beside(place, read.dy, read.dx, whole)
 
-    def sees(value: int, place: Place, dy: int, dx: int) -> Tensor:
+    def sees(value: int, place: Place, dy: int, dx: int) -> np.ndarray:
         if place not in fields[value] or abs(dy) >= height or abs(dx) >= width:
-            return torch.zeros(producer[value].channels, dtype=torch.bool)
-        field = fields[value][place]
-        return field.seen[:, of.seen, dy + height - 1, dx + width - 1][field.group]
+            return np.zeros(producer[value].channels, bool)
+        group, seen = fields[value][place].in_numpy
+        here: np.ndarray = seen[:, of.seen, dy + height - 1, dx + width - 1][group]
+        return here
 
     def step_down(i: Instruction, place: Place, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel read there."""
@@ -111,7 +113,7 @@ def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
             read = connection.read
             seen = sees(read.value, there(place, read), dy - read.dy, dx - read.dx)
             if (found := connection.channels[at] & seen).any():
-                return connection, int(found.int().argmax())
+                return connection, int(found.argmax())
         raise AssertionError("a value sees a pixel that nothing it reads sees")
 
     place, (dy, dx), first = of.place, of.offset, of.distribution * program.parameters
@@ -120,7 +122,7 @@ def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
         if first < channels:
             break
         first -= channels
-    at = first + int(sees(value, place, dy, dx)[first : first + program.parameters].int().argmax())
+    at = first + int(sees(value, place, dy, dx)[first : first + program.parameters].argmax())
     path: list[tuple[Instruction, Tap]] = []
     while not (i := producer[value]).reads_levels:
         connection, at = step_down(i, place, at, dy, dx)

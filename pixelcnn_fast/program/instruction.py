@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class Instruction(ABC):
         """Whether it starts from its own pixel's levels, so that it comes after they are drawn."""
         return False
 
-    def levels_seen(self, image_channels: int) -> Tensor | None:
+    def levels_seen(self, image_channels: int) -> np.ndarray | None:
         """Which image channels of its pixel each channel reads: bool [channels, image channels]; or None."""
         return None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,9 +58,10 @@ class FromLevels(Instruction):
             return ["levels"]
         return [f"levels of channel {', '.join(map(str, self.pick.tolist()))}"]
 
-    def levels_seen(self, image_channels: int) -> Tensor | None:
+    def levels_seen(self, image_channels: int) -> np.ndarray | None:
         own = self.image_channels(image_channels).repeat_interleave(self.width)
-        return own[:, None] == torch.arange(image_channels)
+        seen: np.ndarray = own.numpy()[:, None] == np.arange(image_channels)
+        return seen
 
     def start(self, around: Surroundings) -> Tensor:
         levels = around.image()
@@ -119,8 +121,7 @@ class Convolution(Instruction):
         picked = super().picked(channels, exchanged, whole)
         if torch.equal(channels, torch.arange(self.channels)):
             return picked
-        taps = tuple(replace(tap, weight=tap.weight[:, channels]) for tap in self.taps)
-        return replace(picked, taps=taps, bias=None if self.bias is None else self.bias[channels])
+        return replace(picked, taps=tuple(tap.picked(channels) for tap in self.taps), bias=None if self.bias is None else self.bias[channels])
 
     def with_taps(self, taps: Iterable[Tap], bias: Tensor | None = None) -> Self:
         return replace(self, taps=tuple(taps), bias=self.bias if bias is None else bias)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,9 +46,9 @@ class Read:
 
 
 @cache
-def identity(channels: int) -> Tensor:
+def identity(channels: int) -> np.ndarray:
     """Each channel with itself: bool [channels, channels]. Not to be written to."""
-    return torch.eye(channels, dtype=torch.bool)
+    return np.eye(channels, dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +65,10 @@ class Tap:
         return Read(self.source, self.dy, self.dx)
 
     @cached_property
-    def connected(self) -> Tensor:
+    def connected(self) -> np.ndarray:
         """Which channels of the source each channel needs: bool [channels of out, channels of source]."""
-        return lets_through(self.weight).T.cpu()
+        connected: np.ndarray = lets_through(self.weight).cpu().numpy().T
+        return connected
 
     @cached_property
     def is_live(self) -> bool:
@@ -77,6 +79,29 @@ class Tap:
         tap = Tap(read.value, read.dy, read.dx, self.weight)
         vars(tap).update({name: vars(self)[name] for name in ("connected", "is_live") if name in vars(self)})
         return tap
+
+    def picked(self, channels: Tensor) -> Tap:
+        """What some channels get of the source."""
+        chosen = _chosen(channels)
+        return self._part(self.source, self.weight[:, chosen].contiguous(), (chosen, slice(None)))
+
+    def of_part(self, source: int, channels: Tensor) -> Tap:
+        """The same for a value that consists of some of the source's channels."""
+        chosen = _chosen(channels)
+        return self._part(source, self.weight[chosen], (slice(None), chosen))
+
+    def _part(self, source: int, weight: Tensor, connected: tuple) -> Tap:
+        tap = Tap(source, self.dy, self.dx, weight)
+        if "connected" in vars(self):
+            vars(tap)["connected"] = self.connected[connected]
+        return tap
+
+
+def _chosen(channels: Tensor) -> slice | Tensor:
+    """An index that takes these channels, quick where they follow each other."""
+    numbers = channels.tolist()
+    first, end = numbers[0], numbers[0] + len(numbers)
+    return slice(first, end) if numbers == [*range(first, end)] else channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +167,10 @@ class Step:
     def reads(self) -> list[Read]:
         return [] if self.value is None else [self.value]
 
-    def connected(self, channels: int, of: int) -> Tensor:
+    def connected(self, channels: int, of: int) -> np.ndarray:
         """Which channels of the operand each channel reads: bool [channels, of]."""
         if self.reads_all_channels:
-            return torch.ones(channels, of, dtype=torch.bool)
+            return np.ones((channels, of), bool)
         return identity(channels)
 
     def rewired(self, operand: Callable[[Read], Read]) -> Step:
@@ -179,5 +204,5 @@ class Connection:
     """What an instruction reads. channels: [channels of out, channels of the value], bool; tap: None for an operand."""
 
     read: Read
-    channels: Tensor
+    channels: np.ndarray
     tap: Tap | None = None

@@ -93,7 +93,7 @@ def _receptive_fields(program: Program, together: bool) -> Fields:
         (i,) = component.instructions
         levels = i.levels_seen(image_channels)
         if levels is not None and together:
-            levels = levels.any(1, keepdim=True)
+            levels = np.asarray(levels.any(1))[:, None]
         for node, (_, readings) in reads.items():
             found[node] = _inside(seen_by(i, readings, found, shape, levels), node, whole, program)
     fields: Fields = defaultdict(dict)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from pixelcnn_fast.program.grids import Every, Place, beside
 from pixelcnn_fast.program.instruction import Instruction
@@ -43,9 +42,8 @@ class Readings:
     def __init__(
         self, i: Instruction, of: Every, exist: Container[Node], channels_of: Callable[[int], int]
     ) -> None:
-        found = [(each.read, each.channels.cpu().numpy()) for each in i.connections(channels_of)]
         self._of, self._exist = of, exist
-        self._found = [(read, each, bool(each.any(1).all())) for read, each in found]
+        self._found = [(c.read, c.channels, bool(c.channels.any(1).all())) for c in i.connections(channels_of)]
 
     def at(self, place: Place) -> list[Reading]:
         found = []
@@ -61,7 +59,7 @@ def seen_by(
     readings: Sequence[Reading],
     known: Mapping[Node, Seen],
     shape: FieldShape,
-    levels: Tensor | None = None,
+    levels: np.ndarray | None = None,
 ) -> Seen:
     """What its channels see. known: what the values see that it reads; levels: as ``Instruction.levels_seen``."""
     if levels is None and all(by_all and len(known[node].seen) == 1 for node, *_, by_all in readings):
@@ -75,7 +73,7 @@ def seen_by(
         own = np.zeros((shape[0], *shape), bool)
         own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
         parts.append(own)
-        reads.append(levels.numpy())
+        reads.append(levels)
     for node, dy, dx, channels, _ in readings:
         group, seen = known[node]
         parts.append(shifted(seen, dy, dx))
