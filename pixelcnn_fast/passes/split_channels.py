@@ -76,7 +76,9 @@ def without_unread_channels(program: Program) -> Program:
     dead = [i for i in program.instructions if not read[i.out].all()]
     if all(tap.read.is_here for i in dead for tap in i.taps):
         return program
-    labels = _labels(program, {value: channels.astype(int) for value, channels in read.items()}, ordered=False)
+    labels = _labels(
+        program, {value: channels.astype(int) for value, channels in read.items()}, ordered=False
+    )
     split = _Splitter(program, labels, ordered=False).split()
     return replace(split, instructions=tuple(needed(split.instructions, split.outputs)))
 

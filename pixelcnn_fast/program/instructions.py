@@ -121,7 +121,8 @@ class Convolution(Instruction):
         picked = super().picked(channels, exchanged, whole)
         if torch.equal(channels, torch.arange(self.channels)):
             return picked
-        return replace(picked, taps=tuple(tap.picked(channels) for tap in self.taps), bias=None if self.bias is None else self.bias[channels])
+        taps = tuple(tap.picked(channels) for tap in self.taps)
+        return replace(picked, taps=taps, bias=None if self.bias is None else self.bias[channels])
 
     def with_taps(self, taps: Iterable[Tap], bias: Tensor | None = None) -> Self:
         return replace(self, taps=tuple(taps), bias=self.bias if bias is None else bias)

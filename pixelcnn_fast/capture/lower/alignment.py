@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, OfCondition, Value, unrecorded
+from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Map, OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.grids import WHOLE, Every
 
@@ -28,7 +29,7 @@ class Segment(NamedTuple):
     at: list[int]
     dy: int
     dx: int
-    pixels: Tensor
+    pixels: np.ndarray
 
 
 def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
@@ -116,13 +117,13 @@ def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[
 
 
 @unrecorded
-def grid_of(space: AddressSpace, *maps: Tensor) -> Every:
+def grid_of(space: AddressSpace, *maps: Map) -> Every:
     """The grid that maps [N, C, h, w] of values are on: how many pixels of the image lie between their rows
     and their columns. Raises Unsupported if that is no whole number."""
     told: tuple[list[int], list[int]] = [], []
     grids = list[Every]()
-    for addresses in maps:
-        for s, _, part in _by_source(space, addresses):
+    for x in maps:
+        for s, _, part in _by_source(space, x):
             if isinstance(space.sources[s], Value):
                 grids.append(space.every(s))
                 channel = (part[0] != 0).flatten(1).sum(1).argmax()  # which tells the most
@@ -160,19 +161,31 @@ def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
 
 
 @unrecorded
-def segments(space: AddressSpace, addresses: Tensor, every: Every) -> list[Segment]:
-    """Splits addresses of values, [N, C, h, w], into segments; a channel may have none or
-    several. every: the grid that they are on, by ``grid_of``. Raises Unsupported unless
+def segments(space: AddressSpace, x: Map, every: Every) -> list[Segment]:
+    """Splits a map [N, C, h, w] of values with whole frames into segments; a channel may have
+    none or several. every: the grid that it is on, by ``grid_of``. Raises Unsupported unless
     pixels are just shifted, with zeros moved in, or enlarged."""
-    return [
-        segment
-        for source, at, part in _by_source(space, addresses)
-        for segment in _segments_of(space, source, at, part, every)
-    ]
+    found = []
+    for source, at, part in _by_source(space, x):
+        if x.window is None:
+            found += _segments_of(space, source, at, part, every)
+            continue
+        channels = space.decode(x.window.channels[at]).channel.tolist()
+        of_one = _segments_of(space, source, at[:1], part, every)
+        found += [segment._replace(channels=channels, at=at.tolist()) for segment in of_one]
+    return found
 
 
-def _by_source(space: AddressSpace, addresses: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields each source, the channels in which it is, and these channels, with zeros in place of other sources."""
+def _by_source(space: AddressSpace, x: Map) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields each source, the channels in which it is, and these channels, with zeros in place
+    of other sources; of a window, only the first of them."""
+    if x.window is not None:
+        own = space.source_of(x.window.channels)
+        for source in x.sources if bool((x.window.pixels >= 0).any()) else ():
+            at = (own == source).nonzero()[:, 0]
+            yield source, at, Map(space, window=x.window.part(slice(int(at[0]), int(at[0]) + 1))).addresses
+        return
+    addresses = x.addresses
     first = addresses[0].flatten(1)
     largest = first.amax(1)
     least = torch.where(first == 0, largest[:, None], first).amin(1)
@@ -216,8 +229,8 @@ def _segments_of(space: AddressSpace, source: int, at: Tensor, here: Tensor, eve
         k = int(channels[0])
         i, j = live[k].nonzero().unbind(1)
         by_y, by_x = int(dy[k]), int(dx[k])
-        pixels = torch.zeros(rows, columns, dtype=torch.bool)
-        pixels[(i * every[0] + by_y) // sy, (j * every[1] + by_x) // sx] = True
+        pixels = np.zeros((rows, columns), bool)
+        pixels[((i * every[0] + by_y) // sy).numpy(), ((j * every[1] + by_x) // sx).numpy()] = True
         of_source, of_map = start.channel[channels].tolist(), at[channels].tolist()
         found.append(Segment(source, of_source, of_map, by_y, by_x, pixels))
     return found

@@ -24,7 +24,7 @@ def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
         s: (b.step if isinstance(b.space.sources[s], Value) else b.imageless.stepped)(s, steps)
         for s in x.sources
     }
-    zero = b.imageless.zero_stepped(steps) if bool((x.addresses == 0).any()) else 0
+    zero = b.imageless.zero_stepped(steps) if x.has_zeros else 0
     return b.moved(x, to, zero)
 
 
@@ -119,7 +119,7 @@ def _some_channels(b: Builder, x: Map) -> int | None:
     if x.shape[0] != b.space.images or x.shape[2:] != b.space.frame(s):
         return None
     try:
-        segment, *others = segments(b.space, x.addresses, b.space.every(s))
+        segment, *others = segments(b.space, x, b.space.every(s))
     except Unsupported:  # its pixels are not where they were, which may be so in both maps
         return None
     if others or (segment.dy, segment.dx) != (0, 0) or len(segment.at) < x.shape[1]:

@@ -80,12 +80,13 @@ class Builder:
         return Map(self.space, addresses)
 
     def whole(self, source: int) -> Map:
-        return Map(self.space, source=source)
+        return Map(self.space, window=self.space.window(source))
 
     def moved(self, x: Map, to: dict[int, int], zero: int = 0) -> Map:
         """x with other sources of the same shapes in place of its own; zero: what stands for a zero."""
-        if x.source is not None:
-            return self.whole(to[x.source])
+        if x.window is not None and (zero == 0 or not x.has_zeros):
+            channels = self.space.moved(x.window.channels, to)
+            return Map(self.space, window=x.window._replace(channels=channels))
         return self.map(self.space.moved(x.addresses, to, zero))
 
     # -- steps
@@ -120,7 +121,7 @@ class Builder:
         is_state = self.states.issuperset(x.sources) and len(x.sources) == 1
         if not is_state or self.space.frame(beside) != self.space.grid:
             return None
-        segment, *others = self.segments(x, WHOLE)
+        segment, *others = segments(self.space, x, WHOLE)
         channels = list(range(self.space.channels(segment.source)))
         is_whole = segment.at == segment.channels == channels and not others
         if not is_whole or not self._is_whole_for(segment, None, WHOLE, 0, 0):
@@ -269,14 +270,13 @@ class Builder:
         """The sum of convolutions of maps [N, C, h, w], of values with whole frames -> [N, channels, *frame].
         weights: [taps, C, channels], for taps at ``offsets``, in pixels, in any dtype; every:
         the grid of the maps; to: that of the result."""
-        live = lets_through(weights).any(2).cpu()
-        of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
+        live: np.ndarray = lets_through(weights).any(2).cpu().numpy()
+        of_live = np.flatnonzero(live.any(1)).tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
-        for segment in chain.from_iterable(self.segments(part, every) for part in parts):
-            at = torch.tensor(segment.at)
-            reading = live[:, at].any(1).nonzero()[:, 0].tolist()
+        for segment in chain.from_iterable(segments(self.space, part, every) for part in parts):
+            reading = np.flatnonzero(live[:, segment.at].any(1)).tolist()
             segment = self._readable(segment, frame, to, [offsets[tap] for tap in reading])
             rows, count = segment.channels, self.space.channels(segment.source)
             for tap in reading:
@@ -287,7 +287,7 @@ class Builder:
                 if rows == [*range(count)] and segment.at == [*range(start, start + count)]:  # the usual case
                     full = full[start : start + count]
                 else:
-                    own = full[at.to(full.device)]
+                    own = full[torch.tensor(segment.at, device=full.device)]
                     full = full.new_zeros(count, full.shape[1])
                     full.index_add_(0, torch.tensor(rows, device=full.device), own)
                 key = (self.out(segment.source), dy, dx)
@@ -316,17 +316,7 @@ class Builder:
 
     def every(self, *maps: Map) -> Every:
         """The grid that maps [N, C, h, w] are on."""
-        first = maps[0]
-        if len(maps) == 1 and first.source is not None:
-            return self.space.every(first.source)
-        return grid_of(self.space, *(x.addresses for x in maps))
-
-    def segments(self, x: Map, every: Every) -> list[Segment]:
-        """The segments of a map [N, C, h, w] of values with whole frames. every: its grid."""
-        if x.source is None:
-            return segments(self.space, x.addresses, every)
-        channels, size = list(range(self.space.channels(x.source))), self.space.size(every)
-        return [Segment(x.source, channels, channels, 0, 0, torch.ones(size, dtype=torch.bool))]
+        return grid_of(self.space, *maps)
 
     def _is_whole_for(self, segment: Segment, frame: Frame, to: Every, dy: int, dx: int) -> bool:
         at = segment.dy + dy, segment.dx + dx
@@ -339,7 +329,7 @@ class Builder:
         """Multiplies zeros inside the image in, so that taps read what PyTorch reads."""
         if all(self._is_whole_for(segment, frame, to, *tap) for tap in taps):
             return segment
-        mask = segment.pixels.to(self.device, self.dtype)[..., None]
+        mask = torch.from_numpy(segment.pixels).to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
         operand = self.imageless.per_pixel(self._at_pixels(mask, segment.source))
         step = Step("multiply_condition", condition=operand)

@@ -22,7 +22,7 @@ def log_softmax(b: Builder, x: Map, dim: int) -> Map:
 
 def final_softmax(b: Builder, kind: str, x: Map) -> Map:
     """Marks x as a softmax, which is removed, or refused, once the whole model is lowered."""
-    if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
+    if x.source is None and (x.has_zeros or x.kinds != {Value}):
         x = copied(b, x)
     to = {s: b.step(s, []) for s in x.sources}
     b.final_softmaxes |= {s: kind for s in to.values()}

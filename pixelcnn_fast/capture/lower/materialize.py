@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.lower.alignment import standard
+from pixelcnn_fast.capture.lower.alignment import segments, standard
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
@@ -99,9 +99,9 @@ def gathered(b: Builder, x: Map, every: Every | None = None) -> int:
     channels = x.shape[1]
     features, imageless = divided(b, windowed(b, x))
     every = every or b.every(features)
-    segments = b.segments(features, every)
-    if imageless is None and len(segments) == 1:
-        (s,) = segments
+    found = segments(b.space, features, every)
+    if imageless is None and len(found) == 1:
+        (s,) = found
         is_whole = (s.dy, s.dx) == (0, 0) and b.space.every(s.source) == every and bool(s.pixels.all())
         if len(s.at) == channels and is_whole:
             return b.selected(s.source, s.channels)

@@ -28,6 +28,7 @@ from pixelcnn_fast.capture.record.shadow_memory import (
     OfCondition,
     ShadowStorage,
     Unknown,
+    beside,
     unrecorded,
 )
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
@@ -263,9 +264,23 @@ class Translation(LoweringContext):
 
         if any(a.name == "accumulate" and x is True for a, x in call.given):
             raise Unsupported("it adds to what is there: add a map instead")
+        if (windowed := self._of_windows(call)) is not None:
+            return [windowed]
         made, count = [(a.name, moved(a, x)) for a, x in call.given], len(call.args)
         result = unrecorded(functional(call.name))(*(x for _, x in made[:count]), **dict(made[count:]))
         return [self.builder.map(x) for x in leaves(result)]
+
+    def _of_windows(self, call: Call) -> Map | None:
+        """The map of a call that moves whole channels, or all of them alike, if it is one."""
+        name, given = plain_name(call.name), {argument.name: x for argument, x in call.given}
+        if any(view.dtype != call.outputs[0].dtype for view in call.inputs):
+            return None
+        if name == "cat" and given.get("dim", 0) == 1:
+            return beside(self.space, [self.map(x) for x in given["tensors"]])
+        if name == "constant_pad_nd" and given.get("value", 0) == 0 and len(given["pad"]) <= 4:
+            if (window := self.map(given["self"]).window) is not None:
+                return Map(self.space, window=window.padded(given["pad"]))
+        return None
 
     def _addresses(self, call: Call, view: View) -> Tensor:
         """The addresses of a tensor that a call moves into its result, perhaps of another dtype."""
@@ -290,7 +305,7 @@ class Translation(LoweringContext):
             if view.slot in self.storages:
                 self.storages[view.slot].write(view, self.n, result)
             else:
-                own = result if result.source is not None else self.builder.map(result.addresses.clone())
+                own = result if result.window is not None else self.builder.map(result.addresses.clone())
                 self.storages[view.slot] = ShadowStorage(view, self.n, own)
 
     def finished(self, returned: View, output: View, head: Head) -> Program:

@@ -8,6 +8,7 @@ overwrites elements is followed.
 
 from __future__ import annotations
 
+import math
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import ParamSpec
 
 from pixelcnn_fast.errors import Unsupported
@@ -129,6 +131,13 @@ class AddressSpace:
         n, c, h, w = shape = self._shapes[source]
         return torch.arange(self._starts[source], self._starts[source] + n * c * h * w).view(shape)
 
+    @unrecorded
+    def window(self, source: int) -> Window:
+        """A whole value."""
+        _, channels, height, width = self._shapes[source]
+        pixels = torch.arange(height * width).view(height, width)
+        return Window(self._starts[source] + torch.arange(channels) * (height * width), pixels)
+
     def at(self, source: int, image: Any, channel: Any, y: Any = 0, x: Any = 0) -> Tensor:
         _, channels, height, width = self._shapes[source]
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
@@ -234,30 +243,58 @@ def _divided(x: Tensor, by: int | Tensor) -> tuple[Tensor, Tensor]:
     return quotient, x - quotient * by
 
 
+class Window(NamedTuple):
+    """What a map [N, C, h, w] is made of that has whole channels of values with frames of one
+    size, all seen through one window: a small part of its addresses.
+
+    channels: [C], where each begins, in the first image; pixels: [h, w], which pixel of its
+    frame each of a channel's elements is, -1 for a zero.
+    """
+
+    channels: Tensor
+    pixels: Tensor
+
+    @unrecorded
+    def part(self, channels: slice, rows: slice = slice(None), columns: slice = slice(None)) -> Window:
+        return Window(self.channels[channels], self.pixels[rows, columns])
+
+    @unrecorded
+    def padded(self, by: Sequence[int]) -> Window:
+        """With zeros around it. by: as for ``F.pad``."""
+        return self._replace(pixels=F.pad(self.pixels, list(by), value=-1))
+
+
 class Map:
-    """A feature map of the captured model: a whole value, [N, C, h, w], or any addresses."""
+    """A feature map of the captured model: whole channels through a window, or any addresses."""
 
     def __init__(
-        self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None
+        self, space: AddressSpace, addresses: Tensor | None = None, window: Window | None = None
     ) -> None:
-        self._space, self._source, self._addresses = space, source, addresses
+        self._space, self._addresses, self.window = space, addresses, window
+        self._source: int | None = None
 
     @property
+    @unrecorded
     def addresses(self) -> Tensor:
         if self._addresses is None:
-            assert self._source is not None
-            self._addresses = self._space.of(self._source)
+            assert self.window is not None
+            channels, pixels = self.window
+            sizes = torch.tensor([self._space.shape(s)[1:].numel() for s in self.sources] or [0])
+            own = torch.searchsorted(torch.tensor(self.sources), self._space.source_of(channels))
+            firsts = channels + torch.arange(self._space.images)[:, None] * sizes[own]
+            found = firsts[:, :, None, None] + pixels
+            self._addresses = found.where(pixels >= 0, 0) if self.has_zeros else found
         return self._addresses
 
     @property
     def shape(self) -> torch.Size:
-        if self._addresses is None and self._source is not None:
-            return self._space.shape(self._source)
-        return self.addresses.shape
+        if self.window is None:
+            return self.addresses.shape
+        return torch.Size((self._space.images, len(self.window.channels), *self.window.pixels.shape))
 
     @cached_property
     def sources(self) -> list[int]:
-        return [self._source] if self._source is not None else self._space.found(self.addresses)
+        return self._space.found(self.addresses if self.window is None else self.window.channels)
 
     @property
     def kinds(self) -> set[type]:
@@ -265,15 +302,34 @@ class Map:
 
     @property
     @unrecorded
+    def has_zeros(self) -> bool:
+        return bool((self.addresses == 0).any() if self.window is None else (self.window.pixels < 0).any())
+
+    @property
+    @unrecorded
     def source(self) -> int | None:
         """The value that the map equals as it stands, or None."""
-        if self._source is None:
-            x = self.addresses
-            if x.dim() == 4 and x.numel() and int(x[0, 0, 0, 0]):
-                source = int(self._space.source_of(x[0, 0, 0, 0]))
-                if isinstance(self._space.sources[source], Value) and torch.equal(self._space.of(source), x):
-                    self._source = source
+        if self._source is None and len(self.shape) == 4 and self.shape.numel() and len(self.sources) == 1:
+            (source,) = self.sources
+            if isinstance(self._space.sources[source], Value) and self.shape == self._space.shape(source):
+                if self.window is None:
+                    is_it = torch.equal(self._space.of(source), self.addresses)
+                else:
+                    is_it = all(map(torch.equal, self.window, self._space.window(source)))
+                self._source = source if is_it else None
         return self._source
+
+
+@unrecorded
+def beside(space: AddressSpace, maps: Sequence[Map]) -> Map | None:
+    """The channels of maps, one after another, if all of them are seen through the same window."""
+    windows = [x.window for x in maps if x.window is not None]
+    alike = len({space.frame(s) for x in maps for s in x.sources}) == 1
+    if not alike or len(windows) < len(maps):
+        return None
+    if any(not torch.equal(window.pixels, windows[0].pixels) for window in windows[1:]):
+        return None
+    return Map(space, window=windows[0]._replace(channels=torch.cat([x.channels for x in windows])))
 
 
 class ShadowStorage:
@@ -292,7 +348,24 @@ class ShadowStorage:
             raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         if self._array is None and layout == self._layout:
             return self._map
+        if self._array is None and (window := self._part(*layout)) is not None:
+            return Map(space, window=window)
         return Map(space, self.array().as_strided(*layout))
+
+    def _part(self, size: Sequence[int], strides: Sequence[int], offset: int) -> Window | None:
+        """A view of the map that has some of its channels, rows and columns that follow each other."""
+        (whole, own, first), window = self._layout, self._map.window
+        if window is None or strides != own or len(size) != 4 or size[0] != whole[0]:
+            return None
+        if list(own) != [math.prod(whole[k + 1 :]) for k in range(4)]:
+            return None
+        rest, parts = offset - first, list[slice]()
+        for stride, count, most in zip(own[1:], size[1:], whole[1:], strict=True):
+            at, rest = divmod(rest, stride)
+            if at < 0 or at + count > most:
+                return None
+            parts.append(slice(at, at + count))
+        return window.part(*parts)
 
     @unrecorded
     def write(self, view: View, n: int, content: Map) -> None:

@@ -43,7 +43,9 @@ class Readings:
         self, i: Instruction, of: Every, exist: Container[Node], channels_of: Callable[[int], int]
     ) -> None:
         self._of, self._exist = of, exist
-        self._found = [(c.read, c.channels, bool(c.channels.any(1).all())) for c in i.connections(channels_of)]
+        self._found = [
+            (c.read, c.channels, bool(c.channels.any(1).all())) for c in i.connections(channels_of)
+        ]
 
     def at(self, place: Place) -> list[Reading]:
         found = []

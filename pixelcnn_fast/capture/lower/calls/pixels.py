@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import halves
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
 from pixelcnn_fast.capture.lower.materialize import copied, divided, materialised, of_imageless, windowed
-from pixelcnn_fast.capture.record.shadow_memory import Map
+from pixelcnn_fast.capture.record.shadow_memory import Map, beside
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
@@ -53,9 +53,7 @@ def convolved(
     """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']. size:
     h' and w', if padding below and to the right is not that above and to the left."""
     images = b.space.images
-    if (
-        len(x.addresses) > images and len(x.addresses) % images == 0
-    ):  # such as one batch twice, under two conditions
+    if x.shape[0] > images and x.shape[0] % images == 0:  # such as one batch twice, under two conditions
         settings = weight, bias, padding, dilation, groups, stride, size
         parts = [convolved(b, b.map(part), *settings) for part in x.addresses.split(images)]
         return b.map(torch.cat([part.addresses for part in parts]))
@@ -219,8 +217,8 @@ def _gated_activation(
 
 
 def _concat_elu(b: Builder, x: Map, *backend: Any) -> Map:
-    parts = x, stepped(b, x, (-1.0, 0.0))
-    return b.map(torch.cat([stepped(b, part, Step("elu")).addresses for part in parts], 1))
+    parts = [stepped(b, part, Step("elu")) for part in (x, stepped(b, x, (-1.0, 0.0)))]
+    return beside(b.space, parts) or b.map(torch.cat([part.addresses for part in parts], 1))
 
 
 lowers_to_formulas(

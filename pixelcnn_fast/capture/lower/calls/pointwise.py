@@ -109,8 +109,13 @@ lowers("clamp_max")(lambda t, x, max: _clamp(t, x, None, max))
 
 
 def halves(b: Builder, x: Map, dim: int) -> tuple[Map, Map]:
-    first, second = materialised(b, x).addresses.chunk(2, dim)
-    return b.map(first), b.map(second)
+    x = materialised(b, x)
+    if x.window is not None and dim in (1, -3):
+        half = -(-x.shape[1] // 2)
+        first, second = (x.window.part(part) for part in (slice(half), slice(half, None)))
+        return Map(b.space, window=first), Map(b.space, window=second)
+    one, other = x.addresses.chunk(2, dim)
+    return b.map(one), b.map(other)
 
 
 def absolute(b: Builder, x: Map) -> Map:
