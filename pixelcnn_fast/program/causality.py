@@ -91,18 +91,15 @@ def _forbidden(place: Place, sees: Tensor) -> list[_Seen]:
 def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
     """The taps of one path from the output to the levels that looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
-    _, height, width = program.shape
     whole = cell(i.every for i in program.instructions)
 
     def there(place: Place, read: Read) -> Place:
         return beside(place, read.dy, read.dx, whole)
 
     def sees(value: int, place: Place, dy: int, dx: int) -> np.ndarray:
-        if place not in fields[value] or abs(dy) >= height or abs(dx) >= width:
+        if place not in fields[value]:
             return np.zeros(producer[value].channels, bool)
-        group, seen = fields[value][place].in_numpy
-        here: np.ndarray = seen[:, of.seen, dy + height - 1, dx + width - 1][group]
-        return here
+        return fields[value][place].sees(of.seen, dy, dx)
 
     def step_down(i: Instruction, place: Place, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel read there."""

@@ -170,7 +170,7 @@ def segments(space: AddressSpace, x: Map, every: Every) -> list[Segment]:
         if x.window is None:
             found += _segments_of(space, source, at, part, every)
             continue
-        channels = space.decode(x.window.channels[at]).channel.tolist()
+        channels = space.decode(x.window.channels[0, at]).channel.tolist()
         of_one = _segments_of(space, source, at[:1], part, every)
         found += [segment._replace(channels=channels, at=at.tolist()) for segment in of_one]
     return found
@@ -180,8 +180,8 @@ def _by_source(space: AddressSpace, x: Map) -> Iterator[tuple[int, Tensor, Tenso
     """Yields each source, the channels in which it is, and these channels, with zeros in place
     of other sources; of a window, only the first of them."""
     if x.window is not None:
-        own = space.source_of(x.window.channels)
-        for source in x.sources if bool((x.window.pixels >= 0).any()) else ():
+        own = space.source_of(x.window.channels[0])
+        for source in x.sources:
             at = (own == source).nonzero()[:, 0]
             yield source, at, Map(space, window=x.window.part(slice(int(at[0]), int(at[0]) + 1))).addresses
         return

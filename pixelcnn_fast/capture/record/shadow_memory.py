@@ -134,9 +134,10 @@ class AddressSpace:
     @unrecorded
     def window(self, source: int) -> Window:
         """A whole value."""
-        _, channels, height, width = self._shapes[source]
-        pixels = torch.arange(height * width).view(height, width)
-        return Window(self._starts[source] + torch.arange(channels) * (height * width), pixels)
+        images, channels, *frame = self._shapes[source]
+        pixels = torch.arange(math.prod(frame)).view(frame)
+        first = torch.arange(images * channels).view(images, channels) * len(pixels.flatten())
+        return Window(self._starts[source] + first, pixels)
 
     def at(self, source: int, image: Any, channel: Any, y: Any = 0, x: Any = 0) -> Tensor:
         _, channels, height, width = self._shapes[source]
@@ -247,16 +248,22 @@ class Window(NamedTuple):
     """What a map [N, C, h, w] is made of that has whole channels of values with frames of one
     size, all seen through one window: a small part of its addresses.
 
-    channels: [C], where each begins, in the first image; pixels: [h, w], which pixel of its
-    frame each of a channel's elements is, -1 for a zero.
+    channels: [N, C], where each begins; pixels: [h, w], which pixel of its frame each of a
+    channel's elements is, -1 for a zero.
     """
 
     channels: Tensor
     pixels: Tensor
 
+    @property
+    @unrecorded
+    def is_live(self) -> bool:
+        """Whether some of it is no zero."""
+        return bool((self.pixels >= 0).any())
+
     @unrecorded
     def part(self, channels: slice, rows: slice = slice(None), columns: slice = slice(None)) -> Window:
-        return Window(self.channels[channels], self.pixels[rows, columns])
+        return Window(self.channels[:, channels], self.pixels[rows, columns])
 
     @unrecorded
     def padded(self, by: Sequence[int]) -> Window:
@@ -279,10 +286,7 @@ class Map:
         if self._addresses is None:
             assert self.window is not None
             channels, pixels = self.window
-            sizes = torch.tensor([self._space.shape(s)[1:].numel() for s in self.sources] or [0])
-            own = torch.searchsorted(torch.tensor(self.sources), self._space.source_of(channels))
-            firsts = channels + torch.arange(self._space.images)[:, None] * sizes[own]
-            found = firsts[:, :, None, None] + pixels
+            found = channels[:, :, None, None] + pixels
             self._addresses = found.where(pixels >= 0, 0) if self.has_zeros else found
         return self._addresses
 
@@ -290,10 +294,12 @@ class Map:
     def shape(self) -> torch.Size:
         if self.window is None:
             return self.addresses.shape
-        return torch.Size((self._space.images, len(self.window.channels), *self.window.pixels.shape))
+        return torch.Size((*self.window.channels.shape, *self.window.pixels.shape))
 
     @cached_property
     def sources(self) -> list[int]:
+        if self.window is not None and not self.window.is_live:
+            return []
         return self._space.found(self.addresses if self.window is None else self.window.channels)
 
     @property
@@ -329,7 +335,7 @@ def beside(space: AddressSpace, maps: Sequence[Map]) -> Map | None:
         return None
     if any(not torch.equal(window.pixels, windows[0].pixels) for window in windows[1:]):
         return None
-    return Map(space, window=windows[0]._replace(channels=torch.cat([x.channels for x in windows])))
+    return Map(space, window=windows[0]._replace(channels=torch.cat([x.channels for x in windows], 1)))
 
 
 class ShadowStorage:

@@ -15,8 +15,8 @@ from pixelcnn_fast.program.grids import WHOLE, Every, Place, cell, places
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.seen import (
-    FieldShape,
     Node,
+    Offsets,
     Reading,
     Readings,
     Seen,
@@ -30,29 +30,28 @@ from pixelcnn_fast.program.recurrence import components
 class Field:
     """What the channels of a value see. Channels that see the same form a group."""
 
-    in_numpy: Seen
-
-    @property
-    def group(self) -> Tensor:
-        """The group of each channel: [channels]."""
-        return torch.from_numpy(self.in_numpy.group)
+    groups: Seen
+    offsets: Offsets
 
     @property
     def seen(self) -> Tensor:
         """bool [groups, image channels, 2H - 1, 2W - 1]: whether group g sees image channel c
         of the pixel at (dy, dx) is at (g, c, dy + H - 1, dx + W - 1). Offsets that no pixel
         has are left out."""
-        return torch.from_numpy(self.in_numpy.seen)
+        return torch.from_numpy(self.offsets.unpacked(self.groups.seen))
 
     def of_channels(self) -> Tensor:
         """By channel: [channels, image channels, 2H - 1, 2W - 1]."""
-        return self.seen[self.group]
+        return self.seen[torch.from_numpy(self.groups.group)]
+
+    def sees(self, channel: int, dy: int, dx: int) -> np.ndarray:
+        """Which channels see an image channel of the pixel at (dy, dx): bool [channels]."""
+        offset, (group, seen) = self.offsets.at(channel, dy, dx), self.groups
+        return np.array([bool(one & offset) for one in seen])[group]
 
     def present(self) -> np.ndarray:
         """Which image channels of its own pixel each channel sees: bool [channels, image channels]."""
-        group, seen = self.in_numpy
-        present: np.ndarray = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2][group]
-        return present
+        return np.stack([self.sees(channel, 0, 0) for channel in range(self.offsets.shape[0])], 1)
 
 
 # By value, its field at each place of the program's cell where it exists.
@@ -75,10 +74,13 @@ def receptive_fields(program: Program, together: bool | None = None) -> Fields:
 
 def _receptive_fields(program: Program, together: bool) -> Fields:
     image_channels, height, width = program.shape
-    shape = (1 if together else image_channels, 2 * height - 1, 2 * width - 1)
+    offsets = Offsets(1 if together else image_channels, height, width)
     channels = {i.out: i.channels for i in program.instructions}
     whole = cell(i.every for i in program.instructions)
     exist = {(i.out, place) for i in program.instructions for place in places(whole, i.every, program.shape)}
+    possible = {
+        place: _possible(offsets, place, whole, program) for place in places(whole, WHOLE, program.shape)
+    }
     found: dict[Node, Seen] = {}
     solved: dict[tuple, list[Seen]] = {}
     for component in components(program.instructions):
@@ -88,34 +90,37 @@ def _receptive_fields(program: Program, together: bool) -> Fields:
             own = places(whole, i.every, program.shape)
             reads |= {(i.out, place): (i, of.at(place)) for place in own}
         if component.is_recurrence:
-            found |= _seen_in_recurrence(reads, found, shape, solved)
+            found |= _seen_in_recurrence(reads, found, offsets, solved)
             continue
         (i,) = component.instructions
         levels = i.levels_seen(image_channels)
         if levels is not None and together:
             levels = np.asarray(levels.any(1))[:, None]
         for node, (_, readings) in reads.items():
-            found[node] = _inside(seen_by(i, readings, found, shape, levels), node, whole, program)
+            found[node] = _inside(seen_by(i, readings, found, offsets, levels), possible[node[1]])
     fields: Fields = defaultdict(dict)
     for (value, place), seen in found.items():
-        fields[value][place] = Field(seen)
+        fields[value][place] = Field(seen, offsets)
     return dict(fields)
 
 
-def _inside(seen: Seen, node: Node, whole: Every, program: Program) -> Seen:
-    """Without the offsets that no pixel at a place of the cell has."""
-    if whole != WHOLE:
-        for axis, (size, first, every) in enumerate(zip(program.shape[1:], node[1], whole, strict=True)):
-            last = first + (size - 1 - first) // every * every  # the last pixel at the place
-            every_offset = np.moveaxis(seen.seen, 2 + axis, 0)
-            every_offset[: size - 1 - last] = every_offset[2 * size - 1 - first :] = False
-    return seen
+def _possible(offsets: Offsets, place: Place, whole: Every, program: Program) -> int:
+    """The offsets that some pixel at a place of the cell has."""
+    kept = []
+    for size, first, every in zip(program.shape[1:], place, whole, strict=True):
+        last = first + (size - 1 - first) // every * every  # the last pixel at the place
+        kept.append(range(size - 1 - last, 2 * size - 1 - first))
+    return offsets.within(*kept)
+
+
+def _inside(seen: Seen, possible: int) -> Seen:
+    return seen._replace(seen=[one & possible for one in seen.seen])
 
 
 def _seen_in_recurrence(
     reads: dict[Node, tuple[Instruction, list[Reading]]],
     known: dict[Node, Seen],
-    shape: FieldShape,
+    offsets: Offsets,
     solved: dict[tuple, list[Seen]],
 ) -> dict[Node, Seen]:
     """The least that agrees with what each value reads of the others. solved: what was
@@ -125,12 +130,12 @@ def _seen_in_recurrence(
 
     def told(each: Reading) -> tuple:
         node = each.node
-        source = (number[node],) if node in number else (x.tobytes() for x in known[node])
+        source = (number[node],) if node in number else (known[node].group.tobytes(), *known[node].seen)
         return each.dy, each.dx, *source, each.channels.tobytes()
 
     key = tuple((i.channels, *map(told, own)) for i, own in reads.values())
     if key not in solved:
-        found = {node: nothing(i, shape) for node, (i, _) in reads.items()}
+        found = {node: nothing(i) for node, (i, _) in reads.items()}
         readers = {
             node: {j for j, (_, own) in reads.items() if node in (x.node for x in own)} for node in reads
         }
@@ -140,8 +145,8 @@ def _seen_in_recurrence(
                 if node not in late:
                     continue
                 late.remove(node)
-                seen = seen_by(i, own, every, shape)
-                if not all(map(np.array_equal, seen, found[node])):
+                seen = seen_by(i, own, every, offsets)
+                if seen.seen != found[node].seen or not np.array_equal(seen.group, found[node].group):
                     found[node] = seen
                     late |= readers[node]
         solved[key] = list(found.values())
