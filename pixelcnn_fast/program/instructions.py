@@ -162,7 +162,7 @@ class Pointwise(Instruction):
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
         every = identity(channels_of(self.base.value))
-        yield Connection(self.base, every if self.pick is None else every[self.pick])
+        yield Connection(self.base, every if self.pick is None else every[self.pick.numpy()])
         yield from super().connections(channels_of)
 
     def repeated(self) -> tuple[Read, Tensor | None] | None:
