@@ -578,7 +578,7 @@ class ByWindows(nn.Module):
         self.out = nn.Conv2d(8, LEVELS, 1)
 
     def forward(self, x):
-        h = F.elu(self.first(x.double()))
+        h = F.elu(self.first(x.to(self.out.weight.dtype)))
         return 3 * self.out(F.elu(h + self.second(h)))
 
 

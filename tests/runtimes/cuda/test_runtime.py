@@ -28,6 +28,7 @@ from pixelcnn_fast.runtimes.cuda.runtime import (
 from pixelcnn_fast.runtimes.job import Job
 from tests.copies import Copy, pretended_devices
 from tests.needs import needs_native
+from tests.system.foreign import NETWORKS
 from tests.system.networks import pixelcnn
 
 pytestmark = needs_native
@@ -277,3 +278,9 @@ def test_why_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch, why: str, given: 
     monkeypatch.setattr(kernels, "compilers", lambda: given.get("compilers", ["NVRTC"]))
     monkeypatch.setenv(kernels.READY, given.get("ready", ""))
     assert re.search(why, str(why_not_cuda(program, sampler.head)))
+
+
+def test_several_grids_are_left_to_eager() -> None:
+    sampler = NETWORKS["strides"].sampler(NETWORKS["strides"].model())
+    program = sampler._engine.require_compiled().program_for("cuda")
+    assert re.search("several grids.*: use 'eager'", str(why_not_cuda(program, sampler.head)))
