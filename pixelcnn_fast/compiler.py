@@ -119,11 +119,11 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
         found = capture_model(model)
         with found.recorder:  # it notes what weights decide
             check_causal(found.program)
-            program = simplified(found.program)
-        check_program(program, found.conditions, model, expectations(model, found.replay))
-        with found.recorder:
-            program = in_dtype(program, model.dtype)
+            exact = simplified(found.program)
+            program = in_dtype(exact, model.dtype)
             show(in_dtype.__name__, program)
+        check_program(exact, found.conditions, model, expectations(model, found.replay), cast=program)
+        with found.recorder:
             result = phased(program, DTYPES.get(precision))
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
@@ -135,9 +135,10 @@ def capture_checked(model: WrappedModel) -> Captured:
     Raises CaptureMismatch if they differ, NonFiniteLogits if logits are not finite."""
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
-        check_program(found.program, found.conditions, model, expectations(model, found.replay))
         with found.recorder:
-            return found._replace(program=in_dtype(found.program, model.dtype))
+            cast = in_dtype(found.program, model.dtype)
+        check_program(found.program, found.conditions, model, expectations(model, found.replay), cast=cast)
+        return found._replace(program=cast)
 
 
 def capture_model(model: WrappedModel) -> Captured:

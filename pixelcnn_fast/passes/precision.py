@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +21,8 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
 
     def converted(constant: Tensor) -> Tensor:
         # NumPy looks unseen: other weights, which stay in the range, are cast alike.
-        seen = constant.cpu().numpy() if is_narrower and constant.numel() else None
-        if seen is not None and not (-largest <= seen.min() and seen.max() <= largest):
+        seen = constant.cpu().numpy().ravel() if is_narrower else np.zeros(0)
+        if not math.sqrt(np.vdot(seen, seen)) <= largest:
             constant = constant.clamp(-largest, largest)
         return constant.to(dtype)
 
@@ -31,7 +33,7 @@ def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
     """Rounds tap weights to ``dtype``; sums stay in the program's dtype."""
 
     def rounded(tap: Tap) -> Tap:
-        return replace(tap, weight=tap.weight.to(dtype).to(program.dtype))
+        return tap.converted(lambda weight: weight.to(dtype).to(program.dtype))
 
     return replace(
         program, instructions=tuple(i.with_taps(map(rounded, i.taps)) for i in program.instructions)

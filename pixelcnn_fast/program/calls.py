@@ -275,11 +275,15 @@ def unread(calls: Sequence[Call], kept: Iterable[int]) -> list[list[int]]:
 
 def leaves(x: Any) -> list[Any]:
     """The items of nested tuples, lists and dictionaries."""
-    if isinstance(x, dict):
-        x = x.values()
-    elif not isinstance(x, (tuple, list)):
+    if not isinstance(x, (tuple, list, dict)):
         return [x]
-    return [leaf for item in x for leaf in leaves(item)]
+    found: list[Any] = []
+    for item in x.values() if isinstance(x, dict) else x:
+        if isinstance(item, (tuple, list, dict)):
+            found += leaves(item)
+        else:
+            found.append(item)
+    return found
 
 
 def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:

@@ -75,7 +75,8 @@ class _Grid(Surroundings):
             total += i.bias
         for tap in i.taps:
             here, there = self._where(tap.read)
-            total[here] += self.known.values[tap.source][there] @ tap.weight
+            seen = self.known.values[tap.source][there]
+            total[here] += (seen.flatten(0, -2) @ tap.weight).view(*seen.shape[:-1], i.channels)
         return total
 
     def _where(self, read: Read) -> tuple[Index, Index]:

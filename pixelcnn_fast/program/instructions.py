@@ -128,7 +128,7 @@ class Convolution(Instruction):
         return replace(self, taps=tuple(taps), bias=self.bias if bias is None else bias)
 
     def converted(self, convert: Convert) -> Self:
-        taps = tuple(replace(tap, weight=convert(tap.weight)) for tap in self.taps)
+        taps = tuple(tap.converted(convert) for tap in self.taps)
         bias = None if self.bias is None else convert(self.bias)
         return replace(super().converted(convert), taps=taps, bias=bias)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,25 +77,29 @@ class Tap:
 
     def of(self, read: Read) -> Tap:
         """The same weight, applied to something else."""
-        tap = Tap(read.value, read.dy, read.dx, self.weight)
-        vars(tap).update({name: vars(self)[name] for name in ("connected", "is_live") if name in vars(self)})
-        return tap
+        return self._knowing(Tap(read.value, read.dy, read.dx, self.weight))
+
+    def converted(self, convert: Convert) -> Tap:
+        """The same with a converted weight, in which what was zero is zero."""
+        return self._knowing(replace(self, weight=convert(self.weight)))
 
     def picked(self, channels: Tensor) -> Tap:
         """What some channels get of the source."""
         chosen = _chosen(channels)
-        return self._part(self.source, self.weight[:, chosen].contiguous(), (chosen, slice(None)))
+        return self._knowing(replace(self, weight=self.weight[:, chosen].contiguous()), (chosen, slice(None)))
 
     def of_part(self, source: int, channels: Tensor) -> Tap:
         """The same for a value that consists of some of the source's channels."""
         chosen = _chosen(channels)
-        return self._part(source, self.weight[chosen], (slice(None), chosen))
+        return self._knowing(replace(self, source=source, weight=self.weight[chosen]), (slice(None), chosen))
 
-    def _part(self, source: int, weight: Tensor, connected: tuple) -> Tap:
-        tap = Tap(source, self.dy, self.dx, weight)
-        if "connected" in vars(self):
-            vars(tap)["connected"] = self.connected[connected]
-        return tap
+    def known(self, connected: np.ndarray) -> Tap:
+        """The same, of which it is known what is connected."""
+        vars(self)["connected"] = connected
+        return self
+
+    def _knowing(self, tap: Tap, part: Any = ...) -> Tap:
+        return tap.known(self.connected[part]) if "connected" in vars(self) else tap
 
 
 def _chosen(channels: Tensor) -> slice | Tensor:

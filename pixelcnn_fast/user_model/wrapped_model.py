@@ -193,17 +193,17 @@ class WrappedModel:
         return max(FEWEST_DIFFERENT, min(MOST_DIFFERENT, most))
 
     def examples_to_check(self) -> list[tuple[Tensor, Conditioning]]:
-        """Examples other than the recorded ones, mostly of other batch sizes: a dark image;
-        bright ones if images are small; partly drawn ones if Python reads numbers off
-        them; and random ones, with every label if these are few and the model is small."""
+        """Examples other than the recorded ones, mostly of other batch sizes: dark and bright
+        images if they are small; partly drawn ones if Python reads numbers off them; and
+        random ones, with every label if these are few and the model is small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
-        bright = [self.example(2, 4, half=1)] if n > 3 else []
+        extremes = [self.example(1, 1, half=0), self.example(2, 4, half=1)] if n > 3 else []
         if self.conditional:
             n = max(n, min(self._how_many_to_try(), self.labels.accepted))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
             n = EXAMPLE_BATCH + 2 if self.conditional else 1
-        return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
+        return [*extremes, *self._drawn_in_part(), self.example(3, n)]
 
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Conditioning]]:
         """Images as sampling meets them, if Python reads numbers off these: the lowest

@@ -270,11 +270,13 @@ class Builder:
         """The sum of convolutions of maps [N, C, h, w], of values with whole frames -> [N, channels, *frame].
         weights: [taps, C, channels], for taps at ``offsets``, in pixels, in any dtype; every:
         the grid of the maps; to: that of the result."""
-        live: np.ndarray = lets_through(weights).any(2).cpu().numpy()
+        connected: np.ndarray = lets_through(weights).cpu().numpy().transpose(0, 2, 1)
+        live = connected.any(1)
         of_live = np.flatnonzero(live.any(1)).tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
+        known: dict[tuple[int, int, int], np.ndarray] = {}
         for segment in chain.from_iterable(segments(self.space, part, every) for part in parts):
             reading = np.flatnonzero(live[:, segment.at].any(1)).tolist()
             segment = self._readable(segment, frame, to, [offsets[tap] for tap in reading])
@@ -285,19 +287,22 @@ class Builder:
                     continue
                 full, start = each[tap - first], segment.at[0]
                 if rows == [*range(count)] and segment.at == [*range(start, start + count)]:  # the usual case
-                    full = full[start : start + count]
+                    full, live_here = full[start : start + count], connected[tap, :, start : start + count]
                 else:
                     own = full[torch.tensor(segment.at, device=full.device)]
                     full = full.new_zeros(count, full.shape[1])
                     full.index_add_(0, torch.tensor(rows, device=full.device), own)
+                    live_here = np.zeros((full.shape[1], count), bool)
+                    np.logical_or.at(live_here, (slice(None), rows), connected[tap][:, segment.at])
                 key = (self.out(segment.source), dy, dx)
                 taps[key] = taps[key] + full if key in taps else full
+                known[key] = known[key] | live_here if key in known else live_here
         value = self.emit(
             Convolution,
             weights.shape[2],
             frame,
             bias=None if bias is None else bias.detach().to(self.dtype).clone(),
-            taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
+            taps=tuple(Tap(*key, weight).known(known[key]) for key, weight in taps.items()),
             every=to,
         )
         return self.whole(value)

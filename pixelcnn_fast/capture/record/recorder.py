@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import NoneType
 from typing import Any
 
@@ -207,7 +207,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             raise Unsupported(f"{self.where()}: {func.name()}: it takes functions; call them instead")
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composite(func):
             with self:  # in inference mode, PyTorch has not taken it apart
                 return func.decompose(*args, **kwargs)
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -290,6 +290,11 @@ class Recorder(TorchDispatchMode):
 
     def read_unseen(self, tensor: Tensor, what: str) -> None:
         self._noted(what, self.depends_on(tensor), [self.view(tensor)])
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _memory(x: Tensor) -> tuple[int, int]:
