@@ -150,7 +150,8 @@ def capture_model(model: WrappedModel) -> Captured:
     if model.levels is not None:
         levels = model.encode(torch.arange(model.levels).view(1, 1, 1, -1)).flatten()
     # A statistic of the whole image shall differ.
-    examples = [model.example(), *(model.example(seed, EXAMPLE_BATCH + 1, half=seed % 2) for seed in (1, 2))]
+    others = ((1, 1), (1, EXAMPLE_BATCH + 1), (2, EXAMPLE_BATCH + 1))
+    examples = [model.example(), *(model.example(seed, n, half=seed % 2) for seed, n in others)]
     given = [(model.encode(values), given.in_dtype(model.dtype)) for values, given in examples]
     with scripted_parts_named(model.module):
         can_be_copied = not model.held.is_uncopyable

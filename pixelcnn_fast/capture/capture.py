@@ -20,7 +20,7 @@ from pixelcnn_fast.capture.record.forward import Forward, shared
 from pixelcnn_fast.capture.record.recorder import IMAGE, Recording
 from pixelcnn_fast.capture.record.replay import Replay
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
-from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import with_channels
@@ -61,8 +61,9 @@ def capture(
     What does not depend on the image, and tables of levels, are computed in the model's
     dtype; the program is in float64 where the device has that.
 
-    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one
-    channel, and others for a model that reads numbers off the image; levels: what the model
+    examples: of two images, [n, C, H, W], or [n, H, W] for one channel; of one, which takes
+    less time than more; and of three, for models that treat one image in another way, or
+    read numbers off images; levels: what the model
     is given for each level, or None for real numbers; classes: the number of labels, if
     known; output: which part of the result is read. Raises Unsupported, naming module and
     call, for a call that has no place in a program, and UnknownLayout for an output that
@@ -97,7 +98,7 @@ def capture(
 
         def record_again(given: Conditioning) -> None:
             with suppress(ModelFailed):  # it takes no such labels, or conditions
-                agreed(first.recording, another((examples[1][0], given)).recording)
+                agreed(first.recording, another((examples[2][0], given)).recording)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(
@@ -118,8 +119,9 @@ def _recorded(
     try:
         second = another(examples[1])
         recording = agreed(first.recording, second.recording)
-    except Unsupported:  # perhaps its code keeps something outside, which is there from now on
-        first, second = another(examples[0]), another(examples[1])
+    except (ModelFailed, UnknownLayout, Unsupported):
+        # Perhaps its code keeps something outside, which is there from now on; or treats one image in another way.
+        first, second = another(examples[0]), another(examples[2])
         recording = agreed(first.recording, second.recording)
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:

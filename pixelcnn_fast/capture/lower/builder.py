@@ -271,7 +271,7 @@ class Builder:
         weights: [taps, C, channels], for taps at ``offsets``, in pixels, in any dtype; every:
         the grid of the maps; to: that of the result."""
         connected: np.ndarray = lets_through(weights).cpu().numpy().transpose(0, 2, 1)
-        live = connected.any(1)
+        live: np.ndarray = np.logical_or.reduce(connected, axis=1)
         of_live = np.flatnonzero(live.any(1)).tolist() or [0]
         first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
         each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
@@ -285,18 +285,19 @@ class Builder:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
                 if not self._reaches(dy, dx, frame, to, self.space.every(segment.source)):
                     continue
-                full, start = each[tap - first], segment.at[0]
+                full, lets_pass, start = each[tap - first], connected[tap], segment.at[0]
                 if rows == [*range(count)] and segment.at == [*range(start, start + count)]:  # the usual case
-                    full, live_here = full[start : start + count], connected[tap, :, start : start + count]
+                    full, lets_pass = full[start : start + count], lets_pass[:, start : start + count]
                 else:
-                    own = full[torch.tensor(segment.at, device=full.device)]
+                    own, of_own = full[torch.tensor(segment.at, device=full.device)], lets_pass[:, segment.at]
                     full = full.new_zeros(count, full.shape[1])
                     full.index_add_(0, torch.tensor(rows, device=full.device), own)
-                    live_here = np.zeros((full.shape[1], count), bool)
-                    np.logical_or.at(live_here, (slice(None), rows), connected[tap][:, segment.at])
+                    lets_pass = np.zeros(full.shape[::-1], bool)
+                    for row, more in zip(rows, of_own.T, strict=True):
+                        lets_pass[:, row] |= more
                 key = (self.out(segment.source), dy, dx)
                 taps[key] = taps[key] + full if key in taps else full
-                known[key] = known[key] | live_here if key in known else live_here
+                known[key] = known[key] | lets_pass if key in known else lets_pass
         value = self.emit(
             Convolution,
             weights.shape[2],

@@ -14,13 +14,15 @@ from pixelcnn_fast.capture.record.recorder import Escape, Leaf, Recording
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import BatchSize, Call, View, needed, read_by
 
+Batches = tuple[int, int]  # how many images each of the two had
+
 
 def agreed(one: Recording, two: Recording) -> Recording:
-    """The first recording, with the numbers that follow the batch; the second has one more image.
+    """The first recording, with the numbers that follow the batch; the second has an image more or less.
 
     Where they differ otherwise, it raises Unsupported, naming the last number that Python read before.
     """
-    n, escapes, calls = one.n, one.escapes + two.escapes, list[Call]()
+    n, escapes, calls = (one.n, two.n), one.escapes + two.escapes, list[Call]()
     for at, (a, b) in enumerate(zip(one.calls, two.calls, strict=False)):
         with _explained(escapes, at, a.where):
             calls.append(_call(a, b, n))
@@ -71,7 +73,7 @@ def _explained(escapes: Sequence[Escape], at: int, where: str) -> Iterator[None]
         raise Unsupported(f"{where}: {what}. {why}") from None
 
 
-def _call(a: Call, b: Call, n: int) -> Call:
+def _call(a: Call, b: Call, n: Batches) -> Call:
     if a.name != b.name:
         raise Unsupported(f"one called {a.name}, the other {b.name}")
     if a.where != b.where:
@@ -92,12 +94,15 @@ def _call(a: Call, b: Call, n: int) -> Call:
         raise Unsupported(f"{a.name} was given {difference}") from None
 
 
-def _merged(a: Any, b: Any, n: int) -> Any:
-    """``a``, for n images, and ``b``, for one more, as functions of the batch."""
+def _merged(a: Any, b: Any, n: Batches) -> Any:
+    """``a`` and ``b``, for so many images, as functions of the batch."""
     if isinstance(a, View) and isinstance(b, View):
         if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
             raise Unsupported("different tensors")
-        size, stride = _merged(a.size, b.size, n), _merged(a.stride, b.stride, n)
+        size = _merged(a.size, b.size, n)
+        # Where there is one image, the stride of the batch may be any.
+        steps = tuple(x if many == 1 else y for x, y, many in zip(a.stride, b.stride, b.size, strict=True))
+        stride = _merged(a.stride, steps, n)
         offset = a.offset if a.offset == b.offset else _following(a.offset, b.offset, n)
         return View(a.slot, size, stride, offset, a.dtype)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
@@ -117,8 +122,9 @@ def _merged(a: Any, b: Any, n: int) -> Any:
     raise Unsupported(f"{_short(a)} and {_short(b)}")
 
 
-def _following(a: Any, b: Any, n: int) -> BatchSize:
-    return BatchSize(b - a, a - (b - a) * n)
+def _following(a: Any, b: Any, n: Batches) -> BatchSize:
+    times = (b - a) * (n[1] - n[0])  # which is 1 or -1
+    return BatchSize(times, a - times * n[0])
 
 
 def _check_alike(a: Leaf, b: Leaf) -> None:
