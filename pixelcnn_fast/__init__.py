@@ -1,6 +1,6 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
-from pixelcnn_fast import checkpoint, distributed, heads, likelihood, models, nn, ops
+from pixelcnn_fast import checkpoint, distributed, heads, image_forms, likelihood, models, nn, ops
 from pixelcnn_fast.accelerate import accelerate, accelerated
 from pixelcnn_fast.errors import (
     CaptureMismatch,
@@ -40,6 +40,7 @@ __all__ = [
     "checkpoint",
     "distributed",
     "heads",
+    "image_forms",
     "likelihood",
     "models",
     "nn",

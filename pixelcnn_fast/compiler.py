@@ -156,7 +156,14 @@ def capture_model(model: WrappedModel) -> Captured:
     with scripted_parts_named(model.module):
         can_be_copied = not model.held.is_uncopyable
         found = capture(
-            model.module, given, model.head, levels, model.labels.classes, model.output, can_be_copied
+            model.module,
+            given,
+            model.head,
+            levels,
+            model.labels.classes,
+            model.output,
+            model.form,
+            can_be_copied,
         )
     model.head, model.branches = found.head, found.program.branches
     model.reads_images = bool(model.branches)

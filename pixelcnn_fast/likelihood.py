@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output, picked
-from pixelcnn_fast.image_forms import ImageForm, other_forms, to_levels, with_channels
+from pixelcnn_fast.image_forms import ImageForm, form_of, other_forms, to_levels, with_channels
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.user_model.contents import unwrapped
 from pixelcnn_fast.user_model.model_arguments import check_has_values, head_of
@@ -35,7 +35,8 @@ def nll(
 ) -> Tensor:
     """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable.
 
-    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given,
+    images: [N, C, H, W], or as the model takes them: [N, H, W] for one channel, or
+    [N, H, W, C] with ``image_forms.ChannelsLast``. given,
     named: what else the model takes, called as ``model(images, *given, **named)``, without
     trailing Nones. Others are as for ``Sampler``.
     Raises ValueError for images in another form, naming the forms that fit; UnknownLayout
@@ -45,7 +46,8 @@ def nll(
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
     check_has_values(model)
-    shape = with_channels(images.shape)
+    form = form_of(image_form)
+    shape = with_channels(form.undone(images).shape)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
     def taken(x: Any) -> Any:
@@ -55,7 +57,7 @@ def nll(
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     head.check_scored()
     drawn = head.drawn_levels
-    values = images if drawn is None else to_levels(images, drawn, image_form)
+    values = form.undone(images) if drawn is None else to_levels(images, drawn, image_form)
     while given and given[-1] is None:
         given = given[:-1]
     try:
@@ -69,9 +71,9 @@ def nll(
             f"It was given images of {images.dtype} {list(images.shape)}. {forms}\n"
             "and pass images in that form; L is levels="
         ) from error
-    logits = picked(returned, output)
+    logits = form.rows_last(picked(returned, output), shape[2:])
     head = head.resolved(logits, shape)
-    return head.nll(head.arranged(logits, shape[1]), values.view(shape))
+    return head.nll(head.arranged(logits, shape[1]), values.reshape(shape))
 
 
 @torch.no_grad()

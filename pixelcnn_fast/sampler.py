@@ -53,7 +53,7 @@ class Sampler(NotPartOfModel):
     besides images and the condition.
     image_form: the form in which the model takes images: 'uint8', 'int64', 'codes' (int64
     [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or
-    'levels' (0...L-1).
+    'levels' (0...L-1); ``image_forms.Normalize(mean, std)`` or ``image_forms.ChannelsLast(form)``.
     condition_shape: of a further tensor that the model takes, without its batch axis; by
     default (condition_channels, H, W) if the model has that attribute. It is passed as
     ``condition=`` if the forward has such an argument, else last. condition_dtype: the

@@ -23,14 +23,14 @@ from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output
-from pixelcnn_fast.image_forms import with_channels
+from pixelcnn_fast.image_forms import PLAIN, Form, with_channels
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
 from pixelcnn_fast.user_model.of_one_batch import fitted
 from pixelcnn_fast.user_model.tensors import duplicate
 
-Example = tuple[Tensor, Conditioning]  # images as the model takes them, and the rest
+Example = tuple[Tensor, Conditioning]  # images in a plain form, and the rest
 
 
 class Captured(NamedTuple):
@@ -54,6 +54,7 @@ def capture(
     levels: Tensor | None = None,
     classes: int | None = None,
     output: Output = None,
+    form: Form = PLAIN,
     can_be_copied: bool = True,
 ) -> Captured:
     """Runs ``model`` on examples, and turns what it does into a program.
@@ -65,7 +66,8 @@ def capture(
     less time than more; and of three, for models that treat one image in another way, or
     read numbers off images; levels: what the model
     is given for each level, or None for real numbers; classes: the number of labels, if
-    known; output: which part of the result is read. Raises Unsupported, naming module and
+    known; output: which part of the result is read; form: that in which the model takes
+    images, of which the examples are in the plain one. Raises Unsupported, naming module and
     call, for a call that has no place in a program, and UnknownLayout for an output that
     the head can't read.
     """
@@ -75,12 +77,12 @@ def capture(
     def another(example: Example, using: nn.Module | None = None) -> Forward:
         using = using or (duplicate(untouched) if can_be_copied else model)
         try:
-            return Forward(using, *example, head, output)
+            return Forward(using, *example, head, output, form)
         except ModelFailed:
             refitted = duplicate(untouched)
             if not can_be_copied or not fitted(refitted, len(example[0])):
                 raise
-            return Forward(refitted, *example, head, output)
+            return Forward(refitted, *example, head, output, form)
 
     first, second, recording = _recorded(another(examples[0], model), another, examples)
     head = first.head

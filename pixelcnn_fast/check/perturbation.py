@@ -13,7 +13,6 @@ from torch import Tensor
 from pixelcnn_fast.check.tolerance import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import resolved
-from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.conditioning import infer_condition_dtype
 from pixelcnn_fast.user_model.contents import Contents
@@ -58,7 +57,7 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
     with model.in_use(), eagerly, torch.no_grad():
         infer_condition_dtype(model)
         values, given = model.example()
-        output = picked(model.run(values, given), model.output)
+        output = model.read(model.run(values, given))
         model.head = resolved(model.head, output, tuple(values.shape))
         parameters = model.head.arranged(output, c)
         expected = [len(values), model.head.distributions(c), height, width]

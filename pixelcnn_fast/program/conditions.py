@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
-from pixelcnn_fast.image_forms import other_forms
+from pixelcnn_fast.image_forms import PLAIN, Form, other_forms
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name, read_by, written_by
 from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
@@ -35,8 +35,9 @@ class Conditioning(NamedTuple):
     def part(self, images: slice | Tensor) -> Conditioning:
         return Conditioning(*(x if x is None else x[images] for x in self))
 
-    def call(self, module: nn.Module, images: Tensor) -> Any:
-        """Calls the module. The condition goes by name if its forward has a ``condition``, else last.
+    def call(self, module: nn.Module, images: Tensor, form: Form = PLAIN) -> Any:
+        """Calls the module, which takes images in this form, with those in the plain one. The
+        condition goes by name if its forward has a ``condition``, else last.
 
         Raises ModelFailed for all that the module raises but the library's errors and MemoryError.
         """
@@ -46,6 +47,7 @@ class Conditioning(NamedTuple):
             named["condition"] = positional.pop()
             if positional and names[0] == "condition" and len(names) > 1:  # labels come after it
                 named[names[1]] = positional.pop()
+        images = form.made(images)
         try:
             return module(images.clone(), *positional, **named)
         except (PixelCNNFastError, MemoryError):
@@ -53,7 +55,8 @@ class Conditioning(NamedTuple):
         except Exception as error:
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}. {_what_to_say(images)}"
+                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}. "
+                f"{_what_to_say(images, form)}"
             ) from error
 
     def described(self) -> str:
@@ -65,9 +68,9 @@ class Conditioning(NamedTuple):
         return condition if self.condition.is_floating_point() else f"{condition} of {_some(self.condition)}"
 
 
-def _what_to_say(images: Tensor) -> str:
+def _what_to_say(images: Tensor, form: Form) -> str:
     others = "conditional=, condition_shape= and condition_dtype= say what else it takes."
-    if images.dtype != torch.uint8:
+    if images.dtype != torch.uint8 or form != PLAIN:
         return f"image_form= says in what form it takes images, {others}"
     shape = tuple(images.shape[1:])
     return f"{other_forms(f'Sampler(model, {shape}, image_form=%r)', shape[0])}\nL is levels=; {others}"

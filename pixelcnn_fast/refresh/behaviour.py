@@ -195,6 +195,5 @@ class Behaviour:
         values, given = example or model.example()
         with eagerly:
             encoded, given = model.encode(values), given.in_dtype(model.dtype)
-            return Forward(
-                module, encoded, given, model.head, model.output, allows_autocast=not self.is_captured
-            )
+            allows_autocast = not self.is_captured
+            return Forward(module, encoded, given, model.head, model.output, model.form, allows_autocast)

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from pixelcnn_fast.heads import Categorical, Head, LogisticMixture
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
-from pixelcnn_fast.image_forms import IMAGE_FORMS, ImageForm, check_choice
+from pixelcnn_fast.image_forms import ImageForm, form_of
 from pixelcnn_fast.program.conditions import arguments_of
 from pixelcnn_fast.user_model.contents import Contents, if_imported, parameters_of
 
@@ -61,19 +61,18 @@ def head_of(
         else:
             head = Categorical(levels, layout_of(module, shape, levels))
     head.check()
-    check_choice("image_form", image_form, IMAGE_FORMS)
+    form = form_of(image_form)
+    form.check(shape[0])
     if (drawn := head.drawn_levels) is None:
-        if image_form != head.real_form:
+        if form.base != head.real_form:
             raise ValueError(
                 f"{head} draws real numbers, which a model takes as they are: pass image_form={head.real_form!r}"
             )
-    elif drawn < 2 or (image_form == "uint8" and drawn > 256):
+    elif drawn < 2 or (form.base == "uint8" and drawn > 256):
         raise ValueError(
             f"levels is {drawn}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
             "image_form='int64', 'codes' or a floating point form, whichever the model takes"
         )
-    if image_form == "codes" and shape[0] != 1:
-        raise ValueError(f"image_form 'codes' is [N, H, W], of one channel; the shape {shape} has {shape[0]}")
     return head
 
 

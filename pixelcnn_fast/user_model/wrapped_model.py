@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
-from pixelcnn_fast.image_forms import ImageForm, from_levels
+from pixelcnn_fast.image_forms import Form, ImageForm, form_of, from_levels
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import Contents, described, unwrapped
@@ -119,6 +119,10 @@ class WrappedModel:
     @property
     def output(self) -> Output:
         return self.held.output
+
+    @property
+    def form(self) -> Form:
+        return form_of(self.image_form)
 
     def contents(self) -> tuple[Contents, dict[str, Tensor]]:
         """-> (what the module holds; its tensors by path, as copies where others may write into them)."""
@@ -232,7 +236,7 @@ class WrappedModel:
 
     def _parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         with computing(self.dtype, self._own_dtype):
-            output = picked(self.run(values, given), self.output)
+            output = self.read(self.run(values, given))
             head = resolved(self.head, output, (len(values), *self.shape))
             return head.arranged(output, self.shape[0])
 
@@ -260,7 +264,8 @@ class WrappedModel:
             if live is None
             else standing_for(live, self.device, self.dtype, read) as module,
         ):
-            output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
+            given = given.in_dtype(self.dtype)
+            output = self.read(given.call(module, self.encode(values), self.form))
             head = resolved(self.head, output, (len(values), *self.shape))
             drawn = self.encode(values) if self.levels is None else values.to(self.device)
             result = -head.nll(head.arranged(output, self.shape[0]), drawn)
@@ -286,11 +291,15 @@ class WrappedModel:
         images, given = self.encode(values), given.in_dtype(self.dtype)
         with computing(self.dtype, self._own_dtype):
             try:
-                return given.call(self.module, images)
+                return given.call(self.module, images, self.form)
             except ModelFailed:
                 if self.held.is_uncopyable or not fitted(self.module, len(images)):
                     raise
-                return given.call(self.module, images)
+                return given.call(self.module, images, self.form)
+
+    def read(self, returned: Any) -> Tensor:
+        """The part of what the module returns that the head reads."""
+        return self.form.rows_last(picked(returned, self.output), self.shape[1:])
 
     @property
     def can_try(self) -> bool:
@@ -309,11 +318,11 @@ class WrappedModel:
     # -- what users give
 
     def encode(self, values: Tensor) -> Tensor:
-        """Values as they are drawn -> images as the module takes them."""
+        """Values as they are drawn -> images in the plain form from which those that the module takes are made."""
         values = values.to(self.device)
         if self.levels is None:
             return values.to(self.dtype)
-        return from_levels(values, self.image_form, self.levels, self.dtype)
+        return from_levels(values, self.form.base, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
         """A user's images as the head draws them, [n, C, H, W]; codes may be [n, H, W]. Raises ValueError."""

@@ -17,13 +17,14 @@ from pixelcnn_fast.capture.record.recorder import (
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
-from pixelcnn_fast.image_forms import with_channels
+from pixelcnn_fast.image_forms import PLAIN, Form, with_channels
 from pixelcnn_fast.program.conditions import Conditioning
 from pixelcnn_fast.user_model.contents import Contents
 
 
 class Forward:
-    """Runs a model on an example and records it. output: which part of the result the head
+    """Runs a model on an example and records it. images: in the plain form from which those
+    that the model takes, in ``form``, are made; output: which part of the result the head
     reads; allows_autocast: whether it records autocast, which no program follows;
     parameters: what the head reads, [n, D, H, W, P]."""
 
@@ -34,6 +35,7 @@ class Forward:
         given: Conditioning,
         head: Head,
         output: Output = None,
+        form: Form = PLAIN,
         allows_autocast: bool = False,
     ) -> None:
         shape = with_channels(images.shape)
@@ -47,7 +49,8 @@ class Forward:
         )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
             try:
-                logits = picked(given.call(model, images), output)
+                returned = given.call(model, images, form)
+                logits = form.rows_last(picked(returned, output), shape[2:])
             except ModelFailed as failed:
                 if type(failed.__cause__).__module__ == "torch._dynamo.exc":
                     raise Unsupported(
