@@ -14,6 +14,7 @@ from torch import Tensor
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
+from pixelcnn_fast.program.conditions import Condition
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.runtimes.job import Job
@@ -28,7 +29,7 @@ class RunSettings:
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
     progress: bool = False
-    condition: Tensor | None = None
+    condition: Condition | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and not _is_integer(self.batch_size, 1):
@@ -59,7 +60,7 @@ class SamplingArguments(OptionArguments, total=False):
     batch_size: int | None
     runtime: RuntimeName
     progress: bool
-    condition: Tensor | None
+    condition: Condition | None
     device: torch.device | str | None
 
 

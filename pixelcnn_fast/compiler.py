@@ -27,7 +27,7 @@ from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.refresh.behaviour import Behaviour
 from pixelcnn_fast.refresh.reevaluation import Reevaluation
 from pixelcnn_fast.runtimes import DTYPES, Precision, RuntimeName
-from pixelcnn_fast.user_model.conditioning import explore_labels, infer_condition_dtype
+from pixelcnn_fast.user_model.conditioning import explore_labels, infer_condition_dtypes
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel, scripted_parts_named
 
@@ -145,7 +145,7 @@ def capture_model(model: WrappedModel) -> Captured:
     """Captures the model, and sets its head, which then has its layout, its labels, and
     ``branches`` and ``reads_images``. The program is not compared with the model yet.
     Raises NonFiniteLogits."""
-    infer_condition_dtype(model)
+    infer_condition_dtypes(model)
     levels = None
     if model.levels is not None:
         levels = model.encode(torch.arange(model.levels).view(1, 1, 1, -1)).flatten()

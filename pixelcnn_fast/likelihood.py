@@ -15,6 +15,7 @@ from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, form_of, other_forms, to_levels, with_channels
+from pixelcnn_fast.program.conditions import Condition, like, named
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.user_model.contents import unwrapped
 from pixelcnn_fast.user_model.model_arguments import check_has_values, head_of
@@ -26,19 +27,19 @@ __all__ = ["bits_per_dim", "nll", "to_levels"]
 def nll(
     model: nn.Module,
     images: Tensor,
-    *given: Tensor | None,
+    *given: Condition | None,
     image_form: ImageForm = "uint8",
     head: Head | None = None,
     levels: int | None = None,
     output: Output = None,
-    **named: Tensor,
+    **by_name: Condition,
 ) -> Tensor:
     """Teacher-forced negative log-likelihood of each image, in nats -> [N], differentiable.
 
     images: [N, C, H, W], or as the model takes them: [N, H, W] for one channel, or
-    [N, H, W, C] with ``image_forms.ChannelsLast``. given,
-    named: what else the model takes, called as ``model(images, *given, **named)``, without
-    trailing Nones. Others are as for ``Sampler``.
+    [N, H, W, C] with ``image_forms.ChannelsLast``. given, by_name: what else the model
+    takes, called as ``model(images, *given, **by_name)``, without trailing Nones: tensors,
+    or tuples and dicts of them. Others are as for ``Sampler``.
     Raises ValueError for images in another form, naming the forms that fit; UnknownLayout
     (a ValueError), with the alternatives, if the output fits no head or several;
     ModelFailed if the model raises when given uint8.
@@ -52,7 +53,8 @@ def nll(
 
     def taken(x: Any) -> Any:
         """Real numbers in the dtype that the model computes in, as samplers give them."""
-        return x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x
+        each = named(x).values()
+        return like(x, [y.to(own) if isinstance(y, Tensor) and y.is_floating_point() else y for y in each])
 
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     head.check_scored()
@@ -61,7 +63,7 @@ def nll(
     while given and given[-1] is None:
         given = given[:-1]
     try:
-        returned = model(taken(images), *map(taken, given), **{name: taken(x) for name, x in named.items()})
+        returned = model(taken(images), *map(taken, given), **{name: taken(x) for name, x in by_name.items()})
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         if image_form != "uint8" or isinstance(error, (PixelCNNFastError, torch.cuda.OutOfMemoryError)):
             raise
@@ -105,17 +107,23 @@ def bits_per_dim(
     with exclusively(module) if copied is None else nullcontext():
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
-            named = given.pop() if given and isinstance(given[-1], dict) else {}
-            parts = (images, *given, *named.values())
+            by_name = given.pop() if given and isinstance(given[-1], dict) else {}
+            parts = [images, *(x for each in (*given, *by_name.values()) for x in named(each).values())]
             if images is None or not all(isinstance(x, Tensor | None) for x in parts):
                 raise ValueError(
                     "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
                     f"{', '.join(type(x).__name__ for x in parts)}"
                 )
-            given = [x if x is None else x.to(device) for x in given]
-            named = {name: x.to(device) for name, x in named.items()}
-            nats += float(score(images.to(device), *given, **named).double().sum())
+            given, by_name = _on(device, given), _on(device, by_name)
+            nats += float(score(images.to(device), *given, **by_name).double().sum())
             dimensions += images.numel()
     if dimensions == 0:
         raise ValueError("the loader yielded no image")
     return nats / dimensions / math.log(2)
+
+
+def _on(device: torch.device, given: Any) -> Any:
+    """Tensors, perhaps in tuples, lists and dicts, on the device."""
+    if isinstance(given, Tensor | None):
+        return given if given is None else given.to(device)
+    return like(given, [_on(device, x) for x in named(given).values()])

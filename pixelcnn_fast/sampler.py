@@ -20,6 +20,7 @@ from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
+from pixelcnn_fast.program.conditions import Condition
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.refresh.live_model import LiveModel
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
@@ -56,8 +57,12 @@ class Sampler(NotPartOfModel):
     'levels' (0...L-1); ``image_forms.Normalize(mean, std)`` or ``image_forms.ChannelsLast(form)``.
     condition_shape: of a further tensor that the model takes, without its batch axis; by
     default (condition_channels, H, W) if the model has that attribute. It is passed as
-    ``condition=`` if the forward has such an argument, else last. condition_dtype: the
-    model's own, the default unless the model raises then, or one of integers.
+    ``condition=`` if the forward has such an argument, else last. Of several, a tuple or a
+    dict of shapes: a dict is passed as keyword arguments if the forward has arguments of
+    these names, else as one would be; those in a tuple are arguments of their own, last,
+    unless there is a ``condition``, which then is the tuple. condition_dtype: the
+    model's own, the default unless the model raises then, or one of integers; or a tuple or
+    a dict.
     output: which part the head reads, if the model returns more: a key, an index, an attribute or a function.
     runtime: what 'auto' stands for; by default the fastest that works. With 'reference',
     the model may be any causal one, with attention, pooling or strides: each draw is a full
@@ -109,11 +114,13 @@ class Sampler(NotPartOfModel):
         channels, height, width = self.shape
         classes = f" 0...{n - 1}" if (n := model.labels.classes) else ""
         labels = f", labels{classes}" if model.conditional else ""
-        condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
+        conditions = "".join(
+            f", {x.what.removeprefix('the ')} {[*x.shape]}" for x in model.conditions.values()
+        )
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
         size = "" if engine.compiled is None else f", {engine.listing.weight_bytes / 1e6:.3g} MB of weights"
         return (
-            f"<Sampler of {model.held.name}: images {channels}x{height}x{width}, {self.head}{labels}{condition}, "
+            f"<Sampler of {model.held.name}: images {channels}x{height}x{width}, {self.head}{labels}{conditions}, "
             f"runtime {engine.auto!r}{precision}{size}>"
         )
 
@@ -260,7 +267,7 @@ class Sampler(NotPartOfModel):
         with 'cuda' as many as keep the GPU busy and fit into its memory.
         runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager' (PyTorch with caches) or
         'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape].
+        condition: [n, *condition_shape], or a tuple or a dict of such tensors.
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError)
         if the model gives NaN, and SamplingInterrupted on Ctrl-C. Whatever ends a run
         carries what was finished: ``images``, ``log_probabilities`` if they were asked for,
@@ -330,7 +337,7 @@ class Sampler(NotPartOfModel):
         images: Tensor,
         labels: Tensor | None = None,
         runtime: RuntimeName = "auto",
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel, for checks.
@@ -357,7 +364,7 @@ class Sampler(NotPartOfModel):
         return out.to(settings.results_on)
 
     def log_prob(
-        self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+        self, images: Tensor, labels: Tensor | None = None, condition: Condition | None = None
     ) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 

@@ -51,7 +51,7 @@ def warn_of_what_changes_nothing(model: WrappedModel) -> None:
         moved = model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0])
         if bool((moved <= (4 * rounding_unit(model) + slack(parameters, model, 4)) / 64).all()):
             tell(
-                f"the {name} change{'s' if name == 'condition' else ''} nothing in the model's output: for the same "
+                f"{name} change{'' if name == 'the labels' else 's'} nothing in the model's output: for the same "
                 f"image, {len(values)} of them gave the same distributions. Does the model's forward do anything with "
-                f"the {name}, and are the weights loaded?"
+                f"{name}, and are the weights loaded?"
             )

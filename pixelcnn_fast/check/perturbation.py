@@ -13,8 +13,7 @@ from torch import Tensor
 from pixelcnn_fast.check.tolerance import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import resolved
-from pixelcnn_fast.program.conditions import Conditioning
-from pixelcnn_fast.user_model.conditioning import infer_condition_dtype
+from pixelcnn_fast.user_model.conditioning import infer_condition_dtypes
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.tensors import with_tensors
@@ -55,7 +54,7 @@ def observed(model: WrappedModel, most: int | None = None) -> Observed:
     """
     c, height, width = model.shape
     with model.in_use(), eagerly, torch.no_grad():
-        infer_condition_dtype(model)
+        infer_condition_dtypes(model)
         values, given = model.example()
         output = model.read(model.run(values, given))
         model.head = resolved(model.head, output, tuple(values.shape))
@@ -159,7 +158,8 @@ class _Pairs:
         if levels is not None:
             self._images[5], self._changed[5] = self._images[5] // DARK, lowest
         given = [given.part(slice(1)) for _, given in examples]
-        self._given = Conditioning(_joined([g.labels for g in given]), _joined([g.condition for g in given]))
+        each = zip(*(g.tensors for g in given), strict=True)
+        self._given = given[0].with_tensors(_joined(x) for x in each)
         c, height, width = model.shape
         self._tolerance = TOLERANCE[model.dtype]
         self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
@@ -206,8 +206,7 @@ class _Pairs:
     def _outputs(self, images: Tensor, pairs: Tensor) -> Tensor:
         """images: [n, C, H, W]; pairs: [n], for labels and condition -> [n, D, H, W, P], on the CPU."""
         pairs = pairs.to(images.device)
-        given = Conditioning(*(x if x is None else x[pairs] for x in self._given))
-        parameters = self._model.distribution_parameters(images, given).cpu()
+        parameters = self._model.distribution_parameters(images, self._given.part(pairs)).cpu()
         check_finite(parameters, self._head)
         return parameters
 

@@ -18,6 +18,7 @@ from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.program.conditions import Condition, Conditioning, OneOrMore, like, named
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
@@ -27,25 +28,42 @@ WORKSPACE = 64 << 20
 MOST_WITHIN = 0.05
 TRIED = 100  # images for which the functions of two runs are compared, spread evenly
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # the second: of numbered images
+Conditions: TypeAlias = OneOrMore[PerImage] | Callable[[Tensor], Condition]
 
 
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
     if values is None:
         return None
     if callable(values):
-        return torch.as_tensor(values(torch.arange(images.start, images.stop, images.step)))
+        return torch.as_tensor(values(_numbers(images)))
     return torch.as_tensor(values[images.start : images.stop : images.step])
 
 
-def told_apart(values: PerImage | None, n: int) -> str | None:
-    """SHA-256 of the values of n images, or of what a function gives for some."""
+def conditions_of(values: Conditions | None, images: range) -> Any:
+    """As ``of_images``, of one condition or several."""
+    if callable(values):
+        found = values(_numbers(images))
+        return like(found, map(torch.as_tensor, named(found).values()))
+    return like(values, [of_images(each, images) for each in named(values).values()])
+
+
+def _numbers(images: range) -> Tensor:
+    return torch.arange(images.start, images.stop, images.step)
+
+
+def told_apart(values: Any, n: int) -> Any:
+    """SHA-256 of the values of n images, or of what a function gives for some; of several by name."""
+    if callable(values):
+        first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
+        return fingerprint(
+            *(x for some in (first, spread) for x in named(conditions_of(values, some)).values())
+        )
+    if isinstance(values, (tuple, dict)):
+        return {str(name): told_apart(each, n) for name, each in named(values).items()}
     if values is None:
         return None
-    if not callable(values):
-        found = torch.as_tensor(values)
-        return fingerprint(found if found.is_floating_point() else found.long())
-    first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
-    return fingerprint(of_images(values, first), of_images(values, spread))
+    found = torch.as_tensor(values)
+    return fingerprint(found if found.is_floating_point() else found.long())
 
 
 class DrawingArguments(OptionArguments, total=False):
@@ -62,7 +80,7 @@ class Drawing:
     sampler: Sampler
     seed: int
     labels: PerImage | None
-    condition: PerImage | None
+    condition: Conditions | None
     temperature: float
     arguments: DrawingArguments
 
@@ -76,14 +94,16 @@ class Drawing:
             check()
             some = images[start : start + at_once]
             try:
-                parts.append(self._arrays(some, *self._given(some)))
+                parts.append(self._arrays(some, self._given(some)))
             except NonFiniteLogits as error:
                 raise error.moved(some.start) from None
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def settings(self, n: int) -> dict[str, Any]:
         """All that decides n images. Raises ValueError for arguments that won't do."""
-        for name, values in (("labels", self.labels), ("condition", self.condition)):
+        conditions = named(self.condition).items()
+        given = [(f"condition{'' if name is None else f' {name!r}'}", x) for name, x in conditions]
+        for name, values in (("labels", self.labels), *given):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
@@ -105,22 +125,22 @@ class Drawing:
     @cached_property
     def no_images(self) -> dict[str, np.ndarray]:
         """The arrays that a file would hold of no images."""
-        labels, condition = (None if values is None else values[:0] for values in self._given(range(1)))
-        return {name: x.numpy() for name, x in self._arrays(range(0), labels, condition).items()}
+        given = self._given(range(1)).part(slice(0))
+        return {name: x.numpy() for name, x in self._arrays(range(0), given).items()}
 
-    def _given(self, images: range) -> tuple[Tensor | None, Tensor | None]:
-        return of_images(self.labels, images), of_images(self.condition, images)
+    def _given(self, images: range) -> Conditioning:
+        return Conditioning(of_images(self.labels, images), conditions_of(self.condition, images))
 
-    def _arrays(self, images: range, labels: Tensor | None, condition: Tensor | None) -> dict[str, Tensor]:
+    def _arrays(self, images: range, given: Conditioning) -> dict[str, Tensor]:
         is_scored = self.sampler.head.unscored is None
         drawn = self.sampler.sample(
             len(images),
-            labels,
+            given.labels,
             self.temperature,
             noise=noise_of(self.seed, images, self.sampler.noise_shape),
-            condition=condition,
+            condition=given.condition,
             log_probability=is_scored,
             **self.arguments,
         )
         found = dict(zip(("images", "log_probabilities"), drawn if is_scored else (drawn,), strict=False))
-        return found if labels is None else {**found, "labels": labels.long().cpu()}
+        return found if given.labels is None else {**found, "labels": given.labels.long().cpu()}

@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from pixelcnn_fast.call import RunSettings
-from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments, PerImage
+from pixelcnn_fast.distributed.drawing import Conditions, Drawing, DrawingArguments, PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.heads.options import SamplingOptions
@@ -38,7 +38,7 @@ def sample(
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
     file_format: FileFormat = "npz",
-    condition: PerImage | None = None,
+    condition: Conditions | None = None,
     progress: bool = False,
     **arguments: Unpack[DrawingArguments],
 ) -> None:
@@ -54,8 +54,8 @@ def sample(
     ``pixelcnn_fast.noise``. Files appear as a whole: the same call, on any number of
     processes, goes on with those that are missing.
     labels: [n], or a function from the numbers of images, int64 [m], to their labels [m];
-    condition: the same for [n, *condition_shape]. shard_size: images in a file. progress:
-    show a bar on rank 0. Others: as for ``Sampler.sample``.
+    condition: the same for [n, *condition_shape], or a tuple or a dict of these.
+    shard_size: images in a file. progress: show a bar on rank 0. Others: as for ``Sampler.sample``.
     Raises ValueError for bad arguments, those that differ from rank 0's, and a folder that
     holds another job, naming what differs; RuntimeError if another process has failed;
     KeyboardInterrupt, saying what is finished.

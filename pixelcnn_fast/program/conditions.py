@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,41 +15,93 @@ from pixelcnn_fast.image_forms import PLAIN, Form, other_forms
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name, read_by, written_by
 from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
+T = TypeVar("T")
+# One, or several, by number or by name. A name of one alone is None.
+OneOrMore: TypeAlias = T | tuple[T, ...] | dict[str, T]
+Name: TypeAlias = str | int | None
+Condition: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+def named(x: Any) -> dict[Name, Any]:
+    """What is one, or several in a tuple, a list or a dict, by name; None: there is none."""
+    if isinstance(x, Mapping):
+        return dict(x)
+    if isinstance(x, (tuple, list)):
+        return dict(enumerate(x))
+    return {} if x is None else {None: x}
+
+
+def like(x: Any, values: Iterable[Any]) -> Any:
+    """The values of ``named(x)``, replaced by others."""
+    if isinstance(x, Mapping):
+        return dict(zip(x, values, strict=True))
+    if isinstance(x, (tuple, list)):
+        return tuple(values)
+    return next(iter(values), None)
+
 
 class Conditioning(NamedTuple):
     """What a model takes besides images: either, both or neither; one entry per image."""
 
     labels: Tensor | None = None  # [n]
-    condition: Tensor | None = None  # [n, ...]
+    condition: OneOrMore[Tensor] | None = None  # [n, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The labels and each condition."""
+        return self.labels, *named(self.condition).values()
+
+    def with_tensors(self, tensors: Iterable[Tensor | None]) -> Conditioning:
+        labels, *conditions = tensors
+        return Conditioning(labels, like(self.condition, conditions))
+
+    def with_conditions(self, change: Callable[[Name, Tensor], Tensor]) -> Conditioning:
+        changed = [change(*each) for each in named(self.condition).items()]
+        return self._replace(condition=like(self.condition, changed))
+
+    def with_condition(self, name: Name, x: Tensor) -> Conditioning:
+        return self.with_conditions(lambda each, before: x if each == name else before)
 
     def in_dtype(self, dtype: torch.dtype) -> Conditioning:
-        if self.condition is None or not self.condition.is_floating_point():
-            return self
-        return self._replace(condition=self.condition.to(dtype))
+        return self.with_conditions(lambda _, x: x.to(dtype) if x.is_floating_point() else x)
 
     @property
     def images(self) -> int:
         """For how many images it is; 0 if it is empty."""
-        return next((len(x) for x in self if x is not None), 0)
+        return next((len(x) for x in self.tensors if x is not None), 0)
 
     def part(self, images: slice | Tensor) -> Conditioning:
-        return Conditioning(*(x if x is None else x[images] for x in self))
+        return self.with_tensors(x if x is None else x[images] for x in self.tensors)
 
     def call(self, module: nn.Module, images: Tensor, form: Form = PLAIN) -> Any:
-        """Calls the module, which takes images in this form, with those in the plain one. The
-        condition goes by name if its forward has a ``condition``, else last.
+        """Calls the module, which takes images in this form, with those in the plain one.
 
+        A dict of conditions goes by name if these are arguments of the module's forward. Else the
+        condition, a dict or a tuple of several as it is, goes by name if there is a ``condition``;
+        else last, a tuple of several as one argument each.
         Raises ModelFailed for all that the module raises but the library's errors and MemoryError.
         """
-        positional = [x.clone() for x in self if x is not None]  # the module may write into them
-        named, names = {}, list(arguments_of(module))
-        if self.condition is not None and "condition" in names:
-            named["condition"] = positional.pop()
-            if positional and names[0] == "condition" and len(names) > 1:  # labels come after it
-                named[names[1]] = positional.pop()
+        given = self.with_tensors(
+            x if x is None else x.clone() for x in self.tensors
+        )  # it may write into them
+        condition, names = given.condition, arguments_of(module)
+        positional, by_name = list[Any](), dict[str, Any]()
+        if isinstance(condition, dict) and are_arguments(condition, names):
+            by_name.update(condition)
+        elif condition is not None and "condition" in names:
+            by_name["condition"] = condition
+        elif condition is not None:
+            positional += condition if isinstance(condition, tuple) else [condition]
+        if given.labels is not None:
+            first, *others = [*names, ""]
+            free = [name for name in others if name and name not in by_name]
+            if first in by_name and free:  # labels come after it
+                by_name[free[0]] = given.labels
+            else:
+                positional.insert(0, given.labels)
         images = form.made(images)
         try:
-            return module(images.clone(), *positional, **named)
+            return module(images.clone(), *positional, **by_name)
         except (PixelCNNFastError, MemoryError):
             raise
         except Exception as error:
@@ -61,11 +113,19 @@ class Conditioning(NamedTuple):
 
     def described(self) -> str:
         """Text that continues a sentence, such as ", labels [2] of 0, 1", or none."""
-        labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
-        if self.condition is None:
-            return labels
-        condition = f"{labels}, a condition of {self.condition.dtype} {list(self.condition.shape)}"
-        return condition if self.condition.is_floating_point() else f"{condition} of {_some(self.condition)}"
+        found = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
+        for name, x in named(self.condition).items():
+            what = "a condition" if name is None else f"the condition {name!r}"
+            found += f", {what} of {x.dtype} {list(x.shape)}"
+            found += "" if x.is_floating_point() else f" of {_some(x)}"
+        return found
+
+
+def are_arguments(conditions: Iterable[str], names: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a forward with arguments of these names takes each of the conditions by its name."""
+    if any(p.kind is p.VAR_KEYWORD for p in names.values()):
+        return "condition" not in names
+    return all(name in names for name in conditions)
 
 
 def _what_to_say(images: Tensor, form: Form) -> str:
@@ -175,7 +235,8 @@ class ConditionProgram:
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
     def rows_looked_up(self, which: int) -> int | None:
-        """How many rows the smallest table has in which labels (which = 0) or codes (1) are looked up, if any."""
+        """How many rows the smallest table has in which labels (which = 0) or the codes of a
+        condition (1 and on) are looked up, if any."""
         rows = []
         copies = {view.slot for view in self._given[which : which + 1] if view is not None}
         for call in self._calls:
@@ -191,7 +252,7 @@ class ConditionProgram:
         self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Conditioning, n: int
     ) -> Memory:
         memory = Memory.before(calls, n, leaves)
-        for view, x in zip(self._given, given, strict=False):
+        for view, x in zip(self._given, given.tensors, strict=False):
             if view is not None and x is not None:
                 memory.put(view, x.to(view.dtype, copy=True))
         return memory

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import leaves
-from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
+from pixelcnn_fast.program.conditions import (
+    Condition,
+    Conditioning,
+    ConditionProgram,
+    Name,
+    OneOrMore,
+    named,
+)
 from pixelcnn_fast.program.operands import ConditionOperand
-from pixelcnn_fast.user_model.labels import HIGHEST, Labels
+from pixelcnn_fast.user_model.labels import Labels
 from pixelcnn_fast.user_model.model_arguments import fits
-from pixelcnn_fast.user_model.wrapped_model import RANDOM_CONDITIONS, WrappedModel
+from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
 Example = Callable[[WrappedModel, int], tuple[Tensor, Conditioning]]
 
@@ -25,10 +34,12 @@ def with_label(model: WrappedModel, label: int) -> tuple[Tensor, Conditioning]:
     return values, given._replace(labels=torch.tensor([label], device=model.device))
 
 
-def _with_code(model: WrappedModel, code: int) -> tuple[Tensor, Conditioning]:
-    values, given = model.example(n=1)
-    assert given.condition is not None
-    return values, given._replace(condition=torch.full_like(given.condition, code))
+def _with_code(name: Name) -> Example:
+    def with_code(model: WrappedModel, code: int) -> tuple[Tensor, Conditioning]:
+        values, given = model.example(n=1)
+        return values, given.with_condition(name, torch.full_like(named(given.condition)[name], code))
+
+    return with_code
 
 
 def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int], bool]:
@@ -39,31 +50,19 @@ def trial(model: WrappedModel, example: Example = with_label) -> Callable[[int],
 # -- what is found out by trying
 
 
-def infer_condition_dtype(model: WrappedModel) -> None:
-    """Finds out whether a condition of real numbers may be negative and, if the user names
-    no dtype, whether it is of integers. Raises ModelFailed if the model takes neither."""
-    if model.condition_shape is None:
-        return
-    if model.condition_dtype is not None and not model.condition_dtype.is_floating_point:
-        _take_codes(model, model.condition_dtype)
-        return
-    given, model.condition_dtype = model.condition_dtype, model.dtype
-    if (failed := _failure(model)) is None:
-        return
-    for made in RANDOM_CONDITIONS[::-1]:
-        model.random_condition = made
-        if _failure(model) is None:
+def infer_condition_dtypes(model: WrappedModel) -> None:
+    """Finds out whether conditions of real numbers may be negative and, where the user names
+    no dtype, whether they are of integers. Raises ModelFailed if the model takes none of these."""
+    failures = list[Exception]()
+    for kinds in product(*(taken.kinds(model.dtype) for taken in model.conditions.values())):
+        for suppose in kinds:
+            suppose()
+        is_certain = all(taken.codes is not None for taken in model.conditions.values()) and not failures
+        if is_certain or (failed := _failure(model)) is None:
             return
-    if given is None:
-        _take_codes(model, torch.long)
-    if _failure(model) is not None and isinstance(failed, ModelFailed):
-        raise failed
-
-
-def _take_codes(model: WrappedModel, dtype: torch.dtype) -> None:
-    model.condition_dtype = dtype
-    most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
-    model.condition_codes = Labels(None, "the integers of the condition", min(HIGHEST, most))
+        failures.append(failed)
+    if isinstance(failures[0], ModelFailed):
+        raise failures[0]
 
 
 def _failure(model: WrappedModel) -> Exception | None:
@@ -85,10 +84,9 @@ def explore_labels(
     model: WrappedModel, conditions: ConditionProgram, operands: Sequence[ConditionOperand]
 ) -> None:
     """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
-    labels_taken = model.labels if model.conditional else None
-    for which, (labels, example) in enumerate(
-        ((labels_taken, with_label), (model.condition_codes, _with_code))
-    ):
+    taken: list[tuple[Labels | None, Example]] = [(model.labels if model.conditional else None, with_label)]
+    taken += [(each.codes, _with_code(name)) for name, each in model.conditions.items()]
+    for which, (labels, example) in enumerate(taken):
         if labels is None or labels.classes is not None:
             continue
         if model.device.type != "cpu":
@@ -111,7 +109,7 @@ def explore_labels(
 
 
 def checked_conditioning(
-    model: WrappedModel, labels: Tensor | None, condition: Tensor | None, n: int
+    model: WrappedModel, labels: Tensor | None, condition: Condition | None, n: int
 ) -> Conditioning:
     """What a user gave with n images, on the model's device. Raises ValueError if it does not fit."""
     return Conditioning(_checked_labels(model, labels, n), _checked_condition(model, condition, n))
@@ -139,32 +137,50 @@ def _checked_labels(model: WrappedModel, labels: Tensor | None, n: int) -> Tenso
     return labels.to(model.device, torch.long)
 
 
-def _checked_condition(model: WrappedModel, condition: Tensor | None, n: int) -> Tensor | None:
-    shape = model.condition_shape
+def _checked_condition(model: WrappedModel, condition: Any, n: int) -> OneOrMore[Tensor] | None:
+    taken, shape = model.conditions, model.condition_shape
     if shape is None:
         if condition is not None:
             raise ValueError(
                 "a condition was given, but the sampler was built without one: pass condition_shape= to Sampler"
             )
         return None
-    dtype = model.condition_dtype or model.dtype
-    kind = "numbers" if dtype.is_floating_point else "integers"
+    if None in taken:
+        return _checked_one(model, None, condition, n)
+    is_dict = isinstance(shape, dict)
+    expected = ", ".join(
+        f"{x.what.removeprefix('the ')}: {x.expected(n, model.dtype)}" for x in taken.values()
+    )
+    found = named(condition)
+    if not isinstance(condition, Mapping if is_dict else (tuple, list)) or found.keys() != taken.keys():
+        what = type(condition).__name__ if condition is not None else "missing"
+        if isinstance(condition, (Mapping, tuple, list)):
+            what += f" of {', '.join(map(repr, found)) or 'nothing'}" if is_dict else f" of {len(found)}"
+        kind = "a dict" if is_dict else f"a tuple of {len(taken)}"
+        raise ValueError(f"the condition is {what}, expected {kind} ({expected})")
+    return model.like_conditions([_checked_one(model, name, found[name], n) for name in taken])
+
+
+def _checked_one(model: WrappedModel, name: Name, condition: Any, n: int) -> Tensor:
+    taken = model.conditions[name]
+    dtype, expected = taken.dtype or model.dtype, taken.expected(n, model.dtype)
     try:
         condition = None if condition is None else torch.as_tensor(condition)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the condition is no tensor ({error}), expected {kind} {[n, *shape]}") from error
-    if condition is None or tuple(condition.shape) != (n, *shape) or not fits(condition.dtype, dtype):
+        raise ValueError(f"{taken.what} is no tensor ({error}), expected {expected}") from error
+    is_of_shape = condition is not None and tuple(condition.shape) == (n, *taken.shape)
+    if not is_of_shape or not fits(condition.dtype, dtype):
         found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
-        raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
-    if model.condition_codes is not None and condition.numel():
-        takes = trial(model, _with_code) if model.can_try else None
+        raise ValueError(f"{taken.what} is {found}, expected {expected}")
+    if (codes := taken.codes) is not None and condition.numel():
+        takes = trial(model, _with_code(name)) if model.can_try else None
         low, high = int(condition.min()), int(condition.max())
-        if low < 0 and model.condition_codes.classes is None and (takes is None or takes(low)):
+        if low < 0 and codes.classes is None and (takes is None or takes(low)):
             low = 0  # they are numbers, which may be negative
-        if (why := model.condition_codes.why_not(low, high, takes)) is not None:
+        if (why := codes.why_not(low, high, takes)) is not None:
             # Its integers may differ in meaning and range.
             values, given = model.example(n=n)
-            given = given._replace(condition=condition.to(model.device, dtype))
+            given = given.with_condition(name, condition.to(model.device, dtype))
             if not model.can_try or not model.takes(values, given):
                 raise ValueError(why)
     return condition.to(model.device, dtype)

@@ -14,8 +14,9 @@ from pixelcnn_fast.heads import Categorical, Head, LogisticMixture
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import ImageForm, form_of
-from pixelcnn_fast.program.conditions import arguments_of
+from pixelcnn_fast.program.conditions import OneOrMore, are_arguments, arguments_of
 from pixelcnn_fast.user_model.contents import Contents, if_imported, parameters_of
+from pixelcnn_fast.user_model.taken_condition import are_several
 
 
 class ModelArguments(TypedDict, total=False):
@@ -25,8 +26,8 @@ class ModelArguments(TypedDict, total=False):
     levels: int | None
     conditional: bool | None
     image_form: ImageForm
-    condition_shape: tuple[int, ...] | None
-    condition_dtype: torch.dtype | None
+    condition_shape: OneOrMore[tuple[int, ...]] | None
+    condition_dtype: OneOrMore[torch.dtype | None]
     output: Output
 
 
@@ -112,16 +113,17 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     return kinds.pop()
 
 
-def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether a model says that it takes labels, or needs more than images and a condition.
-    Raises ValueError for a condition of unknown shape."""
+def takes_labels(model: nn.Module, condition_shape: OneOrMore[tuple[int, ...]] | None) -> bool:
+    """Whether a model says that it takes labels, or needs more than images and conditions.
+    Raises ValueError for a condition of unknown shape, or for names of which it takes some."""
     if getattr(model, "n_classes", 0) is None:
         return False
     if integer_of(model, "n_classes"):
         return True
+    arguments = arguments_of(model)
     required = [
         name
-        for name, p in arguments_of(model).items()
+        for name, p in arguments.items()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
     ]
     if condition_shape is None:
@@ -130,9 +132,19 @@ def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> b
                 "the model's forward takes a condition: pass condition_shape=, its shape without the batch axis"
             )
         return bool(required)
-    if "condition" in arguments_of(model):
+    if isinstance(condition_shape, dict):
+        if are_arguments(condition_shape, arguments):
+            return any(name not in condition_shape for name in required)
+        others = [name for name in condition_shape if name not in arguments]
+        if "condition" not in arguments and len(others) < len(condition_shape):
+            raise ValueError(
+                f"the model's forward takes {', '.join(arguments)}, but not {', '.join(others)}, which condition_shape "
+                "has: name its arguments, or none of them for a model that takes the dict as one argument"
+            )
+    if "condition" in arguments:
         return any(name != "condition" for name in required)
-    return len(required) > 1
+    is_tuple = isinstance(condition_shape, tuple) and are_several(condition_shape)
+    return len(required) > (len(condition_shape) if is_tuple else 1)
 
 
 def fits(given: torch.dtype, taken: torch.dtype) -> bool:

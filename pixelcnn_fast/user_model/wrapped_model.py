@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import Form, ImageForm, form_of, from_levels
-from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning, OneOrMore, like, named
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import Contents, described, unwrapped
 from pixelcnn_fast.user_model.differentiable_copy import standing_for, without_gradients
@@ -28,7 +28,6 @@ from pixelcnn_fast.user_model.model_arguments import (
     dtype_and_device,
     head_of,
     integer_of,
-    is_integral,
     takes_labels,
 )
 from pixelcnn_fast.user_model.of_one_batch import fitted
@@ -39,14 +38,13 @@ from pixelcnn_fast.user_model.private_copy import (
     exclusively,
     private_copy,
 )
+from pixelcnn_fast.user_model.taken_condition import checked_shapes, taken_conditions
 from pixelcnn_fast.user_model.tensors import overlapping
 
 # Labels or conditions that are tried, to see whether they matter and are as in the model.
 FEWEST_DIFFERENT, MOST_DIFFERENT = 4, 16
 CHECKED_WORK = 10**10  # weights times pixels of all images, up to which more are tried
 CHECKED_PIXELS = 2048  # of all random images on which a program is checked, unless one has more
-# Makes examples of conditions of real numbers; the first that a model takes is used.
-RANDOM_CONDITIONS = (torch.randn, torch.rand)
 
 
 class WrappedModel:
@@ -54,7 +52,7 @@ class WrappedModel:
 
     ``module`` is a copy in eval mode, or the user's own if that can't be copied. A recorded
     forward tells its head's layout, ``branches`` and ``reads_images``; trials tell its
-    labels, and its condition's dtype.
+    labels, and its conditions' dtypes.
     """
 
     def __init__(
@@ -66,8 +64,8 @@ class WrappedModel:
         levels: int | None = None,
         conditional: bool | None = None,
         image_form: ImageForm = "uint8",
-        condition_shape: tuple[int, ...] | None = None,
-        condition_dtype: torch.dtype | None = None,
+        condition_shape: OneOrMore[tuple[int, ...]] | None = None,
+        condition_dtype: OneOrMore[torch.dtype | None] = None,
         output: Output = None,
     ) -> None:
         if not isinstance(module, nn.Module):
@@ -79,18 +77,12 @@ class WrappedModel:
         self.levels = self.head.drawn_levels
         if condition_shape is None and (channels := integer_of(module, "condition_channels")):
             condition_shape = (channels, *self.shape[1:])
-        self.condition_shape = condition_shape
-        self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
+        self.condition_shape = checked_shapes(condition_shape)
+        self.conditional = takes_labels(module, self.condition_shape) if conditional is None else conditional
         self.dtype, self.device = dtype_and_device(module)
         self.labels = Labels(integer_of(module, "n_classes"))
         self.head = self.head.of_model_in(self.dtype)
-        self.condition_dtype = condition_dtype
-        if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
-            raise ValueError(
-                f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
-            )
-        self.condition_codes: Labels | None = None  # of a condition of integers
-        self.random_condition = RANDOM_CONDITIONS[0]
+        self.conditions = taken_conditions(self.condition_shape, condition_dtype, self.dtype)
         memo: dict[int, Any] = {}
         copied, contents = private_copy(module, memo), Contents(module)
         seen = Contents(copied) if copied is not None and changes_with_its_mode(contents) else contents
@@ -150,7 +142,7 @@ class WrappedModel:
             conditional=self.conditional,
             image_form=self.image_form,
             condition_shape=self.condition_shape,
-            condition_dtype=self.condition_dtype,
+            condition_dtype=self.like_conditions(each.dtype for each in self.conditions.values()),
             output=self.output,
         )
 
@@ -168,27 +160,23 @@ class WrappedModel:
         if self.levels is None:
             values = values.to(self.dtype).to(values.dtype)  # as the model sees them
         labels = self.labels.examples(seed, n, self.device) if self.conditional else None
-        return values, Conditioning(labels, self._example_condition(n, generator))
+        made = (x.example(n, generator, self.device, self._own_dtype) for x in self.conditions.values())
+        return values, Conditioning(labels, self.like_conditions(made))
 
-    def _example_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
-        if self.condition_shape is None:
-            return None
-        if self.condition_codes is None:
-            made = self.random_condition(n, *self.condition_shape, generator=generator)
-            return made.to(self.device, self._own_dtype)
-        codes = torch.randint(self.condition_codes.accepted, (n, *self.condition_shape), generator=generator)
-        return codes.to(self.device, self.condition_dtype)
+    def like_conditions(self, values: Iterable[Any]) -> Any:
+        """The values, one of each condition, as these are given: one, or in a tuple or a dict."""
+        return next(iter(values), None) if None in self.conditions else like(self.condition_shape, values)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Conditioning]]:
-        """Yields, for labels and condition, if the model takes them: the name, and one image with different ones."""
+        """Yields, for labels and each condition: what it is, and one image with different ones."""
         many = self._how_many_to_try()
         values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
-        first = Conditioning(*(x if x is None else x[:1].expand_as(x) for x in given))
+        first = given.with_tensors(x if x is None else x[:1].expand_as(x) for x in given.tensors)
         same = values[:1].expand_as(values)
         if given.labels is not None:
-            yield "labels", same, first._replace(labels=given.labels)
-        if given.condition is not None:
-            yield "condition", same, first._replace(condition=given.condition)
+            yield "the labels", same, first._replace(labels=given.labels)
+        for name, different in named(given.condition).items():
+            yield self.conditions[name].what, same, first.with_condition(name, different)
 
     def _how_many_to_try(self) -> int:
         """How many labels, or conditions, are tried: fewer for a large model."""

@@ -239,7 +239,9 @@ def test_labels_may_come_after_the_condition() -> None:
             return y, condition
 
     given = Conditioning(torch.tensor([3, 1]), torch.rand(2, 4, 5))
-    for found, expected in zip(given.call(ConditionFirst(), torch.zeros(2, *SHAPE)), given, strict=True):
+    for found, expected in zip(
+        given.call(ConditionFirst(), torch.zeros(2, *SHAPE)), given.tensors, strict=True
+    ):
         assert expected is not None and torch.equal(found, expected)
 
 
@@ -272,7 +274,7 @@ def test_the_model_may_write_into_what_it_is_given() -> None:
 
     images, given = torch.ones(2, *SHAPE), Conditioning(torch.tensor([3, 1]), torch.ones(2, 4))
     given.call(Writing(), images)
-    assert all(each is not None and each.all() for each in (images, *given))
+    assert all(each is not None and each.all() for each in (images, *given.tensors))
 
 
 def test_a_condition_without_a_shape_is_asked_for():
@@ -315,10 +317,9 @@ def upsampled(net: Net, codes: Tensor) -> Tensor:
 )
 def test_a_condition_of_integers(arguments):
     built = sampler(Conditioned(upsampled), condition_shape=(4, 5), **arguments)
-    assert built._engine.model.condition_dtype == arguments.get("condition_dtype", torch.long)
-    assert (
-        built._engine.model.condition_codes is not None and built._engine.model.condition_codes.classes == 5
-    )
+    taken = built._engine.model.conditions[None]
+    assert taken.dtype == arguments.get("condition_dtype", torch.long)
+    assert taken.codes is not None and taken.codes.classes == 5
     codes = torch.randint(5, (5, 4, 5), generator=torch.Generator().manual_seed(0))
     assert_runtimes_agree(built, 5, condition=codes)
     assert_runtimes_agree(built, 5, condition=codes.to(torch.uint8))
@@ -378,7 +379,7 @@ class InADictionary(Conditioned):
 def test_a_condition_may_have_to_be_positive(kind, output):
     net = kind(lambda net, c: everywhere(net.linear(c.sqrt())))
     built = sampler(net, condition_shape=(10,), output=output)
-    assert built._engine.model.condition_dtype == torch.float64
+    assert built._engine.model.conditions[None].dtype == torch.float64
     assert_runtimes_agree(built, 5, condition=torch.rand(5, 10, generator=torch.Generator().manual_seed(0)))
 
 

@@ -188,7 +188,9 @@ def test_only_conditions_of_real_numbers_are_converted() -> None:
     labels, codes = torch.tensor([1, 0]), torch.tensor([[3, 1], [1, 3]])
     for condition, dtype in ((codes, torch.int64), (codes.float(), torch.float64), (codes > 1, torch.bool)):
         given = Conditioning(labels, condition).in_dtype(torch.float64)
-        assert given.condition is not None and given.condition.dtype == dtype and given.labels is labels
+        assert (
+            isinstance(given.condition, Tensor) and given.condition.dtype == dtype and given.labels is labels
+        )
 
 
 def test_the_smallest_table_bounds_what_is_looked_up() -> None:

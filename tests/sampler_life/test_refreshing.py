@@ -35,12 +35,9 @@ def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
     found, expected = (weights_of(each._engine.require_compiled()) for each in (sampler, new))
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
     assert sampler.fingerprint() == new.fingerprint()
-    n, generator = 3, torch.Generator().manual_seed(0)
+    n = 3
     labels = torch.tensor([0, 2, 1]) if new._engine.model.conditional else None
-    shape = new._engine.model.condition_shape
-    condition = None if shape is None else torch.randn(n, *shape, generator=generator)
-    if condition is not None and new._engine.model.condition_codes is not None:
-        condition = torch.randint(2, condition.shape, generator=generator)
+    condition = new._engine.model.example(n=n)[1].condition
     for runtime in ("eager", "cpu", "reference"):
         seeds = (torch.Generator().manual_seed(1) for _ in range(2))
         images = [

@@ -11,7 +11,14 @@ from torch import Tensor
 from pixelcnn_fast.capture.record.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import needed, read_by
-from pixelcnn_fast.program.conditions import NO_IF, Conditioning, ConditionProgram, LabelBranch, ReadByPython
+from pixelcnn_fast.program.conditions import (
+    NO_IF,
+    Conditioning,
+    ConditionProgram,
+    LabelBranch,
+    Name,
+    ReadByPython,
+)
 from pixelcnn_fast.program.operands import ConditionOperand
 
 MOST_LABELS = 256  # for which recorded calls are run again
@@ -88,9 +95,11 @@ def _varied(given: Conditioning, labels: Sequence[int]) -> Conditioning:
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
     n = len(spread) if given.condition is None else 2 * len(SCALES)
     mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
-    if (condition := given.condition) is not None:
-        condition = torch.cat([_changed(condition, k) for k in range(len(SCALES))])
-    return Conditioning(mine, condition)
+
+    def varied(name: Name, x: Tensor) -> Tensor:
+        return torch.cat([_changed(x, k) for k in range(len(SCALES))])
+
+    return given._replace(labels=mine).with_conditions(varied)
 
 
 def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditioning]:
@@ -99,11 +108,15 @@ def _one_by_one(given: Conditioning, labels: Sequence[int]) -> Iterator[Conditio
         yield _of_label(three, label, 3)
     if three.condition is not None:
         for k in range(1, len(SCALES)):
-            yield three._replace(condition=_changed(three.condition, k))
+            yield _scaled(three, k)
+
+
+def _scaled(given: Conditioning, k: int) -> Conditioning:
+    return given.with_conditions(lambda _, x: _changed(x, k))
 
 
 def _changed(condition: Tensor, k: int) -> Tensor:
-    """The conditions in scale ``k``; of codes, ever more at the end become zeros, like padding."""
+    """Conditions in scale ``k``; of codes, ever more at the end become zeros, like padding."""
     if condition.is_floating_point():
         return condition * SCALES[k]
     count = condition[0].numel()

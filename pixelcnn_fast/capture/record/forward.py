@@ -43,9 +43,10 @@ class Forward:
         recorder.allows_autocast = allows_autocast
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
-        self.recording.given = tuple(
-            x if x is None else recorder.input(x, of)
-            for x, of in zip(given, (LABELS, CONDITION), strict=True)
+        labels, *conditions = given.tensors
+        self.recording.given = (
+            None if labels is None else recorder.input(labels, LABELS),
+            *(None if x is None else recorder.input(x, CONDITION) for x in conditions),
         )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
             try:

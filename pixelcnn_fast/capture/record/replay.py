@@ -90,7 +90,9 @@ class Replay:
         memory = self._recording.memory(
             len(images), lambda x: flat(x).to(self._exact(x.dtype)) if in_float64 else x
         )
-        for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
+        for view, x in zip(
+            (self._recording.images, *self._recording.given), (images, *given.tensors), strict=True
+        ):
             if view is not None and x is not None:
                 seen = self._exact(view) if in_float64 else view
                 memory.put(seen, x.to(view.dtype).to(seen.dtype, copy=True))
