@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast import Sampler, accelerate, accelerated
 from pixelcnn_fast.accelerate import Accelerated
+from pixelcnn_fast.image_forms import from_levels
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
@@ -786,12 +787,11 @@ def test_other_people_s_networks(name: str) -> None:
     found = foreign.NETWORKS[name]
     plain = found.model()
     levels = torch.randint(foreign.LEVELS, (3, *found.shape), generator=torch.Generator().manual_seed(0))
-    form = found.arguments.get("image_form", "uint8")
-    images = levels.to(torch.uint8) if form == "uint8" else levels.double() / (7 if form == "unit" else 1)
-    labels = found.labels(3)
+    images = from_levels(levels, found.arguments.get("image_form", "uint8"), foreign.LEVELS, torch.float64)
     fast, handle = accelerated_copy(plain)
-    assert_alike(fast, plain, images, *(() if labels is None else (labels,)))
-    nothing_to_fuse = ("strides", "windows", "functional", "channels last")
+    assert_alike(fast, plain, images, *found.given(3).values())
+    other_calls = {"strides", "windows", "functional", "channels last", "dense", "rows and columns"}
+    nothing_to_fuse = {*other_calls, "around", "two scales"}
     assert bool(handle.report.rewritten) == (name not in nothing_to_fuse)
 
 

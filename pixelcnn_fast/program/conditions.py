@@ -17,7 +17,7 @@ from pixelcnn_fast.program.operands import ConditionOperand, Convert
 
 T = TypeVar("T")
 # One, or several, by number or by name. A name of one alone is None.
-OneOrMore: TypeAlias = T | tuple[T, ...] | dict[str, T]
+OneOrMore: TypeAlias = T | tuple[T, ...] | Mapping[str, T]
 Name: TypeAlias = str | int | None
 Condition: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 

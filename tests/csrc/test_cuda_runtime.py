@@ -76,15 +76,16 @@ def inputs(shape, n=IMAGES):
 
 
 def run(
-    engine, sampler, u, *, levels=None, known=None, labels=None, options=None, seed=0, log_probability=None
-):
+    engine, sampler, u, *, levels=None, known=None, labels=None, condition=None, options=None, seed=0,
+    log_probability=None,
+):  # fmt: skip
     """-> (levels, logits). Logits that are not written stay NaN."""
     emulated().set_seed(seed)
     n = u.shape[0]
     levels = torch.full(u.shape, -7, dtype=torch.int32) if levels is None else levels.clone()
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows: list[int] = []
-    given = Conditioning(labels if sampler._engine.model.conditional else None)
+    given = Conditioning(labels if sampler._engine.model.conditional else None, condition)
     options = options or SamplingOptions()
     engine.run(
         Job(
@@ -374,18 +375,21 @@ def test_draws_equal_the_reference_draw(options):
             )
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "strides"])  # it has several grids
+SEVERAL_GRIDS = ("strides", "two scales")
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in SEVERAL_GRIDS])
 @thorough
 def test_networks_that_other_people_could_have_written(name):
     """Layer norms, embeddings, feature maps as conditions, draws per sub-pixel: images and log-probabilities."""
     blocks = list(MULTIPROCESSORS)[len(name) % len(MULTIPROCESSORS)]
     network = NETWORKS[name]
     model = network.model().float()
-    sampler, labels = network.sampler(model), network.labels(3)
+    sampler, given = network.sampler(model), network.given(3)
     _, u, _ = inputs(network.shape, 3)
     found = torch.zeros(u.shape, dtype=torch.float64)
-    levels, _ = run(runtime(sampler, blocks), sampler, u, labels=labels, log_probability=found)
-    images, expected = sampler.sample(3, labels, noise=u, runtime="eager", log_probability=True)
+    levels, _ = run(runtime(sampler, blocks), sampler, u, **given, log_probability=found)
+    images, expected = sampler.sample(3, **given, noise=u, runtime="eager", log_probability=True)
     assert torch.equal(levels, images.int())
     torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-5, atol=1e-3)
 

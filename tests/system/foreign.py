@@ -5,13 +5,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pixelcnn_fast import Sampler
+from pixelcnn_fast import Sampler, image_forms
 from pixelcnn_fast.heads import Bernoulli, Categorical
 
 LEVELS = 8
@@ -43,8 +44,14 @@ class Network:
         levels = {} if "head" in self.arguments else {"levels": LEVELS}
         return {"conditional": self.classes is not None, **levels, **self.arguments}
 
-    def labels(self, n: int) -> torch.Tensor | None:
-        return None if self.classes is None else torch.arange(n) % self.classes
+    def given(self, n: int) -> dict[str, Any]:
+        """What its sampler's ``sample`` is given for n images; the values are what its forward takes, in turn."""
+        labels = {} if self.classes is None else {"labels": torch.arange(n) % self.classes}
+        if (shapes := self.arguments.get("condition_shape")) is None:
+            return labels
+        generator = torch.Generator().manual_seed(0)
+        made = {name: torch.randn(n, *shape, generator=generator).double() for name, shape in shapes.items()}
+        return {**labels, "condition": made}
 
 
 # -- masks written into the weights in forward; one nn.Sequential; [N, levels, H, W]
@@ -599,6 +606,148 @@ class Guided(nn.Module):
         return without + 2.5 * (with_label - without)
 
 
+# -- colours last, standardised: dense layers of shifted maps, layer norm, colours that see the earlier ones
+
+
+class Dense(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.above, self.left = nn.Linear(3 * 3, width), nn.Linear(2 * 3, width)
+        self.norm, self.mix, self.before = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(3, width)
+        self.out = nn.ModuleList(nn.Linear(width, LEVELS) for _ in range(3))
+
+    def forward(self, x):  # [N, H, W, 3] -> [N, H, W, 3, levels]
+        height, width = x.shape[1:3]
+        padded = F.pad(x, (0, 0, 2, 1, 1, 0))
+        above = torch.cat([padded[:, :height, k : k + width] for k in (1, 2, 3)], dim=-1)
+        left = torch.cat([padded[:, 1:, k : k + width] for k in (0, 1)], dim=-1)
+        h = F.gelu(self.norm(self.above(above) + self.left(left)))
+        h = h + F.silu(self.mix(h))
+        earlier = torch.zeros_like(x)
+        found = []
+        for colour, out in enumerate(self.out):
+            found.append(3 * out(torch.tanh(h + self.before(earlier))))
+            earlier = earlier + x * F.one_hot(torch.tensor(colour), 3)
+        return torch.stack(found, dim=-2)
+
+
+# -- convolutions along columns and along rows, norms of groups of a pixel's channels, the larger of two pieces
+
+
+class RowsAndColumns(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.column = nn.Conv2d(1, width, 1), nn.Conv1d(width, 2 * width, 2)
+        self.row, self.norm = nn.Conv1d(2 * width, 2 * width, 3), nn.GroupNorm(2, width)
+        self.left, self.out = nn.Conv1d(width, width, 2), nn.Conv2d(width, LEVELS, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        n, c, height, width = x.shape
+        columns = F.pad(x, (0, 0, 2, 0)).permute(0, 3, 1, 2).reshape(n * width, c, height + 2)
+        above = self.column(columns)[..., :-1].view(n, width, -1, height).permute(0, 3, 2, 1)
+        above = self.row(F.pad(above.reshape(n * height, -1, width), (1, 1)))
+        above = above.view(n, height, 2, c, width).max(dim=2)[0].transpose(1, 2)
+        rows = F.pad(x, (2, 0)).transpose(1, 2).reshape(n * height, c, width + 2)
+        left = self.left(rows)[..., :-1].view(n, height, c, width).transpose(1, 2)
+        pixels = (above + left).permute(0, 2, 3, 1).reshape(-1, c)
+        h = torch.tanh(self.norm(pixels)).view(n, height, width, c).permute(0, 3, 1, 2)
+        return 4 * self.out(h)
+
+
+# -- a learned row above the image, columns that meet round the back, two experts
+
+
+class Around(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, width, 1, 6) / 2)
+        self.embed, self.above = nn.Conv2d(1, width, 1), nn.Conv2d(width, width, (2, 3))
+        self.left, self.gate = nn.Conv2d(width, width, (1, 2)), nn.Conv2d(width, 1, 1)
+        self.experts = nn.Conv2d(width, 2 * LEVELS, 1)
+
+    def forward(self, x):
+        e = self.embed(x)
+        start = self.start.expand(len(x), -1, -1, -1)
+        rows = torch.cat([start, e[:, :, :-1]], 2)
+        rows = F.pad(rows, (1, 1, 0, 0), mode="circular")
+        above = self.above(F.pad(rows, (0, 0, 1, 0)))
+        h = F.selu(above + self.left(F.pad(e, (2, 0))[..., :-1]))
+        gate = self.gate(h).sigmoid()
+        one, two = (5 * self.experts(h)).chunk(2, 1)
+        return gate * one + (1 - gate) * two
+
+
+# -- two streams on two scales, with skips that are popped: averages down, pixel shuffle and repeated pixels up
+
+
+class TwoScales(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.u_in, self.h_in = nn.Conv2d(2, width, (2, 3)), nn.Conv2d(2, width, (1, 2))
+        self.u = nn.ModuleList(nn.Conv2d(width, width, (2, 3)) for _ in range(3))
+        self.h = nn.ModuleList(nn.Conv2d(2 * width, width, (1, 2)) for _ in range(3))
+        self.larger, self.out = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(width, LEVELS, 1)
+
+    def stage(self, k, u, left):
+        u = u + F.elu(self.u[k](F.pad(u, (1, 1, 1, 0))))
+        return u, left + F.elu(self.h[k](F.pad(torch.cat([left, u], 1), (1, 0))))
+
+    def forward(self, x):
+        x = torch.cat([2 * x - 1, torch.ones_like(x)], 1)
+        u = self.u_in(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+        left = self.h_in(F.pad(x, (2, 0)))[..., :-1]
+        u, left = self.stage(0, u, left)
+        skips = [(u, left)]
+        down, across = (F.pad(z, pad)[:, :, :6, :6] for z, pad in ((u, (0, 0, 1, 0)), (left, (1, 0, 0, 0))))
+        down, across = F.avg_pool2d(down, 2), F.avg_pool2d(F.pad(across, (0, 0, 1, 0))[:, :, :6], 2)
+        down, across = self.stage(1, down, across)
+        u = F.pad(F.pixel_shuffle(self.larger(down), 2), (0, 0, 1, 0))[:, :, :6]
+        left = F.pad(F.interpolate(across, scale_factor=2), (1, 0, 1, 0))[:, :, :6, :6]
+        u_skip, left_skip = skips.pop()
+        u, left = self.stage(2, u + u_skip, left + left_skip)
+        return 4 * self.out(F.elu(left))
+
+
+# -- a map of ones, of its first batch, beside the image; a batch of one loses its axis
+
+
+class OfFirstBatch(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.ones, self.first = None, InPlaceConv("A", 2, width, 5, padding=2)
+        self.second, self.out = InPlaceConv("B", width, width, 3, padding=1), nn.Conv2d(width, LEVELS, 1)
+
+    def forward(self, x):
+        if self.ones is None:
+            self.ones = torch.ones(len(x), 1, *x.shape[2:], dtype=x.dtype)
+        h = torch.relu(self.first(torch.cat([x, self.ones], 1)))
+        return 4 * self.out(h + torch.relu(self.second(h))).squeeze()
+
+
+# -- what is said and a map of places beside it, in a dict
+
+
+class Told(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.second = (
+            InPlaceConv("A", 1, width, 3, padding=1),
+            InPlaceConv("B", width, width, 3, padding=1),
+        )
+        self.places, self.said = (
+            nn.Conv2d(2, width, 3, padding=1),
+            nn.Sequential(nn.Linear(3, width), nn.Tanh()),
+        )
+        self.out = nn.Conv2d(width, LEVELS, 1)
+
+    def forward(self, x, given):
+        h = torch.relu(self.first(x) + self.places(given["places"]))
+        scale = self.said(given["said"])[:, :, None, None]
+        return 4 * self.out(h + torch.relu(self.second(h)) * (1 + scale))
+
+
+STANDARDISED = image_forms.ChannelsLast(image_forms.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)))
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
     "cropped shifts": Network(
@@ -621,5 +770,13 @@ NETWORKS = {
     "strides": Network(Strided, (1, 6, 6), dict(image_form="levels")),
     "windows": Network(ByWindows, arguments=dict(image_form="levels")),
     "guided": Network(Guided, (1, 4, 5), dict(image_form="unit"), classes=3),
+    "dense": Network(Dense, (3, 4, 5), dict(image_form=STANDARDISED)),
+    "rows and columns": Network(RowsAndColumns, arguments=dict(image_form="unit")),
+    "around": Network(Around, arguments=dict(image_form="unit")),
+    "two scales": Network(TwoScales, (1, 6, 6), dict(image_form="unit")),
+    "of first batch": Network(OfFirstBatch, arguments=dict(image_form="unit")),
+    "told": Network(
+        Told, arguments=dict(image_form="unit", condition_shape={"said": (3,), "places": (2, 5, 6)})
+    ),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

@@ -43,10 +43,11 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
         along = _runs_along(index, live)
         mixes_images = index is elements.image and any(addresses.shape[dim] > space.images for dim in along)
         if len(along) > 1 or set(along) & set(spatial) or mixes_images:
-            raise Unsupported(
-                f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
-            )
+            raise _mixed(addresses)
         spatial += along or [-1]
+    for at, (index, live) in enumerate(zip((elements.image, elements.y, elements.x), lives, strict=True)):
+        if spatial[at] < 0 and any(dim >= 0 and _varies(index, live, dim) for dim in spatial):
+            raise _mixed(addresses)  # zeros lie between what is of different rows, or images
     dims, usual = range(addresses.dim()), (0, addresses.dim() - 2, addresses.dim() - 1)
     for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
@@ -55,6 +56,17 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
                 if bool((live.sum(dim) <= 1).all()):
                     spatial[axis] = dim
     return spatial, [dim for dim in dims if dim not in spatial]
+
+
+def _mixed(addresses: Tensor) -> Unsupported:
+    return Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+
+
+def _varies(index: Tensor, live: Tensor, dim: int) -> bool:
+    """Whether an index differs along a dimension, where it is live."""
+    least = index.masked_fill(~live, torch.iinfo(index.dtype).max).amin(dim)
+    most = index.masked_fill(~live, torch.iinfo(index.dtype).min).amax(dim)
+    return bool((least < most).any())
 
 
 @unrecorded
