@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 
 from torch import Tensor
 
@@ -25,23 +26,25 @@ class UnknownLayout(PixelCNNFastError, ValueError):
 
 
 class NonFiniteLogits(PixelCNNFastError, ValueError):
-    """Logits are NaN or infinite. location: the first (image, channel, row, column) where they are."""
+    """Logits are NaN or infinite. location: the first (image, channel, row, column) where
+    they are; found: the number that is there, if it is known."""
 
-    def __init__(self, image: int, channel: int, row: int, column: int) -> None:
-        self.location = (image, channel, row, column)
-        super().__init__(image, channel, row, column)
+    def __init__(self, image: int, channel: int, row: int, column: int, found: float | None = None) -> None:
+        self.location, self.found = (image, channel, row, column), found
+        super().__init__(image, channel, row, column, found)
 
     def moved(self, images: int) -> NonFiniteLogits:
         """The same error for images whose numbers are larger by ``images``."""
-        image, *rest = self.location
-        return NonFiniteLogits(image + images, *rest)
+        image, channel, row, column = self.location
+        return NonFiniteLogits(image + images, channel, row, column, self.found)
 
     def __str__(self) -> str:
         image, channel, row, column = self.location
-        return (
-            f"image {image}, channel {channel}, row {row}, column {column}: the logits are NaN or infinite; "
-            "check the model's weights, and the scale of known pixels if you gave any"
-        )
+        what = "NaN or infinite" if self.found is None else str(self.found)
+        where = f"image {image}, channel {channel}, row {row}, column {column}: the logits are {what}"
+        if self.found == -inf:
+            return f"{where}; to rule levels out, set their logits to a finite number, such as -1e9"
+        return f"{where}; check the model's weights, and the scale of known pixels if you gave any"
 
 
 class ModelFailed(PixelCNNFastError, RuntimeError):

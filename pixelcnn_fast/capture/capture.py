@@ -17,6 +17,7 @@ from pixelcnn_fast.capture.lower.condition_checks import check_conditions
 from pixelcnn_fast.capture.lower.translation import Translation
 from pixelcnn_fast.capture.record.agreement import agreed
 from pixelcnn_fast.capture.record.forward import Forward, shared
+from pixelcnn_fast.capture.record.loops import refuse_loops
 from pixelcnn_fast.capture.record.recorder import IMAGE, Recording
 from pixelcnn_fast.capture.record.replay import Replay
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
@@ -84,11 +85,13 @@ def capture(
                 raise
             return Forward(refitted, *example, head, output, form)
 
-    first, second, recording = _recorded(another(examples[0], model), another, examples)
+    shape, first = with_channels(examples[0][0].shape), another(examples[0], model)
+    refuse_loops(first.recording, *shape[2:])
+    first, second, recording = _recorded(first, another, examples)
     head = first.head
     own, device = dtype_and_device(model)
     dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
-    shape, (result, parameters) = with_channels(examples[0][0].shape), recording.outputs
+    result, parameters = recording.outputs
     with recorder:
         with recorder.without_guards():  # copying what the model writes into must not make any
             translation = Translation(recording, shape, own, dtype, device, levels)

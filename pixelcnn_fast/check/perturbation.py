@@ -13,6 +13,7 @@ from torch import Tensor
 from pixelcnn_fast.check.tolerance import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import resolved
+from pixelcnn_fast.program.orders import Order, other_order
 from pixelcnn_fast.user_model.conditioning import infer_condition_dtypes
 from pixelcnn_fast.user_model.contents import Contents
 from pixelcnn_fast.user_model.private_copy import eagerly
@@ -22,6 +23,7 @@ from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 PAIRS = 6  # of images; see _Pairs
 DARK = 8  # times darker than random images
 CUTS_AT_ONCE = 4
+CUTS_OF_AN_ORDER = 16  # for which another order is tried
 MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
 PIXELS_TESTED_AGAIN = 8  # pixels that are tested again after each change of weights
@@ -108,7 +110,7 @@ def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> Non
     if not bool((moved <= max(TOLERANCE[model.dtype], TOLERANCE[torch.float32])).all()):
         raise Unsupported(
             "cannot sample from this model: its output for an image is not always the same; it depends on the other "
-            "images of the batch, or on chance"
+            "images of the batch, or on chance, as where the forward draws the image itself"
         )
 
 
@@ -137,6 +139,11 @@ def _pixels(height: int, width: int) -> list[int]:
     return sorted({y % height * width + x for y, x in chosen})
 
 
+def _raster(channels: int, height: int, width: int) -> Tensor:
+    """The sub-pixels' numbers as they are drawn, [C, H, W]."""
+    return torch.arange(channels * height * width).view(height, width, channels).permute(2, 0, 1)
+
+
 class _Pairs:
     """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*;
     outputs up to it, included, must stay.
@@ -162,7 +169,7 @@ class _Pairs:
         self._given = given[0].with_tensors(_joined(x) for x in each)
         c, height, width = model.shape
         self._tolerance = TOLERANCE[model.dtype]
-        self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
+        self._number = _raster(c, height, width)
         self._output_number = self._number[: self._head.distributions(c)]  # of what the output draws first
         self._alone = self._outputs(self._images, torch.arange(PAIRS))
 
@@ -221,11 +228,25 @@ class _Pairs:
         if last > first:
             seen = f"one of the sub-pixels from {seen} to {self._named(last)}"
         where = self._named(int(self._output_number[tuple(output)]), of_output=True)
+        advice = other_order(self._is_causal_in)
         raise NotCausal(
             f"the output at {where} depends on {seen}, which is not drawn before it (its distribution moves by "
             f"{moved.max().item():.2g}): rows are drawn from the top, pixels of a row from the left, and channels of a "
-            "pixel from the first, or all at once"
+            f"pixel from the first, or all at once{'' if advice is None else f'; {advice}'}"
         )
+
+    def _is_causal_in(self, order: Order) -> bool:
+        """Whether it seems so: at a few cuts."""
+        channels = self._model.shape[0]
+        height, width = order.turned(self._number[0]).shape
+        number = order.turned_back(_raster(channels, height, width))
+        cuts = range(0, number.numel(), channels)
+        for cut in cuts[:: max(1, len(cuts) // CUTS_OF_AN_ORDER)]:
+            changed = self._images.where(number.to(self._images.device) < cut, self._changed)
+            moved = self._distance(self._alone, self._outputs(changed, torch.arange(PAIRS)))
+            if not bool(((moved <= self._tolerance) | (number[: moved.shape[1]] > cut)).all()):
+                return False
+        return True
 
     def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
         """The first and last changed sub-pixels on which an output (d, y, x) depends: one,

@@ -65,6 +65,8 @@ def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str
 
 def check_finite(logits: Tensor, head: Head) -> None:
     """Raises NonFiniteLogits, naming the first sub-pixel. logits: [N, C, H, W, L]."""
-    bad = ~head.comparable(logits).isfinite()
-    if bool(bad.any()):
-        raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())
+    numbers = head.comparable(logits)
+    if not bool(numbers.isfinite().all()):
+        image, channel, row, column, level = (~numbers.isfinite()).nonzero()[0].tolist()
+        found = numbers[image, channel, row, column, level].item()
+        raise NonFiniteLogits(image, channel, row, column, found)

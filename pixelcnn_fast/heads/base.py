@@ -205,10 +205,11 @@ class Head(ABC):
         """Raises NonFiniteLogits if a parameter is NaN or infinite. parameters: [N, d, P]
         of pixel (row, column), from ``first_channel`` on; each: image channels per
         distribution."""
-        bad = ~torch.isfinite(parameters).all(-1)
+        bad = ~torch.isfinite(parameters)
         if bad.any():
-            image, distribution = bad.nonzero()[0].tolist()
-            raise NonFiniteLogits(image, first_channel + distribution * each, row, column)
+            image, distribution, at = bad.nonzero()[0].tolist()
+            found = parameters[image, distribution, at].item()
+            raise NonFiniteLogits(image, first_channel + distribution * each, row, column, found)
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:

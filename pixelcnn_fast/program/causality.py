@@ -12,6 +12,7 @@ from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.program.grids import Place, beside, cell
 from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Connection, Read, Tap
+from pixelcnn_fast.program.orders import Order, other_order
 from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.program.receptive_field.fields import output_fields, receptive_fields
 from pixelcnn_fast.program.recurrence import components
@@ -52,6 +53,8 @@ def leak_of(program: Program) -> Leak | None:
     what, advice = "sees a later pixel", "is the mask applied?"
     if any(instruction in c.instructions and c.is_from_the_right for c in components(program.instructions)):
         advice = "it walks rows from the right: shift what it gives down by a row"
+    elif (dy, dx) != (0, 0):
+        advice = other_order(lambda order: not _leaks(by_place, order)) or advice
     if (dy, dx) == (0, 0):
         what = "sees its own pixel"
         if not ahead:
@@ -82,10 +85,14 @@ class _Seen(NamedTuple):
 def _forbidden(place: Place, sees: Tensor) -> list[_Seen]:
     """What is seen of ``output_fields`` that must not be."""
     y, x = (size // 2 for size in sees.shape[2:])
-    forbidden = torch.zeros_like(sees)
+    forbidden = sees.new_zeros(sees.shape)
     forbidden.flatten(2)[:, :, forbidden[0, 0].numel() // 2 + 1 :] = True
     forbidden[:, :, y, x] = torch.ones(sees.shape[:2]).triu().bool()
     return [_Seen(place, d, c, (i - y, j - x)) for d, c, i, j in (sees & forbidden).nonzero().tolist()]
+
+
+def _leaks(by_place: dict[Place, Tensor], order: Order) -> bool:
+    return any(_forbidden(place, order.turned(sees)) for place, sees in by_place.items())
 
 
 def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:

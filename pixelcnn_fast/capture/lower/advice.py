@@ -97,9 +97,14 @@ REFUSED = [
     ),
     Refused("fmax fmin", "They have no step.", "Use `maximum` and `minimum`, which differ for NaN only."),
     Refused(
-        "rrelu(x,training=True) bernoulli rand_like randn_like randint_like multinomial",
+        "rrelu(x,training=True) bernoulli rand_like randn_like randint_like",
         "They draw random numbers, as `dropout` does, which would become part of the model.",
         "Draw none in eval mode: pass `training=self.training`.",
+    ),
+    Refused(
+        "multinomial",
+        "It draws levels, as a forward does that draws the image itself.",
+        "Pass the module that gives logits for a whole image: drawing is what a sampler does.",
     ),
     Refused(
         "gather(x,1,y) take(x,y) scatter(x,1,y,z) index_put(x,y,z)",
