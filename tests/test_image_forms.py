@@ -219,8 +219,8 @@ def test_made_forms_that_do_not_fit_are_refused() -> None:
         (Normalize(0.5, (1, 1)), r"has 2 numbers as its std"),
         (ChannelsLast(Normalize((0.5, 0.5), 1)), "has 2 numbers as its mean"),
         (ChannelsLast("codes"), "no channels before their rows"),
-        (ChannelsLast(ChannelsLast("unit")), "no channels before their rows"),  # type: ignore[arg-type]
-        (ChannelsLast("grey"), "image_form is 'grey', expected one of"),  # type: ignore[arg-type]
+        (ChannelsLast(ChannelsLast("unit")), "no channels before their rows"),  # type: ignore[arg-type]  # on purpose
+        (ChannelsLast("grey"), "image_form is 'grey', expected one of"),  # type: ignore[arg-type]  # on purpose
     ):
         with pytest.raises(ValueError, match=message):
             Sampler(Net(), (3, 4, 5), levels=8, image_form=form)
