@@ -36,7 +36,7 @@ Work = Callable[[], Sequence[Tensor]]
 @dataclass(frozen=True)
 class Settings:
     """How a table is measured. quick: something tiny, whose figures mean nothing; baseline: a built checkout of
-    another commit; log: where to write what commands print."""
+    another commit; log: where to write what commands print; port, public: checkouts of other people's PixelCNN++."""
 
     repeats: int
     threads: int
@@ -44,33 +44,39 @@ class Settings:
     device: str
     baseline: Path | None
     log: Path
+    port: Path | None = None
+    public: Path | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round."""
+    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round; needs: what is
+    missing if it is not measured, and so is None."""
 
     name: str
     must: float
     reach: float
-    value: float
+    value: float | None
     samples: list[float]
     show: Callable[[float], str]
     at_most: bool = False
     strict: bool = False  # the value must not even equal ``must``
+    needs: str = ""
 
     def verdict(self) -> str:
+        if self.value is None:
+            return f"not measured: needs {self.needs}"
         sign = -1 if self.at_most else 1
         value, must, reach = (sign * x for x in (self.value, self.must, self.reach))
-        if value < must or (self.strict and value == must):
+        if not (value > must if self.strict else value >= must):  # NaN meets nothing
             return "no"
         return "yes, reached" if value >= reach else "yes"
 
     def row(self) -> list[str]:
         bound = ("< " if self.strict else "<= ") if self.at_most else ">= "
-        spread = f"{self.show(min(self.samples))} – {self.show(max(self.samples))}"
-        must, reach, value = (self.show(x) for x in (self.must, self.reach, self.value))
-        return [self.name, bound + must, reach, value, spread * (len(self.samples) > 1), self.verdict()]
+        ends = [self.show(f(self.samples)) for f in (min, max)] if len(self.samples) > 1 else []
+        must, reach, value = ("" if x is None else self.show(x) for x in (self.must, self.reach, self.value))
+        return [self.name, bound + must, reach, value, " – ".join(ends), self.verdict()]
 
 
 # What a case of a table gives: targets, and comparisons of samplers and remarks, which are shown below the table.
@@ -79,6 +85,10 @@ Cases = dict[str, Callable[[], Found]]
 Wanted = tuple[
     str, str, float, float
 ]  # of samplers: the slow one, the fast one, must and reach of the factor
+
+
+def factor(value: float) -> str:
+    return f"{value:.2f}×" if value < 10 else report.factor(value)
 
 
 def ratio(a: list[float], b: list[float], scale: float = 1.0) -> tuple[float, list[float]]:
@@ -124,7 +134,7 @@ def faster(
     times = " → ".join(text if len(others) == 1 else f"{which} {text}" for which, text in medians.items())
     compiling = sum(first[k] - median(seconds[k]) for k in others if k.startswith("compiled"))
     note = f"; compiling took {compiling:.0f} s" if compiling > 0 else ""
-    return Target(f"{name} ({times}{note})", must, reach, value, values, report.factor)
+    return Target(f"{name} ({times}{note})", must, reach, value, values, factor)
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

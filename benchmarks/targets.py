@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkouts import PORT, PUBLIC
 from measuring import Cases, Settings, Target
 
 from pixelcnn_fast.bench import report
@@ -140,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="busy, floor, door: a built checkout, to be compared with",
     )
+    for option, repository in (("--port", PORT), ("--public", PUBLIC)):
+        add(option, type=Path, metavar="FOLDER", help=f"pixelcnnpp: a checkout of {repository}")
     add("--device", default="cpu", help="acceleration: 'cpu', or 'cuda' for the networks alone")
     add("--within", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than that")
     args = parser.parse_args(arguments)
@@ -151,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = slug(f"{machine['processor']} {machine['isa']} {args.table} {args.only} {'quick' * args.quick}")
     path = folder / f"{name}.json"
     repeats = args.repeats or TABLES[args.table]
-    how = Settings(repeats, args.threads, args.quick, args.device, args.baseline, path.with_suffix(".log"))
+    log, checkouts = path.with_suffix(".log"), (args.port, args.public)
+    how = Settings(repeats, args.threads, args.quick, args.device, args.baseline, log, *checkouts)
     table = importlib.import_module(f"cases.{args.table}")
     cases: Cases = table.cases(how)
     chosen = {n: c for n, c in cases.items() if args.only == n or (args.only in n and args.only not in cases)}

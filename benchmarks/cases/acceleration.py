@@ -26,6 +26,7 @@ from measuring import (
     busy_cores,
     check,
     compare_checked,
+    factor,
     faster,
     in_fresh_process,
     interleaved,
@@ -199,7 +200,7 @@ def judged(
             value, values = ratio(seconds[rival], seconds[best])
             theirs, eager, inductor = (shown.get(k, "fails") for k in (rival, *ours))
             times = f"{theirs} → {eager} eager, {inductor} inductor"
-            yield Target(f"{name}, vs {rival} ({times})", *bound, value, values, report.factor)
+            yield Target(f"{name}, vs {rival} ({times})", *bound, value, values, factor)
 
 
 def trained(name: str, model: nn.Module, images: Tensor) -> Work:
@@ -310,7 +311,7 @@ def bf16(quick: bool, repeats: int) -> Found:
     for n in (1, 16):
         slow, fast = compare_checked(workload(model.eval(), n, side, side), ["cpu", "cpu-bf16"], repeats)
         name = f"sampling with precision='bf16', {n} at once, vs float32"
-        yield Target(name, 1.5, 1.9, slow.median / fast.median, paired_ratios(slow, fast), report.factor)
+        yield Target(name, 1.5, 1.9, slow.median / fast.median, paired_ratios(slow, fast), factor)
     case = op_cases.convolution(On(16), 128, 3, "B", 32)
     low = case._replace(inputs=[x.bfloat16() for x in case.inputs])
     works = {"float32": case.forward(OURS), "bf16": low.forward(OURS)}

@@ -1,10 +1,12 @@
 """The tables of targets: verdicts, checks, and what is left of a table of which some cases fail."""
 
 import json
+import math
 import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import targets as script
@@ -16,30 +18,31 @@ from measuring import (
     Target,
     check,
     compare_checked,
+    factor,
     faster,
     interleaved,
     paired_ratios,
     ratio,
 )
 
-from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.checks import Check
 from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.errors import CheckFailed
 
 
-def target(value: float, **how: bool) -> Target:
-    return Target("it", 2.0, 4.0, value, [value, value + 1], report.factor, **how)
+def target(value: float | None, **how: Any) -> Target:
+    samples = [] if value is None else [value, value + 1]
+    return Target("it", 2.0, 4.0, value, samples, factor, **how)
 
 
 @pytest.mark.parametrize(
     ("value", "verdict"),
-    [(1.9, "no"), (2.0, "yes"), (3.9, "yes"), (4.0, "yes, reached"), (5.0, "yes, reached")],
+    [(1.9, "no"), (math.nan, "no"), (2.0, "yes"), (3.9, "yes"), (4.0, "yes, reached"), (5.0, "yes, reached")],
 )
 def test_verdicts(value: float, verdict: str) -> None:
     assert target(value).verdict() == verdict
-    assert Target("it", -2.0, -4.0, -value, [], report.factor, at_most=True).verdict() == verdict
+    assert Target("it", -2.0, -4.0, -value, [], factor, at_most=True).verdict() == verdict
 
 
 def test_a_strict_bound_is_not_met_by_itself() -> None:
@@ -70,10 +73,22 @@ def test_wrong_images_end_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows() -> None:
-    assert target(3.0).row() == ["it", ">= 2×", "4×", "3×", "3× – 4×", "yes"]
-    assert target(3.0, at_most=True).row()[1] == "<= 2×"
-    assert target(3.0, at_most=True, strict=True).row()[1] == "< 2×"
-    assert Target("it", 2.0, 4.0, 3.0, [3.0], report.factor).row()[4] == ""  # one run has no spread
+    assert target(3.0).row() == ["it", ">= 2.00×", "4.00×", "3.00×", "3.00× – 4.00×", "yes"]
+    assert target(3.0, at_most=True).row()[1] == "<= 2.00×"
+    assert target(3.0, at_most=True, strict=True).row()[1] == "< 2.00×"
+    assert Target("it", 2.0, 4.0, 3.0, [3.0], factor).row()[4] == ""  # one run has no spread
+
+
+def test_what_is_not_measured_is_not_met() -> None:
+    found = target(None, needs="--port FOLDER")
+    assert found.row() == ["it", ">= 2.00×", "4.00×", "", "", "not measured: needs --port FOLDER"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.15, "1.15×"), (1.3, "1.30×"), (12.4, "12×"), (1234, "1,234×")]
+)
+def test_factors_are_shown_as_exactly_as_bounds(value: float, text: str) -> None:
+    assert factor(value) == text
 
 
 def test_a_ratio_is_of_medians_and_of_rounds() -> None:
@@ -126,11 +141,11 @@ def test_contestants_of_an_op_agree(case: Callable[[ops.On], ops.Case], request)
 
 
 def met() -> Found:
-    yield Target("met", 2, 1, 1.5, [1.5], report.factor, at_most=True)
+    yield Target("met", 2, 1, 1.5, [1.5], factor, at_most=True)
 
 
 def missed() -> Found:
-    yield Target("missed", 2, 1, 3.0, [3.0], report.factor, at_most=True)
+    yield Target("missed", 2, 1, 3.0, [3.0], factor, at_most=True)
 
 
 def failing() -> Found:
