@@ -35,15 +35,17 @@ inline void each_pair(const GateInput<E>& in, int64_t n, F f) {
   }
 }
 
+// Flat, since a call of exp for each number would keep these loops from being vectorized.
 template <class E>
-void gate(const GateInput<E>& in, E* __restrict__ out, int64_t n) {
+__attribute__((flatten)) void gate(const GateInput<E>& in, E* __restrict__ out, int64_t n) {
   using T = Computed<E>;
   if (in.linear) return each_pair(in, n, [=](int64_t i, T a, T b) { out[i] = convert<E>(a * logistic(b)); });
   each_pair(in, n, [=](int64_t i, T a, T b) { out[i] = convert<E>(Gate<T>(a, b).value()); });
 }
 
 template <class E>
-void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a, E* __restrict__ grad_b, int64_t n) {
+__attribute__((flatten)) void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a,
+                                            E* __restrict__ grad_b, int64_t n) {
   using T = Computed<E>;
   if (in.linear)
     return each_pair(in, n, [=](int64_t i, T a, T b) {
