@@ -81,14 +81,15 @@ def test_what_the_check_sees():
                 check_program(replace(program, instructions=tuple(broken)), conditions, model, expected)
 
 
-def test_a_branch_that_only_the_checked_image_takes_is_found():
+@pytest.mark.parametrize("shape", [SHAPE, (1, 48, 44)])  # of large images, one is compared
+def test_a_branch_that_only_the_checked_image_takes_is_found(shape):
     def branching(net, x):
         net.calls += 1
         return net.conv(x.float()) * net.calls
 
     model = Written(branching, conv=MaskedConv2d(1, 7, 3, "A"), calls=0)
     with pytest.raises(CaptureMismatch, match="what an earlier call left behind"):
-        compile_model(WrappedModel(model, SHAPE, levels=7))
+        compile_model(WrappedModel(model, shape, levels=7))
 
 
 class Odd(torch.nn.Module):
