@@ -3,11 +3,12 @@
     python examples/train_mnist.py --torchvision-root ~/data --epochs 15
     python examples/train_mnist.py --npz mnist_10k.npz --minutes 45
     python examples/train_mnist.py --npz mnist_10k.npz --minutes 55 --model diagonal_bilstm
+    python examples/train_mnist.py --npz mnist_10k.npz --epochs 10 --model pixelcnnpp
 
-A class-conditional PixelCNN learns grey levels. A PixelRNN (--model row_lstm or diagonal_bilstm) learns binarised
-digits without labels: each time that an image is shown, a pixel is white with a probability of its level / 255; the
-held-out images are drawn once, by a fixed seed. The result loads with ``pixelcnn_fast.checkpoint.load``. Ctrl-C stops
-early and keeps the best epoch so far.
+A class-conditional PixelCNN or PixelCNN++ learns grey levels. A PixelRNN (--model row_lstm or diagonal_bilstm) learns
+binarised digits without labels: each time that an image is shown, a pixel is white with a probability of its level /
+255; the held-out images are drawn once, by a fixed seed. The result loads with ``pixelcnn_fast.checkpoint.load``.
+Ctrl-C stops early and keeps the best epoch so far.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from tqdm import tqdm
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim, nll
-from pixelcnn_fast.models import PixelCNN, PixelRNN
+from pixelcnn_fast.models import PixelCNN, PixelCNNpp, PixelRNN
 
 WARMUP = 0.03  # share of the whole run
 EMA_DECAY = 0.999
-HIDDEN = {"pixelcnn": 64, "row_lstm": 32, "diagonal_bilstm": 16}  # by model
+HIDDEN = {"pixelcnn": 64, "pixelcnnpp": 24, "row_lstm": 32, "diagonal_bilstm": 16}  # by model
+RESIDUAL = {"pixelcnn": 4, "pixelcnnpp": 1}
+MIXTURES = 5  # of a PixelCNN++
 HELD_OUT_SEED = 2016  # of the held-out images' binarisation
+
+Model = PixelCNN | PixelCNNpp | PixelRNN
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
@@ -42,12 +47,13 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = _parser()
     args = parser.parse_args(argv)
     args.hidden = args.hidden or HIDDEN[args.model]
+    args.residual = args.residual or RESIDUAL.get(args.model, 1)
     args.out = args.out or Path(f"mnist_{args.model}.safetensors")
     try:
         images, labels = load_npz(args.npz) if args.npz else load_torchvision(args.torchvision_root)
         check_options(args, len(images))
         torch.manual_seed(args.seed)
-        model = initial_model(args, n_classes=int(labels.max()) + 1)
+        model = initial_model(args, images, labels)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     return train(args, model, images, labels)
@@ -73,11 +79,16 @@ def check_options(args: argparse.Namespace, n_images: int) -> None:
         raise FileNotFoundError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
 
 
-def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN | PixelRNN:
-    """A new model, or that of --resume. Raises ValueError if its size is not the one asked for."""
-    model: PixelCNN | PixelRNN
+def initial_model(args: argparse.Namespace, images: Tensor, labels: Tensor) -> Model:
+    """A new model for these images, or that of --resume. Raises ValueError if its size is not the one asked for."""
+    model: Model
+    n_classes = int(labels.max()) + 1
     if args.model == "pixelcnn":
         model = PixelCNN(1, args.hidden, args.residual, n_classes)
+    elif args.model == "pixelcnnpp":
+        model = PixelCNNpp(1, args.hidden, args.residual, MIXTURES, dropout=0, n_classes=n_classes)
+        first = slice(min(100, len(images) - args.held_out))
+        model.initialise_from(images[first], labels[first])
     else:
         model = PixelRNN(args.model, 1, args.hidden, args.layers, levels=2)
     if args.resume:
@@ -94,9 +105,7 @@ def binarised(images: Tensor, generator: torch.Generator | None = None) -> Tenso
     return (torch.rand(images.shape, generator=generator) < images / 255).to(torch.uint8)
 
 
-def train(
-    args: argparse.Namespace, model: PixelCNN | PixelRNN, images: Tensor, labels: Tensor
-) -> list[float]:
+def train(args: argparse.Namespace, model: Model, images: Tensor, labels: Tensor) -> list[float]:
     """Trains by Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
 
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
@@ -236,8 +245,8 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a class-conditional PixelCNN on MNIST, or a PixelRNN on binarised MNIST; keep the epoch of "
-        "best held-out bits/dim.",
+        description="Train a class-conditional PixelCNN or PixelCNN++ on MNIST, or a PixelRNN on binarised MNIST; keep "
+        "the epoch of best held-out bits/dim.",
         epilog="Load the result with pixelcnn_fast.checkpoint.load(OUT).",
         formatter_class=Defaults,
     )
@@ -262,14 +271,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the last N images are never trained on: they give the bits/dim after each epoch",
     )
-    add("--model", choices=HIDDEN, default="pixelcnn", help="pixelcnn, or the PixelRNN's kind")
+    add("--model", choices=HIDDEN, default="pixelcnn", help="pixelcnn, pixelcnnpp, or the PixelRNN's kind")
     add(
         "--hidden",
         type=int,
-        help=f"channels of every layer; time grows with its square (default: {HIDDEN['pixelcnn']}; row_lstm "
-        f"{HIDDEN['row_lstm']}, diagonal_bilstm {HIDDEN['diagonal_bilstm']})",
+        help="channels of every layer; time grows with its square (default: "
+        f"{', '.join(f'{name} {hidden}' for name, hidden in HIDDEN.items())})",
     )
-    add("--residual", type=int, default=4, help="residual blocks of a PixelCNN: each sees 2 rows further up")
+    add(
+        "--residual",
+        type=int,
+        help="residual blocks of a PixelCNN: each sees 2 rows further up; or gated resnets of each stream of a "
+        f"PixelCNN++ on each of three grids (default: {', '.join(f'{name} {n}' for name, n in RESIDUAL.items())})",
+    )
     add("--layers", type=int, default=7, help="layers of a PixelRNN")
     add("--epochs", type=int, default=15, help="passes over the training images")
     add(

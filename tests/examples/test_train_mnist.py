@@ -42,6 +42,15 @@ def test_learns_and_writes_the_best_epoch(data: dict, tmp_path: Path) -> None:
     assert float(notes["bits_per_dim"]) == pytest.approx(min(history), abs=1e-4)
 
 
+def test_a_pixelcnnpp_learns_grey_levels(data: dict, tmp_path: Path) -> None:
+    history = train_mnist.main(options(tmp_path, model="pixelcnnpp", hidden=4, epochs=2))
+    assert history[1] < 0.9 * history[0]
+    model = checkpoint.load(tmp_path / "model.safetensors")
+    assert model.config | dict(input_channels=1, n_filters=4, n_resnets=1, n_classes=3) == model.config
+    held_out = torch.from_numpy(data["images"])[-10:, None], torch.from_numpy(data["labels"])[-10:].long()
+    assert bits_per_dim(model, [held_out]) == pytest.approx(min(history), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["row_lstm", "diagonal_bilstm"])
 def test_a_pixel_rnn_learns_binarised_digits(data, tmp_path, kind, capsys):
     history = train_mnist.main(options(tmp_path, model=kind, layers=1, hidden=6))
