@@ -105,12 +105,11 @@ class Conv(nn.Conv2d):
 
 
 class Layer(nn.Module):
-    """One random operation that keeps width and groups; ``KINDS`` lists them."""
+    """One random operation that keeps width and groups, of those that ``kinds`` names."""
 
-    def __init__(self, r: random.Random, groups: Tensor, ordered: bool) -> None:
+    def __init__(self, r: random.Random, groups: Tensor, ordered: bool, kinds: list[str]) -> None:
         super().__init__()
         twice = torch.cat([groups, groups])
-        kinds = KINDS if ordered else KINDS + MIXING_KINDS
         self.kind, width = r.choice(kinds), len(groups)
         self.activation = r.choice(ACTIVATIONS)
         self.numbers = [r.uniform(-1, 1) for _ in range(2)]
@@ -130,6 +129,7 @@ class Layer(nn.Module):
         self.constant = nn.Parameter(torch.rand(width, 1, 1))
         self.of_condition = nn.Conv2d(2, width, 1)
         self.prelu = nn.PReLU(width)
+        self.kept: dict[int, Tensor] = {}
         settings: Any = dict(learn_initial_state=r.random() < 0.5)
         if ordered:
             settings["channel_groups"] = (groups, groups)
@@ -173,6 +173,11 @@ class Layer(nn.Module):
 
     def concat_elu(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.narrow(F.elu(torch.cat([h, -h], 1)))
+
+    def gated_resnet(self, h: Tensor, given: Conditioning) -> Tensor:
+        x = self.narrow(F.elu(torch.cat([h, -h], 1)))
+        a, b = self.widen(x).chunk(2, 1)
+        return h + a * torch.sigmoid(b)
 
     def dense(self, h: Tensor, given: Conditioning) -> Tensor:
         return self.narrow(torch.cat((self.activation(self.conv(h)), h), dim=1))
@@ -254,7 +259,7 @@ class Layer(nn.Module):
         return h + self.activation(above)
 
     def written_through_views(self, h: Tensor, given: Conditioning) -> Tensor:
-        h = h.clone()
+        h = h.clone(memory_format=torch.contiguous_format)
         rows = h.permute(0, 2, 3, 1)[:, :, 1:]
         rows += self.constant.flatten()
         h.view(h.shape[0], h.shape[1], -1).clamp_(-0.5)
@@ -329,6 +334,47 @@ class Layer(nn.Module):
     def multiplied_out(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.einsum("nchw,oc->nohw", h, self.linear.weight)
 
+    def along_rows(self, h: Tensor, given: Conditioning) -> Tensor:
+        n, c, height, width = h.shape
+        rows = F.pad(h.transpose(1, 2).reshape(n * height, c, width), (2, 0))
+        rows = F.conv1d(rows, self.free.weight[:, :, 0], self.free.bias)
+        return h + rows.view(n, height, c, width).transpose(1, 2)
+
+    def along_columns(self, h: Tensor, given: Conditioning) -> Tensor:
+        n, c, height, width = h.shape
+        columns = F.pad(h.permute(0, 3, 1, 2).reshape(n * width, c, height), (2, 0))
+        columns = F.conv1d(columns, self.free.weight[:, :, 0])
+        return self.activation(columns).view(n, width, c, height).permute(0, 2, 3, 1) - h
+
+    def normed_in_groups(self, h: Tensor, given: Conditioning) -> Tensor:
+        n, c, height, width = h.shape
+        groups = 2 if c % 4 == 0 else 1  # two channels of a group would come out as signs
+        x = h.permute(0, 2, 3, 1).reshape(-1, c)
+        x = F.group_norm(x, groups, self.constant.flatten(), eps=0.1)
+        return x.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    def compared(self, h: Tensor, given: Conditioning) -> Tensor:
+        largest, smallest = h.max(1, keepdim=True), h.min(1, keepdim=True)
+        x = h - largest.values if self.numbers[0] > 0 else h.softmax(1) - smallest.values
+        return self.conv(x - torch.logsumexp(h, 1, keepdim=True))
+
+    def all_around(self, h: Tensor, given: Conditioning) -> Tensor:
+        above = F.conv2d(F.pad(h, (1, 1, 0, 0), mode="circular"), self.free.weight[:, :, :1])
+        return h + F.pad(self.activation(above), (0, 0, 1, -1))
+
+    def after_a_start_row(self, h: Tensor, given: Conditioning) -> Tensor:
+        n, c, _, width = h.shape
+        row = self.constant.expand(n, c, 1, width)
+        row = row if self.numbers[0] > 0 else torch.ones_like(row)
+        above = torch.cat([row, h[:, :, :-1]], 2)
+        return h + self.free(F.pad(above, (1, 1, self.free.kernel_size[0] - 1, 0)))
+
+    def memoised(self, h: Tensor, given: Conditioning) -> Tensor:
+        n = len(h)
+        if n not in self.kept:
+            self.kept[n] = torch.ones(n, 1, *h.shape[2:])
+        return self.conv(torch.cat([h[:, 1:], self.kept[n].to(h)], 1))
+
     def swapped(self, h: Tensor, given: Conditioning) -> Tensor:
         return torch.cat(h.tensor_split(2, dim=1)[::-1], 1) + h.flip(1)
 
@@ -342,6 +388,9 @@ KINDS = (
 ).split()
 MIXING_KINDS = (
     "row_by_row_ahead layer_normed rms_normed channels_last swapped moved_right flattened multiplied_out"
+).split()
+STYLES = (  # in a layer more than a network would have without them
+    "gated_resnet along_rows along_columns normed_in_groups compared all_around after_a_start_row memoised"
 ).split()
 
 
@@ -436,8 +485,14 @@ class Fuzzed(nn.Module):
         each = {"one-hot": self.levels, "embedded": 3}.get(self.input, 1)
         self.embedding = nn.Embedding(self.levels, 3)
         self.first = Conv(r, torch.arange(colours).repeat_interleave(each), groups, "A", order is not None)
-        self.layers = nn.ModuleList(Layer(r, groups, order is not None) for _ in range(r.randint(1, 5)))
+        kinds = KINDS if order is not None else KINDS + MIXING_KINDS
+        self.layers = nn.ModuleList(
+            Layer(r, groups, order is not None, kinds) for _ in range(r.randint(1, 5))
+        )
         is_free = order is None and not for_cuda
+        if is_free and (more := random.Random(f"styles {seed}")).random() < 0.6:
+            layer: nn.Module = Layer(more, groups, False, STYLES)
+            self.layers.insert(more.randint(0, len(self.layers)), layer)
         if is_free and (more := random.Random(f"cells {seed}")).random() < 0.4:
             in_cells = more.random() < 0.4 or min(self.shape[1:]) < 4  # windows of few pixels are all alike
             layer = Cells(more, len(groups)) if in_cells else Twice(more, len(groups), self.shape)
@@ -467,6 +522,7 @@ class Fuzzed(nn.Module):
         self.forbidden = -1 if bernoulli or self.levels < 3 or r.random() < 0.7 else r.randrange(self.levels)
         if not isinstance(self.head, heads.Categorical):
             self.forbidden = -1
+        self.squeezes = random.Random(f"squeezes {seed}").random() < 0.1  # a batch of one away
         self.dtype = r.choice([torch.float64] * 6 + [torch.float32, torch.bfloat16, torch.float16])
         self.double().eval()
         self.scale = 1.0
@@ -500,6 +556,10 @@ class Fuzzed(nn.Module):
         return self.last(h)
 
     def forward(self, images: Tensor, labels: Tensor, condition: Tensor) -> Tensor:
+        x = self.output(images, labels, condition)
+        return x.squeeze(0) if self.squeezes else x
+
+    def output(self, images: Tensor, labels: Tensor, condition: Tensor) -> Tensor:
         x = self.scale * self.features(images, Conditioning(labels, condition))
         if isinstance(self.head, heads.Bernoulli):
             return torch.sigmoid(x) if self.probabilities else x
@@ -520,7 +580,7 @@ class Fuzzed(nn.Module):
 def distance_from_exact(model: Fuzzed, images: Tensor, given: Conditioning, found: Tensor) -> float:
     """How far distributions are from those of the same model in float64, at most."""
     exact, colours = copy.deepcopy(model).double(), model.shape[0]
-    parameters = model.head.arranged(exact(images, given.labels, given.condition.double()), colours)
+    parameters = model.head.arranged(exact.output(images, given.labels, given.condition.double()), colours)
     return model.head.distance(found, parameters, colours).max().item()
 
 
@@ -535,7 +595,8 @@ def built(model: Fuzzed, condition: Tensor) -> Sampler:
 def check(seed: int) -> None:
     """Samplers compare program and model themselves; where logits round, a runtime may round about as the model does,
     and images may differ."""
-    model, n = Fuzzed(seed), 3
+    model = Fuzzed(seed)
+    n = 1 if model.squeezes else 3
     labels, condition = given = model.given(n)
     images = torch.randint(model.levels, (n, *model.shape), generator=torch.Generator().manual_seed(seed))
     if not bool((model(images, *given) != model(images * 0, *given)).any()):
