@@ -75,8 +75,11 @@ def capture(
     # Each recording runs a model that has never run, since a forward may keep what it makes.
     untouched = duplicate(model) if can_be_copied else model
 
+    def fresh() -> nn.Module:
+        return duplicate(untouched) if can_be_copied else model
+
     def another(example: Example, using: nn.Module | None = None) -> Forward:
-        using = using or (duplicate(untouched) if can_be_copied else model)
+        using = using or fresh()
         try:
             return Forward(using, *example, head, output, form)
         except ModelFailed:
@@ -87,7 +90,7 @@ def capture(
 
     shape, first = with_channels(examples[0][0].shape), another(examples[0], model)
     refuse_loops(first.recording, *shape[2:])
-    first, second, recording = _recorded(first, another, examples)
+    first, second, recording = _recorded(first, another, fresh, examples)
     head = first.head
     own, device = dtype_and_device(model)
     dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
@@ -119,14 +122,21 @@ def capture(
 
 
 def _recorded(
-    first: Forward, another: Callable[[Example], Forward], examples: Sequence[Example]
+    first: Forward,
+    another: Callable[..., Forward],
+    fresh: Callable[[], nn.Module],
+    examples: Sequence[Example],
 ) -> tuple[Forward, Forward, Recording]:
     try:
         second = another(examples[1])
         recording = agreed(first.recording, second.recording)
     except (ModelFailed, UnknownLayout, Unsupported):
-        # Perhaps its code keeps something outside, which is there from now on; or treats one image in another way.
-        first, second = another(examples[0]), another(examples[2])
+        # Perhaps its code keeps something, in it or outside, which is there after a call; or it
+        # treats one image in another way.
+        called = [(example, fresh()) for example in (examples[0], examples[2])]
+        for each in called:
+            another(*each)
+        first, second = (another(*each) for each in called)
         recording = agreed(first.recording, second.recording)
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:

@@ -1,6 +1,7 @@
 """Models that keep something for the size of their first batch, or squeeze a batch of one away."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -39,6 +40,41 @@ class Keeping(nn.Module):
 
     def some(self, x: Tensor) -> Tensor:
         return torch.ones(len(x), 1, *x.shape[2:], dtype=x.dtype)
+
+
+@cache
+def plane(n: int, size: tuple[int, int]) -> Tensor:
+    return torch.linspace(0, 1, size[0] * size[1], dtype=torch.float64).view(1, 1, *size).repeat(n, 1, 1, 1)
+
+
+class Memoising(Keeping):
+    """A channel by the batch's size; where: in the module, or in a cache of all modules."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.kept = where, dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, *size = len(x), *x.shape[2:]
+        if self.where == "module" and n not in self.kept:
+            self.kept[n] = plane.__wrapped__(n, size)
+        kept = self.kept[n] if self.where == "module" else plane(n, tuple(size))
+        return self.out(F.relu(self.first(torch.cat([x, kept], 1))))
+
+
+@pytest.mark.parametrize("where", ["module", "cache"])
+@pytest.mark.parametrize("before", [[], [2], [3], [2, 3]])
+def test_what_is_memoised_by_the_size_of_the_batch(where: str, before: list[int]) -> None:
+    """Which sizes have been seen before makes no difference."""
+    torch.manual_seed(0)
+    plane.cache_clear()
+    model = Memoising(where).double().eval()
+    for n in before:
+        model(torch.zeros(n, *SHAPE, dtype=torch.float64))
+    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert_runtimes_agree(sampler, 5, batch_sizes=(None, 1, 2))
+    model.first.weight.data *= 2
+    assert_runtimes_agree(sampler.refresh(), 5)
 
 
 def called(model: nn.Module) -> nn.Module:

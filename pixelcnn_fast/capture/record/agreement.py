@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import Escape, Leaf, Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, View, needed, read_by
+from pixelcnn_fast.program.calls import BatchSize, Call, View, flat, needed, read_by
 
 Batches = tuple[int, int]  # how many images each of the two had
 
@@ -33,19 +33,32 @@ def agreed(one: Recording, two: Recording) -> Recording:
     with _explained(escapes, len(calls), "model"):
         outputs = _merged(one.outputs, two.outputs, n)
     read = read_by(needed(calls, [view.slot for view in outputs]))
-    for slot in read & one.leaves.keys() & two.leaves.keys() - one.inputs():
-        with _explained(escapes, len(calls), one.leaves[slot].name or "model"):
-            _check_alike(one.leaves[slot], two.leaves[slot])
+    leaves, repeated = {**one.leaves}, list[Call]()
+    whole = {slot: _merged(view, two.whole[slot], n) for slot, view in one.whole.items() if slot in two.whole}
+    for slot in sorted(read & one.leaves.keys() & two.leaves.keys() - one.inputs()):
+        a, b = one.leaves[slot], two.leaves[slot]
+        if (a.name is None or a.name != b.name) and (elements := _elements_of_an_image(a, b, n)):
+            number = max(one.whole) + 1 + len(repeated)
+            leaves[number], whole[number] = leaves.pop(slot), replace(one.whole[slot], slot=number)
+            repeated.append(_repeated(number, slot, elements, a.tensor.dtype))
+            continue
+        with _explained(escapes, len(calls), a.name or "model"):
+            _check_alike(a, b)
+    later = len(repeated)
     return replace(
         one,
-        calls=calls,
+        calls=repeated + calls,
         escapes=[
-            a if a.call is None or b.call is None else replace(a, call=_call(a.call, b.call, n))
+            replace(
+                a,
+                at=a.at + later,
+                call=a.call if a.call is None or b.call is None else _call(a.call, b.call, n),
+            )
             for a, b in zip(one.escapes, two.escapes, strict=False)
         ],
-        whole={
-            slot: _merged(view, two.whole[slot], n) for slot, view in one.whole.items() if slot in two.whole
-        },
+        leaves=leaves,
+        whole=whole,
+        constants_read=[(at + later, view) for at, view in one.constants_read],
         images=_merged(one.images, two.images, n),
         given=_merged(one.given, two.given, n),
         outputs=outputs,
@@ -133,6 +146,23 @@ def _check_alike(a: Leaf, b: Leaf) -> None:
         return
     if x.shape != y.shape or x.dtype != y.dtype or not torch.equal(_bits(x), _bits(y)):
         raise Unsupported("random numbers, or constants that were made outside of PyTorch, differ")
+
+
+def _elements_of_an_image(a: Leaf, b: Leaf, n: Batches) -> int:
+    """How many elements both hold for each image, if they are the same for all: what a forward
+    keeps by the batch's size. Else 0."""
+    x, y = flat(a.tensor), flat(b.tensor)
+    many, rest = divmod(len(x), n[0])
+    if rest or not many or len(y) != many * n[1] or x.dtype != y.dtype:
+        return 0
+    return many if all(bool((each.view(-1, many) == x[:many]).all()) for each in (x, y)) else 0
+
+
+def _repeated(of: int, slot: int, elements: int, dtype: torch.dtype) -> Call:
+    """Makes a slot, for any batch, of the first image of another."""
+    image = View(of, (1, elements), (elements, 1), 0, dtype)
+    result = View(slot, (BatchSize(1), elements), (elements, 1), 0, dtype)
+    return Call("aten::repeat", (image, (BatchSize(1), 1)), {}, (result,))
 
 
 def _given(call: Call, at: int, argument: Any) -> Any:
