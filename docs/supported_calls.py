@@ -306,6 +306,9 @@ FEATURES: dict[str, list[Row]] = {
                 "max": lambda x: x - torch.max(x, 1, keepdim=True).values,
                 "min": beside(lambda x: torch.min(x, 1)[0]),
                 "prod": beside(lambda x: torch.prod(x, 1)),
+                "logsumexp": lambda x: x - torch.logsumexp(x, 1, keepdim=True),
+                "softmax(features)": lambda x: x * F.softmax(x, 1),
+                "log_softmax(features)": beside(lambda x: F.log_softmax(x, 1)[:, 1]),
             },
             "Likewise, over up to 64 elements.",
         ),
@@ -525,7 +528,8 @@ ENDS: list[Row] = [
             "softmin": lambda x: F.softmin(x, 1),
         },
         "As the last call, over the levels, with the axis named by `dim=`. `log` may follow a softmax, and `exp` a "
-        "log-softmax. Elsewhere, write it out: `e = x.exp(); e / e.sum(1, keepdim=True)`.",
+        "log-softmax. Elsewhere, over up to 64 channels of a pixel; over more, write it out: "
+        "`e = x.exp(); e / e.sum(1, keepdim=True)`.",
     ),
 ]
 

@@ -6,7 +6,7 @@ each batch; and calls on feature maps, which depend on the image, become instruc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.lower.condition_checks import check_conditions
+from pixelcnn_fast.capture.lower.final_softmax import InnerSoftmaxes
 from pixelcnn_fast.capture.lower.translation import Translation
 from pixelcnn_fast.capture.record.agreement import agreed
 from pixelcnn_fast.capture.record.forward import Forward, shared
@@ -93,13 +94,25 @@ def capture(
     first, second, recording = _recorded(first, another, fresh, examples)
     head = first.head
     own, device = dtype_and_device(model)
-    dtype, recorder = own if device.type == "mps" else torch.float64, WeightRecorder(recording)
+    dtype = own if device.type == "mps" else torch.float64
     result, parameters = recording.outputs
-    with recorder:
-        with recorder.without_guards():  # copying what the model writes into must not make any
-            translation = Translation(recording, shape, own, dtype, device, levels)
-        translation.run((result.slot, parameters.slot), recorder)
-        program = translation.finished(result, parameters, head)
+
+    def translated(inner_softmaxes: Collection[int] = ()) -> tuple[Translation, WeightRecorder, Program]:
+        recorder = WeightRecorder(recording)
+        with recorder:
+            with recorder.without_guards():  # copying what the model writes into must not make any
+                translation = Translation(recording, shape, own, dtype, device, levels)
+            translation.builder.inner_softmaxes = inner_softmaxes
+            translation.run((result.slot, parameters.slot), recorder)
+            return translation, recorder, translation.finished(result, parameters, head)
+
+    try:
+        translation, recorder, program = translated()
+    except InnerSoftmaxes as found:
+        try:
+            translation, recorder, program = translated(found.numbers)
+        except Unsupported:
+            raise Unsupported(str(found)) from None
     operands = condition_operands(program.instructions)
     conditions = translation.imageless.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):

@@ -209,7 +209,6 @@ REFUSED = {
         lambda net, h, x: h - h.mean((2, 3), keepdim=True),
         "model: mean: only the channels of a pixel",
     ),
-    "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
     "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
     "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
     "a stride within pixels": (

@@ -234,8 +234,35 @@ def norm_of_a_shifted_map(net: Net, x: Tensor) -> Tensor:
     return F.layer_norm(shifted.permute(0, 2, 3, 1), (CHANNELS,)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("size", [(6, 1), (1, 6), (1, 1), (2, 2)])
-@pytest.mark.parametrize("body", [tap_to_the_right, norm_of_a_shifted_map, filled, overlapping, over_padded])
+def along_rows(net: Net, x: Tensor) -> Tensor:
+    x = rows_above(net, x)
+    n, c, height, width = x.shape
+    weight = torch.ones(c, 1, 2, dtype=x.dtype)
+    rows = F.pad(x.transpose(1, 2).reshape(n * height, c, width), (1, 0))
+    return F.conv1d(rows, weight, groups=c).view(n, height, c, width).transpose(1, 2)
+
+
+def along_columns(net: Net, x: Tensor) -> Tensor:
+    x = rows_above(net, x)
+    n, c, height, width = x.shape
+    weight = torch.ones(c, 1, 2, dtype=x.dtype)
+    columns = F.pad(x.permute(0, 3, 1, 2).reshape(n * width, c, height), (1, 0))
+    return F.conv1d(columns, weight, groups=c).view(n, width, c, height).permute(0, 2, 3, 1)
+
+
+def all_around(net: Net, x: Tensor) -> Tensor:
+    x = rows_above(net, x)
+    weight = torch.tensor([1.0, 2, 3], dtype=x.dtype).expand(CHANNELS, 1, 1, 3)
+    above = F.conv2d(F.pad(x, (1, 1, 0, 0), mode="circular"), weight, groups=CHANNELS)
+    return x + F.pad(above, (0, 0, 1, -1))
+
+
+BODIES = [tap_to_the_right, norm_of_a_shifted_map, filled, overlapping, over_padded]
+BODIES += [along_rows, along_columns, all_around]
+
+
+@pytest.mark.parametrize("size", [(6, 1), (1, 6), (1, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize("body", BODIES)
 def test_small_images(body: Callable[[Net, Tensor], Tensor], size: tuple[int, int]) -> None:
     model = Net(body).double()
     if body is norm_of_a_shifted_map and size[1] == 1:  # nothing is left of it

@@ -238,8 +238,6 @@ def partly_exchanged(x):
     ("output", "message"),
     [
         (lambda x: split(x).softmax(2), "softmax.*probabilities=True"),
-        (lambda x: 2 * split(x).log_softmax(2), "softmax: it is supported only as the last call"),
-        (lambda x: split(x + x.softmax(1)).log_softmax(2), "softmax: it is supported only as the last call"),
         (lambda x: split(x).log_softmax(-1), "not over the levels"),
         (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
         (
@@ -252,6 +250,19 @@ def partly_exchanged(x):
 def test_another_softmax_is_refused(output, message):
     with pytest.raises(Unsupported, match=message):
         sampler_of(output)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: 2 * split(x).log_softmax(2),
+        lambda x: split(x + x.softmax(1)).log_softmax(2),
+        lambda x: split(x * x.log_softmax(1).exp()) - split(x).logsumexp(2, keepdim=True),
+        lambda x: (split(x).softmax(2) * split(x)[:, :1].softmax(1)).log(),
+    ],
+)
+def test_a_softmax_of_features_is_computed(output):
+    assert_all_runtimes_agree(sampler_of(output))
 
 
 def test_probabilities_where_logits_are_expected_are_refused():

@@ -60,9 +60,9 @@ REFUSED = [
         "`minimum`.",
     ),
     Refused(
-        "logsumexp logcumsumexp cumprod",
+        "logcumsumexp cumprod",
         "They have no step of their own.",
-        "Write it with `exp`, `log`, `sum` and `cumsum`, as in `x.exp().sum(1).log()`.",
+        "Write it with `exp`, `log` and `cumsum`, as in `x.exp().cumsum(1).log()`.",
     ),
     Refused(
         "gt ge lt le eq ne logical_and logical_or logical_not isnan isfinite",

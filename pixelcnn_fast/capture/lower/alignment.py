@@ -164,7 +164,7 @@ def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
         repeats = len(rows)
         return [every // repeats] if repeats > 1 and every % repeats == 0 else []
     steps = Counter(zip(rows[begins].diff().tolist(), read[begins].diff().abs().tolist(), strict=True))
-    ((between, by), _), *_ = steps.most_common()
+    between, by = min(steps, key=lambda step: (-steps[step], step))
     longest = int(torch.cat([begins, torch.tensor([len(rows)])]).diff().max())
     repeats = between if longest == 1 else max(between, longest)
     if by * every % repeats:

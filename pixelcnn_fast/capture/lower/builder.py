@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,9 @@ class Builder:
         self._selected: dict[Key, int] = {}
         self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.final_softmaxes: dict[int, str] = {}  # by source: which final softmax it is
+        self.softmaxes = count()
+        self.inner_softmaxes: Collection[int] = ()  # the numbers of those that are computed
+        self.final_softmaxes: dict[int, tuple[str, int]] = {}  # by source: which one it is, and its number
         table = (
             None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
         )

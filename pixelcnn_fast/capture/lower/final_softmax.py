@@ -1,6 +1,8 @@
-"""Removes a final softmax over the levels, since logits do as well, and refuses any other softmax."""
+"""Removes a final softmax over the levels, since logits do as well, and finds any other softmax."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -13,19 +15,24 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.instruction import Instruction
 
 
-def log_softmax(b: Builder, x: Map, dim: int) -> Map:
-    """The log-softmax over ``dim``, marked as ``final_softmax`` says."""
-    result = final_softmax(b, "log_softmax", x)
-    b.distributions.append(result.addresses.movedim(dim, -1))
-    return result
+class InnerSoftmaxes(Unsupported):
+    """Features depend on softmaxes. numbers: of these."""
+
+    def __init__(self, message: str, numbers: Collection[int]) -> None:
+        super().__init__(message)
+        self.numbers = numbers
 
 
-def final_softmax(b: Builder, kind: str, x: Map) -> Map:
-    """Marks x as a softmax, which is removed, or refused, once the whole model is lowered."""
+def final_softmax(b: Builder, kind: str, x: Map, computed: Callable[[], Map]) -> Map:
+    """Marks x as a softmax, which is removed once the whole model is lowered. computed: gives
+    it instead, if it is known that it can't be removed."""
+    number = next(b.softmaxes)
+    if number in b.inner_softmaxes:
+        return computed()
     if x.source is None and (x.has_zeros or x.kinds != {Value}):
         x = copied(b, x)
     to = {s: b.step(s, []) for s in x.sources}
-    b.final_softmaxes |= {s: kind for s in to.values()}
+    b.final_softmaxes |= {s: (kind, number) for s in to.values()}
     return b.moved(x, to)
 
 
@@ -36,7 +43,7 @@ def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
         if not isinstance(b.space.sources[s], Value):
             return None
         i = b.instruction(s)
-        is_made_so = b.final_softmaxes.get(s) == kind or [step.kind for step in i.steps] == [kind]
+        is_made_so = b.final_softmaxes.get(s, ("", 0))[0] == kind or [step.kind for step in i.steps] == [kind]
         if not is_made_so or (repeated := i.repeated()) is None:
             return None
         taken_of[s] = b.source(repeated[0].value)
@@ -59,13 +66,13 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
     return b.space.moved(logits, taken_of), True
 
 
-def refuse_softmaxes(b: Builder, instructions: list[Instruction], head: Head) -> None:
-    """Raises Unsupported if one of the instructions is a softmax."""
-    final_softmaxes = {b.out(source) for source in b.final_softmaxes}
+def refuse_softmaxes(b: Builder, instructions: list[Instruction], output: Map, head: Head) -> None:
+    """Raises Unsupported if one of the instructions is a softmax, and InnerSoftmaxes if ``output`` is none."""
+    numbers = {b.out(source): number for source, (_, number) in b.final_softmaxes.items()}
     why = (
-        "it is supported only as the last call, over the levels. If the model returns probabilities, say so: "
-        "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
-        "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
+        "it is supported as the last call, over the levels, and over up to 64 channels of a pixel. If the model "
+        "returns probabilities, say so: head=heads.Categorical(levels, layout, probabilities=True). A softmax of more "
+        "features can be written as x.exp(), divided by its sum"
     )
     if not head.of_logits:
         why = (
@@ -73,9 +80,12 @@ def refuse_softmaxes(b: Builder, instructions: list[Instruction], head: Head) ->
             "softmax is taken of, and take it in the head's draw and log_probability; or set of_logits = True there if "
             "it changes no distribution"
         )
-    for i in instructions:
-        if i.out in final_softmaxes:
-            raise Unsupported(f"cannot sample from this model: {i.name}: softmax: {why}")
+    found = [i for i in instructions if i.out in numbers]
+    if found:
+        message = f"cannot sample from this model: {found[0].name}: softmax: {why}"
+        if any(made_by(b, kind, output) is not None for kind in ("softmax", "log_softmax")):
+            raise Unsupported(message)
+        raise InnerSoftmaxes(message, {numbers[i.out] for i in found})
 
 
 def _sorted_rows(addresses: Tensor) -> Tensor:

@@ -342,7 +342,7 @@ class Translation(LoweringContext):
             last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
             result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
-        refuse_softmaxes(self.builder, instructions, head)
+        refuse_softmaxes(self.builder, instructions, self.builder.map(parameters), head)
         return Program(
             (c, height, width),
             shape[4],

@@ -36,14 +36,14 @@ def agreed(one: Recording, two: Recording) -> Recording:
     leaves, repeated = {**one.leaves}, list[Call]()
     whole = {slot: _merged(view, two.whole[slot], n) for slot, view in one.whole.items() if slot in two.whole}
     for slot in sorted(read & one.leaves.keys() & two.leaves.keys() - one.inputs()):
-        a, b = one.leaves[slot], two.leaves[slot]
-        if (a.name is None or a.name != b.name) and (elements := _elements_of_an_image(a, b, n)):
+        x, y = one.leaves[slot], two.leaves[slot]
+        if (x.name is None or x.name != y.name) and (elements := _elements_of_an_image(x, y, n)):
             number = max(one.whole) + 1 + len(repeated)
             leaves[number], whole[number] = leaves.pop(slot), replace(one.whole[slot], slot=number)
-            repeated.append(_repeated(number, slot, elements, a.tensor.dtype))
+            repeated.append(_repeated(number, slot, elements, x.tensor.dtype))
             continue
-        with _explained(escapes, len(calls), a.name or "model"):
-            _check_alike(a, b)
+        with _explained(escapes, len(calls), x.name or "model"):
+            _check_alike(x, y)
     later = len(repeated)
     return replace(
         one,

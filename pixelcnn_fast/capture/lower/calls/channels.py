@@ -13,8 +13,9 @@ from pixelcnn_fast.capture.lower.alignment import placed
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
-from pixelcnn_fast.capture.lower.calls.pointwise import absolute
+from pixelcnn_fast.capture.lower.calls.pointwise import absolute, softmax_of_log
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
+from pixelcnn_fast.capture.lower.final_softmax import final_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered, materialised, windowed
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
@@ -227,6 +228,21 @@ def _folded(kind: str) -> Callable[..., Map]:
     return folded
 
 
+def _logsumexp(b: Builder, x: Map, dims: Any, keepdim: bool = False) -> Map:
+    largest = _folded("maximum")(b, x, dims, True)
+    powers = stepped(b, materialised(b, added(b, x, largest, -1)), Step("exp"))
+    total = stepped(b, _sum(b, powers, dims, True), Step("log"))
+    return b.map(added(b, largest, total).addresses.reshape(_together(x, dims, keepdim)[1]))
+
+
+def _log_softmax(b: Builder, x: Map, dim: int, half_to_float: bool) -> Map:
+    result = final_softmax(
+        b, "log_softmax", x, lambda: added(b, x, _logsumexp(b, materialised(b, x), dim, True), -1)
+    )
+    b.distributions.append(result.addresses.movedim(dim, -1))
+    return result
+
+
 def _greatest(kind: str) -> Callable[..., list[Map]]:
     """Of its results, the elements without their places."""
     return lambda b, x, dim, keepdim=False: [_folded(kind)(b, x, dim, keepdim)]
@@ -250,5 +266,8 @@ lowers_to_formulas(
         "amax": _folded("maximum"),
         "amin": _folded("minimum"),
         "prod": _folded("multiply"),
+        "logsumexp": _logsumexp,
+        "_log_softmax": _log_softmax,
+        "_softmax": lambda *args: softmax_of_log(args[0], _log_softmax(*args)),
     }
 )

@@ -93,6 +93,8 @@ def _along(
     """x: [.., C, l], of rows or of columns; weight: [O, C / groups, k] -> [.., O, l']."""
     split, (image, *spatial), channels = placed(b.space, windowed(b, x).addresses)
     last = split.dim() - 1
+    single = [dim for dim in channels if dim < last - 1 and split.shape[dim] == 1]
+    channels = [dim for dim in channels if dim not in single]
     if channels == [last - 1, last] and -1 in spatial:  # the image's rows or columns have one pixel
         spatial[spatial.index(-1)] = channels.pop()
     if channels != [last - 1] or last not in spatial:
@@ -100,7 +102,9 @@ def _along(
             "it takes channels along axis 1, and the pixels of one row or one column along axis 2"
         )
     goes_along_rows = spatial[1] == last
-    order = [dim for dim in (image, spatial[0 if goes_along_rows else 1], last - 1, last) if dim >= 0]
+    order = [
+        dim for dim in (*single, image, spatial[0 if goes_along_rows else 1], last - 1, last) if dim >= 0
+    ]
     arranged = split.permute(order)
     lines = arranged.reshape(split.shape[image] if image >= 0 else 1, -1, *arranged.shape[-2:])
 

@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.lower.calls.registry import (
     lowers_to_formulas,
     lowers_to_steps,
 )
-from pixelcnn_fast.capture.lower.final_softmax import final_softmax, log_softmax, made_by
+from pixelcnn_fast.capture.lower.final_softmax import final_softmax, made_by
 from pixelcnn_fast.capture.lower.imageless import Steps
 from pixelcnn_fast.capture.lower.materialize import copied, materialised
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value
@@ -161,9 +161,13 @@ def _where(b: Builder, mask: Map, x: Map | float, y: Map | float) -> Map:
     return added(b, masked(x, mask), masked(y, stepped(b, mask, (-1.0, 1.0))))
 
 
+def softmax_of_log(b: Builder, x: Map) -> Map:
+    return final_softmax(b, "softmax", x, lambda: stepped(b, x, Step("exp")))
+
+
 def _exp(b: Builder, x: Map) -> Map:
     if made_by(b, "log_softmax", x) is not None:
-        return final_softmax(b, "softmax", x)
+        return softmax_of_log(b, x)
     return stepped(b, x, Step("exp"))
 
 
@@ -186,8 +190,6 @@ def _logit(b: Builder, x: Map, eps: float | None = None) -> Map:
 
 lowers_to_formulas(
     {
-        "_log_softmax": lambda b, x, dim, half_to_float: log_softmax(b, x, dim),
-        "_softmax": lambda b, x, dim, half_to_float: final_softmax(b, "softmax", log_softmax(b, x, dim)),
         "exp": _exp,
         "log": lambda b, x: _inverse(b, x, "softmax") or stepped(b, x, Step("log")),
         "logit": _logit,
