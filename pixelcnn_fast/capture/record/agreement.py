@@ -37,9 +37,9 @@ def agreed(one: Recording, two: Recording) -> Recording:
     whole = {slot: _merged(view, two.whole[slot], n) for slot, view in one.whole.items() if slot in two.whole}
     for slot in sorted(read & one.leaves.keys() & two.leaves.keys() - one.inputs()):
         x, y = one.leaves[slot], two.leaves[slot]
-        if (x.name is None or x.name != y.name) and (elements := _elements_of_an_image(x, y, n)):
+        if elements := _elements_of_an_image(x, y, n):
             number = max(one.whole) + 1 + len(repeated)
-            leaves[number], whole[number] = leaves.pop(slot), replace(one.whole[slot], slot=number)
+            leaves[number], whole[number] = Leaf(leaves.pop(slot).tensor), replace(one.whole[slot], slot=number)
             repeated.append(_repeated(number, slot, elements, x.tensor.dtype))
             continue
         with _explained(escapes, len(calls), x.name or "model"):
