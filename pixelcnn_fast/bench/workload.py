@@ -13,6 +13,7 @@ from pixelcnn_fast.image_forms import ImageForm
 from pixelcnn_fast.models import Model, PixelCNN, reference
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.sampler import Sampler
+from pixelcnn_fast.user_model.model_arguments import head_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def workload(
 ) -> Workload:
     """n images, one of each class in turn if the model has classes."""
     generator, channels = torch.Generator().manual_seed(seed), model.input_channels
-    uniforms = channels if head is None else head.uniforms * head.distributions(channels)
+    head = head_of(model, (channels, height, width), head, None, image_form)
+    uniforms = head.uniforms * head.distributions(channels)
     noise = torch.rand(n, uniforms, height, width, generator=generator, dtype=torch.float64)
     labels = None if model.n_classes is None else torch.arange(n) % model.n_classes
     return Workload(model.eval(), noise, labels, head, image_form)

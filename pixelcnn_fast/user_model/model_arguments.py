@@ -14,8 +14,9 @@ from pixelcnn_fast.heads import Categorical, Head, LogisticMixture
 from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.image_forms import ImageForm, form_of
+from pixelcnn_fast.models import PixelCNNpp
 from pixelcnn_fast.program.conditions import OneOrMore, are_arguments, arguments_of
-from pixelcnn_fast.user_model.contents import Contents, if_imported, parameters_of
+from pixelcnn_fast.user_model.contents import Contents, if_imported, parameters_of, unwrapped
 from pixelcnn_fast.user_model.taken_condition import are_several
 
 
@@ -55,10 +56,9 @@ def head_of(
     if head is not None and levels not in (None, head.levels):
         raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
     if head is None:
-        components = integer_of(module, "n_mixtures")
-        levels = levels if levels is not None else integer_of(module, "levels") or 256
-        if components is not None and shape[0] <= 3:
-            head = LogisticMixture(components, levels, colours=shape[0])
+        levels, own = levels if levels is not None else integer_of(module, "levels") or 256, unwrapped(module)
+        if isinstance(own, PixelCNNpp):
+            head = LogisticMixture(own.n_mixtures, levels, colours=own.input_channels)
         else:
             head = Categorical(levels, layout_of(module, shape, levels))
     head.check()

@@ -24,7 +24,7 @@ from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.heads import Categorical, LogisticMixture, drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.models import PixelCNN, PixelCNNpp
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.pictures import Bar
@@ -216,6 +216,13 @@ def work_of_mixture() -> Workload:
     work = workload(model, 3, 5, 4, head=LogisticMixture(2, colours=2))
     assert work.noise.shape == (3, 3, 5, 4) and work.shape == (2, 5, 4)
     return WithoutPlainModel(**vars(work))
+
+
+def test_a_model_that_is_known_to_give_mixtures_gets_their_noise() -> None:
+    work = workload(PixelCNNpp(1, 5, 1, 2), 2, 3, 4)
+    (result,) = compare(work, ["eager"], 1)
+    assert work.noise.shape == (2, 2, 3, 4)
+    assert result.check is not None and result.check.ok
 
 
 def test_mixtures_compare(work_of_mixture: Workload) -> None:

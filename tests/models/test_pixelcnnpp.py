@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import UnknownLayout
+from pixelcnn_fast.heads import LogisticMixture
 from pixelcnn_fast.models import PixelCNNpp, reference
 from pixelcnn_fast.nn import ShiftedConv2d
 from tests.system.agreement import assert_runtimes_agree
@@ -181,6 +183,15 @@ def test_bad_input_is_refused(given: list[Tensor], message: str) -> None:
             function(*given)
     with pytest.raises(ValueError, match="there are no images to initialise from"):
         model.initialise_from(levels(0, 3, 4, 4))
+
+
+def test_the_head_of_another_s_module_is_not_guessed() -> None:
+    class WithMixtures(nn.Conv2d):
+        n_mixtures = 2
+
+    with pytest.raises(UnknownLayout, match=r"mixtures.*head=LogisticMixture\(components\)"):
+        Sampler(WithMixtures(1, 6, (3, 3), padding=1), (1, 4, 5), image_form="centred")
+    assert isinstance(Sampler(nn.DataParallel(small(input_channels=1)), (1, 4, 5)).head, LogisticMixture)
 
 
 @pytest.mark.parametrize(("channels", "size", "n_classes"), [(3, (6, 8), None), (1, (7, 5), 3)])
