@@ -39,10 +39,8 @@ def agreed(one: Recording, two: Recording) -> Recording:
         x, y = one.leaves[slot], two.leaves[slot]
         if elements := _elements_of_an_image(x, y, n):
             number = max(one.whole) + 1 + len(repeated)
-            leaves[number], whole[number] = (
-                Leaf(leaves.pop(slot).tensor),
-                replace(one.whole[slot], slot=number),
-            )
+            leaves[number] = Leaf(leaves.pop(slot).tensor)
+            whole[number] = replace(one.whole[slot], slot=number)
             repeated.append(_repeated(number, slot, elements, x.tensor.dtype))
             continue
         with _explained(escapes, len(calls), x.name or "model"):
