@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from pixelcnn_fast.program.conditions import Condition, like, named
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.user_model.contents import unwrapped
 from pixelcnn_fast.user_model.model_arguments import check_has_values, head_of
+from pixelcnn_fast.user_model.of_one_batch import as_of_several, with_any_batch
 from pixelcnn_fast.user_model.private_copy import exclusively, private_copy
 
 __all__ = ["bits_per_dim", "nll", "to_levels"]
@@ -102,8 +102,20 @@ def bits_per_dim(
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     copied = private_copy(module)
     scored = module if copied is None else copied
-    score = partial(nll, scored, image_form=image_form, head=head, levels=levels, output=output)
     nats, dimensions = 0.0, 0
+
+    def score(images: Tensor, given: Any, by_name: Any) -> Tensor:
+        def of_part(chosen: slice | list[int]) -> Tensor:
+            def of_module(x: nn.Module) -> Tensor:
+                return nll(
+                    x, taken, *others, image_form=image_form, head=head, levels=levels, output=output, **names
+                )
+
+            taken, others, names = _part((images, given, by_name), chosen, len(images))
+            return with_any_batch(of_module, scored, len(taken))
+
+        return as_of_several(of_part, len(images))
+
     with exclusively(module) if copied is None else nullcontext():
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
@@ -114,8 +126,7 @@ def bits_per_dim(
                     "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
                     f"{', '.join(type(x).__name__ for x in parts)}"
                 )
-            given, by_name = _on(device, given), _on(device, by_name)
-            nats += float(score(images.to(device), *given, **by_name).double().sum())
+            nats += float(score(*_on(device, (images, given, by_name))).double().sum())
             dimensions += images.numel()
     if dimensions == 0:
         raise ValueError("the loader yielded no image")
@@ -127,3 +138,10 @@ def _on(device: torch.device, given: Any) -> Any:
     if isinstance(given, Tensor | None):
         return given if given is None else given.to(device)
     return like(given, [_on(device, x) for x in named(given).values()])
+
+
+def _part(given: Any, chosen: slice | list[int], n: int) -> Any:
+    """Some of n images, and what is given for them, perhaps in tuples, lists and dicts."""
+    if isinstance(given, Tensor | None):
+        return given if given is None or given.shape[:1] != (n,) else given[chosen]
+    return like(given, [_part(x, chosen, n) for x in named(given).values()])

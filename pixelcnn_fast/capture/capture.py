@@ -29,7 +29,7 @@ from pixelcnn_fast.image_forms import PLAIN, Form, with_channels
 from pixelcnn_fast.program.conditions import Conditioning, ConditionProgram
 from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.user_model.model_arguments import dtype_and_device
-from pixelcnn_fast.user_model.of_one_batch import fitted
+from pixelcnn_fast.user_model.of_one_batch import with_any_batch
 from pixelcnn_fast.user_model.tensors import duplicate
 
 Example = tuple[Tensor, Conditioning]  # images in a plain form, and the rest
@@ -80,14 +80,11 @@ def capture(
         return duplicate(untouched) if can_be_copied else model
 
     def another(example: Example, using: nn.Module | None = None) -> Forward:
+        def recorded(model: nn.Module) -> Forward:
+            return Forward(model, *example, head, output, form)
+
         using = using or fresh()
-        try:
-            return Forward(using, *example, head, output, form)
-        except ModelFailed:
-            refitted = duplicate(untouched)
-            if not can_be_copied or not fitted(refitted, len(example[0])):
-                raise
-            return Forward(refitted, *example, head, output, form)
+        return with_any_batch(recorded, using, len(example[0])) if can_be_copied else recorded(using)
 
     shape, first = with_channels(examples[0][0].shape), another(examples[0], model)
     refuse_loops(first.recording, *shape[2:])

@@ -70,7 +70,7 @@ class Conditioning(NamedTuple):
         """For how many images it is; 0 if it is empty."""
         return next((len(x) for x in self.tensors if x is not None), 0)
 
-    def part(self, images: slice | Tensor) -> Conditioning:
+    def part(self, images: slice | Tensor | list[int]) -> Conditioning:
         return self.with_tensors(x if x is None else x[images] for x in self.tensors)
 
     def call(self, module: nn.Module, images: Tensor, form: Form = PLAIN) -> Any:

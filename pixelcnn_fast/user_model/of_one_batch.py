@@ -1,24 +1,70 @@
-"""Lets modules that keep something for the size of their first batch run with another."""
+"""Runs modules that keep something for the size of their first batch with others, and those that squeeze one image."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.errors import ModelFailed, UnknownLayout
 
-def fitted(module: nn.Module, n: int) -> bool:
-    """Lets tensors that a module keeps for the images of a batch, all alike, serve n of them -> whether there are any.
+T = TypeVar("T")
 
-    Such as the maps of ones that some forwards make in their first call. They are its
-    attributes, and no parameters or buffers.
+
+def with_any_batch(run: Callable[[nn.Module], T], module: nn.Module, n: int) -> T:
+    """Runs a module on n images, if need be with tensors that it keeps for another number of images, all alike.
+
+    Such as the maps of ones that some forwards make in their first call. In the module they
+    are then of n images, if it ran, and else as before. Raises what ``run`` raises at first.
     """
-    found = False
+    try:
+        return run(module)
+    except RuntimeError:
+        for kept in _kept(module, n) if n else ():  # of none, they would serve no batch after it
+            for held, name, x in kept:
+                held[name] = x[:1].expand(n, *x.shape[1:])
+            with suppress(Exception):
+                return run(module)
+            for held, name, x in kept:
+                held[name] = x
+        raise
+
+
+def _kept(module: nn.Module, n: int) -> Iterator[list[tuple[dict[str, Any], str, Tensor]]]:
+    """Tensors that may be kept for the images of a batch of another size: for each size, those in which the
+    rows are alike, by where they are. Weights go with others of the same module, whose rows differ."""
+    by_size: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = defaultdict(list)
     for each in module.modules():
-        for name, x in vars(each).items():
-            if isinstance(x, Tensor) and x.dim() > 1 and len(x) != n and _is_repeated(x):
-                vars(each)[name] = x[:1].expand(n, *x.shape[1:])
-                found = True
-    return found
+        registered: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        others = [x for held in registered for x in held.values() if x is not None and x.dim()]
+        rows = {len(x) for x in others if not _is_repeated(x)}
+        for held in (vars(each), *registered):
+            for name, x in held.items():
+                if isinstance(x, Tensor) and x.dim() > 1 and len(x) != n and _is_repeated(x):
+                    if held is vars(each) or len(x) not in rows:
+                        by_size[len(x)].append((held, name, x))
+    yield from by_size.values()
 
 
 def _is_repeated(x: Tensor) -> bool:
-    return not x.requires_grad and len(x) > 0 and bool((x == x[:1]).all())
+    if x.requires_grad or x.is_meta or x.is_nested or x.layout is not torch.strided:
+        return False
+    return len(x) > 0 and bool((x == x[:1]).all())
+
+
+def as_of_several(run: Callable[[slice | list[int]], Tensor], n: int) -> Tensor:
+    """Runs a model on n images -> [n, ...], on one as on two: some models squeeze a batch of one away.
+
+    run: takes the numbers of the images. Raises what it raises at first.
+    """
+    try:
+        return run(slice(None))
+    except (ModelFailed, UnknownLayout):
+        if n == 1:
+            with suppress(ModelFailed, UnknownLayout):
+                return run([0, 0])[:1]
+        raise

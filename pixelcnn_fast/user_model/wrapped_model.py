@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed, UnknownLayout, Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import Form, ImageForm, form_of, from_levels
@@ -30,7 +30,7 @@ from pixelcnn_fast.user_model.model_arguments import (
     integer_of,
     takes_labels,
 )
-from pixelcnn_fast.user_model.of_one_batch import fitted
+from pixelcnn_fast.user_model.of_one_batch import as_of_several, with_any_batch
 from pixelcnn_fast.user_model.private_copy import (
     changes_with_its_mode,
     drifting,
@@ -213,14 +213,7 @@ class WrappedModel:
     @torch.no_grad()
     def distribution_parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
-        try:
-            return self._parameters(values, given)
-        except (ModelFailed, UnknownLayout):
-            if len(values) == 1:  # a batch of one may have been squeezed away
-                with suppress(ModelFailed, UnknownLayout):
-                    twice = torch.zeros(2, dtype=torch.long, device=values.device)
-                    return self._parameters(values[twice], given.part(twice))[:1]
-            raise
+        return as_of_several(lambda images: self._parameters(values[images], given.part(images)), len(values))
 
     def _parameters(self, values: Tensor, given: Conditioning) -> Tensor:
         with computing(self.dtype, self._own_dtype):
@@ -253,10 +246,17 @@ class WrappedModel:
             else standing_for(live, self.device, self.dtype, read) as module,
         ):
             given = given.in_dtype(self.dtype)
-            output = self.read(given.call(module, self.encode(values), self.form))
-            head = resolved(self.head, output, (len(values), *self.shape))
-            drawn = self.encode(values) if self.levels is None else values.to(self.device)
-            result = -head.nll(head.arranged(output, self.shape[0]), drawn)
+
+            def scored(images: slice | list[int]) -> Tensor:
+                taken, part = self.encode(values[images]), given.part(images)
+                output = self.read(
+                    with_any_batch(lambda x: part.call(x, taken, self.form), module, len(taken))
+                )
+                head = resolved(self.head, output, (len(taken), *self.shape))
+                drawn = taken if self.levels is None else values[images].to(self.device)
+                return -head.nll(head.arranged(output, self.shape[0]), drawn)
+
+            result = as_of_several(scored, len(values))
         found = () if live is None or not torch.is_grad_enabled() else without_gradients(live, result)
         if new := [path for path in found if path not in self.told]:
             self.told.update(new)
@@ -278,12 +278,9 @@ class WrappedModel:
         """values: [N, C, H, W] -> what the module returns."""
         images, given = self.encode(values), given.in_dtype(self.dtype)
         with computing(self.dtype, self._own_dtype):
-            try:
+            if self.held.is_uncopyable:
                 return given.call(self.module, images, self.form)
-            except ModelFailed:
-                if self.held.is_uncopyable or not fitted(self.module, len(images)):
-                    raise
-                return given.call(self.module, images, self.form)
+            return with_any_batch(lambda x: given.call(x, images, self.form), self.module, len(images))
 
     def read(self, returned: Any) -> Tensor:
         """The part of what the module returns that the head reads."""

@@ -1,5 +1,6 @@
 """Models that keep something for the size of their first batch, or squeeze a batch of one away."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import ModelFailed, Sampler, check_causal
+from pixelcnn_fast.likelihood import bits_per_dim
 from pixelcnn_fast.nn import MaskedConv2d
-from pixelcnn_fast.user_model.of_one_batch import fitted
+from pixelcnn_fast.user_model.of_one_batch import with_any_batch
 from tests.system.agreement import assert_runtimes_agree
 
 SHAPE, LEVELS = (1, 5, 6), 4
@@ -104,8 +106,67 @@ def test_images_that_are_kept_and_differ_are_refused() -> None:
         Sampler(called(Random().double().eval()), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def test_parameters_and_buffers_are_left_alone() -> None:
+@pytest.mark.parametrize("where", ["buffer", "late buffer", "parameter"])
+@pytest.mark.parametrize("before", [0, 1, 16])
+def test_what_is_kept_may_be_registered(where: str, before: int) -> None:
+    class Registering(Keeping):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.ones is None and where == "buffer":
+                self.ones = self.some(x)
+            elif self.ones is None:
+                del self.ones
+                if where == "parameter":
+                    self.ones = nn.Parameter(self.some(x), requires_grad=False)
+                else:
+                    self.register_buffer("ones", self.some(x), persistent=False)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Registering().double().eval()
+    if where == "buffer":
+        del model.ones
+        model.register_buffer("ones", None)
+    if before:
+        model(torch.zeros(before, *SHAPE, dtype=torch.float64))
+    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert_runtimes_agree(sampler, batch_sizes=(None, 1, 2))
+    check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert (model.ones is None) == (not before)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Squeezing().double(), lambda: Keeping().double(), lambda: called(Keeping().double())]
+)
+def test_any_number_of_images_is_scored(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    kept = getattr(model, "ones", None)
+    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    images = sampler.sample(5)
+    first, others, last = (sampler.log_prob(x) for x in (images[:1], images[1:3], images[3:]))
+    assert getattr(model, "ones", None) is kept
+    logits = sampler.logits(images)[:, 0].log_softmax(-1)
+    expected = logits.gather(-1, images.long().movedim(1, -1)).sum((1, 2, 3))
+    assert torch.allclose(torch.cat([first, others, last]), expected)
+    first.sum().backward()
+    assert model.get_parameter("out.bias").grad is not None
+    loader = [x.double() / (LEVELS - 1) for x in (images[:1], images[1:3], images[3:])]
+    bits = bits_per_dim(model, loader, levels=LEVELS, image_form="unit")
+    assert bits == pytest.approx(-float(expected.sum()) / images.numel() / math.log(2))
+    assert getattr(model, "ones", None) is kept
+
+
+def test_weights_are_left_alone() -> None:
+    """Even those whose rows are alike, of as many rows as the batch before had images."""
     net = nn.Conv2d(3, 5, 1)
     nn.init.ones_(net.weight)
-    net.register_buffer("scale", torch.ones(5, 2))
-    assert not fitted(net, 7) and net.weight.shape == (5, 3, 1, 1)
+    net.requires_grad_(False).register_buffer("scale", torch.ones(5, 2))
+    seen = list[torch.Size]()
+
+    def failing(x: nn.Module) -> None:
+        seen.append(x.get_parameter("weight").shape)
+        raise ModelFailed
+
+    with pytest.raises(ModelFailed):
+        with_any_batch(failing, net, 7)
+    assert seen == [(5, 3, 1, 1)]
