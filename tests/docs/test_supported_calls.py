@@ -307,6 +307,7 @@ WITHIN_LIMITS: dict[str, Call] = {
     "conv2d": lambda x: F.conv2d(x, calls.ABOVE[:, :2], padding=2, groups=2)[:, :, 1:-1, 1:-1],
     "linear": lambda x: F.linear(x.flatten(2).permute(2, 0, 1), calls.MATRIX).permute(1, 2, 0).view(x.shape),
     "einsum": lambda x: torch.einsum("ngchw,gco->ngohw", x.view(-1, 2, 2, 5, 5), GROUPED).flatten(1, 2),
+    "group_norm": calls.by_pixel(lambda x: F.group_norm(x[..., None, None], 2, calls.VECTOR, calls.VECTOR)),
     "softplus": lambda x: F.softplus(x, 2.0),
     "mean": lambda x: x - x.view(-1, 2, 2, 5, 5).mean((1, 2))[:, None],
     "roll": lambda x: F.pad(x.roll(1, 2)[:, :, 1:], (0, 0, 1, 0)),

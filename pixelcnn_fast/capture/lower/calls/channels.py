@@ -139,14 +139,15 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> list[Map]:
-    """[rows, channels]: a layer norm over each group."""
+    """[rows, channels], or with axes of one pixel after them: a layer norm over each group."""
     if pixels != 1:
         raise Unsupported("its statistics mix pixels; over one pixel's channels it takes [N * H * W, C]")
     split = b.map(x.addresses.reshape(-1, groups, channels // groups))
     normed = b.map(_layer_norm(b, split, [channels // groups], None, None, eps).addresses.reshape(x.shape))
-    if weight is not None:
-        normed = multiplied(b, normed, b.map(weight.addresses.view(1, -1)))
-    return [normed if bias is None else added(b, normed, b.map(bias.addresses.view(1, -1)))]
+    for operated, operand in ((multiplied, weight), (added, bias)):
+        if operand is not None:
+            normed = operated(b, normed, b.map(operand.addresses.view(-1, *(1 for _ in x.shape[2:]))))
+    return [normed]
 
 
 def _norm(b: Builder, x: Map, order: float = 2, dims: Any = None, keepdim: bool = False) -> Map:
