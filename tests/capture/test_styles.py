@@ -207,6 +207,53 @@ def test_conditions_give_the_naive_images(name: str) -> None:
     assert_runtimes_agree(sampler, batch_sizes=(1, 3), condition=condition)
 
 
+def square(net: Net) -> Tensor:
+    return net.b.weight[..., :2]
+
+
+DOUBLED: dict[str, Callable[[Net, Tensor], Tensor]] = {  # calls on [2 N, C, 8, 7]
+    "linear": lambda net, x: (x.permute(0, 2, 3, 1) @ square(net)[:, :, 0, 0]).permute(0, 3, 1, 2),
+    "group norm": lambda net, x: (
+        F.group_norm(x.permute(0, 2, 3, 1).reshape(-1, CHANNELS), 2)
+        .view(-1, 8, 7, CHANNELS)
+        .permute(0, 3, 1, 2)
+    ),
+    "conv1d along rows": lambda net, x: (
+        F.conv1d(F.pad(x.transpose(1, 2).flatten(0, 1), (1, 0)), square(net)[:, :, 0])
+        .unflatten(0, (-1, 8))
+        .transpose(1, 2)
+    ),
+    "conv1d along columns": lambda net, x: (
+        F.conv1d(F.pad(x.permute(0, 3, 1, 2).flatten(0, 1), (1, 0)), square(net)[:, :, 0])
+        .unflatten(0, (-1, 7))
+        .permute(0, 2, 3, 1)
+    ),
+    "conv_transpose2d": lambda net, x: F.conv_transpose2d(
+        F.conv2d(F.pad(x, (1, 0, 1, 0)), square(net), stride=2), square(net), stride=2
+    )[:, :, :8, :7],
+}
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("name", DOUBLED)
+def test_one_batch_under_two_conditions_gives_the_naive_images(name: str, in_turn: bool) -> None:
+    """in_turn: each image twice, instead of the whole batch."""
+
+    def body(net: Net, x: Tensor, condition: Tensor) -> Tensor:
+        def twice(one: Tensor, other: Tensor) -> Tensor:
+            return torch.stack([one, other], int(in_turn)).flatten(0, 1)
+
+        given = net.of_vector(twice(condition, torch.zeros_like(condition)))
+        h = DOUBLED[name](net, rows_above(net, twice(x, x)) + given[..., None, None])
+        with_it, without = h.unflatten(0, (-1, 2) if in_turn else (2, -1)).unbind(int(in_turn))
+        return 2 * with_it - without
+
+    model = Conditioned(body).double()
+    sampler = Sampler(model, (1, 8, 7), levels=LEVELS, image_form="unit", condition_shape=(3,))
+    condition = torch.randn(3, 3, dtype=torch.float64)
+    assert assert_runtimes_agree(sampler, batch_sizes=(1, 3), condition=condition).unique().numel() >= 4
+
+
 def test_probabilities_that_are_changed_after_the_sigmoid() -> None:
     keep = torch.ones(8, 7, dtype=torch.float64)
     keep[0, 0] = 0

@@ -92,6 +92,7 @@ def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
     splits: list[tuple[int, tuple[int, ...]]] = []
     for h, w in {space.grid, *map(space.frame, values)}:
         several: list[tuple[int, ...]] = [(n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)]
+        several += [(-1, n, h, w), (-1, n, h), (-1, n, w)]  # several batches, one after another
         for parts in several:
             count = abs(math.prod(parts))
             for dim, size in enumerate(shape):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import product
-from typing import Any
+from typing import Any, Concatenate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import ParamSpec
 
 from pixelcnn_fast.capture.lower.alignment import placed
 from pixelcnn_fast.capture.lower.arithmetic import added, multiplied, stepped
@@ -16,10 +19,32 @@ from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pointwise import halves
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
 from pixelcnn_fast.capture.lower.materialize import copied, divided, materialised, of_imageless, windowed
-from pixelcnn_fast.capture.record.shadow_memory import Map, beside
+from pixelcnn_fast.capture.record.shadow_memory import Map, Value, beside
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
+
+P = ParamSpec("P")
+
+
+def by_batch(
+    lowering: Callable[Concatenate[Builder, Map, P], Map],
+) -> Callable[Concatenate[Builder, Map, P], Map]:
+    """A lowering of maps [N, C, h, w] for several batches in one, such as one twice, under two conditions."""
+
+    @wraps(lowering)
+    def lowered(b: Builder, x: Map, /, *args: P.args, **kwargs: P.kwargs) -> Map:
+        images = b.space.images
+        if x.shape[0] <= images or x.shape[0] % images:
+            return lowering(b, x, *args, **kwargs)
+        image = b.space.decode(b.space.only(x.addresses, Value).flatten(1).amax(1)).image
+        if len(image.bincount(minlength=images).unique()) > 1:  # some have no features
+            image = torch.arange(len(image)) % images
+        order = image.argsort(stable=True).view(images, -1).T  # such as those of x.repeat_interleave(2, 0)
+        parts = [lowering(b, b.map(x.addresses[part]), *args, **kwargs).addresses for part in order]
+        return b.map(torch.cat(parts)[order.flatten().argsort()])
+
+    return lowered
 
 
 @lowers("convolution")
@@ -39,6 +64,7 @@ def _convolution(
     return convolved(t.builder, t.map(x), matrices, shift, padding, dilation, groups, stride)
 
 
+@by_batch
 def convolved(
     b: Builder,
     x: Map,
@@ -52,11 +78,6 @@ def convolved(
 ) -> Map:
     """x: [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']. size:
     h' and w', if padding below and to the right is not that above and to the left."""
-    images = b.space.images
-    if x.shape[0] > images and x.shape[0] % images == 0:  # such as one batch twice, under two conditions
-        settings = weight, bias, padding, dilation, groups, stride, size
-        parts = [convolved(b, b.map(part), *settings) for part in x.addresses.split(images)]
-        return b.map(torch.cat([part.addresses for part in parts]))
     features, imageless = divided(b, windowed(b, x))
     every = b.every(features)
     columns = weight.detach().permute(2, 3, 1, 0)
@@ -93,8 +114,8 @@ def _along(
     """x: [.., C, l], of rows or of columns; weight: [O, C / groups, k] -> [.., O, l']."""
     split, (image, *spatial), channels = placed(b.space, windowed(b, x).addresses)
     last = split.dim() - 1
-    single = [dim for dim in channels if dim < last - 1 and split.shape[dim] == 1]
-    channels = [dim for dim in channels if dim not in single]
+    more = [dim for dim in channels if dim < last - 1]  # such as those of several batches in one
+    channels = [dim for dim in channels if dim >= last - 1]
     if channels == [last - 1, last] and -1 in spatial:  # the image's rows or columns have one pixel
         spatial[spatial.index(-1)] = channels.pop()
     if channels != [last - 1] or last not in spatial:
@@ -102,11 +123,10 @@ def _along(
             "it takes channels along axis 1, and the pixels of one row or one column along axis 2"
         )
     goes_along_rows = spatial[1] == last
-    order = [
-        dim for dim in (*single, image, spatial[0 if goes_along_rows else 1], last - 1, last) if dim >= 0
-    ]
+    order = [dim for dim in (*more, image, spatial[0 if goes_along_rows else 1], last - 1, last) if dim >= 0]
     arranged = split.permute(order)
-    lines = arranged.reshape(split.shape[image] if image >= 0 else 1, -1, *arranged.shape[-2:])
+    images = math.prod(split.shape[dim] for dim in (*more, image) if dim >= 0)
+    lines = arranged.reshape(images, -1, *arranged.shape[-2:])
 
     def turned(x: Tensor) -> Tensor:
         return x if goes_along_rows else x.mT
@@ -123,6 +143,7 @@ def _along(
     return b.map(back.reshape(x.shape[0], *found.shape[-2:]))
 
 
+@by_batch
 def _transposed(
     b: Builder,
     x: Map,
