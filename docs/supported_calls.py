@@ -9,6 +9,7 @@ pixelcnn_fast/capture/lower/advice.py, which messages quote.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,40 @@ def by_row(call: Example) -> Example:
     )
 
 
+def by_column(call: Example) -> Example:
+    """A call on [N * W, C, H], with a zero above."""
+    return lambda x: by_row(call)(x.mT).mT
+
+
+def after_a_start_row(x: Tensor) -> Tensor:
+    shifted = torch.cat([PLANES.expand(len(x), 4, 1, 5), x[:, :, :-1]], 2)
+    return F.conv2d(F.pad(shifted, (2, 2, 4, 0)), MATRIX[..., None, None].expand(4, 4, 5, 5))
+
+
+def locally_masked(x: Tensor) -> Tensor:
+    """A 3×3 convolution whose kernel has a mask of its own at each pixel: neighbours that are not drawn later."""
+    number = torch.arange(1.0, 26).view(1, 1, 5, 5)
+    neighbours = F.unfold(number, 3, padding=1)[0]
+    is_drawn = (neighbours > 0) & (neighbours <= number.flatten())
+    windows = F.unfold(x, 3, padding=1).view(-1, 9, 25) * is_drawn
+    return (MATRIX.repeat(1, 9) @ windows.view(len(x), -1, 25)).view(x.shape)
+
+
+def guided(x: Tensor) -> Tensor:
+    h = F.conv2d(torch.cat([x + PLANES, x]), SQUARE[:, :, :1, :1])
+    with_label, without = F.linear(torch.tanh(h).permute(0, 2, 3, 1), MATRIX).permute(0, 3, 1, 2).chunk(2)
+    return 2 * with_label - without
+
+
+def without_batch(x: Tensor) -> Tensor:
+    return F.conv2d(x.squeeze(), SQUARE[:, :, :1, :1]).view(x.shape)
+
+
+@lru_cache
+def kept(images: int) -> Tensor:
+    return PLANES.repeat(images, 1, 1, 1)
+
+
 def around(x: Tensor) -> Tensor:
     return F.conv2d(F.pad(F.pad(x, (1, 1, 0, 0), mode="circular"), (0, 0, 1, 0)), ABOVE[:, :, :2], padding=0)
 
@@ -132,7 +167,10 @@ FEATURES: dict[str, list[Row]] = {
             "more pixels than the image must be cropped before the next convolution reads it.",
         ),
         Row(
-            {"conv1d": by_row(lambda x: F.conv1d(x, SQUARE[..., 0]))},
+            {
+                "conv1d": by_row(lambda x: F.conv1d(x, SQUARE[..., 0])),
+                "conv1d(columns)": by_column(lambda x: F.conv1d(x, SQUARE[..., 0])),
+            },
             "On `[N * H, C, W]` or `[N * W, C, H]`: along rows, or along columns.",
         ),
         Row(
@@ -438,6 +476,13 @@ FEATURES: dict[str, list[Row]] = {
             },
             "The mask must be a constant, or depend on one level of the image or on the condition.",
         ),
+    ],
+    "styles": [
+        Row({"cat([row, x[:, :, :-1]], 2)": after_a_start_row}),
+        Row({"unfold(x, 3).view(N * C, 9, -1) * masks": locally_masked}),
+        Row({"cat([x + label, x])": guided}),
+        Row({"x.squeeze()": without_batch}),
+        Row({"kept(len(x))": lambda x: x + kept(len(x))}),
     ],
     "types": [
         Row(

@@ -85,7 +85,13 @@ class Names(TorchFunctionMode):
 
 
 NAMES = {
+    "conv1d(columns)": "conv1d",
     "pad(circular)": "pad",
+    "cat([row, x[:, :, :-1]], 2)": "cat",
+    "unfold(x, 3).view(N * C, 9, -1) * masks": "unfold",
+    "cat([x + label, x])": "cat",
+    "x.squeeze()": "squeeze",
+    "kept(len(x))": "add",
     "softmax(features)": "softmax",
     "log_softmax(features)": "log_softmax",
     **dict.fromkeys(("x[…]", "weight[levels]"), "__getitem__"),
