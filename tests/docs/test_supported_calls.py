@@ -285,7 +285,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "matmul": (lambda x: x @ x, "constant matrix"),
     "unfold": (lambda x: F.unfold(x, 3, stride=2)[:, :4, :1, None] + x, "pixels"),
     "batch_norm": (REFUSED["batch_norm(x,training=True)"], "eval"),
-    "layer_norm": (REFUSED["layer_norm(x,(C,H,W))"], "mixes rows"),
+    "layer_norm": (REFUSED["layer_norm(x,(C,H,W))"], "pixels lie along"),
     "normalize": (lambda x: F.normalize(x, dim=2), "pixels lie along"),
     "dropout": (lambda x: F.dropout(x, 0.5, training=True), "bernoulli: .*self.training"),
     "softplus": (lambda x: F.softplus(x, threshold=10), "threshold"),
