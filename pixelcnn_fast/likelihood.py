@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -53,8 +53,7 @@ def nll(
 
     def taken(x: Any) -> Any:
         """Real numbers in the dtype that the model computes in, as samplers give them."""
-        each = named(x).values()
-        return like(x, [y.to(own) if isinstance(y, Tensor) and y.is_floating_point() else y for y in each])
+        return _each(x, lambda y: y.to(own) if y.is_floating_point() else y)
 
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     head.check_scored()
@@ -111,7 +110,10 @@ def bits_per_dim(
                     x, taken, *others, image_form=image_form, head=head, levels=levels, output=output, **names
                 )
 
-            taken, others, names = _part((images, given, by_name), chosen, len(images))
+            n = len(images)
+            taken, others, names = _each(
+                (images, given, by_name), lambda x: x[chosen] if x.shape[:1] == (n,) else x
+            )
             return with_any_batch(of_module, scored, len(taken))
 
         return as_of_several(of_part, len(images))
@@ -126,22 +128,15 @@ def bits_per_dim(
                     "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
                     f"{', '.join(type(x).__name__ for x in parts)}"
                 )
-            nats += float(score(*_on(device, (images, given, by_name))).double().sum())
+            nats += float(score(*_each((images, given, by_name), lambda x: x.to(device))).double().sum())
             dimensions += images.numel()
     if dimensions == 0:
         raise ValueError("the loader yielded no image")
     return nats / dimensions / math.log(2)
 
 
-def _on(device: torch.device, given: Any) -> Any:
-    """Tensors, perhaps in tuples, lists and dicts, on the device."""
-    if isinstance(given, Tensor | None):
-        return given if given is None else given.to(device)
-    return like(given, [_on(device, x) for x in named(given).values()])
-
-
-def _part(given: Any, chosen: slice | list[int], n: int) -> Any:
-    """Some of n images, and what is given for them, perhaps in tuples, lists and dicts."""
-    if isinstance(given, Tensor | None):
-        return given if given is None or given.shape[:1] != (n,) else given[chosen]
-    return like(given, [_part(x, chosen, n) for x in named(given).values()])
+def _each(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with each tensor changed, perhaps in tuples, lists and dicts."""
+    if isinstance(given, (tuple, list, Mapping)):
+        return like(given, [_each(x, change) for x in named(given).values()])
+    return change(given) if isinstance(given, Tensor) else given

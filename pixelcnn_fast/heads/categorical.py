@@ -143,9 +143,9 @@ class Categorical(OfLevels):
             title = f"the model's output has shape {found}; for {self.levels} levels it is expected to be"
             lines = [f"  {head.expected(shape)} for head={head!r}" for head in heads]
             lines += [f"  {offer}" for kind in OfLevels.__subclasses__() if (offer := kind.offered(shape))]
-            lines += [
+            lines.append(
                 "  mixtures over colours, as of PixelCNN++, for head=LogisticMixture(components) and its like"
-            ]
+            )
         raise UnknownLayout("\n".join([title, *lines]))
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:

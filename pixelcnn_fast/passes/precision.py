@@ -20,10 +20,11 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     is_narrower = largest < torch.finfo(program.dtype).max
 
     def converted(constant: Tensor) -> Tensor:
-        # NumPy looks unseen: other weights, which stay in the range, are cast alike.
-        seen = constant.cpu().numpy().ravel() if is_narrower else np.zeros(0)
-        if not math.sqrt(np.vdot(seen, seen)) <= largest:
-            constant = constant.clamp(-largest, largest)
+        if is_narrower:
+            # NumPy looks unseen: other weights, which stay in the range, are cast alike.
+            seen = constant.cpu().numpy().ravel()
+            if not math.sqrt(np.vdot(seen, seen)) <= largest:
+                constant = constant.clamp(-largest, largest)
         return constant.to(dtype)
 
     return replace(program.converted(converted), dtype=dtype)

@@ -81,9 +81,8 @@ class Conditioning(NamedTuple):
         else last, a tuple of several as one argument each.
         Raises ModelFailed for all that the module raises but the library's errors and MemoryError.
         """
-        given = self.with_tensors(
-            x if x is None else x.clone() for x in self.tensors
-        )  # it may write into them
+        # It may write into what it is given.
+        given = self.with_tensors(x if x is None else x.clone() for x in self.tensors)
         condition, names = given.condition, arguments_of(module)
         positional, by_name = list[Any](), dict[str, Any]()
         if isinstance(condition, dict) and are_arguments(condition, names):

@@ -84,9 +84,12 @@ def called(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
+of_any_batch = pytest.mark.parametrize(
     "make", [lambda: Squeezing().double(), lambda: Keeping().double(), lambda: called(Keeping().double())]
 )
+
+
+@of_any_batch
 def test_any_number_of_images_is_drawn(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make().eval()
@@ -134,9 +137,7 @@ def test_what_is_kept_may_be_registered(where: str, before: int) -> None:
     assert (model.ones is None) == (not before)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: Squeezing().double(), lambda: Keeping().double(), lambda: called(Keeping().double())]
-)
+@of_any_batch
 def test_any_number_of_images_is_scored(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make().eval()
