@@ -54,8 +54,9 @@ class LogisticMixture(Mixture):
     chooses the first component with u < π_0 + … + π_k. v < α gives the level ⌊v L / α⌋; else
     (v - α) / (1 - α), between 1e-5 and 1 - 1e-5, gives x = m + e^s (ln v - ln(1 - v)),
     between -1 and 1. At temperature T, the logits are divided by T, and e^s is multiplied by
-    it; 0 gives the likeliest component's means. With a component for all colours, those that
-    are known before the first one that is drawn multiply π by their masses.
+    it; 0 gives the likeliest component's means. Colours of a pixel may be known before the first
+    one that is drawn, and none after it: with a component for all colours, they multiply π by
+    their masses.
     Source: Salimans et al. 2017, "PixelCNN++: Improving the PixelCNN with Discretized
     Logistic Mixture Likelihood and Other Modifications", section 2.1.
     """
@@ -98,14 +99,12 @@ class LogisticMixture(Mixture):
         return {"components": self.components, "per_colour": self.per_colour, "uniform": self.uniform}
 
     def check_known(self, known: Tensor) -> None:
-        if self.per_colour:
-            return
         wrong = known[:, 1:] & ~known[:, :-1]
         if bool(wrong.any()):
             image, channel, row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"channel {channel + 1} of image {image} is known at row {row}, column {column}, but channel {channel} "
-                f"is not: {self} draws a pixel's colours from one component, so the known ones must come first"
+                f"is not: {self} draws a pixel's colours given those before, so the known ones must come first"
             )
 
     # -- the model's output

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -232,6 +232,31 @@ class Memory:
             whole = result.new_empty(extent(size, stride, offset))
             result = whole.as_strided(size, stride, offset).copy_(result)
         self._slots[view.slot] = result
+
+
+def for_images(x: Tensor, view: View, of: int, n: int) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
+    """What a constant of so many images is for n of them, expanded, and what joins its axes: an axis that
+    has several batches comes in two. None if x is not alike for all images, but for how a call on a batch
+    may round them; view: where it has them."""
+    axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+    if not axes:
+        return x, lambda joined: joined
+    axis, few = axes[0], 0.0
+    if len(axes) > 1 or x.shape[axis] % of:
+        return None
+    if x.is_floating_point() and x.numel():
+        few = 4 * torch.finfo(x.dtype).eps * float(x.nan_to_num(0, 0, 0).abs().max())
+    times = x.shape[axis] // of
+    for split, images in (
+        ((times, of), axis + 1),
+        ((of, times), axis),
+    ):  # a batch after the other, or one by one
+        each = x.unflatten(axis, split)
+        first = each.narrow(images, 0, 1)
+        if torch.allclose(each, first.expand(each.shape), rtol=0, atol=few):
+            shape = [n if at == images else size for at, size in enumerate(each.shape)]
+            return first.expand(shape), partial(torch.flatten, start_dim=axis, end_dim=axis + 1)
+    return None
 
 
 def extent(size: Sequence[int], stride: Sequence[int], offset: int) -> int:

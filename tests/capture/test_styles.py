@@ -129,6 +129,21 @@ def turned_in_place(net: Net, x: Tensor) -> Tensor:
     return h.squeeze_(1)
 
 
+def offset(net: Net, x: Tensor) -> Tensor:
+    """By a constant that a call on a batch has rounded otherwise for each image."""
+    roundings = torch.finfo(net.map.dtype).eps * torch.arange(len(x)).to(net.map)
+    return rows_above(net, x) + (1 + roundings).view(-1, 1, 1, 1)
+
+
+def numbered_twice(net: Net, x: Tensor) -> Tensor:
+    """One batch under two labels that are not given."""
+    h, n = rows_above(net, x), len(x)
+    labels = torch.cat([torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)])
+    both = torch.tanh(torch.cat([h, h]) + net.codes(labels)[..., None, None])
+    one, other = net.point(both).chunk(2)
+    return 2 * one - other
+
+
 def filled_from_empty(net: Net, x: Tensor) -> Tensor:
     h = net.above(x)[:, :, :-1]
     out = torch.empty(len(h), CHANNELS, 8, 7, dtype=h.dtype)
@@ -160,6 +175,8 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "data replaced": data_replaced,
     "axes exchanged in place": turned_in_place,
     "filled from empty": filled_from_empty,
+    "a constant that is rounded otherwise for each image": offset,
+    "under two labels of its own": numbered_twice,
     "safe logarithms": of_safe_logarithms,
     "padded by more than the image": over_padded,
     "padded by more than the image and reordered": reordered_twice,

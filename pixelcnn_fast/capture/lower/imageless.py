@@ -18,6 +18,7 @@ from pixelcnn_fast.program.calls import (
     Call,
     Memory,
     View,
+    for_images,
     functional,
     needed,
     plain_name,
@@ -92,14 +93,16 @@ class Imageless:
         """The addresses of a tensor that does not depend on the image."""
         if self.is_given(view):
             return self._of_given(view)
-        x = self.memory.tensor(view)
-        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
-        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
-            first = x.narrow(axes[0], 0, 1).expand(x.shape)
-            if bool((x != first).any()):
-                raise Unsupported("a constant differs from image to image")
-            x = first
-        return self.of_constant(x, of_weights=view.slot in self._of_weights)
+        return self.of_images(self.memory.tensor(view), view, of_weights=view.slot in self._of_weights)
+
+    def of_images(self, x: Tensor, view: View, **flags: bool) -> Tensor:
+        """The addresses of a constant, the first image's for all. view: where x has the batch."""
+        if found := for_images(x, view, self.memory.n, self.memory.n):
+            each, joined = found
+            return joined(self.of_constant(each, **flags))
+        if BatchSize(1) in view.size:
+            raise Unsupported("a constant differs from image to image")
+        return self.of_constant(x, **flags)  # whatever it mixes
 
     def of_constant(self, x: Tensor, of_weights: bool = False, is_exact: bool = False) -> Tensor:
         """The addresses of a constant. What repeats along an axis is there once; zeros are

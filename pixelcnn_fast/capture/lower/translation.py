@@ -215,7 +215,14 @@ class Translation(LoweringContext):
         results = functional(call.name)(*args, **kwargs)
         if not is_exact:
             self.as_is.add(call)
-        return [self.builder.map(self.imageless.of_constant(x, is_exact=is_exact)) for x in leaves(results)]
+        made = zip(leaves(results), call.results, strict=True)
+        addresses = (
+            self.imageless.of_images(x, view, is_exact=is_exact)
+            if view
+            else self.imageless.of_constant(x, is_exact=is_exact)
+            for x, view in made
+        )
+        return [*map(self.builder.map, addresses)]
 
     def _is_exact(self, call: Call) -> bool:
         """Whether a call computes truth values, or integers that wrap round."""

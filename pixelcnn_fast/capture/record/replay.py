@@ -13,11 +13,11 @@ from torch import Tensor
 from pixelcnn_fast.capture.record.recorder import Recording
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
-    BatchSize,
     Call,
     Memory,
     View,
     flat,
+    for_images,
     leaves,
     map_leaves,
     needed,
@@ -57,7 +57,7 @@ class Replay:
         NotInFloat64 if one fails there, or if bits of a tensor are read or written as another
         dtype."""
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
-        recorded = self._recording.memory(EXAMPLE_BATCH)
+        recorded, n = self._recording.memory(EXAMPLE_BATCH), len(images)
         as_is = [call for call in self._calls if call in self._as_is]
         self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
@@ -69,8 +69,11 @@ class Replay:
             if call in self._as_is:
                 for view in (*call.outputs, *call.inputs):
                     if view.slot in call.written:
-                        found = repeated(recorded, view, len(images)) if call in self._constants else None
-                        self._write(exact, self._exact(view), own.tensor(view) if found is None else found)
+                        x = own.tensor(view)
+                        if call in self._constants:
+                            found = for_images(recorded.tensor(view), view, EXAMPLE_BATCH, n)
+                            x = found[1](found[0]) if found else x
+                        self._write(exact, self._exact(view), x)
             else:
                 self._run(exact, call)
             for memory in (own, exact, recorded):
@@ -126,16 +129,3 @@ class Replay:
                     dtypes[view.slot].add(view.dtype)
                     if len(dtypes[view.slot]) > 1:
                         raise NotInFloat64(f"{call.where}: {call.name}: it reads bits as {view.dtype}")
-
-
-def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
-    """A constant of another batch, repeated for n images; None if several axes follow the
-    batch, or one does so other than by a multiple."""
-    axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
-    if not axes:
-        return memory.tensor(view)
-    size = view.size[axes[0]]
-    if len(axes) > 1 or not isinstance(size, BatchSize) or size.plus:
-        return None
-    of_one = memory.tensor(view).narrow(axes[0], 0, size.times)
-    return of_one.repeat([n if axis == axes[0] else 1 for axis in range(of_one.dim())])
