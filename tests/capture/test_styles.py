@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal, heads, receptive_field
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
+from pixelcnn_fast.ops import diagonal_lstm, row_lstm
 from tests.leaks import HIDDEN
 from tests.system.agreement import assert_runtimes_agree
 from tests.system.networks import Written
@@ -245,6 +246,8 @@ DOUBLED: dict[str, Callable[[Net, Tensor], Tensor]] = {  # calls on [2 N, C, 8, 
         .unflatten(0, (-1, 7))
         .permute(0, 2, 3, 1)
     ),
+    "row_lstm": lambda net, x: row_lstm(x.repeat(1, 4, 1, 1), net.b.weight[:, :, 0].repeat(4, 1, 1)),
+    "diagonal_lstm": lambda net, x: diagonal_lstm(x.repeat(1, 4, 1, 1), square(net)[:, :, 0].repeat(4, 1, 1)),
     "conv_transpose2d": lambda net, x: F.conv_transpose2d(
         F.conv2d(F.pad(x, (1, 0, 1, 0)), square(net), stride=2), square(net), stride=2
     )[:, :, :8, :7],

@@ -272,7 +272,8 @@ def _of_several_shifts(
             )
         raise Unsupported(
             "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
-            "rolled around the image, flipped or transposed: turn them back before this call"
+            "rolled around the image, flipped or transposed: turn them back before this call, or leave the turn out "
+            "and turn the images that are drawn"
         )
     found = []
     for by_y, by_x in shifts:

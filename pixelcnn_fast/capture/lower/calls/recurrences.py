@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.calls.pixels import by_batch
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.shadow_memory import Map
@@ -42,7 +43,7 @@ def _row_lstm(
     matrices = t.constant(weight)
     radius = matrices.shape[2] // 2
     taps = [_StateTap(UP, k - radius, matrix.T) for k, matrix in enumerate(matrices.unbind(2))]
-    return _lstm(t, sums, taps, UP, t.constant(h0), t.constant(c0))
+    return _lstm(t.builder, t.map(sums), taps, UP, t.constant(h0), t.constant(c0))
 
 
 @lowers("diagonal_lstm")
@@ -52,26 +53,27 @@ def _diagonal_lstm(
     before = RIGHT if reverse else LEFT
     directions = zip((UP, before), t.constant(weight).unbind(2), strict=True)
     taps = [_StateTap(direction, 0, matrix.T) for direction, matrix in directions]
-    return _lstm(t, sums, taps, before, t.constant(h0), t.constant(c0))
+    return _lstm(t.builder, t.map(sums), taps, before, t.constant(h0), t.constant(c0))
 
 
+@by_batch
 def _lstm(
-    t: LoweringContext,
-    sums: View,
+    b: Builder,
+    sums: Map,
     taps: Sequence[_StateTap],
     before: tuple[int, int],
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> Map:
     """The map h. before: where the cell before lies."""
-    b, hidden = t.builder, len(taps[0].weight)
-    if tuple(sums.size[2:]) != tuple(b.space.grid):
-        size, image = ("×".join(map(str, pair)) for pair in (sums.size[2:], b.space.grid))
+    hidden = len(taps[0].weight)
+    if tuple(sums.shape[2:]) != tuple(b.space.grid):
+        size, image = ("×".join(map(str, pair)) for pair in (sums.shape[2:], b.space.grid))
         raise Unsupported(
             f"a recurrence over {size} pixels of an image of {image}: let it see the whole map, and crop or shift what "
             "it gives"
         )
-    whole = gathered(b, t.map(sums), WHOLE)
+    whole = gathered(b, sums, WHOLE)
     parts = [b.out(b.selected(whole, [*range(k * hidden, (k + 1) * hidden)])) for k in range(4)]
     borders = [] if h0 is None else [_border(b, tap, h0 @ tap.weight) for tap in taps]
     cell0 = (
