@@ -22,7 +22,7 @@ def logistic_mixture_nll(
     float64 parameters. ``reference.py`` has the order of the channels and the formula, of
     which PixelCNN++ has published the limits: log-scales count as at least -7, and where a
     component gives a level at most 1e-5, its density there stands for that, so that the
-    probabilities of 256 levels sum to 1 only to within 1.5e-5. backend: 'auto', 'compiled',
+    probabilities of 256 levels sum to 1 only to within 1.4e-5. backend: 'auto', 'compiled',
     'triton' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit, or the
     backend can't compute it, and on the CPU for values out of range; elsewhere the result is
     undefined.
