@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from torch import Tensor, nn
 from pixelcnn_fast.errors import ModelFailed, UnknownLayout
 
 T = TypeVar("T")
+
+
+class _Kept(NamedTuple):
+    """A tensor that may be kept for the images of a batch, which are alike in it, and where."""
+
+    held: dict[str, Any]
+    name: str
+    tensor: Tensor
+
+    def serve(self, n: int) -> None:
+        self.held[self.name] = self.tensor[:1].repeat(n, *[1] * (self.tensor.dim() - 1))
+
+    def put_back(self) -> None:
+        self.held[self.name] = self.tensor
 
 
 def with_any_batch(run: Callable[[nn.Module], T], module: nn.Module, n: int) -> T:
@@ -25,19 +39,34 @@ def with_any_batch(run: Callable[[nn.Module], T], module: nn.Module, n: int) -> 
         return run(module)
     except RuntimeError:
         for kept in _kept(module, n) if n else ():  # of none, they would serve no batch after it
-            for held, name, x in kept:
-                held[name] = x[:1].expand(n, *x.shape[1:])
-            with suppress(Exception):
-                return run(module)
-            for held, name, x in kept:
-                held[name] = x
+            for some in ([each] for each in kept):
+                if found := _run(run, module, some, n):
+                    return found[0]
+            if len(kept) > 1 and (found := _run(run, module, kept, n)):
+                for each in kept:  # weights may be among them: no more than need be
+                    each.put_back()
+                    try:
+                        found = (run(module),)
+                    except Exception:
+                        each.serve(n)
+                return found[0]
         raise
 
 
-def _kept(module: nn.Module, n: int) -> Iterator[list[tuple[dict[str, Any], str, Tensor]]]:
-    """Tensors that may be kept for the images of a batch of another size: for each size, those in which the
-    rows are alike, by where they are. Weights go with others of the same module, whose rows differ."""
-    by_size: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = defaultdict(list)
+def _run(run: Callable[[nn.Module], T], module: nn.Module, kept: Sequence[_Kept], n: int) -> tuple[T] | None:
+    for each in kept:
+        each.serve(n)
+    with suppress(Exception):
+        return (run(module),)
+    for each in kept:
+        each.put_back()
+    return None
+
+
+def _kept(module: nn.Module, n: int) -> Iterable[list[_Kept]]:
+    """For each size of a batch, tensors that may be kept for one. Weights go with others of the same module,
+    whose rows differ."""
+    by_size: dict[int, list[_Kept]] = defaultdict(list)
     for each in module.modules():
         registered: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
         others = [x for held in registered for x in held.values() if x is not None and x.dim()]
@@ -46,8 +75,8 @@ def _kept(module: nn.Module, n: int) -> Iterator[list[tuple[dict[str, Any], str,
             for name, x in held.items():
                 if isinstance(x, Tensor) and x.dim() > 1 and len(x) != n and _is_repeated(x):
                     if held is vars(each) or len(x) not in rows:
-                        by_size[len(x)].append((held, name, x))
-    yield from by_size.values()
+                        by_size[len(x)].append(_Kept(held, name, x))
+    return by_size.values()
 
 
 def _is_repeated(x: Tensor) -> bool:

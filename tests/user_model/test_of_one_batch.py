@@ -1,8 +1,9 @@
 """Models that keep something for the size of their first batch, or squeeze a batch of one away."""
 
 import math
+import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -79,13 +80,38 @@ def test_what_is_memoised_by_the_size_of_the_batch(where: str, before: list[int]
     assert_runtimes_agree(sampler.refresh(), 5)
 
 
-def called(model: nn.Module) -> nn.Module:
-    model(torch.zeros(16, *SHAPE, dtype=torch.float64))
+class Crowded(Keeping):
+    """Two such channels, and a weight of one row, which is one of many energies of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energies = nn.Conv2d(LEVELS, 1, 1, bias=False)
+        self.threes: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        if self.threes is None:
+            self.threes = 3 * self.some(x)
+        return (
+            h
+            * self.energies(h).logsumexp(1, keepdim=True)
+            * torch.cat([h[:, :1], self.threes], 1).sum(1, True)
+        )
+
+
+def called(model: nn.Module, n: int = 16) -> nn.Module:
+    model(torch.zeros(n, *SHAPE, dtype=torch.float64))
     return model
 
 
 of_any_batch = pytest.mark.parametrize(
-    "make", [lambda: Squeezing().double(), lambda: Keeping().double(), lambda: called(Keeping().double())]
+    "make",
+    [
+        lambda: Squeezing().double(),
+        lambda: Keeping().double(),
+        *(partial(lambda n: called(Keeping().double(), n), n) for n in (1, 2, 3, 16)),
+        *(partial(lambda n: called(Crowded().double(), n), n) for n in (1, 2)),
+    ],
 )
 
 
@@ -98,6 +124,12 @@ def test_any_number_of_images_is_drawn(make: Callable[[], nn.Module]) -> None:
     assert_runtimes_agree(sampler, batch_sizes=(None, 1, 2))
     check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
     assert getattr(model, "ones", None) is kept  # the user's own is left alone
+    with torch.no_grad():
+        model.get_parameter("out.weight").mul_(1.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as it does where it has to build anew
+        sampler.refresh()
+    assert_runtimes_agree(sampler)
 
 
 def test_images_that_are_kept_and_differ_are_refused() -> None:
