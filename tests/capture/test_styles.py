@@ -274,6 +274,22 @@ def test_one_batch_under_two_conditions_gives_the_naive_images(name: str, in_tur
     assert assert_runtimes_agree(sampler, batch_sizes=(1, 3), condition=condition).unique().numel() >= 4
 
 
+def test_two_conditions_in_one_batch_may_be_rounded_by_where_they_are() -> None:
+    """As rows of a product are; whether they are, is up to the processor and the width."""
+    weight = torch.randn(CHANNELS, 13, dtype=torch.float64)
+
+    def body(net: Net, x: Tensor, condition: Tensor) -> Tensor:
+        given = F.linear(torch.cat([condition, torch.zeros_like(condition)]), weight)
+        h = torch.cat([rows_above(net, x)] * 2) + given[..., None, None]
+        with_it, without = torch.tanh(h).chunk(2)
+        return 2 * with_it - without
+
+    sampler = Sampler(
+        Conditioned(body).double(), (1, 8, 7), levels=LEVELS, image_form="unit", condition_shape=(13,)
+    )
+    assert_runtimes_agree(sampler, condition=torch.randn(3, 13, dtype=torch.float64))
+
+
 def test_probabilities_that_are_changed_after_the_sigmoid() -> None:
     keep = torch.ones(8, 7, dtype=torch.float64)
     keep[0, 0] = 0
