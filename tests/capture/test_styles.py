@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -434,6 +435,24 @@ def test_colours_may_be_ordered_by_a_mask_on_the_features(is_buffer: bool) -> No
         vars(model).update(masks)
     head = heads.Categorical(LEVELS, "N,C,L,H,W")
     assert_runtimes_agree(Sampler(model.double(), (3, 5, 6), head=head, image_form="unit"), 4)
+
+
+@pytest.mark.parametrize("at", [None, 8])  # the one pixel, of 12, that sees the next one
+def test_a_window_s_mask_may_let_through_what_lies_outside_the_image(at: int | None) -> None:
+    number = torch.arange(1, 13.0)
+    mask = (F.unfold(number.view(1, 1, 3, 4), 3, padding=1)[0] < number).double()
+    assert mask[5, 3::4].all()  # the right neighbour in the last column
+    if at is not None:
+        mask[5, at] = 1
+
+    def masked(net: Any, x: Tensor) -> Tensor:
+        return (net.weight @ (F.unfold(x, 3, padding=1) * net.mask)).view(-1, LEVELS, 3, 4)
+
+    model = Written(masked, weight=nn.Parameter(torch.randn(LEVELS, 9).double()), mask=mask)
+    arguments: dict[str, Any] = dict(image_form="unit", levels=LEVELS)
+    with nullcontext() if at is None else pytest.raises(NotCausal, match=r"tap \(\+0, \+1\)"):
+        check_causal(model, (1, 3, 4), **arguments)
+        assert_runtimes_agree(Sampler(model, (1, 3, 4), **arguments), 4)
 
 
 ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -130,8 +130,11 @@ class Builder:
             return None
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
-    def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
-        """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y."""
+    def with_operand(
+        self, kind: str, x: Map, y: Map, alpha: float = 1.0, of: Map | None = None
+    ) -> Map | None:
+        """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y.
+        of: what x is a copy of; whatever multiplies a zero of it counts as zero."""
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
@@ -139,6 +142,8 @@ class Builder:
             tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
         else:
             elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
+            if kind == "multiply" and of is not None:
+                elements = elements._replace(source=elements.source.where(of.addresses != 0, -1))
             found = {s: self._table(s, elements, operand) for s in x.sources}
             tables = {s: table for s, table in found.items() if table is not None}
             if len(tables) < len(found):
