@@ -109,6 +109,11 @@ def in_parts(net: Net, h: Tensor) -> Tensor:
     return net.layers[1](a * torch.sigmoid(b) + net.layers[2](normed))
 
 
+def under_a_start_row(net: Net, h: Tensor) -> Tensor:
+    shifted = F.pad(h[:, :, :-1], (0, 0, 1, 0), value=0.5)
+    return net.layers[1](net.layers[0](F.pad(shifted, (1, h.shape[3] % 2, 0, h.shape[2] % 2))))
+
+
 def stuffed(net: Net, h: Tensor) -> Tensor:
     """Zeros between the pixels of a sum, which two layers make at once."""
     return net.layers[1](net.layers[0](earlier(h, 2, 2)))
@@ -156,6 +161,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "again": lambda: Net(repeated, conv(2, 2, stride=2), up(2, 2), conv(3, 3, stride=3), up(3, 3, stride=3)),
     "beside finer": lambda: Net(beside_finer, conv(2, 2, stride=2), conv(1, 2, of=3 * HIDDEN)),
     "late in its row": lambda: Net(late_in_its_row, conv(1, 3, stride=(1, 2)), up(1, 2, stride=(1, 2))),
+    "under a start row": lambda: Net(under_a_start_row, conv(2, 2, stride=2), up(2, 2)),
     "stuffed": lambda: Net(stuffed, conv(2, 2, stride=2), nn.ConvTranspose2d(HIDDEN, HIDDEN, 1, 2, output_padding=1)),
     "in parts": lambda: Net(in_parts, conv(2, 2, stride=2, to=2 * HIDDEN), up(2, 2), conv(1, 1, of=2 * HIDDEN)),
     "late": lambda: Net(late, conv(2, 2, stride=2), up(2, 2)),

@@ -159,6 +159,11 @@ def of_safe_logarithms(net: Net, x: Tensor) -> Tensor:
     return net.above(logarithm + torch.div(4 * x, 3, rounding_mode="floor"))[:, :, :-1]
 
 
+def under(rows: Tensor, x: Tensor, net: Net) -> Tensor:
+    """[.., k, 7], [N, .., 8 + 1 - k, 7]: start rows on top, so that one row more than the image has are read."""
+    return net.b(F.pad(torch.cat([rows.expand(len(x), -1, -1, -1), x], 2), (1, 1)))
+
+
 STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a map added after a crop": lambda net, x: net.above(x)[:, :, :-1] + net.map,
     "padded after a crop": lambda net, x: net.b(F.pad(net.above(x)[:, :, :-1], (1, 1, 1, 0))),
@@ -174,6 +179,10 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a scripted function": lambda net, x: down(net.a(F.pad(x, (1, 1, 1, 0)))),
     "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
     "padded with ones": padded_with_ones,
+    "under a start row": lambda net, x: under(net.map[:, :1], net.above(x)[:, :, :-1], net),
+    "under two start rows, less the last one": lambda net, x: under(
+        net.map[:, :2], net.above(x)[:, :, :-2], net
+    ),
     "data replaced": data_replaced,
     "axes exchanged in place": turned_in_place,
     "filled from empty": filled_from_empty,
@@ -206,6 +215,12 @@ CONDITIONS: dict[str, tuple[Callable[..., Tensor], dict]] = {
         lambda net, x, condition: (
             net.above(x)[:, :, :-1].permute(2, 3, 0, 1) + net.of_vector(condition)
         ).permute(2, 3, 0, 1),
+        dict(condition_shape=(3,)),
+    ),
+    "a start row": (
+        lambda net, x, condition: under(
+            net.of_vector(condition)[..., None, None].expand(-1, -1, 1, 7), net.above(x)[:, :, :-1], net
+        ),
         dict(condition_shape=(3,)),
     ),
     "codes": (
