@@ -109,6 +109,21 @@ def in_parts(net: Net, h: Tensor) -> Tensor:
     return net.layers[1](a * torch.sigmoid(b) + net.layers[2](normed))
 
 
+def shifted_first(rows: int) -> Middle:
+    """Moved down by whole cells of the coarsest grid before all layers; what they leave out is zero."""
+
+    def middle(net: Net, h: Tensor) -> Tensor:
+        first, *rest = net.layers
+        height, width = h.shape[2:]
+        c = torch.exp(first(F.pad(below(h, rows), (0, width % 2, 0, height % 2)))).rsqrt()  # of zero, outside
+        for layer in rest:
+            c = F.elu(layer(c))
+        c = like(c, h)
+        return F.pad(c, (0, width - c.shape[3], 0, height - c.shape[2]))
+
+    return middle
+
+
 def under_a_start_row(net: Net, h: Tensor) -> Tensor:
     shifted = F.pad(h[:, :, :-1], (0, 0, 1, 0), value=0.5)
     return net.layers[1](net.layers[0](F.pad(shifted, (1, h.shape[3] % 2, 0, h.shape[2] % 2))))
@@ -162,6 +177,15 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "beside finer": lambda: Net(beside_finer, conv(2, 2, stride=2), conv(1, 2, of=3 * HIDDEN)),
     "late in its row": lambda: Net(late_in_its_row, conv(1, 3, stride=(1, 2)), up(1, 2, stride=(1, 2))),
     "under a start row": lambda: Net(under_a_start_row, conv(2, 2, stride=2), up(2, 2)),
+    "shifted first": lambda: Net(
+        shifted_first(4), conv(2, 2, stride=2), conv(2, 2, stride=2), up(2, 2), up(2, 2)
+    ),
+    "shifted and averaged": lambda: Net(
+        shifted_first(4), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.Upsample(scale_factor=4)
+    ),
+    "by two cells": lambda: Net(
+        shifted_first(4), conv(2, 2, stride=2), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1), up(2, 2)
+    ),
     "stuffed": lambda: Net(stuffed, conv(2, 2, stride=2), nn.ConvTranspose2d(HIDDEN, HIDDEN, 1, 2, output_padding=1)),
     "in parts": lambda: Net(in_parts, conv(2, 2, stride=2, to=2 * HIDDEN), up(2, 2), conv(1, 1, of=2 * HIDDEN)),
     "late": lambda: Net(late, conv(2, 2, stride=2), up(2, 2)),
@@ -219,7 +243,8 @@ def test_likelihoods_completions_and_other_weights_are_the_model_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cropped", "by three", "three, then two", "again", "beside finer", "late", "shuffled"]
+    "name",
+    ["cropped", "by three", "three, then two", "again", "beside finer", "late", "shuffled", "by two cells"],
 )
 @pytest.mark.parametrize("size", SIZES)
 def test_fields_are_exact_at_each_place(name: str, size: tuple[int, int]) -> None:
