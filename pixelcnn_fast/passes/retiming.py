@@ -49,9 +49,7 @@ class _Retiming:
         self.late: set[int] = set()  # values that can't be computed in their pixel's turn
         self.finished: set[int] = set()  # of these, what is computed when the row is finished
         self._recurrences: dict[int, Component] = {}  # by value
-        self._up: dict[
-            int, int
-        ] = {}  # by how many rows each must, or may (< 0), be moved to see only rows above
+        self._up: dict[int, int] = {}  # by how many rows to move each so that it sees only rows above
         for component in ordered:
             self._classify(component)
         self._new = Emitter()

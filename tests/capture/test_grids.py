@@ -1,6 +1,7 @@
 """Feature maps with fewer pixels than the image: what is captured of them, what it sees, and how it is sampled."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -285,6 +286,21 @@ def test_a_cell_that_shows_later_pixels_is_a_leak(middle: Middle, layers: tuple[
     torch.manual_seed(0)
     with pytest.raises(NotCausal, match="tap"):
         sampler(Net(middle, *layers).double().eval(), (7, 7))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (6, 6)])
+def test_a_tap_leaks_only_if_it_finds_a_cell(size: tuple[int, int]) -> None:
+    """Of 5 rows, a layer with stride 4 makes one, beside which the next layer finds zeros alone; of 6 rows, two."""
+
+    def middle(net: Net, h: Tensor) -> Tensor:
+        first, down, more, back = net.layers
+        c = back(more(down(first(below(h, 4)))))
+        return like(F.pad(c, (0, 1, 0, 1)), h)
+
+    more = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1)
+    net = Net(middle, conv(1, 1), conv(2, 2, stride=4), more, up(4, 4, stride=4)).double().eval()
+    with nullcontext() if size == (5, 5) else pytest.raises(NotCausal, match=r"tap \(\+4, "):
+        assert_runtimes_agree(sampler(net, size), batch_sizes=(2,))
 
 
 def test_a_map_with_more_pixels_than_the_image_is_refused() -> None:
