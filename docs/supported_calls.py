@@ -118,8 +118,7 @@ def after_a_start_row(x: Tensor) -> Tensor:
 def locally_masked(x: Tensor) -> Tensor:
     """A 3×3 convolution whose kernel has a mask of its own at each pixel: neighbours that are not drawn later."""
     number = torch.arange(1.0, 26).view(1, 1, 5, 5)
-    neighbours = F.unfold(number, 3, padding=1)[0]
-    is_drawn = (neighbours > 0) & (neighbours <= number.flatten())
+    is_drawn = F.unfold(number, 3, padding=1)[0] <= number.flatten()  # or lies outside the image
     windows = F.unfold(x, 3, padding=1).view(-1, 9, 25) * is_drawn
     return (MATRIX.repeat(1, 9) @ windows.view(len(x), -1, 25)).view(x.shape)
 

@@ -1,8 +1,9 @@
-"""Handles layers that read ahead and are shifted back later, such as a whole convolution moved down by one.
+"""Handles layers that read ahead and are shifted back later, such as a whole convolution moved down by one, or
+earlier, such as two strided convolutions of an image that was moved down by a cell.
 
 Such a value can't be computed in its pixel's turn. But only the shifted value is
-read, so the shift is moved up through the layers, onto their taps, until every
-layer reads only what is known.
+read, or what it reads sees rows further above only, so the shift, or the read ahead,
+is moved up through the layers, onto their taps, until every layer reads only what is known.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _Retiming:
         self.late: set[int] = set()  # values that can't be computed in their pixel's turn
         self.finished: set[int] = set()  # of these, what is computed when the row is finished
         self._recurrences: dict[int, Component] = {}  # by value
-        self._up: dict[int, int] = {}  # by how many rows each must be moved down to see only rows above
+        self._up: dict[int, int] = {}  # by how many rows to move each so that it sees only rows above
         for component in ordered:
             self._classify(component)
         self._new = Emitter()
@@ -72,7 +73,8 @@ class _Retiming:
             is_late = not self._is_computable(i.out, 0, 0)
             below = [read.dy + self._up[read.value] for read in reads]
             # A value is moved from pixel to pixel of its grid.
-            self._up[i.out] = 1 if i.reads_levels else i.every[0] * count(max([0, *below]), i.every[0])
+            up = max(below, default=-self._program.shape[1])
+            self._up[i.out] = 1 if i.reads_levels else i.every[0] * count(up, i.every[0])
         if is_late:
             self.late |= values
             if component.is_recurrence or any(r.dy == 0 and r.value in self.finished for r in others):
@@ -99,7 +101,7 @@ class _Retiming:
                 found = self._is_computable(value, *on_grid)
             else:
                 there = [(read.value, read.dy + dy, read.dx + dx) for read in i.reads()]
-                found = dy <= 0 and all(self._is_computable(*each) for each in there)
+                found = all(self._is_computable(*each) for each in there)
             self._computable[key] = found
         return self._computable[key]
 
@@ -161,8 +163,8 @@ class _Retiming:
 
     def _is_moved_itself(self, value: int, dy: int, dx: int) -> bool:
         """Whether it is moved once it is there, or with the one that serves all its readers."""
-        is_below = self._below(value, dy) and (dy, dx) != (-self._up[value], 0)
-        return self.in_time(value, dy, dx) or is_below
+        is_server = (dy, dx) == (self._server(value, dy), 0)
+        return self.in_time(value, dy, dx) or (self._below(value, dy) and not is_server)
 
     def _there(self, i: Instruction, dy: int, dx: int) -> Instruction:
         """The instruction, computing (dy, dx) away; wrong where that is outside the image."""
@@ -187,16 +189,21 @@ class _Retiming:
         )
 
     def _below(self, value: int, dy: int) -> bool:
-        """Whether reading a late value at ``dy`` moves it down until it sees only rows above."""
-        return value in self.late and dy <= -self._up[value]
+        """Whether all that a value sees at ``dy``, on its grid, lies in the rows above."""
+        return dy <= -self._up[value]
+
+    def _server(self, value: int, dy: int) -> int:
+        """By how many rows a value is moved for all that read it at ``dy``, where it sees only rows above."""
+        return min(-self._up[value], max(dy, 0))
 
     def _read(self, source: int, dy: int, dx: int) -> Read:
         """Where a tap of a moved instruction reads a value."""
         if self.in_time(source, dy, dx):
             return Read(self._at(source, 0, 0), dy, dx)
-        if self._below(source, dy):  # one moved value serves all its readers
-            up = self._up[source]
-            return Read(self._at(source, -up, 0), dy + up, dx)
+        to, _ = _on_grid(self._producer[source], dy, dx)
+        if self._below(source, to):  # one moved value serves all its readers
+            by = self._server(source, to)
+            return Read(self._at(source, by, 0), dy - by, dx)
         return self._moved(Read(source, dy, dx))
 
     def _operand(self, read: Read, dy: int, dx: int) -> Read:
@@ -222,8 +229,13 @@ class _Retiming:
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
             whole = self._new.emit(Convolution(0, 1, "inside", bias=ones[0, :1], every=every))
-            inside = Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),), every=every)
-            self._insides[key] = self._new.emit(inside)
+            taps = [Tap(whole, min(dy, 0), dx, ones)]
+            if dy > 0:  # the last rows are those that have so many rows above
+                above = every[0] * count(max(self._program.shape[1] - dy, 0), every[0])
+                taps.append(Tap(whole, -above, dx, -ones))
+            self._insides[key] = self._new.emit(
+                Convolution(0, channels, "inside", taps=tuple(taps), every=every)
+            )
         return self._insides[key]
 
 

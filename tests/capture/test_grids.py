@@ -1,6 +1,7 @@
 """Feature maps with fewer pixels than the image: what is captured of them, what it sees, and how it is sampled."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -109,6 +110,26 @@ def in_parts(net: Net, h: Tensor) -> Tensor:
     return net.layers[1](a * torch.sigmoid(b) + net.layers[2](normed))
 
 
+def shifted_first(rows: int) -> Middle:
+    """Moved down by whole cells of the coarsest grid before all layers; what they leave out is zero."""
+
+    def middle(net: Net, h: Tensor) -> Tensor:
+        first, *rest = net.layers
+        height, width = h.shape[2:]
+        c = torch.exp(first(F.pad(below(h, rows), (0, width % 2, 0, height % 2)))).rsqrt()  # of zero, outside
+        for layer in rest:
+            c = F.elu(layer(c))
+        c = like(c, h)
+        return F.pad(c, (0, width - c.shape[3], 0, height - c.shape[2]))
+
+    return middle
+
+
+def under_a_start_row(net: Net, h: Tensor) -> Tensor:
+    shifted = F.pad(h[:, :, :-1], (0, 0, 1, 0), value=0.5)
+    return net.layers[1](net.layers[0](F.pad(shifted, (1, h.shape[3] % 2, 0, h.shape[2] % 2))))
+
+
 def stuffed(net: Net, h: Tensor) -> Tensor:
     """Zeros between the pixels of a sum, which two layers make at once."""
     return net.layers[1](net.layers[0](earlier(h, 2, 2)))
@@ -156,6 +177,16 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "again": lambda: Net(repeated, conv(2, 2, stride=2), up(2, 2), conv(3, 3, stride=3), up(3, 3, stride=3)),
     "beside finer": lambda: Net(beside_finer, conv(2, 2, stride=2), conv(1, 2, of=3 * HIDDEN)),
     "late in its row": lambda: Net(late_in_its_row, conv(1, 3, stride=(1, 2)), up(1, 2, stride=(1, 2))),
+    "under a start row": lambda: Net(under_a_start_row, conv(2, 2, stride=2), up(2, 2)),
+    "shifted first": lambda: Net(
+        shifted_first(4), conv(2, 2, stride=2), conv(2, 2, stride=2), up(2, 2), up(2, 2)
+    ),
+    "shifted and averaged": lambda: Net(
+        shifted_first(4), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.Upsample(scale_factor=4)
+    ),
+    "by two cells": lambda: Net(
+        shifted_first(4), conv(2, 2, stride=2), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1), up(2, 2)
+    ),
     "stuffed": lambda: Net(stuffed, conv(2, 2, stride=2), nn.ConvTranspose2d(HIDDEN, HIDDEN, 1, 2, output_padding=1)),
     "in parts": lambda: Net(in_parts, conv(2, 2, stride=2, to=2 * HIDDEN), up(2, 2), conv(1, 1, of=2 * HIDDEN)),
     "late": lambda: Net(late, conv(2, 2, stride=2), up(2, 2)),
@@ -213,7 +244,8 @@ def test_likelihoods_completions_and_other_weights_are_the_model_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cropped", "by three", "three, then two", "again", "beside finer", "late", "shuffled"]
+    "name",
+    ["cropped", "by three", "three, then two", "again", "beside finer", "late", "shuffled", "by two cells"],
 )
 @pytest.mark.parametrize("size", SIZES)
 def test_fields_are_exact_at_each_place(name: str, size: tuple[int, int]) -> None:
@@ -254,6 +286,21 @@ def test_a_cell_that_shows_later_pixels_is_a_leak(middle: Middle, layers: tuple[
     torch.manual_seed(0)
     with pytest.raises(NotCausal, match="tap"):
         sampler(Net(middle, *layers).double().eval(), (7, 7))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (6, 6)])
+def test_a_tap_leaks_only_if_it_finds_a_cell(size: tuple[int, int]) -> None:
+    """Of 5 rows, a layer with stride 4 makes one, beside which the next layer finds zeros alone; of 6 rows, two."""
+
+    def middle(net: Net, h: Tensor) -> Tensor:
+        first, down, more, back = net.layers
+        c = back(more(down(first(below(h, 4)))))
+        return like(F.pad(c, (0, 1, 0, 1)), h)
+
+    more = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1)
+    net = Net(middle, conv(1, 1), conv(2, 2, stride=4), more, up(4, 4, stride=4)).double().eval()
+    with nullcontext() if size == (5, 5) else pytest.raises(NotCausal, match=r"tap \(\+4, "):
+        assert_runtimes_agree(sampler(net, size), batch_sizes=(2,))
 
 
 def test_a_map_with_more_pixels_than_the_image_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -158,6 +159,11 @@ def of_safe_logarithms(net: Net, x: Tensor) -> Tensor:
     return net.above(logarithm + torch.div(4 * x, 3, rounding_mode="floor"))[:, :, :-1]
 
 
+def under(rows: Tensor, x: Tensor, net: Net) -> Tensor:
+    """[.., k, 7], [N, .., 8 + 1 - k, 7]: start rows on top, so that one row more than the image has are read."""
+    return net.b(F.pad(torch.cat([rows.expand(len(x), -1, -1, -1), x], 2), (1, 1)))
+
+
 STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a map added after a crop": lambda net, x: net.above(x)[:, :, :-1] + net.map,
     "padded after a crop": lambda net, x: net.b(F.pad(net.above(x)[:, :, :-1], (1, 1, 1, 0))),
@@ -173,6 +179,10 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a scripted function": lambda net, x: down(net.a(F.pad(x, (1, 1, 1, 0)))),
     "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
     "padded with ones": padded_with_ones,
+    "under a start row": lambda net, x: under(net.map[:, :1], net.above(x)[:, :, :-1], net),
+    "under two start rows, less the last one": lambda net, x: under(
+        net.map[:, :2], net.above(x)[:, :, :-2], net
+    ),
     "data replaced": data_replaced,
     "axes exchanged in place": turned_in_place,
     "filled from empty": filled_from_empty,
@@ -205,6 +215,12 @@ CONDITIONS: dict[str, tuple[Callable[..., Tensor], dict]] = {
         lambda net, x, condition: (
             net.above(x)[:, :, :-1].permute(2, 3, 0, 1) + net.of_vector(condition)
         ).permute(2, 3, 0, 1),
+        dict(condition_shape=(3,)),
+    ),
+    "a start row": (
+        lambda net, x, condition: under(
+            net.of_vector(condition)[..., None, None].expand(-1, -1, 1, 7), net.above(x)[:, :, :-1], net
+        ),
         dict(condition_shape=(3,)),
     ),
     "codes": (
@@ -434,6 +450,24 @@ def test_colours_may_be_ordered_by_a_mask_on_the_features(is_buffer: bool) -> No
         vars(model).update(masks)
     head = heads.Categorical(LEVELS, "N,C,L,H,W")
     assert_runtimes_agree(Sampler(model.double(), (3, 5, 6), head=head, image_form="unit"), 4)
+
+
+@pytest.mark.parametrize("at", [None, 8])  # the one pixel, of 12, that sees the next one
+def test_a_window_s_mask_may_let_through_what_lies_outside_the_image(at: int | None) -> None:
+    number = torch.arange(1, 13.0)
+    mask = (F.unfold(number.view(1, 1, 3, 4), 3, padding=1)[0] < number).double()
+    assert mask[5, 3::4].all()  # the right neighbour in the last column
+    if at is not None:
+        mask[5, at] = 1
+
+    def masked(net: Any, x: Tensor) -> Tensor:
+        return (net.weight @ (F.unfold(x, 3, padding=1) * net.mask)).view(-1, LEVELS, 3, 4)
+
+    model = Written(masked, weight=nn.Parameter(torch.randn(LEVELS, 9).double()), mask=mask)
+    arguments: dict[str, Any] = dict(image_form="unit", levels=LEVELS)
+    with nullcontext() if at is None else pytest.raises(NotCausal, match=r"tap \(\+0, \+1\)"):
+        check_causal(model, (1, 3, 4), **arguments)
+        assert_runtimes_agree(Sampler(model, (1, 3, 4), **arguments), 4)
 
 
 ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {

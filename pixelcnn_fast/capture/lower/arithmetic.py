@@ -57,13 +57,13 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
         if x.source is not None and y.source is not None and x.shape == y.shape:
             return b.whole(b.pair(kind, x.source, y.source, alpha))
         return _paired(b, kind, _expanded(b, x, shape), _expanded(b, y, shape), alpha)
-    x = _expanded(b, materialised(b, x), shape)
+    of, x = _expanded(b, x, shape), _expanded(b, materialised(b, x), shape)
     if kind not in ("add", "multiply"):
         return combined(b, kind, x, added(b, stepped(b, x, (0.0, 0.0)), y))
     if kind == "add" and x.source is None and bool(((x.addresses == 0) & (y.addresses != 0)).any()):
         x = copied(b, x)
     for arranged in (lambda: x, lambda: windowed(b, x), lambda: copied(b, x)):
-        if (result := b.with_operand(kind, arranged(), y, alpha)) is not None:
+        if (result := b.with_operand(kind, arranged(), y, alpha, of)) is not None:
             return result
     raise Unsupported("a constant differs from image to image")
 

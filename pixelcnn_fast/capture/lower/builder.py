@@ -126,12 +126,15 @@ class Builder:
         segment, *others = segments(self.space, x, WHOLE)
         channels = list(range(self.space.channels(segment.source)))
         is_whole = segment.at == segment.channels == channels and not others
-        if not is_whole or not self._is_whole_for(segment, None, WHOLE, 0, 0):
+        if not is_whole or not self._met(segment, None, WHOLE, 0, 0).all():
             return None
         return Read(self.out(segment.source), segment.dy, segment.dx)
 
-    def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
-        """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y."""
+    def with_operand(
+        self, kind: str, x: Map, y: Map, alpha: float = 1.0, of: Map | None = None
+    ) -> Map | None:
+        """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y.
+        of: what x is a copy of; whatever multiplies a zero of it counts as zero."""
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
@@ -139,6 +142,8 @@ class Builder:
             tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
         else:
             elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
+            if kind == "multiply" and of is not None:
+                elements = elements._replace(source=elements.source.where(of.addresses != 0, -1))
             found = {s: self._table(s, elements, operand) for s in x.sources}
             tables = {s: table for s, table in found.items() if table is not None}
             if len(tables) < len(found):
@@ -285,7 +290,7 @@ class Builder:
             rows, count = segment.channels, self.space.channels(segment.source)
             for tap in reading:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
-                if not self._reaches(dy, dx, frame, to, self.space.every(segment.source)):
+                if not self._met(segment, frame, to, *offsets[tap]).any():
                     continue
                 full, lets_pass, start = each[tap - first], connected[tap], segment.at[0]
                 if rows == [*range(count)] and segment.at == [*range(start, start + count)]:  # the usual case
@@ -326,16 +331,17 @@ class Builder:
         """The grid that maps [N, C, h, w] are on."""
         return grid_of(self.space, *maps)
 
-    def _is_whole_for(self, segment: Segment, frame: Frame, to: Every, dy: int, dx: int) -> bool:
+    def _met(self, segment: Segment, frame: Frame, to: Every, dy: int, dx: int) -> np.ndarray:
+        """Which of the pixels that a tap finds are the segment's: others are zero."""
         at = segment.dy + dy, segment.dx + dx
         rows, columns = self._found(*at, frame, to, self.space.every(segment.source))
-        return bool(segment.pixels[stretch(rows.source), stretch(columns.source)].all())
+        return segment.pixels[stretch(rows.source), stretch(columns.source)]
 
     def _readable(
         self, segment: Segment, frame: Frame, to: Every, taps: Sequence[tuple[int, int]]
     ) -> Segment:
         """Multiplies zeros inside the image in, so that taps read what PyTorch reads."""
-        if all(self._is_whole_for(segment, frame, to, *tap) for tap in taps):
+        if all(self._met(segment, frame, to, *tap).all() for tap in taps):
             return segment
         mask = torch.from_numpy(segment.pixels).to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()

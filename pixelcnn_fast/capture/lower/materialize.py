@@ -128,12 +128,15 @@ def divided(b: Builder, x: Map) -> tuple[Map, Map | None]:
     return features, imageless
 
 
-def of_imageless(b: Builder, imageless: Map, every: Every) -> Map | None:
-    """Imageless elements [N, C, h, w] as elements of a value on a grid; None if they exceed the image."""
+def of_imageless(b: Builder, imageless: Map, every: Every, below: int) -> Map | None:
+    """Imageless elements [N, C, h, w] as elements of a value on a grid; None if they exceed the image, or would be
+    read ahead, as a start row is by a taller kernel. below: how many rows further down they are read, at most."""
     live = imageless.addresses != 0
     _, channel, *pixel = live.nonzero().unbind(1)
     used, grid = channel.unique(), b.space.size(every)
-    rows, columns = (slice(int(at.min()), int(at.max()) + 1) for at in pixel)  # so that nothing reads ahead
+    rows, columns = (slice(int(at.min()), int(at.max()) + 1) for at in pixel)
+    if rows.start < below:
+        return None
     box = imageless.addresses[:, used, rows, columns]
     height, width = box.shape[2:]
     if height > grid[0] or width > grid[1]:

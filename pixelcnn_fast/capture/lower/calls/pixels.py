@@ -23,6 +23,7 @@ from pixelcnn_fast.capture.record.shadow_memory import Map, Value, beside
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
+from pixelcnn_fast.program.zeros import lets_through
 
 P = ParamSpec("P")
 
@@ -88,7 +89,11 @@ def convolved(
         (many + 2 * pad - by * (count - 1) - 1) // s + 1 for many, count, pad, by, s, _ in axes
     )
     rows, across = ([(i * by - pad) * each for i in range(count)] for _, count, pad, by, _, each in axes)
-    planes = None if imageless is None else of_imageless(b, imageless, every)
+    planes = None
+    if imageless is not None:
+        live = lets_through(columns).flatten(1).any(1).cpu().numpy()
+        below = max((row // every[0] for row, is_live in zip(rows, live, strict=True) if is_live), default=0)
+        planes = of_imageless(b, imageless, every, below)
     parts = [features] if planes is None else [features, planes]
     to = every[0] * stride[0], every[1] * stride[1]
     result = b.convolution(
@@ -97,7 +102,12 @@ def convolved(
     if imageless is None or planes is not None:
         return result
     whole = columns.permute(3, 2, 0, 1).to(b.dtype)
-    of_rest = b.imageless.convolved(imageless.addresses, whole, stride, padding, dilation)
+    around = [
+        side
+        for out, (many, count, pad, by, s, _) in zip((width, height), reversed(axes), strict=True)
+        for side in (pad, (out - 1) * s + by * (count - 1) + 1 - pad - many)
+    ]
+    of_rest = b.imageless.convolved(F.pad(imageless.addresses, around), whole, stride, (0, 0), dilation)
     return added(b, result, b.map(of_rest))
 
 
