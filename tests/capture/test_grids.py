@@ -165,6 +165,13 @@ def residual_of_cells(net: Net, h: Tensor) -> Tensor:
     return net.layers[3](gate * net.layers[2](earlier(c, 2, 2)))
 
 
+def normed_where_they_fit(net: Net, h: Tensor) -> Tensor:
+    """A norm of fewer cells than the grid has."""
+    c = net.layers[0](below(h, 2))
+    normed = F.layer_norm(c.permute(0, 2, 3, 1), (HIDDEN,)).permute(0, 3, 1, 2)
+    return like(F.pad(net.layers[1](normed), (0, 1, 0, 1)), h)
+
+
 NETWORKS: dict[str, Callable[[], Net]] = {
     "cropped": lambda: Net(cropped, conv(2, 3, stride=2), conv(2, 3), up(2, 3)),
     "by three": lambda: Net(and_back(3, 2), conv(3, 2, stride=3), up(3, 3, stride=3)),
@@ -190,6 +197,7 @@ NETWORKS: dict[str, Callable[[], Net]] = {
     "stuffed": lambda: Net(stuffed, conv(2, 2, stride=2), nn.ConvTranspose2d(HIDDEN, HIDDEN, 1, 2, output_padding=1)),
     "in parts": lambda: Net(in_parts, conv(2, 2, stride=2, to=2 * HIDDEN), up(2, 2), conv(1, 1, of=2 * HIDDEN)),
     "late": lambda: Net(late, conv(2, 2, stride=2), up(2, 2)),
+    "normed where they fit": lambda: Net(normed_where_they_fit, conv(2, 2, stride=2), up(2, 2)),
     "slices": lambda: Net(of_slices, conv(2, 2), up(2, 2)),
     "positions": lambda: Net(with_positions, conv(2, 2, stride=2), up(2, 2)),
     "averaged": lambda: Net(averaged),

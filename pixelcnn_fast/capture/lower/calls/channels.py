@@ -120,7 +120,8 @@ def _layer_norm(
 ) -> Map:
     def normed(part: Map) -> Map:
         value = gathered(b, part)
-        return b.whole(b.pair("layer_norm", value, value, eps))
+        height, width = part.shape[2:]  # perhaps fewer than its grid has
+        return b.map(b.whole(b.pair("layer_norm", value, value, eps)).addresses[:, :, :height, :width])
 
     result = b.map(_by_pixel(b, b.map(x.addresses.flatten(-len(shape))), normed).addresses.reshape(x.shape))
     if weight is not None:
