@@ -83,7 +83,7 @@ class OfLevels(Head):
         return torch.maximum(lower - noise, noise - upper).clamp_min(0)
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        return categorical_nll(parameters, values)
+        return super().nll(parameters, values) if self.native is None else categorical_nll(parameters, values)
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:

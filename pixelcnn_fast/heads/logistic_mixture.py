@@ -177,7 +177,7 @@ class LogisticMixture(Mixture):
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
         self.check_scored()
-        if self.per_colour or self.uniform or self.colours == 2:
+        if self.native is None or self.per_colour or self.uniform or self.colours == 2:
             return super().nll(parameters, values)
         return logistic_mixture_nll(parameters[:, 0].movedim(-1, 1), values, self.components, self.levels)
 

@@ -56,7 +56,7 @@ class Mixture(Head):
     means_within: tuple[float, float] = (-torch.inf, torch.inf)
     log_scales_within: tuple[float, float] = (-torch.inf, torch.inf)
     distance_name = "bound of the total variation"
-    decisive = (*Head.decisive, "read", "quantile", "score", "numbers", "nearest")
+    decisive = (*Head.decisive, *"read quantile score numbers nearest means_within log_scales_within".split())
 
     @property
     def uniforms(self) -> int:  # type: ignore[override]  # read only, as all of a head is

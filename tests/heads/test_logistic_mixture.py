@@ -3,7 +3,7 @@ layouts and variants of published models, and how far apart two mixtures are."""
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -372,6 +372,15 @@ class Rescaled(LogisticMixture):
         return super().score(x, means, log_scales + 1)
 
 
+class Wide(LogisticMixture):
+    log_scales_within = (-2.0, torch.inf)
+
+
+@dataclass(frozen=True, repr=False)
+class OfWidth(LogisticMixture):
+    log_scales_within: tuple[float, float] = LogisticMixture.log_scales_within
+
+
 @needs_native
 def test_what_scores_in_another_way_is_drawn_in_python() -> None:
     assert sampler_of(HEADS["two colours"])._engine.auto == "cpu"
@@ -379,6 +388,16 @@ def test_what_scores_in_another_way_is_drawn_in_python() -> None:
     assert sampler._engine.auto == "eager"
     with pytest.raises(RuntimeError, match="Rescaled.* is drawn in Python only: use runtime 'eager'"):
         sampler.sample(1, runtime="cpu")
+    assert Wide.native is OfWidth.native is None
+
+
+@pytest.mark.parametrize("head", [Rescaled(K), Wide(K), OfWidth(K, log_scales_within=(-2.0, torch.inf))])
+def test_what_scores_in_another_way_has_that_likelihood(head: LogisticMixture) -> None:
+    p, values = parameters(head, 2, 1, 1, 3), levels_of(head, 6).view(2, 1, 3, 3).permute(0, 3, 1, 2)
+    of_pixels = values.permute(0, 2, 3, 1)[:, None]
+    expected = -head.log_probability(p, of_pixels).flatten(1).sum(1)
+    torch.testing.assert_close(head.nll(p, values), expected)
+    assert (head.nll(p, values) - LogisticMixture(K).nll(p, values)).abs().min() > 0.1
 
 
 @needs_native
