@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Map, OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.grids import WHOLE, Every
+from pixelcnn_fast.program.grids import WHOLE, Every, count
 
 MOST_SHIFTS = 3  # of the pixels of one map, such as one that is padded with its own columns
 
@@ -52,7 +52,10 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
         for dim in sorted(dims, key=lambda dim: dim != usual[axis]):
-            if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
+            fits = addresses.shape[dim] == size or (
+                axis > 0 and dim == usual[axis]
+            )  # there, of a coarser grid
+            if spatial[axis] < 0 and 1 < addresses.shape[dim] <= size and fits and dim not in spatial:
                 if bool((live.sum(dim) <= 1).all()):
                     spatial[axis] = dim
     return spatial, [dim for dim in dims if dim not in spatial]
@@ -146,11 +149,16 @@ def grid_of(space: AddressSpace, *maps: Map) -> Every:
                     steps += _step(*line, every)
     if not grids:
         return WHOLE
-    # Where there is one row, or column, each grid has it.
-    rows, columns = (
-        steps[0] if steps else min(own) for steps, own in zip(told, zip(*grids, strict=True), strict=True)
-    )
+    axes = zip(told, zip(*grids, strict=True), maps[0].shape[2:], space.grid, strict=True)
+    rows, columns = (steps[0] if steps else _coarsened(min(own), *sizes) for steps, own, *sizes in axes)
     return rows, columns
+
+
+def _coarsened(every: int, many: int, size: int) -> int:
+    """The least multiple of a grid that has so many rows, or columns, in an image with
+    ``size`` of them, for a map in which all others are zero. Where there is one, each grid has it."""
+    fitting = (each for each in range(every, size, every) if count(size, each) == many > 1)
+    return next(fitting, every)
 
 
 def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
