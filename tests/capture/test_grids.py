@@ -169,6 +169,18 @@ def largest_below(net: Net, h: Tensor) -> Tensor:
     return F.interpolate(cells.amax((3, 5)), scale_factor=2)
 
 
+def mean_below(net: Net, h: Tensor) -> Tensor:
+    cells = below(h, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return F.interpolate(cells.mean((3, 5)), scale_factor=2)
+
+
+def sliced_below(net: Net, h: Tensor) -> Tensor:
+    """One pixel of each cell, taken as it is and repeated."""
+    x = below(F.pad(h, (0, h.shape[3] % 2, 0, h.shape[2] % 2)), 2)
+    enlarged = x[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return like(enlarged, h) + like(F.interpolate(x[:, :, 1::2, 1::2], scale_factor=2), h)
+
+
 def residual_of_cells(net: Net, h: Tensor) -> Tensor:
     """A norm over each cell's channels, a gate, and a layer that looks at cells around, but not at later ones."""
     c = net.layers[0](earlier(h, 2, 2))
@@ -243,8 +255,18 @@ def test_all_runtimes_draw_what_the_model_draws(name: str, size: tuple[int, int]
     assert_runtimes_agree(built, batch_sizes=(2,))
 
 
-@pytest.mark.parametrize(("middle", "size"), [(unshuffled_below, (4, 8)), (largest_below, (4, 4))])
-def test_one_of_two_rows_of_cells_may_be_zero(middle: Middle, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("middle", "size"),
+    [
+        (unshuffled_below, (4, 8)),
+        (largest_below, (4, 4)),
+        (mean_below, (4, 8)),
+        (mean_below, (8, 6)),
+        (sliced_below, (4, 4)),
+        (sliced_below, (7, 5)),
+    ],
+)
+def test_cells_are_seen_one_row_of_them_later(middle: Middle, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     net = Net(middle, conv(1, 1, of=4 * HIDDEN, to=4 * HIDDEN)).double().eval()
     assert_runtimes_agree(sampler(net, size), batch_sizes=(2,))
