@@ -85,7 +85,7 @@ class GaussianMixture(OfReals, Mixture):
         return by_axes(output, self.layout, sizes).flatten(2, 3).permute(0, 1, 3, 4, 2)
 
     def quantile(self, v: Tensor, mean: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
-        return mean + log_scale.exp() * temperature * torch.special.ndtri(v.clamp_min(LEAST))
+        return mean + log_scale.exp() * (temperature * torch.special.ndtri(v.clamp_min(LEAST)))
 
     def score(self, x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
         return -(((x - means) / log_scales.exp()) ** 2) / 2 - log_scales - math.log(2 * math.pi) / 2

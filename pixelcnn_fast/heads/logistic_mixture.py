@@ -138,7 +138,7 @@ class LogisticMixture(Mixture):
 
     def quantile(self, v: Tensor, mean: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
         inner = ((v - self.uniform) / (1 - self.uniform)).clamp(TAIL, 1 - TAIL)
-        x = mean + log_scale.exp() * temperature * (inner.log() - (-inner).log1p())
+        x = mean + log_scale.exp() * (temperature * (inner.log() - (-inner).log1p()))
         if self.uniform and temperature:
             level = (v * self.levels / self.uniform).floor()
             x = self._of_levels(level).where(v < self.uniform, x)

@@ -195,6 +195,31 @@ def test_a_draw_is_the_formula(name: str, temperature: float) -> None:
         assert found.abs().max() <= 1 and found.unique().numel() > 20
 
 
+class Constant(nn.Module):
+    """Each pixel has one component: a mean of 0.2, and e to the log-scale for its scale."""
+
+    def __init__(self, log_scale: float) -> None:
+        super().__init__()
+        self.parameters_of = nn.Parameter(torch.tensor([0, 0.2, log_scale])[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parameters_of + 1e-3 * F.pad(x, (1, -1))
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+@pytest.mark.parametrize("log_scale", [8.0, 720.0])
+def test_an_infinite_scale_is_a_wide_one(runtime, log_scale: float) -> None:
+    """Where it is multiplied by 0, the mean is drawn."""
+    sampler = Sampler(
+        Constant(log_scale), (1, 1, 2), head=LogisticMixture(1, colours=1), image_form="centred"
+    )
+    u = torch.tensor([[0.5, 0.4], [0.5, 0.5], [0.5, 0.6]], dtype=torch.float64)[..., None, None].expand(
+        -1, -1, 1, 2
+    )
+    drawn = [sampler.sample(3, noise=u, temperature=t, runtime=runtime) for t in (1, 1e300, 0)]
+    assert [x[..., 0].flatten().tolist() for x in drawn] == [[0, 153, 255], [0, 153, 255], [153, 153, 153]]
+
+
 @pytest.mark.parametrize("name", ["three colours", "two colours", "a component each", "mostly uniform"])
 def test_known_colours_tell_how_likely_each_component_is(name: str) -> None:
     """Where all have one. Pixels of a batch may have different ones."""
