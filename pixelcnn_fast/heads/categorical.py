@@ -13,7 +13,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.base import HOT, Head
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.heads.values import checked_levels, levels_as_images
+from pixelcnn_fast.heads.values import check_whole, checked_levels, levels_as_images
 from pixelcnn_fast.ops import categorical_nll
 
 Layout = Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"]
@@ -111,6 +111,7 @@ class Categorical(OfLevels):
     probabilities: bool = False
 
     def __post_init__(self) -> None:
+        check_whole("levels", self.levels, 2)
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 

@@ -16,7 +16,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads.base import Head
 from pixelcnn_fast.heads.mixture import Mixture, by_axes
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.heads.values import checked_reals
+from pixelcnn_fast.heads.values import check_whole, checked_reals
 from pixelcnn_fast.image_forms import check_choice
 
 LEAST = 2.0**-54  # a uniform of 0 counts as this: the quantile of 0 is infinite
@@ -73,8 +73,7 @@ class GaussianMixture(OfReals, Mixture):
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, tuple(map("|".join, permutations("cpk"))))
-        if self.components < 1:
-            raise ValueError(f"components is {self.components}: expected 1 or more")
+        check_whole("components", self.components, 1)
 
     @property
     def outputs(self) -> int:

@@ -183,6 +183,8 @@ def test_noise_lies_where_what_is_drawn_with_it_comes_from(name: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="components is 0"):
         GaussianMixture(0)
+    with pytest.raises(ValueError, match="components is 2.5: expected an integer"):
+        GaussianMixture(2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layout is 'cpk'"):
         GaussianMixture(2, "cpk")
     with pytest.raises(ValueError, match="least_scale is 0"):

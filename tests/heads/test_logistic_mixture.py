@@ -495,7 +495,10 @@ def test_another_output_is_refused(head: LogisticMixture, channels: int, message
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(components=0), "components is 0"),
+        (dict(components=0), "components is 0: expected an integer, 1 or more"),
+        (dict(components=2.5), "components is 2.5: expected an integer"),
+        (dict(levels=8.5), "levels is 8.5: expected an integer, 2 or more"),
+        (dict(colours=1.5), "colours is 1.5: expected an integer"),
         (dict(colours=4), "colours is 4: expected 1, 2 or 3"),
         (dict(levels=1), "levels is 1"),
         (dict(layout="c|p|k"), "layout is 'c|p|k', expected one of 'K|c|p|k'"),
