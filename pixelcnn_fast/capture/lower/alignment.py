@@ -273,8 +273,8 @@ def _of_several_shifts(
     shifts = torch.stack([dy, dx], -1)[addresses != 0].unique(dim=0).tolist()
     most = MOST_SHIFTS * max(1, sy // every[0]) * max(1, sx // every[1])
     if not 1 < len(shifts) <= most:
-        channels = elements.channel[0]
-        if bool((channels != channels[:, :1, :1])[addresses[0] != 0].any()):
+        channels, live = elements.channel[0], addresses[0] != 0
+        if bool((channels != channels.where(live, -1).amax((1, 2), keepdim=True))[live].any()):
             raise Unsupported(
                 "it takes another feature at each pixel, such as a function of a level that differs there"
             )
