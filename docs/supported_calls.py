@@ -147,6 +147,11 @@ def in_cells(to_cells: Example, back: Example) -> Example:
     return lambda x: back(to_cells(F.pad(x, (1, 0, 1, 0))))[:, :, :5, :5]
 
 
+def by_cell(x: Tensor) -> Tensor:
+    n, c, height, width = x.shape
+    return x.view(n, c, height // 2, 2, width // 2, 2)
+
+
 def enlarged(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2) + F.interpolate(x, scale_factor=2, mode="nearest-exact")
 
@@ -175,6 +180,13 @@ FEATURES: dict[str, list[Row]] = {
         Row(
             {
                 "avg_pool2d": in_cells(lambda x: F.avg_pool2d(x, 2), enlarged),
+                "x.view(n, c, h, 2, w, 2).mean((3, 5))": in_cells(
+                    lambda x: by_cell(x).mean((3, 5)), enlarged
+                ),
+                "x.view(n, c, h, 2, w, 2).amax((3, 5))": in_cells(
+                    lambda x: by_cell(x).amax((3, 5)), enlarged
+                ),
+                "x[:, :, 1::2, 1::2]": in_cells(lambda x: x[:, :, 1::2, 1::2], enlarged),
                 "interpolate": in_cells(lambda x: F.conv2d(x, SQUARE, stride=2), enlarged),
                 "pixel_unshuffle": in_cells(
                     lambda x: F.pixel_unshuffle(x, 2), lambda x: F.pixel_shuffle(x, 2)
@@ -185,7 +197,8 @@ FEATURES: dict[str, list[Row]] = {
                 ),
             },
             "`interpolate` with the nearest pixel, by a whole factor, up to as many pixels as the image has; "
-            "`avg_pool2d` whose windows all have as many pixels.",
+            "`avg_pool2d` whose windows all have as many pixels. `mean`, `sum`, `amax` and the like take the pixels of "
+            "each cell along both axes at once.",
         ),
         Row(
             {

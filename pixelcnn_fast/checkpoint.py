@@ -82,6 +82,10 @@ def load_port(path: str | os.PathLike[str]) -> PixelCNNpp:
 
     Raises FileNotFoundError and ValueError as ``load`` does. No code in the file is run.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"path is a {type(path).__name__}, expected that of a file: torch.save(model.state_dict(), path) makes one"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
     try:

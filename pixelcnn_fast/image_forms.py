@@ -55,6 +55,10 @@ class Form:
         """What a model gives for images of ``size`` (H, W) -> with axes as of models that take [N, C, H, W]."""
         return output
 
+    def doubt(self, output: Sequence[int], size: tuple[int, int]) -> str:
+        """What to add to a refusal of an output that ``rows_last`` gave, if it could be read otherwise; else ''."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Plain(Form):
@@ -136,6 +140,15 @@ class ChannelsLast(Form):
     def rows_last(self, output: Tensor, size: tuple[int, int]) -> Tensor:
         is_last = output.dim() > 3 and output.shape[1:3] == size
         return output.movedim((1, 2), (-2, -1)) if is_last else output
+
+    def doubt(self, output: Sequence[int], size: tuple[int, int]) -> str:
+        given = (output[0], *size, *output[1:-2])
+        if given[-2:] != size:
+            return ""
+        return (
+            f". Axes of {list(given)} are read as [N, H, W, ...]: if rows and columns come last, pass "
+            "output=lambda x: x.movedim((-2, -1), (1, 2))"
+        )
 
 
 ImageForm: TypeAlias = PlainForm | Normalize | ChannelsLast

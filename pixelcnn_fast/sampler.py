@@ -309,12 +309,15 @@ class Sampler(NotPartOfModel):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
-        images: integer levels [n, C, H, W], or what the head gives; known: bool, broadcasts to
-        the images ([H, W] for one mask). A pixel sees the known pixels before it, never those
-        after it. The rest is as for ``sample``.
+        images: integer levels [n, C, H, W], or what the head gives, also where they are not
+        known; known: bool, broadcasts to the images ([H, W] for one mask). A pixel sees the known
+        pixels before it, never those after it. The rest is as for ``sample``.
         """
         where = self._workplace(arguments.get("device"))
-        values = self._engine.model.checked_images(images).to(where)
+        try:
+            values = self._engine.model.checked_images(images).to(where)
+        except ValueError as error:
+            raise ValueError(f"{error} (at pixels that are not known, too: 0 will do there)") from error
         known = torch.as_tensor(known)
         if self._engine.model.image_form == "codes" and known.dim() == 3:
             known = known[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast import ModelFailed, Sampler, UnknownLayout, check_causal
+from pixelcnn_fast import ModelFailed, Sampler, UnknownLayout, Unsupported, check_causal
 from pixelcnn_fast.heads import Categorical, GaussianMixture
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
@@ -24,6 +24,7 @@ from pixelcnn_fast.image_forms import (
     with_channels,
 )
 from pixelcnn_fast.likelihood import bits_per_dim, nll
+from pixelcnn_fast.nn import MaskedConv2d
 from tests.system.agreement import assert_runtimes_agree
 
 LEVELS = torch.tensor([[[[0, 1, 3], [4, 2, 0]]]])
@@ -182,6 +183,28 @@ def test_models_that_take_made_forms(name: str) -> None:
     by_hand = Sampler(model, (3, 4, 5), runtime="reference", **arguments).sample(2, noise=u)
     for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler)), sampler.refresh()):
         assert torch.equal(other.sample(2, noise=u), by_hand)
+
+
+class RowsLast(nn.Module):
+    """Takes [N, H, W, 1] and gives [N, L, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = MaskedConv2d(1, 5, 3, "A")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x.permute(0, 3, 1, 2))
+
+
+def test_a_square_output_may_be_read_in_two_ways() -> None:
+    model, arguments = RowsLast().double(), dict[str, Any](levels=5, image_form=ChannelsLast("unit"))
+    with pytest.raises(
+        Unsupported, match=r"\[2, 5, 5, 5\] are read as \[N, H, W, ...\]: if rows and columns come"
+    ):
+        Sampler(model, (1, 5, 5), **arguments)
+    assert_runtimes_agree(
+        Sampler(model, (1, 5, 5), output=lambda x: x.movedim((-2, -1), (1, 2)), **arguments)
+    )
 
 
 @pytest.mark.parametrize("output", ["N,H,W,C,L", "N,H,W,L,C", "N,H,W,C*L", "N,H,W,L*C"])

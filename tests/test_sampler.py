@@ -88,6 +88,11 @@ def test_bad_arguments_are_refused(sampler, arguments, message):
         (torch.zeros(2, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool), "integer levels"),
         (torch.ones(2, 2, 4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool), "integer levels"),
         (torch.full((2, 2, 4, 4), 256), torch.ones(4, 4, dtype=torch.bool), "levels span"),
+        (
+            torch.full((2, 2, 4, 4), -1),
+            torch.zeros(4, 4, dtype=torch.bool),
+            "levels span .* not known, too: 0 will",
+        ),
         (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(4, 4), "torch.bool"),
         (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(3, 4, dtype=torch.bool), "broadcast"),
     ],
@@ -111,7 +116,7 @@ def test_bad_construction_is_refused():
     with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):
         Sampler(model, (1, 4, 4), weights="bf16")  # type: ignore[call-arg]  # its old name
     for levels in (0, 1, 257, 512):
-        with pytest.raises(ValueError, match=f"levels is {levels}: expected 2 or more, and at most 256"):
+        with pytest.raises(ValueError, match=f"levels is {levels}: expected .*2 or more"):
             Sampler(model, (1, 4, 4), levels=levels)
     with pytest.raises(ValueError, match="for 32 levels"):
         Sampler(model, (1, 4, 4), levels=32)

@@ -101,7 +101,8 @@ def capture(
                 translation = Translation(recording, shape, own, dtype, device, levels)
             translation.builder.inner_softmaxes = inner_softmaxes
             translation.run((result.slot, parameters.slot), recorder)
-            return translation, recorder, translation.finished(result, parameters, head)
+            doubt = form.doubt(result.at(shape[0])[0], shape[2:])
+            return translation, recorder, translation.finished(result, parameters, head, doubt)
 
     try:
         translation, recorder, program = translated()

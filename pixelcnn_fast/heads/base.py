@@ -46,15 +46,17 @@ class Head(ABC):
     distance_name: ClassVar[str] = "relative difference of log-densities"
     # Its name in program/schema.py's HEADS; None: the compiled runtimes can't draw it.
     native: ClassVar[str | None] = None
-    # The methods that decide what is drawn, and how it is scored.
+    # The methods and constants that decide what is drawn, and how it is scored.
     decisive: ClassVar[tuple[str, ...]] = ("draw", "log_probability")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A subclass with a ``decisive`` method of its own does not inherit ``native`` and ``of_logits``."""
+        """A subclass with a ``decisive`` method, constant or field of its own does not inherit
+        ``native`` and ``of_logits``."""
         super().__init_subclass__(**arguments)
         for name, default in (("native", None), ("of_logits", False)):
-            says_so: Any = next(each for each in cls.__mro__ if name in vars(each))
-            if any(getattr(cls, method) != getattr(says_so, method, None) for method in cls.decisive):
+            says_so = next(each for each in cls.__mro__ if name in vars(each))
+            own = map(vars, cls.__mro__[: cls.__mro__.index(says_so)])
+            if any({*each, *each.get("__annotations__", ())}.intersection(cls.decisive) for each in own):
                 setattr(cls, name, default)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.base import HOT, Head
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.heads.values import checked_levels, levels_as_images
+from pixelcnn_fast.heads.values import check_whole, checked_levels, levels_as_images
 from pixelcnn_fast.ops import categorical_nll
 
 Layout = Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"]
@@ -83,7 +83,7 @@ class OfLevels(Head):
         return torch.maximum(lower - noise, noise - upper).clamp_min(0)
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
-        return categorical_nll(parameters, values)
+        return super().nll(parameters, values) if self.native is None else categorical_nll(parameters, values)
 
 
 def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
@@ -111,6 +111,7 @@ class Categorical(OfLevels):
     probabilities: bool = False
 
     def __post_init__(self) -> None:
+        check_whole("levels", self.levels, 2)
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 

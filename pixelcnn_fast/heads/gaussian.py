@@ -16,7 +16,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads.base import Head
 from pixelcnn_fast.heads.mixture import Mixture, by_axes
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.heads.values import checked_reals
+from pixelcnn_fast.heads.values import check_whole, checked_reals
 from pixelcnn_fast.image_forms import check_choice
 
 LEAST = 2.0**-54  # a uniform of 0 counts as this: the quantile of 0 is infinite
@@ -73,8 +73,7 @@ class GaussianMixture(OfReals, Mixture):
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, tuple(map("|".join, permutations("cpk"))))
-        if self.components < 1:
-            raise ValueError(f"components is {self.components}: expected 1 or more")
+        check_whole("components", self.components, 1)
 
     @property
     def outputs(self) -> int:
@@ -85,7 +84,7 @@ class GaussianMixture(OfReals, Mixture):
         return by_axes(output, self.layout, sizes).flatten(2, 3).permute(0, 1, 3, 4, 2)
 
     def quantile(self, v: Tensor, mean: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
-        return mean + log_scale.exp() * temperature * torch.special.ndtri(v.clamp_min(LEAST))
+        return mean + log_scale.exp() * (temperature * torch.special.ndtri(v.clamp_min(LEAST)))
 
     def score(self, x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
         return -(((x - means) / log_scales.exp()) ** 2) / 2 - log_scales - math.log(2 * math.pi) / 2

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads.mixture import Mixture, by_axes
-from pixelcnn_fast.heads.values import checked_levels, checked_reals, levels_as_images
+from pixelcnn_fast.heads.values import check_whole, checked_levels, checked_reals, levels_as_images
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.ops import logistic_mixture_nll
 
@@ -76,12 +76,10 @@ class LogisticMixture(Mixture):
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, get_args(MixtureLayout))
         check_choice("rounding", self.rounding, get_args(Rounding))
-        if self.components < 1:
-            raise ValueError(f"components is {self.components}: expected 1 or more")
-        if self.colours not in (1, 2, 3):
+        for name, least in (("components", 1), ("levels", 2), ("colours", 1)):
+            check_whole(name, getattr(self, name), least)
+        if self.colours > 3:
             raise ValueError(f"colours is {self.colours}: expected 1, 2 or 3")
-        if self.levels < 2:
-            raise ValueError(f"levels is {self.levels}: expected 2 or more")
         if not 0 <= self.uniform < 1:
             raise ValueError(f"uniform is {self.uniform}: expected a weight, at least 0 and less than 1")
 
@@ -138,7 +136,7 @@ class LogisticMixture(Mixture):
 
     def quantile(self, v: Tensor, mean: Tensor, log_scale: Tensor, temperature: float) -> Tensor:
         inner = ((v - self.uniform) / (1 - self.uniform)).clamp(TAIL, 1 - TAIL)
-        x = mean + log_scale.exp() * temperature * (inner.log() - (-inner).log1p())
+        x = mean + log_scale.exp() * (temperature * (inner.log() - (-inner).log1p()))
         if self.uniform and temperature:
             level = (v * self.levels / self.uniform).floor()
             x = self._of_levels(level).where(v < self.uniform, x)
@@ -177,7 +175,7 @@ class LogisticMixture(Mixture):
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
         self.check_scored()
-        if self.per_colour or self.uniform or self.colours == 2:
+        if self.native is None or self.per_colour or self.uniform or self.colours == 2:
             return super().nll(parameters, values)
         return logistic_mixture_nll(parameters[:, 0].movedim(-1, 1), values, self.components, self.levels)
 

@@ -14,6 +14,8 @@ from pixelcnn_fast.heads.options import SamplingOptions
 
 # The colour to whose mean each coefficient belongs, and the earlier colour that it multiplies.
 PAIRS = ((1, 0), (2, 0), (2, 1))
+# No larger log-scale is drawn with: e^s would be infinite, and NaN times 0, as temperature 0 has it.
+WIDEST_DRAWN = 700.0
 
 
 class Components(NamedTuple):
@@ -56,7 +58,7 @@ class Mixture(Head):
     means_within: tuple[float, float] = (-torch.inf, torch.inf)
     log_scales_within: tuple[float, float] = (-torch.inf, torch.inf)
     distance_name = "bound of the total variation"
-    decisive = (*Head.decisive, "read", "quantile", "score", "numbers", "nearest")
+    decisive = (*Head.decisive, *"read quantile score numbers nearest means_within log_scales_within".split())
 
     @property
     def uniforms(self) -> int:  # type: ignore[override]  # read only, as all of a head is
@@ -110,7 +112,8 @@ class Mixture(Head):
         k = drawing.draw(logits[..., None, :], u, options).expand(v.shape)
         chosen, drawn, x = found.only(k), [], given.clone()
         for colour in range(self.colours):
-            mean, log_scale = (each[..., colour, 0] for each in (chosen.means_given(x), chosen.log_scales))
+            mean = chosen.means_given(x)[..., colour, 0]
+            log_scale = chosen.log_scales[..., colour, 0].clamp_max(WIDEST_DRAWN)
             drawn.append(self.nearest(self.quantile(v[..., colour], mean, log_scale, options.temperature)))
             x[..., colour] = given[..., colour].where(known[..., colour], self.numbers(drawn[-1]))
         return torch.stack(drawn, -1)

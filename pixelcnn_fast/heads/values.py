@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.image_forms import check_levels
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless a head's argument is an integer, and not less than ``least``."""
+    if not (isinstance(value, Integral) and int(value) >= least):
+        raise ValueError(f"{name} is {value!r}: expected an integer, {least} or more")
 
 
 def checked_levels(values: Tensor, levels: int) -> Tensor:

@@ -296,6 +296,10 @@ def test_a_gate_is_two_halves_of_a_convolution_and_steps():
 
 
 REFUSED = {
+    "columns turned, below a row of zeros": (
+        lambda net, h, x, i: net.same(F.pad(h, (0, 0, 1, -1)).flip(3)),
+        "same: .*rearrangement",
+    ),
     "rows in threes": (lambda net, h, x, i: net.same(h[:, :, [2, 1, 0, 4, 3]]), "same: .*rearrangement"),
     "flipped": (lambda net, h, x, i: net.same(h.flip(3)), "flipped"),
     "rows with columns": (

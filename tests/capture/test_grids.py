@@ -158,6 +158,29 @@ def unshuffled(net: Net, h: Tensor) -> Tensor:
     return F.pixel_shuffle(net.layers[0](cells), 2)
 
 
+def unshuffled_below(net: Net, h: Tensor) -> Tensor:
+    """All of a cell's pixels, one row of cells later: of two rows of cells, the first sees none."""
+    cells = F.pixel_unshuffle(below(h, 2), 2)
+    return F.pixel_shuffle(torch.tanh(net.layers[0](cells)), 2)
+
+
+def largest_below(net: Net, h: Tensor) -> Tensor:
+    cells = below(h, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return F.interpolate(cells.amax((3, 5)), scale_factor=2)
+
+
+def mean_below(net: Net, h: Tensor) -> Tensor:
+    cells = below(h, 2).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return F.interpolate(cells.mean((3, 5)), scale_factor=2)
+
+
+def sliced_below(net: Net, h: Tensor) -> Tensor:
+    """One pixel of each cell, taken as it is and repeated."""
+    x = below(F.pad(h, (0, h.shape[3] % 2, 0, h.shape[2] % 2)), 2)
+    enlarged = x[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return like(enlarged, h) + like(F.interpolate(x[:, :, 1::2, 1::2], scale_factor=2), h)
+
+
 def residual_of_cells(net: Net, h: Tensor) -> Tensor:
     """A norm over each cell's channels, a gate, and a layer that looks at cells around, but not at later ones."""
     c = net.layers[0](earlier(h, 2, 2))
@@ -230,6 +253,23 @@ def test_all_runtimes_draw_what_the_model_draws(name: str, size: tuple[int, int]
     built = sampler(network(name), size)
     assert any(i.instruction.every != (1, 1) for i in built._engine.require_compiled().program.instructions)
     assert_runtimes_agree(built, batch_sizes=(2,))
+
+
+@pytest.mark.parametrize(
+    ("middle", "size"),
+    [
+        (unshuffled_below, (4, 8)),
+        (largest_below, (4, 4)),
+        (mean_below, (4, 8)),
+        (mean_below, (8, 6)),
+        (sliced_below, (4, 4)),
+        (sliced_below, (7, 5)),
+    ],
+)
+def test_cells_are_seen_one_row_of_them_later(middle: Middle, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    net = Net(middle, conv(1, 1, of=4 * HIDDEN, to=4 * HIDDEN)).double().eval()
+    assert_runtimes_agree(sampler(net, size), batch_sizes=(2,))
 
 
 def test_likelihoods_completions_and_other_weights_are_the_model_s() -> None:

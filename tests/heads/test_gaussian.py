@@ -83,6 +83,13 @@ def test_a_draw_is_the_formula(name: str, temperature: float) -> None:
     assert head.draw(p, u, SamplingOptions(), none, none.bool()).isfinite().all()
 
 
+def test_an_infinite_scale_times_zero_gives_the_mean() -> None:
+    p, u = torch.tensor([0, 0.2, 720], dtype=torch.float64), torch.tensor([0.5, 0.7], dtype=torch.float64)
+    none = torch.zeros(1)
+    drawn = GaussianMixture(1).draw(p, u, SamplingOptions(temperature=0), none, none.bool())
+    torch.testing.assert_close(drawn, torch.tensor([0.2]))
+
+
 def test_masses_of_whole_distances_sum_to_one() -> None:
     """However narrow or wide, also far out, where a difference of cumulative probabilities would be 0."""
     p = torch.tensor([[0.3, -1.0], [0.3, 0.2], [-4.7, 3.0]], dtype=torch.float64)
@@ -176,6 +183,8 @@ def test_noise_lies_where_what_is_drawn_with_it_comes_from(name: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="components is 0"):
         GaussianMixture(0)
+    with pytest.raises(ValueError, match="components is 2.5: expected an integer"):
+        GaussianMixture(2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layout is 'cpk'"):
         GaussianMixture(2, "cpk")
     with pytest.raises(ValueError, match="least_scale is 0"):

@@ -3,7 +3,7 @@ layouts and variants of published models, and how far apart two mixtures are."""
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -195,6 +195,31 @@ def test_a_draw_is_the_formula(name: str, temperature: float) -> None:
         assert found.abs().max() <= 1 and found.unique().numel() > 20
 
 
+class Constant(nn.Module):
+    """Each pixel has one component: a mean of 0.2, and e to the log-scale for its scale."""
+
+    def __init__(self, log_scale: float) -> None:
+        super().__init__()
+        self.parameters_of = nn.Parameter(torch.tensor([0, 0.2, log_scale])[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parameters_of + 1e-3 * F.pad(x, (1, -1))
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+@pytest.mark.parametrize("log_scale", [8.0, 720.0])
+def test_an_infinite_scale_is_a_wide_one(runtime, log_scale: float) -> None:
+    """Where it is multiplied by 0, the mean is drawn."""
+    sampler = Sampler(
+        Constant(log_scale), (1, 1, 2), head=LogisticMixture(1, colours=1), image_form="centred"
+    )
+    u = torch.tensor([[0.5, 0.4], [0.5, 0.5], [0.5, 0.6]], dtype=torch.float64)[..., None, None].expand(
+        -1, -1, 1, 2
+    )
+    drawn = [sampler.sample(3, noise=u, temperature=t, runtime=runtime) for t in (1, 1e300, 0)]
+    assert [x[..., 0].flatten().tolist() for x in drawn] == [[0, 153, 255], [0, 153, 255], [153, 153, 153]]
+
+
 @pytest.mark.parametrize("name", ["three colours", "two colours", "a component each", "mostly uniform"])
 def test_known_colours_tell_how_likely_each_component_is(name: str) -> None:
     """Where all have one. Pixels of a batch may have different ones."""
@@ -372,6 +397,15 @@ class Rescaled(LogisticMixture):
         return super().score(x, means, log_scales + 1)
 
 
+class Wide(LogisticMixture):
+    log_scales_within = (-2.0, torch.inf)
+
+
+@dataclass(frozen=True, repr=False)
+class OfWidth(LogisticMixture):
+    log_scales_within: tuple[float, float] = LogisticMixture.log_scales_within
+
+
 @needs_native
 def test_what_scores_in_another_way_is_drawn_in_python() -> None:
     assert sampler_of(HEADS["two colours"])._engine.auto == "cpu"
@@ -379,6 +413,16 @@ def test_what_scores_in_another_way_is_drawn_in_python() -> None:
     assert sampler._engine.auto == "eager"
     with pytest.raises(RuntimeError, match="Rescaled.* is drawn in Python only: use runtime 'eager'"):
         sampler.sample(1, runtime="cpu")
+    assert Wide.native is OfWidth.native is None
+
+
+@pytest.mark.parametrize("head", [Rescaled(K), Wide(K), OfWidth(K, log_scales_within=(-2.0, torch.inf))])
+def test_what_scores_in_another_way_has_that_likelihood(head: LogisticMixture) -> None:
+    p, values = parameters(head, 2, 1, 1, 3), levels_of(head, 6).view(2, 1, 3, 3).permute(0, 3, 1, 2)
+    of_pixels = values.permute(0, 2, 3, 1)[:, None]
+    expected = -head.log_probability(p, of_pixels).flatten(1).sum(1)
+    torch.testing.assert_close(head.nll(p, values), expected)
+    assert (head.nll(p, values) - LogisticMixture(K).nll(p, values)).abs().min() > 0.1
 
 
 @needs_native
@@ -451,7 +495,10 @@ def test_another_output_is_refused(head: LogisticMixture, channels: int, message
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(components=0), "components is 0"),
+        (dict(components=0), "components is 0: expected an integer, 1 or more"),
+        (dict(components=2.5), "components is 2.5: expected an integer"),
+        (dict(levels=8.5), "levels is 8.5: expected an integer, 2 or more"),
+        (dict(colours=1.5), "colours is 1.5: expected an integer"),
         (dict(colours=4), "colours is 4: expected 1, 2 or 3"),
         (dict(levels=1), "levels is 1"),
         (dict(layout="c|p|k"), "layout is 'c|p|k', expected one of 'K|c|p|k'"),

@@ -282,6 +282,8 @@ def test_a_head_that_scores_in_its_own_way_is_not_taken_for_its_parent() -> None
     )
     assert torch.equal(images, same)
     torch.testing.assert_close(own, parent - 9, rtol=1e-5, atol=1e-4)
+    scored = Sampler(model, (1, 3, 3), head=ScoresInItsOwnWay(256)).log_prob(images)
+    torch.testing.assert_close(scored, own, rtol=1e-5, atol=1e-4)
 
 
 @needs_native

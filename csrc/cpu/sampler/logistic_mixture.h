@@ -14,7 +14,7 @@ namespace pcf::cpu {
 template <class T>
 class LogisticMixture {
   static constexpr int kMostColours = 3;
-  static constexpr double kTail = 1e-5, kLeastLogScale = -7;
+  static constexpr double kTail = 1e-5, kLeastLogScale = -7, kWidestDrawn = 700;
 
  public:
   LogisticMixture(const Head& head, const Job& job)
@@ -87,8 +87,9 @@ class LogisticMixture {
     if (v < head_.uniform && temperature > 0)
       return std::min(of_level(std::floor(v * head_.levels / head_.uniform)), 1.);
     const double inner = std::clamp((v - head_.uniform) / (1 - head_.uniform), kTail, 1 - kTail);
-    const double x = mean + std::exp(log_scale) * temperature * (std::log(inner) - std::log1p(-inner));
-    return std::min(1., std::max(-1., x));  // -1 if it is NaN, where an infinite scale is multiplied by 0
+    const double by =
+        std::exp(std::min(log_scale, kWidestDrawn)) * (temperature * (std::log(inner) - std::log1p(-inner)));
+    return std::clamp(mean + by, -1., 1.);
   }
 
   static double logistic(double z) { return 1 / (1 + std::exp(-z)); }

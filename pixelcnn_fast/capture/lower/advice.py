@@ -23,8 +23,9 @@ REFUSED = [
     Refused(
         "max_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate(x,mode='bilinear') grid_sample",
         "They are no sums, or sums that differ from pixel to pixel.",
-        "`max_pool2d` is the `maximum` of maps that are shifted by `pad` and a slice; to average and to enlarge, there "
-        "are `avg_pool2d`, `interpolate` with the nearest pixel, and `conv2d` and `conv_transpose2d` with a stride.",
+        "`max_pool2d` of whole cells, such as `max_pool2d(x, 2)`, is `x.view(n, c, h, 2, w, 2).amax((3, 5))`, and of "
+        "others the `maximum` of maps that are shifted by `pad` and a slice; to average and to enlarge, there are "
+        "`avg_pool2d`, `interpolate` with the nearest pixel, and `conv2d` and `conv_transpose2d` with a stride.",
     ),
     Refused(
         "conv3d",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Map, OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.grids import WHOLE, Every
+from pixelcnn_fast.program.grids import WHOLE, Every, count
 
 MOST_SHIFTS = 3  # of the pixels of one map, such as one that is padded with its own columns
 
@@ -52,7 +52,10 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
         for dim in sorted(dims, key=lambda dim: dim != usual[axis]):
-            if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
+            fits = addresses.shape[dim] == size or (
+                axis > 0 and dim == usual[axis]
+            )  # there, of a coarser grid
+            if spatial[axis] < 0 and 1 < addresses.shape[dim] <= size and fits and dim not in spatial:
                 if bool((live.sum(dim) <= 1).all()):
                     spatial[axis] = dim
     return spatial, [dim for dim in dims if dim not in spatial]
@@ -146,11 +149,16 @@ def grid_of(space: AddressSpace, *maps: Map) -> Every:
                     steps += _step(*line, every)
     if not grids:
         return WHOLE
-    # Where there is one row, or column, each grid has it.
-    rows, columns = (
-        steps[0] if steps else min(own) for steps, own in zip(told, zip(*grids, strict=True), strict=True)
-    )
+    axes = zip(told, zip(*grids, strict=True), maps[0].shape[2:], space.grid, strict=True)
+    rows, columns = (steps[0] if steps else _coarsened(min(own), *sizes) for steps, own, *sizes in axes)
     return rows, columns
+
+
+def _coarsened(every: int, many: int, size: int) -> int:
+    """The least multiple of a grid that has so many rows, or columns, in an image with
+    ``size`` of them, for a map in which all others are zero. Where there is one, each grid has it."""
+    fitting = (each for each in range(every, size, every) if count(size, each) == many > 1)
+    return next(fitting, every)
 
 
 def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
@@ -265,8 +273,8 @@ def _of_several_shifts(
     shifts = torch.stack([dy, dx], -1)[addresses != 0].unique(dim=0).tolist()
     most = MOST_SHIFTS * max(1, sy // every[0]) * max(1, sx // every[1])
     if not 1 < len(shifts) <= most:
-        channels = elements.channel[0]
-        if bool((channels != channels[:, :1, :1])[addresses[0] != 0].any()):
+        channels, live = elements.channel[0], addresses[0] != 0
+        if bool((channels != channels.where(live, -1).amax((1, 2), keepdim=True))[live].any()):
             raise Unsupported(
                 "it takes another feature at each pixel, such as a function of a level that differs there"
             )

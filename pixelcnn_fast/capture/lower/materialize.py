@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import torch
@@ -18,12 +19,37 @@ IMAGELESS = (Constant, OfCondition)
 
 
 def windowed(b: Builder, x: Map) -> Map:
-    """The same map, [N, C, h, w], where windows of values with other frames have become values with whole ones."""
-    others = [
-        s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)
-    ]
-    if not others:
+    """The same map, [N, C, h, w], where windows of values with other frames have become values with whole ones,
+    and rows and columns that are enlarged, but lie apart, a value on their grid."""
+    values = [s for s in x.sources if isinstance(b.space.sources[s], Value)]
+    if others := [s for s in values if not b.space.has_whole_frame(s)]:
+        x = _in_windows(b, x, others)
+    if x.window is None and x.source is None:
+        for s in x.sources:
+            x = _thinned(b, x, s) if isinstance(b.space.sources[s], Value) else x
+    return x
+
+
+def _thinned(b: Builder, x: Map, s: int) -> Map:
+    """Such as x[:, :, ::2, ::2] enlarged: what a value has at rows and columns that lie apart, several times."""
+    here = b.space.source_of(x.addresses) == s
+    own = x.addresses[here]
+    _, image, channel, *pixel = b.space.decode(own)
+    lines = [index.bincount().nonzero()[:, 0] for index in pixel]
+    apart = [math.gcd(*each.diff().tolist()) or 1 for each in lines]
+    if apart == [1, 1] or len(own.unique()) == len(own):
         return x
+    first = [int(each[0]) % by for each, by in zip(lines, apart, strict=True)]
+    rows, columns = (slice(at, None, by) for at, by in zip(first, apart, strict=True))
+    every = b.space.every(s)
+    thin = gathered(b, b.map(b.space.of(s)[:, :, rows, columns]), (every[0] * apart[0], every[1] * apart[1]))
+    y, x_ = ((index - at) // by for index, at, by in zip(pixel, first, apart, strict=True))
+    addresses = x.addresses.clone()
+    addresses[here] = b.space.at(thin, image, channel, y, x_)
+    return b.map(addresses)
+
+
+def _in_windows(b: Builder, x: Map, others: list[int]) -> Map:
     addresses, elements = x.addresses.clone(), b.space.decode(x.addresses)
     for s in others:
         here = elements.source == s

@@ -315,8 +315,8 @@ class Translation(LoweringContext):
                 own = result if result.window is not None else self.builder.map(result.addresses.clone())
                 self.storages[view.slot] = ShadowStorage(view, self.n, own)
 
-    def finished(self, returned: View, output: View, head: Head) -> Program:
-        """The program of a model of whose result the head reads ``output``."""
+    def finished(self, returned: View, output: View, head: Head, doubt: str = "") -> Program:
+        """The program of a model of whose result the head reads ``output``. doubt: what to add if it can't."""
         if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         for kind in KINDS:  # the last call may show that the head misreads it
@@ -342,7 +342,7 @@ class Translation(LoweringContext):
         try:
             last = gathered(self.builder, self.builder.map(parameters.flatten(1, 2)), WHOLE)
         except Unsupported as error:
-            raise Unsupported(f"cannot sample from this model: its output: {error}") from None
+            raise Unsupported(f"cannot sample from this model: its output: {error}{doubt}") from None
         result = self.builder.out(last)
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Runtimes do not keep logits for other instructions to read.

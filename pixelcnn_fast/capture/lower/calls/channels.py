@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.lower.alignment import placed
+from pixelcnn_fast.capture.lower.alignment import placed, standard
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
@@ -178,7 +179,7 @@ def _one_by_one(b: Builder, kind: str, elements: Tensor) -> Map:
 def _sum(
     b: Builder, x: Map, dims: Any = None, keepdim: bool = False, *, mean: bool = False, dtype: Any = None
 ) -> Map:
-    """Sums or averages a pixel's channels, or axes along which maps are stacked."""
+    """Sums or averages a pixel's channels, axes along which maps are stacked, or a cell's pixels."""
     elements, shape = _together(x, dims, keepdim)
     count = elements.shape[-1]
     scale = 1 / count if mean else 1.0
@@ -192,10 +193,32 @@ def _sum(
         try:
             total = _product(b, b.map(elements), matrix)
         except Unsupported:
-            raise Unsupported(
-                "only the channels of a pixel may be summed, and pixels lie along these axes"
-            ) from None
+            total = _of_cells(b, elements, scale)
     return b.map(total.addresses.reshape(shape))
+
+
+def _of_cells(b: Builder, elements: Tensor, scale: float) -> Map:
+    """The sum over the last axis, along which the pixels of each cell lie, times ``scale``."""
+    parts = elements.unbind(-1) if elements.shape[-1] <= MOST_PARTS else []
+    found = list[tuple[Tensor, Callable[[Tensor], Tensor]]]()
+    with suppress(Unsupported):
+        found = [standard(b.space, materialised(b, windowed(b, b.map(part))).addresses) for part in parts]
+    shapes = {(*arranged.shape,) for arranged, _ in found}
+    (_, channels, *frame), *others = shapes or {(0, 0, 1, 1)}
+    if (
+        not channels
+        or others
+        or any(many == 1 < whole for many, whole in zip(frame, b.space.grid, strict=True))
+    ):
+        raise Unsupported(
+            "only the channels of a pixel, or the pixels of each cell, may be summed, and other pixels lie along "
+            "these axes"
+        )
+    weights = scale * torch.eye(channels, dtype=b.dtype, device=b.device)[None]
+    maps, back = [b.map(arranged) for arranged, _ in found], found[0][1]
+    every = b.every(*maps)
+    total = b.convolution(maps, [(0, 0)], weights, None, every, every, (frame[0], frame[1]))
+    return b.map(back(total.addresses))
 
 
 def _cumsum(b: Builder, x: Map, dim: int, *, dtype: Any = None) -> Map:
