@@ -29,7 +29,7 @@ struct PackedStep : Step {
 // What an instruction finds at the pixels of a lattice: the runs and operands that are not there are zero.
 struct Part {
   Lattice where;
-  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {};
+  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {}, runs = {};  // runs: both
   bool has_value = true;                // what a pointwise instruction starts from
   std::vector<bool> has_operands = {};  // by step
 };
@@ -62,6 +62,14 @@ struct Stage {
   std::vector<int> by_rows, scans;
 };
 
+// Instructions begin ... end - 1, of which nothing needs drawing in a row that is known: one, or a loop, in which they
+// read what later ones computed at pixels before, so that it goes through the row pixel by pixel.
+struct KnownStage {
+  int begin, end;
+  bool is_loop;
+  int rows;  // how many of the rows before the first that is drawn are needed of them
+};
+
 // What is computed of an instruction where its turn has come: for a whole row, or at a pixel.
 template <class T>
 struct Visit {
@@ -81,6 +89,7 @@ class PackedProgram {
     const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
+    set_known_stages(program);
     set_visits(program);
     count_work(program);
   }
@@ -89,6 +98,8 @@ class PackedProgram {
   std::vector<PackedInstruction<T>> instructions;
   std::vector<const PackedInstruction<T>*> inputs, outputs;
   std::vector<Stage> before_row, after_row;       // before_row: empty if there are no scans, when no stages are needed
+  std::vector<KnownStage> known_stages;           // of a row that is known
+  bool is_recurrent = false;                      // whether one reads what is computed after it, at pixels before
   Lattice cell;                                   // tells which pixels exist in all values
   std::vector<std::vector<Visit<T>>> row_visits;  // by row of the cell
   std::vector<std::vector<std::vector<Visit<T>>>> pixel_visits;  // by place in the cell, and by draws that come before
@@ -199,6 +210,8 @@ class PackedProgram {
         if (finds(where, run.source, run.dy, run.dx)) part.row_runs.push_back(&run);
       for (const auto& run : p.pixel_runs)
         if (finds(where, run.source, run.dy, run.dx)) part.pixel_runs.push_back(&run);
+      part.runs = part.row_runs;
+      part.runs.insert(part.runs.end(), part.pixel_runs.begin(), part.pixel_runs.end());
       part.has_value = p.value < 0 || finds(where, p.value, p.dy, p.dx);
       for (const auto& s : p.steps) {
         part.has_operands.push_back(!reads_value(s) || finds(where, s.operand, s.dy, s.dx));
@@ -229,6 +242,37 @@ class PackedProgram {
       (in_scan(instructions[begin]) ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
     }
     return stages;
+  }
+
+  void set_known_stages(const Program& program) {
+    constexpr int kAll = 1 << 30;
+    std::vector<int> producer(program.storage.size()), needed(program.storage.size());
+    for (size_t k = 0; k < instructions.size(); k++) producer[instructions[k].out] = k;
+    for (size_t begin = 0, end; begin < instructions.size(); begin = end) {
+      end = begin + 1;
+      bool is_loop = false;
+      for (size_t k = begin; k < end; k++)
+        for_each_read(instructions[k], [&](int value, int dy, int) {
+          if (dy != 0 || producer[value] < static_cast<int>(k)) return;
+          is_loop = true, end = std::max<size_t>(end, producer[value] + 1);
+        });
+      known_stages.push_back({static_cast<int>(begin), static_cast<int>(end), is_loop, 0});
+    }
+    for (auto stage = known_stages.rbegin(); stage != known_stages.rend(); stage++) {
+      for (int k = stage->begin; k < stage->end; k++) stage->rows = std::max(stage->rows, needed[instructions[k].out]);
+      for (int k = stage->begin; k < stage->end; k++)
+        for_each_read(instructions[k], [&](int value, int dy, int) {
+          if (producer[value] >= stage->begin) is_recurrent = true;
+          if (producer[value] >= stage->begin && dy != 0) stage->rows = kAll;  // the rows above, and so on
+        });
+      for (int k = stage->begin; k < stage->end; k++)
+        for_each_read(instructions[k], [&](int value, int dy, int) {
+          needed[value] = std::max(needed[value], std::min(stage->rows - dy, kAll));
+        });
+    }
+    std::erase_if(known_stages, [&](const KnownStage& s) {
+      return reads_image(instructions[s.begin]) || instructions[s.begin].is_output;
+    });
   }
 
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts
