@@ -183,8 +183,8 @@ class Evaluation {
 
   // -- locations in memory
 
-  // The m-th image of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
-  // of the span in its row lies `step` elements further on.
+  // The m-th image of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next
+  // pixel of the span in its row lies `step` elements further on.
   template <class E, class First>
   void tabulate(Table<E>& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
     E** next = table.data();

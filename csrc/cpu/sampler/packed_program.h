@@ -30,8 +30,8 @@ struct PackedStep : Step {
 struct Part {
   Lattice where;
   std::vector<const PackedRun*> row_runs = {}, pixel_runs = {}, runs = {};  // runs: both
-  bool has_value = true;                // what a pointwise instruction starts from
-  std::vector<bool> has_operands = {};  // by step
+  bool has_value = true;                                                    // what a pointwise instruction starts from
+  std::vector<bool> has_operands = {};                                      // by step
 };
 
 // An instruction whose runs and steps have their own copies of what the program only borrows.
@@ -246,33 +246,34 @@ class PackedProgram {
 
   void set_known_stages(const Program& program) {
     constexpr int kAll = 1 << 30;
-    std::vector<int> producer(program.storage.size()), needed(program.storage.size());
-    for (size_t k = 0; k < instructions.size(); k++) producer[instructions[k].out] = k;
-    for (size_t begin = 0, end; begin < instructions.size(); begin = end) {
-      end = begin + 1;
-      bool is_loop = false;
-      for (size_t k = begin; k < end; k++)
+    std::vector<int> producer(program.storage.size(), -1), needed(program.storage.size());
+    for (size_t k = 0; k < instructions.size(); k++)
+      if (!reads_image(instructions[k])) producer[instructions[k].out] = k;  // else it is there
+    for (int begin = 0, end; begin < static_cast<int>(instructions.size()); begin = end) {
+      KnownStage stage{begin, begin + 1, false, 0};
+      for (int k = begin; k < stage.end; k++)
         for_each_read(instructions[k], [&](int value, int dy, int) {
-          if (dy != 0 || producer[value] < static_cast<int>(k)) return;
-          is_loop = true, end = std::max<size_t>(end, producer[value] + 1);
+          if (dy == 0 && producer[value] >= k)
+            stage.is_loop = true, stage.end = std::max(stage.end, producer[value] + 1);
         });
-      known_stages.push_back({static_cast<int>(begin), static_cast<int>(end), is_loop, 0});
+      end = stage.end;
+      if (!reads_image(instructions[begin])) known_stages.push_back(stage);
     }
-    for (auto stage = known_stages.rbegin(); stage != known_stages.rend(); stage++) {
-      for (int k = stage->begin; k < stage->end; k++) stage->rows = std::max(stage->rows, needed[instructions[k].out]);
-      for (int k = stage->begin; k < stage->end; k++)
-        for_each_read(instructions[k], [&](int value, int dy, int) {
-          if (producer[value] >= stage->begin) is_recurrent = true;
-          if (producer[value] >= stage->begin && dy != 0) stage->rows = kAll;  // the rows above, and so on
-        });
-      for (int k = stage->begin; k < stage->end; k++)
-        for_each_read(instructions[k], [&](int value, int dy, int) {
-          needed[value] = std::max(needed[value], std::min(stage->rows - dy, kAll));
-        });
-    }
-    std::erase_if(known_stages, [&](const KnownStage& s) {
-      return reads_image(instructions[s.begin]) || instructions[s.begin].is_output;
-    });
+    const auto set_rows = [&](KnownStage& stage) {
+      const auto each_read = [&](const auto& f) {
+        for (int k = stage.begin; k < stage.end; k++) for_each_read(instructions[k], f);
+      };
+      for (int k = stage.begin; k < stage.end; k++) stage.rows = std::max(stage.rows, needed[instructions[k].out]);
+      each_read([&](int value, int dy, int) {
+        if (producer[value] >= stage.begin) is_recurrent = true;
+        if (producer[value] >= stage.begin && dy != 0) stage.rows = kAll;  // the rows above, and so on
+      });
+      each_read(
+          [&](int value, int dy, int) { needed[value] = std::max(needed[value], std::min(stage.rows - dy, kAll)); });
+    };
+    for (int times = 0; times < 2; times++)  // a recurrence needs what comes after it
+      std::for_each(known_stages.rbegin(), known_stages.rend(), set_rows);
+    std::erase_if(known_stages, [&](const KnownStage& s) { return instructions[s.begin].is_output; });
   }
 
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts
