@@ -184,7 +184,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="components is 0"):
         GaussianMixture(0)
     with pytest.raises(ValueError, match="components is 2.5: expected an integer"):
-        GaussianMixture(2.5)  # type: ignore[arg-type]
+        GaussianMixture(2.5)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="layout is 'cpk'"):
         GaussianMixture(2, "cpk")
     with pytest.raises(ValueError, match="least_scale is 0"):

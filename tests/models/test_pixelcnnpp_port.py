@@ -142,7 +142,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         checkpoint.load_port(path)
     state = port(weight_norm).state_dict()
     with pytest.raises(ValueError, match=r"path is a.*Dict, expected that of a file: torch\.save"):
-        checkpoint.load_port(state)  # type: ignore[arg-type]
+        checkpoint.load_port(state)  # type: ignore[arg-type]  # wrong on purpose
     others: list[tuple[Any, str]] = [
         ({"epoch": 3, "state_dict": state}, "it is no state dict"),
         (PixelCNN(3, 4, 1).state_dict(), "no state dict of the port's PixelCNN, which has 'u_init.weight_v'"),

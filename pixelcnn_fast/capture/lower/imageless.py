@@ -163,12 +163,12 @@ class Imageless:
 
         before, after = result(lambda x: x), result(lambda x: x.roll(1, 0))
 
-        def moved(split: tuple[int, int], images: int) -> float:
+        def moved(split: tuple[int, int], images: int) -> Tensor:
             """How far off it is that the images lie there; not by nothing, where rows of a product are rounded."""
             expected = before.unflatten(axis, split).roll(1, images).flatten(axis, axis + 1)
-            return float((expected.double() - after.double()).abs().nan_to_num().max())
+            return (expected.double() - after.double()).abs().nan_to_num().max()
 
-        return moved((times, n), axis + 1) <= moved((n, times), axis)
+        return bool(moved((times, n), axis + 1) <= moved((n, times), axis))
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
         """Adds a call on conditions whose result is contiguous, batch first -> the result."""
