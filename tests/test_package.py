@@ -91,7 +91,8 @@ def test_the_version_is_the_same_everywhere(file: str, line: str) -> None:
     assert found and found[1] == pixelcnn_fast.__version__
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+@pytest.mark.parametrize("file", ["*.md", "docs/*.md", "pixelcnn_fast/data/*.md"])
 def test_relative_links_lead_somewhere(file: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / file).read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for page in ROOT.glob(file):
+        links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == [], page

@@ -161,9 +161,10 @@ struct Result {
   std::vector<double> log_probability;
 };
 
+// known: which of the levels given, or of levels 3, are known; the logits are asked for unless some are given.
 template <class T>
 Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const pcf::cpu::Schedule& schedule,
-                 const std::vector<uint8_t>* known) {
+                 const std::vector<uint8_t>* known, const std::vector<int32_t>* given = nullptr) {
   std::mt19937 random(11);
   std::uniform_real_distribution<double> uniform(0, 1);
   std::vector<double> noise(16 * kSubPixels);
@@ -173,17 +174,19 @@ Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const 
   for (T& c : map) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels),
                    std::vector<double>(images * kSubPixels)};
+  if (given) result.levels = *given;
   pcf::Job job{images,
                result.levels.data(),
                known ? known->data() : nullptr,
                noise.data() + first * kSubPixels,
                {condition.data() + first * 33, map.data() + first * kMap},
                {0.9, 5, 0.8},
-               result.logits.data(),
+               given ? nullptr : result.logits.data(),
                result.log_probability.data()};
   int rows = 0;
   const int left = sampler.run(job, schedule, [&](int) { rows++; });
-  if (!schedule.fewer_at.empty() && schedule.threads > 1) require(left < schedule.threads, "threads leave when told");
+  const bool may_stay = given || schedule.fewer_at.empty();  // what is known is not stepped through
+  if (!may_stay && schedule.threads > 1) require(left < schedule.threads, "threads leave when told");
   require(rows == kHeight, "on_row is called once a row");
   return result;
 }
@@ -256,6 +259,11 @@ void check(pcf::WeightFormat format, const char* isa, int draws, const Cuts& cut
             require(std::equal(part.log_probability.begin(), part.log_probability.end(),
                                whole.log_probability.begin() + kSubPixels),
                     "and as probable");
+            std::vector<uint8_t> known(size * kSubPixels);
+            for (int i = 0; i < size * kSubPixels; i++)
+              known[i] = i % (kHeight * kWidth) < (1 + size % (kHeight - 1)) * kWidth;
+            require(sample<T>(*sampler, size, 1, schedule, &known, &part.levels).levels == part.levels,
+                    "what is below known rows is drawn as if they had been");
           }
         }
     check_ends<T>(*sampler, 3);

@@ -355,3 +355,14 @@ def test_random_networks_by_random_schedules(seed, monkeypatch, four_threads):
     for _ in range(12):
         found = scheduled(runtime, pick, monkeypatch, draw)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    images = expected[0]
+    for _ in range(6):
+        of = [picking.randrange(3) for _ in range(5)]  # some are alike where they are known
+        known = torch.zeros(model.shape, dtype=torch.bool)
+        known[:, : picking.randint(1, model.shape[1])] = True
+
+        def complete(of=of, known=known):
+            given = {"noise": noise[of], "condition": condition[of]}
+            return sampler.complete(images[of], known, labels[of], **given, runtime="cpu")
+
+        assert torch.equal(scheduled(runtime, pick, monkeypatch, complete), images[of])

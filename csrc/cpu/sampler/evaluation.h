@@ -1,6 +1,9 @@
 // Evaluates instructions at the pixels of a span, in all images of a group; each thread its share of the channels.
 #pragma once
 
+#include <cstring>
+#include <numeric>
+
 #include "cpu/sampler/team.h"
 #include "cpu/sampler/workspace.h"
 
@@ -32,6 +35,48 @@ class ImageValues {
     return true;
   }
 
+  // The rows from the first on that are known in all images, if nothing else is asked of them.
+  int known_rows() const {
+    if (!job_.known || job_.parameters) return 0;
+    const auto is_known = [&](int y) {
+      for (int m = 0; m < job_.images; m++)
+        for (int c = 0; c < program_.image_channels; c++)
+          for (int x = 0; x < program_.width; x++)
+            if (!job_.known[sub_pixel(m, c, y, x)]) return false;
+      return true;
+    };
+    int rows = 0;
+    while (rows < program_.height && is_known(rows)) rows++;
+    return rows;
+  }
+
+  // For each image, the first one that is alike in so many rows, and in its conditions.
+  template <class T>
+  std::vector<int> alike(int rows) const {
+    std::vector<int> order(job_.images), first(job_.images);
+    std::iota(order.begin(), order.end(), 0);
+    const auto compared = [&](int a, int b) {
+      int found = 0;
+      const auto compare = [&](const void* array, int64_t apart, int64_t bytes) {
+        const char* data = static_cast<const char*>(array);
+        if (found == 0) found = std::memcmp(data + a * apart, data + b * apart, bytes);
+      };
+      const int64_t channel = pixels() * kValueBytes, known = int64_t{rows} * program_.width * kValueBytes;
+      for (int c = 0; c < program_.image_channels; c++)
+        compare(static_cast<const char*>(job_.values) + c * channel, program_.image_channels * channel, known);
+      for (size_t k = 0; k < job_.conditions.size(); k++) {
+        const auto& [channels, varies_over_pixels] = program_.conditions[k];
+        const int64_t bytes = (varies_over_pixels ? pixels() : 1) * channels * static_cast<int64_t>(sizeof(T));
+        compare(job_.conditions[k], bytes, bytes);
+      }
+      return found;
+    };
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return compared(a, b) < 0; });
+    for (int k = 0; k < job_.images; k++)
+      first[order[k]] = k > 0 && compared(order[k - 1], order[k]) == 0 ? first[order[k - 1]] : order[k];
+    return first;
+  }
+
   // Whether a draw has nothing to do at a span of one column.
   bool all_known(const Span& span, int draw) const {
     if (!job_.known) return false;
@@ -53,14 +98,17 @@ class Evaluation {
   using Runs = std::vector<const PackedRun*>;
 
  public:
-  Evaluation(const Program& program, const PackedProgram<T>& packed, const Schedule& schedule, const Job& job)
-      : workspace(program, packed, schedule, job.images), values(program, job), program_(program), p_(packed),
-        schedule_(schedule), job_(job), n_(job.images) {}
+  // images: the numbers of those of the job that it works on.
+  Evaluation(const Program& program, const PackedProgram<T>& packed, const Schedule& schedule, const Job& job,
+             const Workspace<T>& workspace, int first_row, std::vector<int> images)
+      : workspace(workspace), values(program, job), first_row(first_row), program_(program), p_(packed),
+        schedule_(schedule), job_(job), images_(std::move(images)), n_(images_.size()) {}
 
-  const Workspace<T> workspace;
+  const Workspace<T>& workspace;
   const ImageValues values;
+  const int first_row;  // that is drawn
 
-  Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns); }
+  Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns, {}, first_row); }
 
   // Computes an instruction's sum over its row runs, at the pixels of the chunk that begins at column step t: in the
   // phases of rows this gives its whole value, else the partial sum that its evaluation at a pixel begins with.
@@ -97,6 +145,17 @@ class Evaluation {
     finish(member, i, part, part.pixel_runs, pixels, member.pixel_sums);
   }
 
+  // Computes an instruction at `columns` pixels of a row from x on, of which all that it reads is there.
+  void evaluate_in_row(Member<T>& member, const Instruction& i, int y, int x, int columns) {
+    for (const Part& part : i.parts) {
+      const Span pixels(program_, program_.width, y * program_.width + x, columns, part.where);
+      if (pixels.count() == 0) continue;
+      tabulate_start(member.from, i, part, pixels);
+      tabulate_value(member.out, i.out, pixels);
+      finish(member, i, part, part.runs, pixels, member.pixel_sums);
+    }
+  }
+
   // Gives an instruction that reads the image one of its values, which was drawn or known.
   void put_value(Member<T>& member, const Instruction& i, T value, int image, int channel, int y, int x) {
     if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
@@ -114,7 +173,7 @@ class Evaluation {
  private:
   // Kept for the next call, since most instructions of a column step work on the same pixels.
   const Span& span(Member<T>& member, int t, int columns, const Lattice& on = {}) const {
-    if (!member.span.is(t, columns, on)) member.span = Span(program_, schedule_.lag, t, columns, on);
+    if (!member.span.is(t, columns, on)) member.span = Span(program_, schedule_.lag, t, columns, on, first_row);
     return member.span;
   }
   int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
@@ -124,15 +183,15 @@ class Evaluation {
 
   // -- locations in memory
 
-  // Image m of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
-  // of the span in its row lies `step` elements further on.
+  // The m-th image of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next
+  // pixel of the span in its row lies `step` elements further on.
   template <class E, class First>
   void tabulate(Table<E>& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
     E** next = table.data();
     span.each_row([&](int y, int begin, int end) {
       E* at = first(y, begin);
       for (int x = begin; x < end; x += span.step(), at += step)
-        for (int m = 0; m < n_; m++) *next++ = at + m * image_stride;
+        for (int m : images_) *next++ = at + m * image_stride;
     });
   }
 
@@ -288,6 +347,7 @@ class Evaluation {
   const PackedProgram<T>& p_;
   const Schedule& schedule_;
   const Job& job_;
+  const std::vector<int> images_;
   const int n_;
 };
 

@@ -29,9 +29,9 @@ struct PackedStep : Step {
 // What an instruction finds at the pixels of a lattice: the runs and operands that are not there are zero.
 struct Part {
   Lattice where;
-  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {};
-  bool has_value = true;                // what a pointwise instruction starts from
-  std::vector<bool> has_operands = {};  // by step
+  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {}, runs = {};  // runs: both
+  bool has_value = true;                                                    // what a pointwise instruction starts from
+  std::vector<bool> has_operands = {};                                      // by step
 };
 
 // An instruction whose runs and steps have their own copies of what the program only borrows.
@@ -62,6 +62,14 @@ struct Stage {
   std::vector<int> by_rows, scans;
 };
 
+// Instructions begin ... end - 1, of which nothing needs drawing in a row that is known: one, or a loop, in which they
+// read what later ones computed at pixels before, so that it goes through the row pixel by pixel.
+struct KnownStage {
+  int begin, end;
+  bool is_loop;
+  int rows;  // how many of the rows before the first that is drawn are needed of them
+};
+
 // What is computed of an instruction where its turn has come: for a whole row, or at a pixel.
 template <class T>
 struct Visit {
@@ -81,6 +89,7 @@ class PackedProgram {
     const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
+    set_known_stages(program);
     set_visits(program);
     count_work(program);
   }
@@ -89,6 +98,8 @@ class PackedProgram {
   std::vector<PackedInstruction<T>> instructions;
   std::vector<const PackedInstruction<T>*> inputs, outputs;
   std::vector<Stage> before_row, after_row;       // before_row: empty if there are no scans, when no stages are needed
+  std::vector<KnownStage> known_stages;           // of a row that is known
+  bool is_recurrent = false;                      // whether one reads what is computed after it, at pixels before
   Lattice cell;                                   // tells which pixels exist in all values
   std::vector<std::vector<Visit<T>>> row_visits;  // by row of the cell
   std::vector<std::vector<std::vector<Visit<T>>>> pixel_visits;  // by place in the cell, and by draws that come before
@@ -199,6 +210,8 @@ class PackedProgram {
         if (finds(where, run.source, run.dy, run.dx)) part.row_runs.push_back(&run);
       for (const auto& run : p.pixel_runs)
         if (finds(where, run.source, run.dy, run.dx)) part.pixel_runs.push_back(&run);
+      part.runs = part.row_runs;
+      part.runs.insert(part.runs.end(), part.pixel_runs.begin(), part.pixel_runs.end());
       part.has_value = p.value < 0 || finds(where, p.value, p.dy, p.dx);
       for (const auto& s : p.steps) {
         part.has_operands.push_back(!reads_value(s) || finds(where, s.operand, s.dy, s.dx));
@@ -229,6 +242,38 @@ class PackedProgram {
       (in_scan(instructions[begin]) ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
     }
     return stages;
+  }
+
+  void set_known_stages(const Program& program) {
+    constexpr int kAll = 1 << 30;
+    std::vector<int> producer(program.storage.size(), -1), needed(program.storage.size());
+    for (size_t k = 0; k < instructions.size(); k++)
+      if (!reads_image(instructions[k])) producer[instructions[k].out] = k;  // else it is there
+    for (int begin = 0, end; begin < static_cast<int>(instructions.size()); begin = end) {
+      KnownStage stage{begin, begin + 1, false, 0};
+      for (int k = begin; k < stage.end; k++)
+        for_each_read(instructions[k], [&](int value, int dy, int) {
+          if (dy == 0 && producer[value] >= k)
+            stage.is_loop = true, stage.end = std::max(stage.end, producer[value] + 1);
+        });
+      end = stage.end;
+      if (!reads_image(instructions[begin])) known_stages.push_back(stage);
+    }
+    const auto set_rows = [&](KnownStage& stage) {
+      const auto each_read = [&](const auto& f) {
+        for (int k = stage.begin; k < stage.end; k++) for_each_read(instructions[k], f);
+      };
+      for (int k = stage.begin; k < stage.end; k++) stage.rows = std::max(stage.rows, needed[instructions[k].out]);
+      each_read([&](int value, int dy, int) {
+        if (producer[value] >= stage.begin) is_recurrent = true;
+        if (producer[value] >= stage.begin && dy != 0) stage.rows = kAll;  // the rows above, and so on
+      });
+      each_read(
+          [&](int value, int dy, int) { needed[value] = std::max(needed[value], std::min(stage.rows - dy, kAll)); });
+    };
+    for (int times = 0; times < 2; times++)  // a recurrence needs what comes after it
+      std::for_each(known_stages.rbegin(), known_stages.rend(), set_rows);
+    std::erase_if(known_stages, [&](const KnownStage& s) { return instructions[s.begin].is_output; });
   }
 
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts

@@ -38,7 +38,8 @@ struct Schedule {
   double handicap() const { return is_wave() ? 1.03 + 2e-4 * images * rows_in_flight : 1; }
   bool two_teams() const { return pixel_threads > 0; }
   int steps(const Program& program) const { return Wavefront{program.width, program.height, lag}.steps(); }
-  int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
+  // The column step to begin with, for the pixels of a row and those after it.
+  int first_step(int row = 0) const { return floor_div(row * lag, chunk) * chunk - (lead + chunk - 1) / chunk * chunk; }
   // Buffers for sums over row runs: one team reads those of a chunk while the other writes those of the next.
   int partials() const { return two_teams() ? 2 : 1; }
 };
@@ -73,12 +74,12 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
                                          int images, int threads, int in_group);
 
 // Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
-// they lie in the image and on a lattice.
+// they lie in the image, from a row on, and on a lattice.
 class Span {
  public:
-  Span(const Program& program, int lag, int t, int columns, const Lattice& on = {})
+  Span(const Program& program, int lag, int t, int columns, const Lattice& on = {}, int first_row = 0)
       : t_(t), lag_(lag), columns_(columns), width_(program.width), on_(on),
-        first_(std::max(0, floor_div(t - program.width, lag) + 1)),
+        first_(std::max(first_row, floor_div(t - program.width, lag) + 1)),
         last_(std::min(program.height - 1, floor_div(t + columns - 1, lag))) {
     if (columns == 1 && on == Lattice{})
       count_ = std::max(last_ - first_ + 1, 0);

@@ -62,17 +62,20 @@ class Walk {
   Walk(const Program& program, const PackedProgram<T>& packed, const Schedule& schedule, const Job& job,
        int first_image, const std::function<void(int)>* on_row, Ending& ending)
       : program_(program), p_(packed), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
-        on_row_(on_row), ending_(ending), evaluation_(program, packed, schedule, job_),
+        on_row_(on_row), ending_(ending), workspace_(program, packed, schedule, n_), values_(program, job_),
+        evaluation_(program, packed, schedule, job_, workspace_, values_.known_rows(), numbers(n_)),
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
-        row_team_(schedule.threads - pixel_team_.size), cleared_(schedule.threads),
+        row_team_(schedule.threads - pixel_team_.size), all_(schedule.threads),
         row_team_until_(schedule.two_teams() ? kNever : schedule.first_step()) {}
 
   // Called by each of the group's threads, numbered from 0.
   void work(int thread) {
-    evaluation_.workspace.clear(thread, schedule_.threads);
-    cleared_.wait(thread, schedule_.threads);
+    workspace_.clear(thread, schedule_.threads);
+    all_.barrier.wait(thread, schedule_.threads);
+    if (evaluation_.first_row > 0 && !fill_known_rows(thread)) return;
     const bool for_pixels = thread < pixel_team_.size;
-    const int first = schedule_.first_step(), end = schedule_.steps(program_), chunk = schedule_.chunk;
+    const int first = schedule_.first_step(evaluation_.first_row), end = schedule_.steps(program_),
+              chunk = schedule_.chunk;
     Member<T> member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, chunk,
                      evaluation_.span(0, 0), schedule_.rows_in_flight * n_, program_.head, job_);
     if (for_pixels) {
@@ -123,7 +126,8 @@ class Walk {
   bool draw_pixels(Member<T>& member, int first) {
     for (int t = first; t < first + schedule_.chunk; t++) {
       const int row = t / schedule_.lag;
-      if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
+      const bool begins = row >= evaluation_.first_row && row < program_.height && t == row * schedule_.lag;
+      if (begins && !begin_row(member, row)) return false;
       for (int after = 0; after <= values_.draws(); after++) {
         for (const auto& visit : p_.visits_at(std::max(row, 0), floor_mod(t, schedule_.lag), after)) {
           if (visit.barrier) member.wait_for_team();
@@ -159,6 +163,56 @@ class Walk {
       member.alone = false;
     }
     if (!stages.empty()) member.wait_for_team();
+  }
+
+  // Computes what the rows below read of those that are known in all images: a row at a time, as matrix products, and
+  // once for images that are alike there. False if the run stops there.
+  bool fill_known_rows(int thread) {
+    const int width = program_.width, rows = evaluation_.first_row;
+    const std::vector<int> first = values_.template alike<T>(rows);
+    std::vector<int> images;
+    for (int m = 0; m < n_; m++)
+      if (first[m] == m) images.push_back(m);
+    const int count = images.size() * width;
+    Evaluation<T> known(program_, p_, schedule_, job_, workspace_, 0, images);
+    Member<T> member(all_, thread, p_, 1, known.span(0, 0), count, program_.head, job_);
+    // As many rows are kept as are in flight, besides those that are read above them.
+    const int together = p_.is_recurrent ? 1 : schedule_.rows_in_flight;
+    for (int begin = 0; begin < rows; begin += together) {
+      const int end = std::min(begin + together, rows);
+      for (int y = begin; y < end; y++) {
+        if (!begin_row(member, y)) return false;
+        for (int q = count * thread / member.size; q < count * (thread + 1) / member.size; q++)
+          put_values(member, images[q / width], 0, program_.image_channels, y, q % width);
+      }
+      for (const KnownStage& stage : p_.known_stages) {
+        member.wait_for_team();
+        for (int y = std::max(begin, rows - stage.rows); y < end && rows < program_.height; y++)
+          fill_row(known, member, stage, y);
+      }
+      member.wait_for_team();
+      for (int m = n_ * thread / member.size; m < n_ * (thread + 1) / member.size; m++)
+        for (int y = begin; y < end && first[m] != m; y++) workspace_.copy_row(y, first[m], m);
+    }
+    member.wait_for_team();
+    return true;
+  }
+
+  void fill_row(Evaluation<T>& known, Member<T>& member, const KnownStage& stage, int y) {
+    const Instruction* const begin = p_.instructions.data() + stage.begin;
+    if (!stage.is_loop) return known.evaluate_in_row(member, *begin, y, 0, program_.width);
+    if (member.index > 0) return;
+    member.alone = true;
+    for (int k = 0; k < program_.width; k++)
+      for (const Instruction* i = begin; i != p_.instructions.data() + stage.end; i++)
+        known.evaluate_in_row(member, *i, y, begin->from_the_right ? program_.width - 1 - k : k, 1);
+    member.alone = false;
+  }
+
+  static std::vector<int> numbers(int n) {
+    std::vector<int> all(n);
+    std::iota(all.begin(), all.end(), 0);
+    return all;
   }
 
   bool is_in(const Instruction& i, int scan) const {
@@ -221,7 +275,7 @@ class Walk {
     const Span span = evaluation_.span(t, 1);
     const int of_draw = values_.distributions_per_draw(), count = span.count() * n_ * of_draw;
     const int padded = p_.outputs[draw]->padded;
-    const T* const parameters = evaluation_.workspace.parameters();
+    const T* const parameters = workspace_.parameters();
     for (int q = count * member.index / member.size; q < count * (member.index + 1) / member.size; q++) {
       const int i = q / (n_ * of_draw), image = q / of_draw % n_, distribution = q % of_draw;
       draw_one(member, parameters + int64_t{q / of_draw} * padded + distribution * program_.head.parameters, image,
@@ -244,10 +298,15 @@ class Walk {
       if (!member.drawer.draw({parameters, noise, values_.sub_pixel(image, first, y, x), channels, values_.pixels()}))
         report(image, distribution, y, x);
     }
+    put_values(member, image, first, channels, y, x);
+  }
+
+  void put_values(Member<T>& member, int image, int first, int channels, int y, int x) {
     for (int channel = first; channel < first + channels; channel++)
       for (const auto* i : p_.inputs)
-        evaluation_.put_value(member, *i, value_at<T>(head, job_.values, values_.sub_pixel(image, channel, y, x)),
-                              image, channel, y, x);
+        evaluation_.put_value(member, *i,
+                              value_at<T>(program_.head, job_.values, values_.sub_pixel(image, channel, y, x)), image,
+                              channel, y, x);
   }
 
   void report(int image, int distribution, int y, int x) {
@@ -264,10 +323,11 @@ class Walk {
   const int n_, first_image_;
   const std::function<void(int)>* const on_row_;
   Ending& ending_;
+  const Workspace<T> workspace_;
+  const ImageValues values_;
   Evaluation<T> evaluation_;
-  const ImageValues& values_ = evaluation_.values;
   Team pixel_team_, row_team_;           // the latter is empty where one team does all
-  SpinBarrier cleared_;                  // all of the group, before they begin
+  Team all_;                             // of the group, before they begin
   std::atomic<int> row_team_until_;      // the column step before which there is a row team; kNever: for good
   std::atomic<int> failed_row_{kNever};  // the first whose logits were not finite
   std::atomic<int> stopped_at_{kNever};  // the column step

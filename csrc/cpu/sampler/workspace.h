@@ -48,7 +48,7 @@ class Workspace {
     if (is_counted) return;
     char* next = static_cast<char*>(memory_.emplace(bytes_).data());
     each_array([&](auto*& pointer, int64_t elements) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
+      pointer = elements ? reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next) : nullptr;
       next += aligned(elements * sizeof *pointer);
     });
   }
@@ -59,6 +59,16 @@ class Workspace {
   void clear(int part, int parts) const {
     const int64_t first = bytes_ * part / parts, last = bytes_ * (part + 1) / parts;
     std::memset(static_cast<char*>(memory_->data()) + first, 0, last - first);
+  }
+
+  // Copies a row of all values from one image to another.
+  void copy_row(int y, int from, int to) const {
+    for (const Value& v : values_) {
+      const int64_t row = int64_t{(*v.places)[of_grid(y, v.every_y) + depth_]} * images_ * v.image_stride;
+      std::copy_n(v.first + row + from * v.image_stride, v.image_stride, v.first + row + to * v.image_stride);
+      if (v.rounded)
+        std::copy_n(v.rounded + row + from * v.image_stride, v.image_stride, v.rounded + row + to * v.image_stride);
+    }
   }
 
   int channels(int value) const { return values_[value].channels; }
