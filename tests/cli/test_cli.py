@@ -340,8 +340,15 @@ def test_help_names_each_default_once_and_shows_models_of_one_s_own(capsys) -> N
     text = " ".join(capsys.readouterr().out.split())
     assert "seed of the noise (default: 0)" in text and "if there are no classes (default: 16)" in text
     assert "the picture to write (default: samples.png) --npz" in text
-    assert "show a progress bar many images" in text and "(default: None)" not in text
-    own = ("image_form=", "levels=", "conditional=", "condition_shape=", "VQ-VAE")
+    assert "show a progress bar files" in text and "(default: None)" not in text
+    own = (
+        "my.module:factory",
+        "so its code is run",
+        "--image-form",
+        "--levels",
+        "--head",
+        "condition_shape=",
+    )
     assert all(name in text for name in own)
 
 
