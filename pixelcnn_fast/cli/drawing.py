@@ -100,8 +100,9 @@ def run(
     """Draws images and saves them -> the exit status. draw: takes arguments of ``Sampler.sample`` by name;
     known: what was not drawn, bool, which broadcasts to the images."""
     options = fields_among(SamplingOptions, vars(args))
-    if args.noise is None:
-        noise = noise_of(args.seed, range(wanted), sampler.noise_shape)
+    seed = args.seed if args.noise is None else None
+    if seed is not None:
+        noise = noise_of(seed, range(wanted), sampler.noise_shape)
     else:
         noise = torch.from_numpy(inputs.array(args.noise, "noise"))
     start = time.perf_counter()
@@ -124,7 +125,7 @@ def run(
         seconds = time.perf_counter() - start
         done = len(images)
         drawn = labels if labels is None else labels[:done].numpy()
-        arrays = {"images": images.numpy(), "labels": drawn, "seed": args.seed, "checkpoint": args.model}
+        arrays = {"images": images.numpy(), "labels": drawn, "seed": seed, "checkpoint": args.model}
         grid = partial(_grid, images, named, columns)
         writers: dict[str, Callable[[Path], None]] = {
             "out": lambda file: pictures.save_png(grid(), file),
@@ -137,7 +138,7 @@ def run(
             complain(f"stopped: {done} of {wanted} images are finished")
         if args.json:
             told = {"images": done, "seconds": seconds, "files": [*map(str, saved)], "model": args.model}
-            say(json.dumps(told | {"shape": named.shape, "seed": args.seed} | asdict(options)))
+            say(json.dumps(told | {"shape": named.shape, "seed": seed} | asdict(options)))
         else:
             say(*saved, f"{done} images in {duration(seconds)}, {duration(seconds / done)} per image")
     if ended := stop or failed:
