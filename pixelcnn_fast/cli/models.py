@@ -140,8 +140,12 @@ def named(args: argparse.Namespace, of_images: tuple[int, int, int] | None = Non
 def _load(name: str) -> nn.Module:
     if name == "default":
         return random_model()
-    is_own = OWN.fullmatch(name) and not Path(name).exists()
-    return _made(name) if is_own else checkpoint.load(name)
+    if OWN.fullmatch(name) and not Path(name).exists():
+        return _made(name)
+    try:
+        return checkpoint.load(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; a model of your own is named my.module:factory") from error
 
 
 def _made(name: str) -> nn.Module:

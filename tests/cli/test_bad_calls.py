@@ -133,7 +133,7 @@ def bad_shards() -> list[Bad]:
     found: list[Bad] = []
     for option in ("shard-size=3", "format=npz"):
         found += bad(f"--{option.partition('=')[0]} needs --shards FOLDER", f"{SMALL} --{option}")
-    for option in ("out=a.png", "npz=a"):
+    for option in ("out=a.png", "npz=a", "gif=a.gif", "save-noise=a", "noise=a", "json"):
         name = option.partition("=")[0]
         found += bad(f"--{name} does not go with --shards FOLDER", f"{SMALL} --shards=a --{option}")
     found += bad("--shard-size", f"{SMALL} --shards=a --shard-size=", texts=NOT_COUNTS)

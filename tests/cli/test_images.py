@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ from tests.cli.common import run
 N, SIZE = 3, (4, 5)
 IMAGES = torch.randint(256, (N, 1, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 LABELS = torch.tensor([2, 0, 1])
-FOUR = dict(kind="row_lstm", input_channels=1, hidden_channels=4, n_layers=1, kernel_size=3, levels=4)
+FOUR: Any = dict(kind="row_lstm", input_channels=1, hidden_channels=4, n_layers=1, kernel_size=3, levels=4)
+
+
+def n_frames(gif: Any) -> int:
+    return int(gif.n_frames)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +77,8 @@ def test_labels_are_those_of_the_file_or_one_for_all(label: list, conditional: P
 
 
 def test_ctrl_c_keeps_the_likelihoods_that_are_finished(plain: Path, monkeypatch, capsys) -> None:
-    score, calls = Sampler.log_prob, []
+    score = Sampler.log_prob
+    calls: list[None] = []
 
     def log_prob(*arguments: torch.Tensor) -> torch.Tensor:
         calls.append(None)
@@ -135,7 +141,7 @@ def test_completions(how: str, conditional: Path, capsys) -> None:
         assert np.array_equal(saved["images"], expected.numpy())
         assert saved["labels"].tolist() == [2, 0, 1] * 2
     with Image.open("c.gif") as gif:
-        assert gif.n_frames == (3 if given[-1] in (2, "top-half") else 5)  # equal ones count once
+        assert n_frames(gif) == (3 if given[-1] in (2, "top-half") else 5)  # equal ones count once
 
 
 BAD = {
@@ -178,6 +184,21 @@ def test_what_is_wrong_is_told_in_one_line(line: str, plain: Path, folder: Path,
     assert sorted(folder.iterdir()) == before
 
 
+def test_ctrl_c_keeps_the_completions_that_are_finished(plain: Path, monkeypatch, capsys) -> None:
+    def complete(*_: object, **__: object) -> None:
+        error = KeyboardInterrupt()
+        error.images = IMAGES[:2]  # type: ignore[attr-defined]  # as the sampler does
+        raise error
+
+    monkeypatch.setattr(Sampler, "complete", complete)
+    masks = ["--known", "known.npz", "--gif", "a.gif", "--save-noise", "noise.npz"]
+    np.savez("known.npz", known=(IMAGES > 99).numpy())
+    assert run("complete", "a.npz", *masks, "--model", plain, "--npz", "c.npz") == 130
+    assert "2 of 3 images are finished" in capsys.readouterr().err and Path("a.gif").exists()
+    with np.load("c.npz") as saved, np.load("noise.npz") as noise:
+        assert np.array_equal(saved["images"], IMAGES[:2].numpy()) and len(noise["noise"]) == 2
+
+
 def test_a_model_of_classes_needs_labels(conditional: Path, capsys) -> None:
     assert run("nll", "pictures", "--model", conditional) == 2
     assert (
@@ -202,7 +223,7 @@ def test_a_gif_fills_row_by_row(plain: Path) -> None:
     assert run(*options, "--npz", "drawn.npz", "--gif", "a.gif") == 0
     with np.load("drawn.npz") as saved, Image.open("a.gif") as gif:
         image = saved["images"][0, 0]
-        assert gif.n_frames == 5
+        assert n_frames(gif) == 5
         for top in range(5):
             gif.seek(top)
             shown = np.asarray(gif.convert("L"))[::11, ::11].astype(int)

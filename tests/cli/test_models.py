@@ -107,6 +107,8 @@ BAD = {
     "owns.nets:Net --size 1x4x4": "there is no module owns in the current folder",
     "own.needs:Net --size 1x4x4": "a_package_that_is_missing is not installed",
     "own.typo:Net --size 1x4x4": "importing own.typo raised SyntaxError: ",
+    "own.nets.Net --size 1x4x4": "no such file; the packaged checkpoints are mnist; a model of your own is named",
+    "own.nets:Net --size 1x4x5": "the model raised AssertionError",
     "own.nets:number --size 1x4x4": "own.nets:number gives a int, expected a torch.nn.Module",
     "own.nets:nothing --size 1x4x4": "own.nets:nothing gives a NoneType, expected",
     "own.nets:broken --size 1x4x4": "broken() raised TypeError: ",
