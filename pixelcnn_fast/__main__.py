@@ -10,12 +10,15 @@ import pixelcnn_fast
 from pixelcnn_fast import environment
 from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.streams import complain, say
-from pixelcnn_fast.cli import bench, compile, demo, receptive_field, sample
+from pixelcnn_fast.cli import bench, compile, complete, demo, nll, receptive_field, sample
 from pixelcnn_fast.cli.interrupts import interrupts
 
 EPILOG = """examples:
   python -m pixelcnn_fast demo                        pictures and a comparison in out/, in 3 minutes
   python -m pixelcnn_fast sample --label 3 -n 64      64 threes from the packaged model
+  python -m pixelcnn_fast sample --npz digits.npz     as arrays, too, for the next two
+  python -m pixelcnn_fast complete digits.npz --known top-half    other lower halves
+  python -m pixelcnn_fast nll digits.npz              their bits per dimension
   python -m pixelcnn_fast bench --batch 1,16          the samplers side by side on this machine
   python -m pixelcnn_fast receptive-field             what the packaged model's outputs see
   python -m pixelcnn_fast compile --arch 90           the CUDA kernels, ahead of time
@@ -57,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pixelcnn_fast {pixelcnn_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, sample, bench, receptive_field, compile):
+    for command in (demo, sample, complete, nll, bench, receptive_field, compile):
         command.add_parser(commands)
     about = "say what is installed, built and usable here"
-    commands.add_parser("info", help=about, description=about).set_defaults(run=_info)
+    epilog = "example:\n  python -m pixelcnn_fast info\n"
+    commands.add_parser("info", help=about, description=about, epilog=epilog).set_defaults(run=_info)
     return parser
 
 

@@ -99,6 +99,13 @@ def size(text: str) -> tuple[int, int]:
     return sides
 
 
+def image_size(text: str) -> tuple[int, ...]:
+    """28x20 or 3x28x20, and what ``size`` takes -> ([C,] H, W)."""
+    if found := re.fullmatch("([1-9][0-9]{0,5})x([0-9]+x[0-9]+)", text):
+        return int(found[1]), *size(found[2])
+    return size(text)
+
+
 def file_name(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or a folder")
@@ -109,10 +116,19 @@ def path(text: str) -> Path:
     return Path(file_name(text))
 
 
-def png(text: str) -> Path:
-    if path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{shortened(text)}: the picture is a PNG, so name it .png")
-    return Path(text)
+def picture(kind: str) -> Callable[[str], Path]:
+    """A type for argparse: the name of a picture, such as a PNG."""
+
+    def parse(text: str) -> Path:
+        if path(text).suffix.lower() != f".{kind}":
+            why = f"the picture is a {kind.upper()}, so name it .{kind}"
+            raise argparse.ArgumentTypeError(f"{shortened(text)}: {why}")
+        return Path(text)
+
+    return parse
+
+
+png, gif = picture("png"), picture("gif")
 
 
 def shortened(text: str) -> str:

@@ -133,7 +133,7 @@ class Oracle:
 
     def _wrapped(self, model: nn.Module) -> WrappedModel:
         work = self._work
-        return WrappedModel(model.eval(), work.shape, head=work.head, image_form=work.image_form)
+        return WrappedModel(model.eval(), work.shape, **work.arguments)
 
     def _parameters(self, model: WrappedModel, images: Tensor) -> Iterator[Tensor]:
         """Of each few images, [n, D, H, W, P]."""

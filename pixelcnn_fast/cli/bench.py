@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench import arguments, report
 from pixelcnn_fast.bench.contestants import LABELS, Result
 from pixelcnn_fast.bench.measure import check_names, compare, wrong_images
 from pixelcnn_fast.bench.streams import complain, say, watched
-from pixelcnn_fast.bench.workload import random_model, workload
-from pixelcnn_fast.cli import memory
+from pixelcnn_fast.cli import memory, models
 from pixelcnn_fast.native import native
 
 EPILOG = f"""runtimes:
@@ -23,14 +21,14 @@ EPILOG = f"""runtimes:
 examples:
   python -m pixelcnn_fast bench
   python -m pixelcnn_fast bench sampling --model mnist --batch 1,10 --naive-pixels 0
-  python -m pixelcnn_fast bench sampling --runtimes eager,cpu --batch 64 --size 64
+  python -m pixelcnn_fast bench sampling --model mnist --runtimes eager,cpu --batch 4 --size 14
 
 All of them draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
 float64 forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of
 the level that was drawn with it. bf16 weights must be the model's own, rounded, and the images right for these, or,
 where the processor multiplies bf16, right for the model up to twice what bf16 in plain PyTorch moves a probability. Who
 fails is marked WRONG, without a speed-up, and the status is 1. Leave the machine alone meanwhile.
-"""
+{models.EPILOG}"""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -38,11 +36,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
-    which = "'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint"
-    add("--model", type=arguments.file_name, default="default", help=which)
     at_once = "images at once (default: 1,16)"
     add("--batch", type=arguments.counts, default=[1, 16], metavar="N,...", help=at_once)
-    add("--size", type=arguments.size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     every = "(default: all that work here)"
     add("--runtimes", type=lambda text: text.split(","), metavar="NAME,...", help=every)
     add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
@@ -53,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     where = "where the table and the chart go"
     add("--out", type=arguments.path, default=Path("out"), metavar="FOLDER", help=where)
+    models.add_arguments(parser, "default")
     parser.set_defaults(run=run)
 
 
@@ -64,10 +60,9 @@ def available() -> list[str]:
 def run(args: argparse.Namespace) -> int:
     chosen = args.runtimes or available()
     check_names(chosen)
-    model = random_model() if args.model == "default" else checkpoint.load(args.model)
-    height, width = args.size or ((28, 28) if args.model == "mnist" else (32, 32))
-    memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
-    forward = 4 * memory.outputs(model) * height * width
+    named = models.named(args)
+    channels, height, width = named.shape
+    forward = 4 * channels * (named.levels or 1) * height * width
     memory.check_memory(max(args.batch) * forward, f"{max(args.batch)} images of {height}x{width} at once")
     folder = arguments.output_folder(args.out, *report.files("sampling"))
     if args.threads:
@@ -76,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     comparisons: list[list[Result]] = []
     try:
         for n in args.batch:
-            work = workload(model, n, height, width, args.seed)
+            work = named.workload(n, args.seed)
             comparisons.append(compare(work, chosen, args.repeats, args.naive_pixels, progress=watched()))
     except KeyboardInterrupt:
         if not comparisons:
             raise
-    title = f"Sampling {model.input_channels}x{height}x{width} images from the {Path(args.model).stem} model"
+    title = f"Sampling {channels}x{height}x{width} images from the {named.title} model"
     status = finish(comparisons, folder, "sampling", title, found)
     if len(comparisons) < len(args.batch):
         complain(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished")

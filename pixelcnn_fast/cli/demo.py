@@ -28,7 +28,7 @@ NAIVE_PIXELS = 64
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "draw digits from the packaged model, and compare the samplers on it"
-    epilog = "example:\n  python -m pixelcnn_fast demo --quick --out /tmp/demo\n"
+    epilog = "example:\n  python -m pixelcnn_fast demo --quick --out demo\n"
     parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
     parser.add_argument("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the files go")
     parser.add_argument(

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from pixelcnn_fast.models import Model
+from torch import nn
+
 from pixelcnn_fast.user_model.wrapped_model import FEWEST_DIFFERENT
 
 # How many 8-byte numbers are held at least while a model is captured: for each logit, when
@@ -25,17 +26,13 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
-def to_capture(model: Model, height: int, width: int) -> int:
-    """The bytes that it takes at least to capture a model for images of this size."""
+def to_capture(model: nn.Module, shape: tuple[int, int, int], levels: int, classes: int | None) -> int:
+    """The bytes that it takes at least to capture a model for images of this shape, (C, H, W)."""
+    channels, height, width = shape
     features = sum(len(weight) for weight in model.parameters() if weight.dim() > 1)
-    held = max(HELD_OF_LOGITS * outputs(model), HELD_OF_FEATURES * features)
-    images = min(model.n_classes, FEWEST_DIFFERENT) if model.n_classes else 1
+    held = max(HELD_OF_LOGITS * channels * levels, HELD_OF_FEATURES * features)
+    images = min(classes, FEWEST_DIFFERENT) if classes else 1
     return int(8 * held * height * width) * images
-
-
-def outputs(model: Model) -> int:
-    """How many logits the model gives for a pixel."""
-    return model.input_channels * int(getattr(model, "levels", 256))
 
 
 def available() -> int | None:

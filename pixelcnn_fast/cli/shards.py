@@ -15,6 +15,8 @@ from pixelcnn_fast import distributed, pictures
 from pixelcnn_fast.bench.arguments import count, path
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.call import fields_among
+from pixelcnn_fast.cli.drawing import FILES, option_of
 from pixelcnn_fast.distributed.shards import FORMATS, Shards
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.sampler import Sampler
@@ -31,18 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    for name in ("shard_size", "format") if args.shards is None else ("out", "npz"):
-        if getattr(args, name) is not None:
+    for name in ("shard_size", "format") if args.shards is None else (*FILES, "noise", "json"):
+        if getattr(args, name) not in (None, False):
             goes = "needs" if args.shards is None else "does not go with"
-            raise ValueError(f"--{name.replace('_', '-')} {goes} --shards FOLDER")
+            raise ValueError(f"{option_of(name)} {goes} --shards FOLDER")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if args.shards is None and processes > 1:
         raise ValueError(f"{processes} processes would draw the same images: --shards FOLDER shares them out")
 
 
-def run(
-    args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
-) -> int:
+def run(args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int]) -> int:
     """Draws ``wanted`` images; image k is of class ``classes[k % len(classes)]``."""
     of_class = torch.tensor(classes)
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -61,7 +61,7 @@ def run(
             progress=args.progress,
             batch_size=args.batch,
             runtime=args.runtime,
-            **asdict(options),
+            **asdict(fields_among(SamplingOptions, vars(args))),
         )
     except KeyboardInterrupt as stop:
         if is_first:

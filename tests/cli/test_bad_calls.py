@@ -34,7 +34,7 @@ NOT_WHOLE = ["", " ", "x", "nan", "inf", "1.5", "1e3", "٣", "²", "1_0", " 3", 
 TOO_LARGE = ["9" * 20, "1" + "0" * 30, "9" * 5000]
 NOT_COUNTS = [*NOT_WHOLE, *TOO_LARGE, "0", "-1"]
 NOT_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "1e999", "٣", "1_0", "1,2", "-1"]
-NOT_SIZES = ", ,x,0,0x5,5x0,-5,5x,x5,5x5x5,5X5,٣x٣,²,1.5,nan,5 x 5".split(",")
+NOT_SIZES = ", ,x,0,0x5,5x0,-5,5x,x5,5x5x5x5,5X5,٣x٣,²,1.5,nan,5 x 5".split(",")
 NOT_SIZES += ["9" * 5000]
 HUGE_SIZES = ["100000x100000", "1000000000000", "1x999999999999999"]
 LABELS = ["", " ", "x", "10", "-1", "٣", "²", "1.5", "1,2", "ALL", "03", "9" * 5000, "nan"]
@@ -103,7 +103,7 @@ def calls() -> list[Bad]:
     found += bad("fp16", f"{SMALL} --precision=fp16 --runtime=cpu") + bad("tf32", f"{SMALL} --precision=tf32")
     found += bad("--weights is called --precision now", "sample --weights", "sample --weights bf16")
     found += bad("--progress", "sample --progress=yes")
-    found += bad("--npz", "sample --out=a.png --npz=a.png", "sample --out=a.png --npz=./a.png")
+    found += bad("--npz .* --out", "sample --out=a.png --npz=a.png", "sample --out=a.png --npz=./a.png")
     found += bad("name it .png", "sample --out=", texts=["a", "a.jpg", "a.png.jpg", ".png", "png"])
     found += bad("name it .png", "receptive-field --out=", texts=["a", "a.jpg", ".png"])
     found += bad("--npz|folder|/proc|long|directory", f"{SMALL} --npz=", texts=UNWRITABLE)
@@ -133,7 +133,7 @@ def bad_shards() -> list[Bad]:
     found: list[Bad] = []
     for option in ("shard-size=3", "format=npz"):
         found += bad(f"--{option.partition('=')[0]} needs --shards FOLDER", f"{SMALL} --{option}")
-    for option in ("out=a.png", "npz=a"):
+    for option in ("out=a.png", "npz=a", "gif=a.gif", "save-noise=a", "noise=a", "json"):
         name = option.partition("=")[0]
         found += bad(f"--{name} does not go with --shards FOLDER", f"{SMALL} --shards=a --{option}")
     found += bad("--shard-size", f"{SMALL} --shards=a --shard-size=", texts=NOT_COUNTS)
