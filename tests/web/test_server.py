@@ -16,7 +16,7 @@ from pixelcnn_fast.bench.workload import random_model
 from tests.cli.common import run
 from tests.processes import PATIENCE, TINY
 
-for package in ("starlette", "uvicorn", "websockets", "httpx"):
+for package in ("starlette", "uvicorn", "websockets", "httpx2"):
     pytest.importorskip(package)
 
 from starlette.testclient import TestClient  # noqa: E402
