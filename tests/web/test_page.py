@@ -14,6 +14,7 @@ from tests.tiers import thorough
 for package in ("starlette", "uvicorn", "websockets", "playwright"):
     pytest.importorskip(package)
 
+import page_latency  # noqa: E402
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 from pixelcnn_fast.web import server  # noqa: E402
@@ -112,9 +113,16 @@ def test_completions_are_painted_while_the_pen_is_down(page: Page) -> None:
 
 @pytest.mark.parametrize("page", [(390, "light")], indirect=True)
 def test_a_touch_draws_and_the_order_of_pixels_is_shown(page: Page) -> None:
-    page.touchscreen.tap(*inside(page, 14, 7))
+    touched = page.context.new_cdp_session(page)
+    for event, y in (("touchStart", 12), ("touchMove", 10), ("touchMove", 6), ("touchMove", 2)):
+        left, top = inside(page, 14, y)
+        points = [{"x": left, "y": top}]
+        touched.send("Input.dispatchTouchEvent", {"type": event, "touchPoints": points})
     wait_for_completions(page)
-    page.get_by_text("after your last move").wait_for()
+    touched.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    drawn = drawing(page)
+    assert all(drawn[y * SIZE + 14] > 128 for y in range(2, 12)) and page.evaluate("scrollY") == 0
+    page.wait_for_function("status.dataset.id == id", timeout=PATIENCE * 1000)
     finished = completions(page)
     page.evaluate("requestAnimationFrame = next => { later = next; return 1; }")
     page.get_by_role("button", name="Show pixel by pixel").click()
@@ -145,3 +153,9 @@ def test_class_temperature_and_noise_change_the_completions(page: Page) -> None:
     differ()
     page.get_by_role("button", name="Draw others").click()
     differ()
+
+
+@pytest.mark.parametrize("page", [(1280, "light")], indirect=True)
+def test_the_measurement_counts_each_move_that_is_answered(page: Page) -> None:
+    single, moving = page_latency.measured(page, 3)
+    assert len(single) == 3 and 1 <= len(moving) <= 15 and min(single + moving) > 0
