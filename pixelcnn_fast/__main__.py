@@ -15,6 +15,7 @@ from pixelcnn_fast.cli.interrupts import interrupts
 
 EPILOG = """examples:
   python -m pixelcnn_fast demo                        pictures and a comparison in out/, in 3 minutes
+  python -m pixelcnn_fast demo --web                  a page that completes the digits that you begin
   python -m pixelcnn_fast sample --label 3 -n 64      64 threes from the packaged model
   python -m pixelcnn_fast sample --npz digits.npz     as arrays, too, for the next two
   python -m pixelcnn_fast complete digits.npz --known top-half    other lower halves

@@ -30,7 +30,7 @@ TIERS = [
     {"engine"},
     {"call"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
-    {"distributed"},
+    {"distributed", "web"},
     {"bench"},
     {"cli"},
     {"__init__"},

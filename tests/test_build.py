@@ -127,7 +127,7 @@ def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python_files(source: Path) -> set[str]:
-    patterns = ("*.py", "py.typed", "data/*")
+    patterns = ("*.py", "py.typed", "data/*", "web/*.html")
     paths = (path for pattern in patterns for path in (source / "pixelcnn_fast").rglob(pattern))
     return {path.relative_to(source).as_posix() for path in paths}
 

@@ -1,16 +1,17 @@
-"""``demo``: draws digits from the packaged model, and compares the samplers on it."""
+"""``demo``: draws digits from the packaged model, and compares the samplers on it; or a page that completes yours."""
 
 from __future__ import annotations
 
 import argparse
 import time
+import webbrowser
 from pathlib import Path
 
 import torch
 
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import output_folder, path
+from pixelcnn_fast.bench.arguments import output_folder, path, whole
 from pixelcnn_fast.bench.measure import compare
 from pixelcnn_fast.bench.streams import complain, say, watched
 from pixelcnn_fast.bench.workload import Workload, workload
@@ -24,20 +25,48 @@ ROWS = 8
 TEMPERATURE = 0.9  # of the picture, for fewer stray strokes
 NAIVE_SECONDS = 75  # longer, it draws some pixels only
 NAIVE_PIXELS = 64
+EPILOG = """examples:
+  python -m pixelcnn_fast demo --quick --out demo
+  python -m pixelcnn_fast demo --web                  completes the digits that you begin, in the browser
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "draw digits from the packaged model, and compare the samplers on it"
-    epilog = "example:\n  python -m pixelcnn_fast demo --quick --out demo\n"
-    parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
-    parser.add_argument("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the files go")
-    parser.add_argument(
-        "--quick", action="store_true", help="take a few seconds: the naive sampler draws only a few pixels"
-    )
+    parser = commands.add_parser("demo", help=about, description=about, epilog=EPILOG)
+    add = parser.add_argument
+    add("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the files go")
+    add("--quick", action="store_true", help="take a few seconds: the naive sampler draws only a few pixels")
+    add("--web", action="store_true", help="serve a page instead, which completes the digits that you begin")
+    add("--host", default="127.0.0.1", help="where the page is served; 0.0.0.0 is every network")
+    add("--port", type=whole(0, 65535), default=8028, help="0 takes a free one")
+    add("--no-browser", action="store_true", help="do not open the page")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    return serve(args.host, args.port, not args.no_browser) if args.web else compare_samplers(args)
+
+
+def serve(host: str, port: int, is_shown: bool) -> int:
+    """Serves the page until a signal comes."""
+    try:
+        from pixelcnn_fast.web import server
+    except ModuleNotFoundError as error:
+        needed = f"--web needs {error.name}: pip install 'pixelcnn_fast[web]'"
+        raise RuntimeError(needed) from error
+    with server.listening(host, port) as socket:
+        served = server.server(server.prepared())
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{socket.getsockname()[1]}"
+        say(f"{address} completes the digits that you begin; Ctrl-C ends it")
+        if is_shown:
+            webbrowser.open(address)
+        served.run(sockets=[socket])
+    return 0
+
+
+def compare_samplers(args: argparse.Namespace) -> int:
     folder = output_folder(args.out, PICTURE, *report.files("comparison"))
     if native() is None:
         complain(f"without the compiled sampler: {why_not_native()}")
