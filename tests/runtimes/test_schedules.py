@@ -362,7 +362,8 @@ def test_random_networks_by_random_schedules(seed, monkeypatch, four_threads):
         known[:, : picking.randint(1, model.shape[1])] = True
 
         def complete(of=of, known=known):
-            given = {"noise": noise[of], "condition": condition[of]}
-            return sampler.complete(images[of], known, labels[of], **given, runtime="cpu")
+            return sampler.complete(
+                images[of], known, labels[of], noise=noise[of], condition=condition[of], runtime="cpu"
+            )
 
         assert torch.equal(scheduled(runtime, pick, monkeypatch, complete), images[of])
