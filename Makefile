@@ -20,7 +20,7 @@ native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py pixelcn
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
-.PHONY: help setup native docs lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native generate docs lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -51,8 +51,11 @@ test: setup lint ## lint, then the tests that every change runs: a few minutes
 test-all: setup lint ## lint, then all tests: half an hour on two cores
 	$(python) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-docs: setup ## write what is generated in docs/: tables, listings, drawings
+generate: setup ## write what is generated in docs/: tables, listings, drawings
 	$(python) docs/generate.py
+
+docs: $(VENV)/.docs ## the documentation site, in out/docs; a warning is an error
+	$(VENV)/bin/sphinx-build -q -W --keep-going docs out/docs
 
 fuzz: setup ## N random networks with every runtime, and N lives of models: make fuzz N=1000 FIRST=0
 	$(python) -m tests.system.fuzz $(N) $(FIRST)
@@ -105,6 +108,10 @@ $(VENV)/.package: pyproject.toml constraints-dev.txt | $(python)
 	@echo "Installing into $(VENV); PyTorch is large, so the first time takes minutes"
 	@$(if $(TORCH_ARGS),$(pip) install -q -c constraints-dev.txt $(TORCH_ARGS) torch)
 	@PIXELCNN_FAST_NATIVE=0 $(pip) install -q -c constraints-dev.txt -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	@PIXELCNN_FAST_NATIVE=0 $(pip) install -q -c constraints-dev.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.native: $(VENV)/.package $(native_sources)

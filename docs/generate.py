@@ -1,4 +1,4 @@
-"""Writes what is generated in this folder: parts of pages, and drawings. Run it as `make docs`.
+"""Writes what is generated in this folder: parts of pages, and drawings. Run it as `make generate`.
 
 In a page of prose, `<!-- generated: NAME -->` and `<!-- end -->` enclose what is written here; everything else is left
 alone. NAME is a key of `parts()` in the script that has the page's name. Nothing here draws random numbers or

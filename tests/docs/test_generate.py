@@ -16,7 +16,7 @@ def generated() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", [*generate.PAGES, "provenance.svg", "wavefront.svg"])
 def test_generated_files_are_fresh(name: str) -> None:
-    assert (DOCS / name).read_text() == generated()[name], f"docs/{name} is stale: run `make docs`"
+    assert (DOCS / name).read_text() == generated()[name], f"docs/{name} is stale: run `make generate`"
 
 
 def test_every_drawing_is_on_a_page() -> None:

@@ -1,19 +1,70 @@
 """The Python snippets of the README, and of pages that can run as they stand, run one after the other."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pixelcnn_fast.models import PixelCNNpp
+import pixelcnn_fast
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.models import PixelCNN, PixelCNNpp
+from pixelcnn_fast.nn import MaskedConv2d
 from tests.tiers import few
 
 ROOT = Path(__file__).parents[2]
-# By page: what its reader has, and how.
-READERS = {
-    "README.md": {},
-    "docs/pixelcnnpp.md": {"port": lambda: PixelCNNpp(n_filters=8, n_resnets=1).eval()},
+SHAPE = (3, 32, 32)
+
+
+class Prior(nn.Module):
+    """Of codes, given those of a coarser level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes, self.coarse = nn.Embedding(512, 4), nn.Embedding(512, 4)
+        self.first, self.last = MaskedConv2d(4, 4, 3, "A"), nn.Conv2d(4, 512, 1)
+
+    def forward(self, codes: Tensor, coarse: Tensor) -> Tensor:
+        given = self.coarse(coarse).permute(0, 3, 1, 2)
+        return self.last(
+            self.first(self.codes(codes).permute(0, 3, 1, 2)) + F.interpolate(given, scale_factor=2)
+        )
+
+
+def small(n_classes: int | None = None) -> PixelCNN:
+    return PixelCNN(hidden_channels=8, n_residual=1, n_classes=n_classes).eval()
+
+
+def model_and_labels() -> dict[str, Any]:
+    labels, known = torch.arange(16) % 10, torch.rand(32, 32) < 0.5
+    coarse = torch.randint(512, (8, 16, 16))
+    return {
+        "model": small(10),
+        "labels": labels,
+        "known": known,
+        "prior": Prior(),
+        "coarse": coarse,
+        "torch": torch,
+    }
+
+
+def in_training() -> dict[str, Any]:
+    model = small()
+    return {"model": model, "sampler": Sampler(model, SHAPE), "labels": None}
+
+
+# By page: what its reader has.
+READERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": dict,
+    "docs/your_model.md": model_and_labels,
+    "docs/training.md": in_training,
+    "docs/masks.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
+    "docs/layers.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
+    "docs/pixelcnnpp.md": lambda: {"port": PixelCNNpp(n_filters=8, n_resnets=1).eval()},
 }
 
 
@@ -25,8 +76,8 @@ def snippets(page: str) -> list[str]:
 def test_snippets_run_as_they_stand(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names = {name: make() for name, make in READERS[page].items()}
-    assert len(snippets(page)) > 1
+    names = READERS[page]()
+    assert snippets(page)
     for number, code in enumerate(snippets(page), 1):
         exec(compile(code, f"{page}, snippet {number}", "exec"), names)
     if page == "README.md":

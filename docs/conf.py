@@ -1,0 +1,30 @@
+"""The documentation site, which `make docs` builds into out/docs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
+
+project = "pixelcnn_fast"
+author = "the maintainers of pixelcnn_fast"
+release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+extensions = ["myst_nb"]
+html_theme = "furo"
+html_title = f"pixelcnn_fast {release}"
+nitpicky = True
+myst_heading_anchors = 3
+
+
+def named(link: re.Match[str]) -> str:
+    """A link to what is in the repository, but not in this folder, as its name and path."""
+    text, path = link[1], link[2]
+    return text if path in text else f"{text} (`{path}`)"
+
+
+def setup(app: Any) -> None:
+    def read(app: Any, page: str, source: list[str]) -> None:
+        source[0] = OUTSIDE.sub(named, source[0])
+
+    app.connect("source-read", read)
