@@ -98,9 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser, default: str = "mnist") -> No
     add("--levels", type=whole(2, 2**31 - 1), metavar="N", help=levels)
     form = f"in which it takes images: {', '.join(image_forms.IMAGE_FORMS)}, or such as 'Normalize(0.5, 0.5)'"
     add("--image-form", type=_image_form, default="uint8", metavar="FORM", help=form)
-    head = (
-        "how its output is read, such as 'LogisticMixture(10)' of pixelcnn_fast.heads (default: as one logit a level)"
-    )
+    head = "how its output is read, such as 'LogisticMixture(10)' of pixelcnn_fast.heads (default: a logit a level)"
     add("--head", type=_head, metavar="HEAD", help=head)
     classes = "how many classes it takes labels of, 0 for none (default: the model's own n_classes)"
     add("--classes", type=count_or_zero, metavar="N", help=classes)
