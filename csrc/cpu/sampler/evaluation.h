@@ -40,9 +40,9 @@ class ImageValues {
     if (!job_.known || job_.parameters) return 0;
     const auto is_known = [&](int y) {
       for (int m = 0; m < job_.images; m++)
-        for (int c = 0; c < program_.image_channels; c++)
+        for (int d = 0; d < program_.head.distributions; d++)
           for (int x = 0; x < program_.width; x++)
-            if (!job_.known[sub_pixel(m, c, y, x)]) return false;
+            if (!known(m, d, y, x)) return false;
       return true;
     };
     int rows = 0;

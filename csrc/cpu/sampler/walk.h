@@ -64,6 +64,8 @@ class Walk {
       : program_(program), p_(packed), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
         on_row_(on_row), ending_(ending), workspace_(program, packed, schedule, n_), values_(program, job_),
         evaluation_(program, packed, schedule, job_, workspace_, values_.known_rows(), numbers(n_)),
+        alike_(evaluation_.first_row > 0 ? values_.template alike<T>(evaluation_.first_row) : std::vector<int>()),
+        distinct_(firsts(alike_)), known_(program, packed, schedule, job_, workspace_, 0, distinct_),
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
         row_team_(schedule.threads - pixel_team_.size), all_(schedule.threads),
         row_team_until_(schedule.two_teams() ? kNever : schedule.first_step()) {}
@@ -168,14 +170,8 @@ class Walk {
   // Computes what the rows below read of those that are known in all images: a row at a time, as matrix products, and
   // once for images that are alike there. False if the run stops there.
   bool fill_known_rows(int thread) {
-    const int width = program_.width, rows = evaluation_.first_row;
-    const std::vector<int> first = values_.template alike<T>(rows);
-    std::vector<int> images;
-    for (int m = 0; m < n_; m++)
-      if (first[m] == m) images.push_back(m);
-    const int count = images.size() * width;
-    Evaluation<T> known(program_, p_, schedule_, job_, workspace_, 0, images);
-    Member<T> member(all_, thread, p_, 1, known.span(0, 0), count, program_.head, job_);
+    const int width = program_.width, rows = evaluation_.first_row, count = distinct_.size() * width;
+    Member<T> member(all_, thread, p_, 1, known_.span(0, 0), count, program_.head, job_);
     // As many rows are kept as are in flight, besides those that are read above them.
     const int together = p_.is_recurrent ? 1 : schedule_.rows_in_flight;
     for (int begin = 0; begin < rows; begin += together) {
@@ -183,29 +179,29 @@ class Walk {
       for (int y = begin; y < end; y++) {
         if (!begin_row(member, y)) return false;
         for (int q = count * thread / member.size; q < count * (thread + 1) / member.size; q++)
-          put_values(member, images[q / width], 0, program_.image_channels, y, q % width);
+          put_values(member, distinct_[q / width], 0, program_.image_channels, y, q % width);
       }
       for (const KnownStage& stage : p_.known_stages) {
         member.wait_for_team();
         for (int y = std::max(begin, rows - stage.rows); y < end && rows < program_.height; y++)
-          fill_row(known, member, stage, y);
+          fill_row(member, stage, y);
       }
       member.wait_for_team();
       for (int m = n_ * thread / member.size; m < n_ * (thread + 1) / member.size; m++)
-        for (int y = begin; y < end && first[m] != m; y++) workspace_.copy_row(y, first[m], m);
+        for (int y = begin; y < end && alike_[m] != m; y++) workspace_.copy_row(y, alike_[m], m);
     }
     member.wait_for_team();
     return true;
   }
 
-  void fill_row(Evaluation<T>& known, Member<T>& member, const KnownStage& stage, int y) {
+  void fill_row(Member<T>& member, const KnownStage& stage, int y) {
     const Instruction* const begin = p_.instructions.data() + stage.begin;
-    if (!stage.is_loop) return known.evaluate_in_row(member, *begin, y, 0, program_.width);
+    if (!stage.is_loop) return known_.evaluate_in_row(member, *begin, y, 0, program_.width);
     if (member.index > 0) return;
     member.alone = true;
     for (int k = 0; k < program_.width; k++)
       for (const Instruction* i = begin; i != p_.instructions.data() + stage.end; i++)
-        known.evaluate_in_row(member, *i, y, begin->from_the_right ? program_.width - 1 - k : k, 1);
+        known_.evaluate_in_row(member, *i, y, begin->from_the_right ? program_.width - 1 - k : k, 1);
     member.alone = false;
   }
 
@@ -213,6 +209,13 @@ class Walk {
     std::vector<int> all(n);
     std::iota(all.begin(), all.end(), 0);
     return all;
+  }
+
+  static std::vector<int> firsts(const std::vector<int>& alike) {
+    std::vector<int> found;
+    for (size_t m = 0; m < alike.size(); m++)
+      if (alike[m] == static_cast<int>(m)) found.push_back(m);
+    return found;
   }
 
   bool is_in(const Instruction& i, int scan) const {
@@ -326,11 +329,13 @@ class Walk {
   const Workspace<T> workspace_;
   const ImageValues values_;
   Evaluation<T> evaluation_;
-  Team pixel_team_, row_team_;           // the latter is empty where one team does all
-  Team all_;                             // of the group, before they begin
-  std::atomic<int> row_team_until_;      // the column step before which there is a row team; kNever: for good
-  std::atomic<int> failed_row_{kNever};  // the first whose logits were not finite
-  std::atomic<int> stopped_at_{kNever};  // the column step
+  const std::vector<int> alike_, distinct_;  // by image, the first that is alike where rows are known; these
+  Evaluation<T> known_;                      // of the rows that are known
+  Team pixel_team_, row_team_;               // the latter is empty where one team does all
+  Team all_;                                 // of the group, before they begin
+  std::atomic<int> row_team_until_;          // the column step before which there is a row team; kNever: for good
+  std::atomic<int> failed_row_{kNever};      // the first whose logits were not finite
+  std::atomic<int> stopped_at_{kNever};      // the column step
 };
 
 }  // namespace pcf::cpu
