@@ -238,26 +238,24 @@ def for_images(x: Tensor, view: View, of: int, n: int) -> tuple[Tensor, Callable
     """What a constant of so many images is for n of them, expanded, and what joins its axes: an axis that
     has several batches comes in two. None if x is not alike for all images, but for how a call on a batch
     may round them; view: where it has them."""
-    axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+    axes = [(axis, size) for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
     if not axes:
         return x, lambda joined: joined
-    axis, few = axes[0], x.new_zeros(())
-    if len(axes) > 1 or x.shape[axis] % of:
+    (axis, size), *others = axes
+    if others or size.plus:
         return None
+    few, times = x.new_zeros(()), size.times
     if x.is_floating_point() and x.numel():
         few = 4 * torch.finfo(x.dtype).eps * x.nan_to_num(0, 0, 0).abs().max()
-    times = x.shape[axis] // of
-    for split, images in (
-        ((times, of), axis + 1),
-        ((of, times), axis),
-    ):  # a batch after the other, or one by one
+    # A batch after the other, or all of an image after all of another.
+    for split, images in (((times, of), axis + 1), ((of, times), axis)):
         each = x.unflatten(axis, split)
         first = each.narrow(images, 0, 1)
         is_alike = each == first  # no number is read but the last: weights may be other ones later
         if x.is_floating_point():
             is_alike |= (each - first).abs() <= few
         if bool(is_alike.all()):
-            shape = [n if at == images else size for at, size in enumerate(each.shape)]
+            shape = [n if at == images else many for at, many in enumerate(each.shape)]
             return first.expand(shape), partial(torch.flatten, start_dim=axis, end_dim=axis + 1)
     return None
 

@@ -52,9 +52,8 @@ def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int
     for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
         for dim in sorted(dims, key=lambda dim: dim != usual[axis]):
-            fits = addresses.shape[dim] == size or (
-                axis > 0 and dim == usual[axis]
-            )  # there, of a coarser grid
+            is_usual = axis > 0 and dim == usual[axis]  # there, it may be of a coarser grid
+            fits = addresses.shape[dim] == size or is_usual
             if spatial[axis] < 0 and 1 < addresses.shape[dim] <= size and fits and dim not in spatial:
                 if bool((live.sum(dim) <= 1).all()):
                     spatial[axis] = dim
