@@ -1,15 +1,14 @@
 """The documentation site, which `make docs` builds into out/docs."""
 
 import re
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
 
 project = "pixelcnn_fast"
 author = "the maintainers of pixelcnn_fast"
-release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+release = version("pixelcnn_fast")
 extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = f"pixelcnn_fast {release}"

@@ -11,8 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+from pixelcnn_fast.pictures import save_gif
 
 FOLDER = Path(__file__).parent
 # Upper halves of a 2 and an 8, in pixels of the drawing.
@@ -24,21 +27,16 @@ STROKES = [
 STEPS = 2  # of the pen, between two places
 REPLAYED = 56  # frames, a quarter of a row each
 PATIENCE = 60_000  # milliseconds
+COLOURS = 32
 
 
-def frame(page: Page, selector: str) -> Image.Image:
-    return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB").quantize(32)
+def frame(page: Page, selector: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB"))
 
 
-def save(frames: list[Image.Image], name: str, milliseconds: int) -> None:
-    """The last frame stays for 2 seconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [2000]
-    frames[0].save(FOLDER / name, save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-def drawn(page: Page) -> list[Image.Image]:
+def drawn(page: Page) -> list[np.ndarray]:
     """The page while strokes are drawn, a frame for each answer."""
-    frames: list[Image.Image] = []
+    frames: list[np.ndarray] = []
     box = page.locator("#drawing").bounding_box()
     assert box is not None
     for k, stroke in enumerate(STROKES):
@@ -58,7 +56,7 @@ def drawn(page: Page) -> list[Image.Image]:
     return frames
 
 
-def replayed(page: Page) -> list[Image.Image]:
+def replayed(page: Page) -> list[np.ndarray]:
     """The page's completions, pixel by pixel."""
     page.evaluate("requestAnimationFrame = next => { later = next; return 1; }; start = performance.now()")
     page.get_by_role("button", name="Show pixel by pixel").click()
@@ -75,8 +73,8 @@ def main(address: str) -> None:
         page = browser.new_page(viewport={"width": 720, "height": 640})
         page.goto(address)
         page.get_by_text("ready").wait_for()
-        save(drawn(page), "demo.gif", 80)
-        save(replayed(page), "pixel_by_pixel.gif", 60)
+        save_gif(drawn(page), FOLDER / "demo.gif", 80, COLOURS)
+        save_gif(replayed(page), FOLDER / "pixel_by_pixel.gif", 60, COLOURS)
         browser.close()
 
 

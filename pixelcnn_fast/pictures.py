@@ -14,7 +14,7 @@ from pixelcnn_fast.files import replacing
 
 EASILY_SEEN = 56  # screen pixels of an enlarged image
 GAP_LEVEL = 255  # white lines between images
-FRAME_TIME, LAST_TIME = 60, 2000  # milliseconds
+LAST_TIME = 2000  # milliseconds
 BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 
 
@@ -63,12 +63,14 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: boo
         imsave(file, array, format="png")
 
 
-def save_gif(frames: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
-    """Writes arrays, uint8 [h, w, 3], as a GIF that shows each for FRAME_TIME, and the last for LAST_TIME."""
+def save_gif(
+    frames: Sequence[np.ndarray], path: str | os.PathLike[str], milliseconds: int = 60, colours: int = 256
+) -> None:
+    """Writes arrays, uint8 [h, w, 3], as a GIF that shows each for so long, and the last for LAST_TIME."""
     from PIL import Image  # which matplotlib needs, too
 
-    first, *others = [Image.fromarray(frame).quantize(dither=Image.Dither.NONE) for frame in frames]
-    times = [FRAME_TIME] * len(others) + [LAST_TIME]
+    first, *others = [Image.fromarray(frame).quantize(colours, dither=Image.Dither.NONE) for frame in frames]
+    times = [milliseconds] * len(others) + [LAST_TIME]
     with replacing(path) as file:
         first.save(file, "GIF", save_all=True, append_images=others, duration=times, loop=0)
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, picture: Path) -> None:
     for option in fields(SamplingOptions):
         shown = {name: option.metadata[name] for name in ("metavar", "help")}
         parse = PARSERS[option.metadata["parse"]]
-        add(f"--{option.name.replace('_', '-')}", type=parse, default=option.default, **shown)
+        add(option_of(option.name), type=parse, default=option.default, **shown)
     add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     add("--noise", type=path, metavar="FILE", help="draw with the noise that --save-noise wrote")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
