@@ -1,14 +1,14 @@
 """The documentation site, which `make docs` builds into out/docs."""
 
 import re
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
 
 project = "pixelcnn_fast"
 author = "the maintainers of pixelcnn_fast"
-release = version("pixelcnn_fast")
+release = metadata.version("pixelcnn_fast")
 extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = f"pixelcnn_fast {release}"
