@@ -1,5 +1,6 @@
 """The documentation site, which `make docs` builds into out/docs."""
 
+import os
 import re
 from importlib import metadata
 from typing import Any
@@ -14,6 +15,12 @@ html_theme = "furo"
 html_title = f"pixelcnn_fast {release}"
 nitpicky = True
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+os.environ["SMALL"] = "1"  # the recipes' small mode
+os.environ["TQDM_DISABLE"] = "1"
 
 
 def named(link: re.Match[str]) -> str:

@@ -371,7 +371,8 @@ class Sampler(NotPartOfModel):
     ) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
-        images: integer levels [n, C, H, W]. Differentiable in the model's parameters;
+        images: integer levels [n, C, H, W]. A model in eval mode that ``accelerate`` has made
+        faster is run as it is, any other in a plain copy. Differentiable in the model's parameters;
         ``DistributedDataParallel`` does not average these gradients. Where the sampler
         knows no model, it is of its own weights, without gradients.
         """

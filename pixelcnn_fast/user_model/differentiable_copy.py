@@ -22,6 +22,17 @@ from pixelcnn_fast.user_model.private_copy import (
 from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping, unreached
 
 
+def is_compiled_for_eval(live: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a module is one that ``accelerate`` or its own ``compile()`` has compiled, and just what a copy would be
+    by its mode, device and dtype: a copy would run without what was compiled."""
+    return (
+        live._compiled_call_impl is not None
+        and not any(each.training for each in live.modules())
+        and all(x.device == device for x in live.parameters())
+        and all(x.dtype == dtype for x in live.parameters() if x.is_floating_point())
+    )
+
+
 @contextmanager
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]

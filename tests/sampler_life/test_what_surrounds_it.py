@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pixelcnn_fast import Sampler, accelerate, check_causal, likelihood
+from pixelcnn_fast import Sampler, accelerate, accelerated, check_causal, likelihood
+from pixelcnn_fast.models import reference
 from pixelcnn_fast.user_model import contents
 from pixelcnn_fast.user_model.contents import MOST, Contents, _numbered
 from pixelcnn_fast.user_model.tensors import duplicate
@@ -210,6 +211,25 @@ def test_copies_of_an_accelerated_module_with_a_state_of_its_own_are_plain() -> 
         sampler.refresh().sample(3, noise=noise(), runtime="reference"),
         Sampler(compiled.net, SHAPE).sample(3, noise=noise()),
     )
+
+
+def test_an_accelerated_model_in_eval_mode_scores_images_itself() -> None:
+    """As fast as it is; in train mode, a plain copy of it does, in eval mode."""
+    plain = nn.Sequential(reference.MaskedConv2d(1, 8, 5, "A"), nn.Dropout(), nn.Conv2d(8, 256, 1)).eval()
+    fast = accelerate(copy.deepcopy(plain))
+    images = torch.randint(0, 256, (2, *SHAPE))
+    expected = Sampler(plain, SHAPE, image_form="unit").log_prob(images)
+    expected.sum().backward()
+    sampler = Sampler(fast.train(), SHAPE, image_form="unit")
+    torch.testing.assert_close(sampler.log_prob(images), expected)
+    assert "conv2d" not in str(accelerated(fast)), "it was not run"
+    fast.eval()
+    log_p = sampler.log_prob(images)
+    assert "conv2d" in str(accelerated(fast))
+    torch.testing.assert_close(log_p, expected)
+    log_p.sum().backward()
+    for got, wanted in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
 
 
 def test_objects_are_walked_by_what_they_are_copied_with() -> None:

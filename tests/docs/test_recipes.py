@@ -1,0 +1,81 @@
+"""The recipes: notebooks, which check what they claim, run here in their small mode."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, heads
+from pixelcnn_fast.nn import MaskedConv2d
+from tests.tiers import thorough
+
+RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.ipynb"))
+
+
+def code_of(recipe: Path) -> list[str]:
+    cells = json.loads(recipe.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@thorough
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_run_and_what_they_check_holds(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SMALL", "1")
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    names: dict[str, Any] = {}
+    with plt.rc_context({"backend": "agg"}):
+        for number, code in enumerate(code_of(recipe), 1):
+            exec(compile(code, f"{recipe.name}, code cell {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_are_stored_without_outputs(recipe: Path) -> None:
+    for cell in json.loads(recipe.read_text())["cells"]:
+        assert not cell.get("outputs") and not cell.get("execution_count"), (
+            "clear the outputs before a commit"
+        )
+
+
+class OfTheField(nn.Module):
+    """Called as stat-mech-van's network is: spins ±1 -> probabilities of +1."""
+
+    def __init__(self, L: int, net_width: int, z2: bool, **others: Any) -> None:
+        super().__init__()
+        self.first, self.last = MaskedConv2d(1, net_width, 5, "A"), nn.Conv2d(net_width, 1, 1)
+
+    def forward(self, spins: Tensor) -> Tensor:
+        return torch.sigmoid(self.last(torch.relu(self.first(spins))))
+
+    def log_prob(self, spins: Tensor) -> Tensor:
+        either = [-F.binary_cross_entropy(self(x), (x + 1) / 2, reduction="none") for x in (spins, -spins)]
+        return torch.stack(either).sum((2, 3, 4)).logsumexp(0) - torch.tensor(2.0).log()
+
+
+def test_the_networks_of_lattice_physics_are_sampled_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pixelcnn", SimpleNamespace(PixelCNN=OfTheField))
+    cells = json.loads((RECIPES[0].parent / "ising.ipynb").read_text())["cells"]
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", "\n".join("".join(c["source"]) for c in cells), re.S | re.M
+    )
+    names: dict[str, Any] = {"torch": torch, "Sampler": Sampler, "heads": heads}
+    torch.manual_seed(0)
+    exec(code, names)
+    spins, log_q = names["spins"], names["log_q"]
+    assert spins.unique().tolist() == [-1, 1]
+    once = [names["sampler"].log_prob(((x + 1) / 2).long()) for x in (spins, -spins)]
+    torch.testing.assert_close(
+        log_q.double(), torch.stack(once).double().exp().mean(0).log(), rtol=1e-4, atol=0
+    )
