@@ -60,6 +60,7 @@ def in_training() -> dict[str, Any]:
 # By page: what its reader has.
 READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": dict,
+    "docs/start.md": dict,
     "docs/your_model.md": model_and_labels,
     "docs/training.md": in_training,
     "docs/masks.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
