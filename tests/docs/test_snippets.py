@@ -1,5 +1,6 @@
 """The Python snippets of the README, and of pages that can run as they stand, run one after the other."""
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,7 @@ def in_training() -> dict[str, Any]:
 READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": dict,
     "docs/start.md": dict,
+    "docs/questions.md": lambda: {**in_training(), "torch": torch, "F": F, "functools": functools},
     "docs/your_model.md": model_and_labels,
     "docs/training.md": in_training,
     "docs/masks.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
