@@ -113,7 +113,9 @@ Machine machine(int threads, const void* weights, int64_t bytes) {
   Machine& m = known.by_threads[threads];
   const auto until = Clock::now() + std::chrono::milliseconds(20);
   if (m.multiply_add == 0) {
+#if defined(_SC_LEVEL2_CACHE_SIZE)  // not on macOS
     if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) m.l2 = l2;
+#endif
     constexpr int kRows = 24, kTimes = 4;
     const Products products(threads, kRows);
     const ZeroedBlock matrix(products.matrix_bytes());
