@@ -3,6 +3,7 @@
 import os
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
@@ -33,4 +34,10 @@ def setup(app: Any) -> None:
     def read(app: Any, page: str, source: list[str]) -> None:
         source[0] = OUTSIDE.sub(named, source[0])
 
+    def include(app: Any, path: Path, page: str, source: list[str]) -> None:
+        """The links of files of the repository's root."""
+        below = re.sub(r"\]\((?!https?:|#)", "](../", source[0]).replace("](../docs/", "](")
+        source[0] = OUTSIDE.sub(named, below)
+
     app.connect("source-read", read)
+    app.connect("include-read", include)

@@ -15,6 +15,7 @@ import pixelcnn_fast
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import PixelCNN, PixelCNNpp
 from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.passes import pipeline
 from tests.tiers import few
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,19 @@ def in_training() -> dict[str, Any]:
     return {"model": model, "sampler": Sampler(model, SHAPE), "labels": None}
 
 
+def of_a_data_set() -> dict[str, Any]:
+    """of_reals: small, so that what it draws stays small."""
+    levels, labels = torch.randint(256, (3, 1, 28, 28)), torch.arange(3)
+    of_reals = MaskedConv2d(2, 4, 3, "A")
+    of_reals.weight.data *= 0.1
+    model = PixelCNN(1, hidden_channels=8, n_residual=1, n_classes=10).eval()
+    images = levels / 255
+    return {
+        "model": model, "loader": [(images, labels)], "images": images, "levels": levels, "labels": labels,
+        "of_reals": of_reals, "torch": torch,
+    }  # fmt: skip
+
+
 # By page: what its reader has.
 READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": dict,
@@ -67,6 +81,10 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/training.md": in_training,
     "docs/masks.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
     "docs/layers.md": lambda: {"pixelcnn_fast": pixelcnn_fast, "model": small()},
+    "docs/likelihoods.md": of_a_data_set,
+    "docs/models.md": dict,
+    "docs/jobs.md": lambda: {"model": small(10), "n": 3, "seed": 0, "labels": torch.arange(10)},
+    "docs/architecture.md": lambda: dict(nn=nn, MaskedConv2d=MaskedConv2d, Tensor=Tensor, F=F, model=small()),
     "docs/pixelcnnpp.md": lambda: {"port": PixelCNNpp(n_filters=8, n_resnets=1).eval()},
 }
 
@@ -78,6 +96,7 @@ def snippets(page: str) -> list[str]:
 @pytest.mark.parametrize("page", few([*READERS], 1))
 def test_snippets_run_as_they_stand(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "watches", [*pipeline.watches])
     torch.manual_seed(0)
     names = READERS[page]()
     assert snippets(page)
