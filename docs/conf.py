@@ -6,12 +6,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# In docstrings: where an argument is explained, what is as it stands, and what indented lines follow.
+ARGUMENT = re.compile(r"(^|[.;] )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
+LITERAL = re.compile(r"(``[^`]+``|^ .*$)", re.MULTILINE)
+INDENTED = re.compile(r"^(\S.*)\n\n(?= )", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
 
 project = "pixelcnn_fast"
 author = "the maintainers of pixelcnn_fast"
 release = metadata.version("pixelcnn_fast")
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+autodoc_typehints = "none"  # docstrings give shapes
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 html_theme = "furo"
 html_title = f"pixelcnn_fast {release}"
 nitpicky = True
@@ -39,5 +46,12 @@ def setup(app: Any) -> None:
         below = re.sub(r"\]\((?!https?:|#)", "](../", source[0]).replace("](../docs/", "](")
         source[0] = OUTSIDE.sub(named, below)
 
+    def docstring(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+        """Plain text, but for ``literals`` and indented lines, as reStructuredText, with its arguments in bold."""
+        parts = LITERAL.split(INDENTED.sub(r"\1\n\n::\n\n", "\n".join(lines)))
+        parts[::2] = [ARGUMENT.sub(r"\1**\2:**", re.sub(r"([*|])", r"\\\1", part)) for part in parts[::2]]
+        lines[:] = "".join(parts).split("\n")
+
     app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", docstring)
     app.connect("include-read", include)
