@@ -20,7 +20,7 @@ native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py pixelcn
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
-.PHONY: help setup native generate docs lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native generate docs linkcheck lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -56,6 +56,9 @@ generate: setup ## write what is generated in docs/: tables, listings, drawings
 
 docs: $(VENV)/.docs ## the documentation site, in out/docs; a warning is an error
 	$(VENV)/bin/sphinx-build -q -W --keep-going docs out/docs
+
+linkcheck: $(VENV)/.docs ## whether the documentation's external links lead somewhere, which needs the internet
+	$(VENV)/bin/sphinx-build -q -b linkcheck docs out/linkcheck
 
 fuzz: setup ## N random networks with every runtime, and N lives of models: make fuzz N=1000 FIRST=0
 	$(python) -m tests.system.fuzz $(N) $(FIRST)

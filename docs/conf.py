@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # In docstrings: where an argument is explained, what is as it stands, and what indented lines follow.
-ARGUMENT = re.compile(r"(^|[.;] )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
+ARGUMENT = re.compile(r"(^|\. |; )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
 LITERAL = re.compile(r"(``[^`]+``|^ .*$)", re.MULTILINE)
 INDENTED = re.compile(r"^(\S.*)\n\n(?= )", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
@@ -37,6 +37,12 @@ def named(link: re.Match[str]) -> str:
     return text if path in text else f"{text} (`{path}`)"
 
 
+def argument(found: re.Match[str]) -> str:
+    """In bold, and at the start of a paragraph unless it goes on a sentence."""
+    before = found[1] if found[1] == "; " else f"{found[1].strip()}\n\n"
+    return f"{before}**{found[2]}:**"
+
+
 def setup(app: Any) -> None:
     def read(app: Any, page: str, source: list[str]) -> None:
         source[0] = OUTSIDE.sub(named, source[0])
@@ -49,7 +55,7 @@ def setup(app: Any) -> None:
     def docstring(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
         """Plain text, but for ``literals`` and indented lines, as reStructuredText, with its arguments in bold."""
         parts = LITERAL.split(INDENTED.sub(r"\1\n\n::\n\n", "\n".join(lines)))
-        parts[::2] = [ARGUMENT.sub(r"\1**\2:**", re.sub(r"([*|])", r"\\\1", part)) for part in parts[::2]]
+        parts[::2] = [ARGUMENT.sub(argument, re.sub(r"([*|])", r"\\\1", part)) for part in parts[::2]]
         lines[:] = "".join(parts).split("\n")
 
     app.connect("source-read", read)

@@ -77,7 +77,8 @@ def fused(
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that computes its runs of masked convolution, batch norm and activation in one pass each.
 
-    In training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
+    input: what the first module takes, such as [N, C, H, W] -> what the last one gives. In
+    training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
     """
 
     def forward(self, input: Any) -> Any:
