@@ -20,6 +20,7 @@ autodoc_typehints = "none"  # docstrings give shapes
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 html_theme = "furo"
+html_show_copyright = False  # LICENSE has it
 html_title = f"pixelcnn_fast {release}"
 nitpicky = True
 myst_heading_anchors = 3
