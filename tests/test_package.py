@@ -81,7 +81,6 @@ def test_an_interrupt_is_not_swallowed_by_except_exception() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("pyproject.toml", r'version = "(.+)"'),
         ("CITATION.cff", r"version: (.+)"),
         ("CHANGELOG.md", r"## \[(\d.*?)\]"),  # the newest that is released
     ],
