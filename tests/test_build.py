@@ -151,7 +151,8 @@ def python_files(source: Path) -> set[str]:
 
 
 def wheel_files(wheel: Path) -> set[str]:
-    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = zipfile.ZipFile(wheel).namelist()
+    return {name for name in names if ".dist-info/" not in name and not name.endswith("/")}
 
 
 def test_sdist_holds_what_a_clone_does(sdist: Path) -> None:
