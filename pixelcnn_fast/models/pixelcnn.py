@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.models.hub import OnHub
 from pixelcnn_fast.models.inputs import as_logits, check_inputs, config_of, to_unit_range
 from pixelcnn_fast.nn import FusedSequential, MaskedConv2d, ResidualBlock
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
@@ -13,7 +14,7 @@ from pixelcnn_fast.nn.fused import conv_norm_relu
 LEVELS = 256
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(OnHub):
     """Convolutional PixelCNN: p(image) as a product over pixels in raster order.
 
     images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in

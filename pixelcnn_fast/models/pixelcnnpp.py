@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelcnn_fast.models.hub import OnHub
 from pixelcnn_fast.models.inputs import check_inputs, config_of
 from pixelcnn_fast.nn import GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d
 from pixelcnn_fast.nn.settings import check_sizes
@@ -53,7 +54,7 @@ class DownStreams(Streams):
         return u, ul
 
 
-class PixelCNNpp(nn.Module):
+class PixelCNNpp(OnHub):
     """PixelCNN++: p(image) as a product over pixels in raster order, whose colours are drawn from one mixture.
 
     images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in -1...1;

@@ -23,17 +23,39 @@ struct Isa {
 };
 
 #if defined(__x86_64__)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+// Read here, since __builtin_cpu_supports asks the compiler's runtime library, and Zig's knows of no processor.
+struct Processor {
+  unsigned leaf1_c = 0, leaf7_b = 0, leaf7_d = 0, leaf7_1_a = 0;
+  unsigned saved = 0;  // the registers that the operating system saves: XCR0
+
+  Processor() {
+    unsigned unused, most, b, c, d, high;
+    if (!__get_cpuid(1, &unused, &b, &leaf1_c, &d)) return;
+    if (__get_cpuid_count(7, 0, &most, &leaf7_b, &c, &leaf7_d) && most >= 1)
+      __get_cpuid_count(7, 1, &leaf7_1_a, &b, &c, &d);
+    if (leaf1_c & bit_OSXSAVE) __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  }
+};
+const Processor& processor() {
+  static const Processor found;
+  return found;
 }
 
-// Processors with tiles multiply bf16 in vectors, too, but measured at half the speed of float32.
-bool has_tiles() {
-  unsigned a, b, c, d;
-  constexpr unsigned kTiles = 1 << 24, kBf16 = 1 << 22;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) && (d & kBf16);
+bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+constexpr unsigned kYmm = 0x6, kZmm = 0xe6;  // in XCR0, each with those that it contains
+
+bool has_avx2() {
+  const Processor& p = processor();
+  return has(p.saved, kYmm) && has(p.leaf1_c, bit_AVX | bit_FMA) && has(p.leaf7_b, bit_AVX2);
 }
+bool has_avx512() {
+  const Processor& p = processor();
+  constexpr unsigned kBits = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+  return has_avx2() && has(p.saved, kZmm) && has(p.leaf7_b, kBits);
+}
+bool has_bf16() { return has_avx512() && has(processor().leaf7_1_a, 1 << 5); }
+// Processors with tiles multiply bf16 in vectors, too, but measured at half the speed of float32.
+bool has_tiles() { return has(processor().leaf7_d, 1 << 24 | 1 << 22); }
 
 // Asks Linux for the tile registers, which a process may use from then on if it grants them.
 bool may_use_tiles() {
@@ -45,10 +67,8 @@ bool may_use_tiles() {
 #endif
 }
 
-bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-// __builtin_cpu_supports also checks that the operating system saves the wide registers.
 Isa sse2() { return {"sse2", true}; }
-Isa avx2() { return {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")}; }
+Isa avx2() { return {"avx2", has_avx2()}; }
 Isa avx512() { return {"avx512", has_avx512()}; }
 Isa avx512_bf16() { return {"avx512_bf16", has_bf16(), !has_tiles()}; }
 Isa amx_bf16() { return {"amx_bf16", has_bf16() && has_tiles() && may_use_tiles()}; }
