@@ -2,9 +2,10 @@
 
 import os
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import pixelcnn_fast
 
 # In docstrings: where an argument is explained, what is as it stands, and what indented lines follow.
 ARGUMENT = re.compile(r"(^|\. |; )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
@@ -14,7 +15,7 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
 
 project = "pixelcnn_fast"
 author = "the maintainers of pixelcnn_fast"
-release = metadata.version("pixelcnn_fast")
+release = pixelcnn_fast.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 autodoc_typehints = "none"  # docstrings give shapes
 autodoc_member_order = "bysource"
@@ -24,8 +25,8 @@ html_show_copyright = False  # LICENSE has it
 html_title = f"pixelcnn_fast {release}"
 nitpicky = True
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "force"
+nb_merge_streams = True
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 os.environ["SMALL"] = "1"  # the recipes' small mode
