@@ -40,7 +40,7 @@ def test_recipes_run_and_what_they_check_holds(
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
-def test_recipes_are_stored_without_outputs(recipe: Path) -> None:
+def test_recipes_are_stored_without_outputs_and_figures_described(recipe: Path) -> None:
     for cell in json.loads(recipe.read_text())["cells"]:
         assert not cell.get("outputs") and not cell.get("execution_count"), (
             "clear the outputs before a commit"
