@@ -44,7 +44,7 @@ class Small(nn.Module):
 class OfClasses(Small):
     """Takes labels always, as the signature shows."""
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # as this signature has it
         return super().forward(x, labels)
 
 
