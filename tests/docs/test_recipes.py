@@ -45,6 +45,11 @@ def test_recipes_are_stored_without_outputs_and_figures_described(recipe: Path) 
         assert not cell.get("outputs") and not cell.get("execution_count"), (
             "clear the outputs before a commit"
         )
+        if "plt.show()" in "".join(cell["source"]):
+            image = cell["metadata"].get("mystnb", {}).get("image", {})
+            assert len(image.get("alt", "")) >= 10, (
+                "describe the figure in the cell's metadata: mystnb, image, alt"
+            )
 
 
 class OfTheField(nn.Module):
