@@ -7,8 +7,9 @@ from typing import Any
 
 import pixelcnn_fast
 
-# In docstrings: where an argument is explained, what is as it stands, and what indented lines follow.
-ARGUMENT = re.compile(r"(^|\. |; )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
+# In docstrings: where an argument is explained, which no line is that goes on with a sentence; what is as it stands;
+# and what indented lines follow.
+ARGUMENT = re.compile(r"((?<![^.;:\n]\n)^|\. |; )([a-z]\w*(?:, [a-z]\w*)*):(?=\s)", re.MULTILINE)
 LITERAL = re.compile(r"(``[^`]+``|^ .*$)", re.MULTILINE)
 INDENTED = re.compile(r"^(\S.*)\n\n(?= )", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)]*\)")
