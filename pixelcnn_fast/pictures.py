@@ -66,7 +66,7 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: boo
 def save_gif(
     frames: Sequence[np.ndarray], path: str | os.PathLike[str], milliseconds: int = 60, colours: int = 256
 ) -> None:
-    """Writes arrays, uint8 [h, w, 3], as a GIF that shows each for so long, and the last for LAST_TIME."""
+    """Writes arrays, uint8 [h, w, 3], as a GIF that shows each for so long, and the last for 2 s."""
     from PIL import Image  # which matplotlib needs, too
 
     first, *others = [Image.fromarray(frame).quantize(colours, dither=Image.Dither.NONE) for frame in frames]

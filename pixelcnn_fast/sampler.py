@@ -347,7 +347,7 @@ class Sampler(NotPartOfModel):
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a
         head that reads no logits, the parameters of each distribution, [n, D, H, W, P].
-        Other arguments: as for ``sample``.
+        Other arguments, and errors: as for ``sample``.
         """
         values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
@@ -374,7 +374,9 @@ class Sampler(NotPartOfModel):
         images: integer levels [n, C, H, W]. A model in eval mode that ``accelerate`` has made
         faster is run as it is, any other in a plain copy. Differentiable in the model's parameters;
         ``DistributedDataParallel`` does not average these gradients. Where the sampler
-        knows no model, it is of its own weights, without gradients.
+        knows no model, it is of its own weights, without gradients. Raises ValueError for
+        images, labels or conditions that the model does not take, and if the head has no
+        log-probability.
         """
         engine, model = self._engine, None if self._live_model is None else self._live_model.model
         self.head.check_scored()

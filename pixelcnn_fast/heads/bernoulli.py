@@ -18,12 +18,15 @@ from pixelcnn_fast.telling import tell
 @dataclass(frozen=True)
 class Bernoulli(OfLevels):
     """Images of two levels; the model's output is [N, C, H, W], the logit of level 1 for
-    each sub-pixel or, if ``probabilities``, its probability, after a sigmoid."""
+    each sub-pixel or, if ``probabilities``, its probability, after a sigmoid.
+
+    eps: how close to 0 and 1 probabilities may come, by default as close as the model's dtype
+    can tell apart; ``Sampler`` sets it.
+    """
 
     probabilities: bool = False
     levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images
     layout: ClassVar[str] = "N,C,H,W"
-    # How close to 0 and 1 probabilities may come; None: as close as the output's dtype tells apart.
     eps: float | None = field(default=None, repr=False, compare=False)
 
     @classmethod

@@ -101,9 +101,11 @@ LEAST = torch.finfo(torch.float32).tiny
 class Categorical(OfLevels):
     """One logit per level.
 
-    levels: L; layout: the output's, one of ``LAYOUTS``; None: inferred from its shape if
-    only one fits. probabilities: whether it holds probabilities, after a softmax, or
-    logits, before one, as log-probabilities are, too.
+    levels: L. layout: the output's: "N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", or in one axis
+    "N,C*L,H,W" (index = channel * L + level) or "N,L*C,H,W" (index = level * C + channel);
+    None: inferred from its shape if only one fits. probabilities: whether it holds
+    probabilities, after a softmax, or logits, before one, as log-probabilities are, too.
+    Raises ValueError for another layout, and for fewer than 2 levels.
     """
 
     levels: int = 256

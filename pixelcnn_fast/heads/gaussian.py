@@ -63,7 +63,8 @@ class GaussianMixture(OfReals, Mixture):
     The density is Σ_k π_k exp(-z_k² / 2 - s_k) / √(2π) with z = (x - μ) / e^s. Noise: u, which
     chooses the first component with u < π_0 + … + π_k, and v, which gives x = μ + e^s Φ⁻¹(v).
     At temperature T, the logits are divided by T, and e^s is multiplied by it; 0 gives the
-    likeliest component's mean.
+    likeliest component's mean. Raises ValueError for another layout, and without components.
+    Source: Bishop 1994, "Mixture Density Networks".
     """
 
     components: int
@@ -108,6 +109,7 @@ class DiscretizedGaussian(OfReals):
     stands for round(y - μ) + μ, which has the probability
     Φ((n + 1/2) / σ) - Φ((n - 1/2) / σ) with n = round(y - μ). Noise: v, which gives
     n = round(σ Φ⁻¹(v)). At temperature T, σ is multiplied by T; 0 gives the mean.
+    Raises ValueError unless ``least_scale`` is positive.
     Source: Minnen et al. 2018, "Joint Autoregressive and Hierarchical Priors for Learned
     Image Compression", section 2.
     """

@@ -56,7 +56,7 @@ class LogisticMixture(Mixture):
     between -1 and 1. At temperature T, the logits are divided by T, and e^s is multiplied by
     it; 0 gives the likeliest component's means. Colours of a pixel may be known before the first
     one that is drawn, and none after it: with a component for all colours, they multiply π by
-    their masses.
+    their masses. Raises ValueError for other layouts, roundings and numbers than these.
     Source: Salimans et al. 2017, "PixelCNN++: Improving the PixelCNN with Discretized
     Logistic Mixture Likelihood and Other Modifications", section 2.1.
     """

@@ -32,6 +32,7 @@ class SamplingOptions:
     top_k: only so many levels, the most likely ones, may be drawn (None: all). top_p: only
     the most likely levels, as many as it takes to reach this probability; those that top_k
     keeps count as probability 1. Of equally likely levels, the lower counts as more likely.
+    Raises ValueError for a value out of range.
     Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
 

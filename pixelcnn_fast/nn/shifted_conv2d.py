@@ -71,7 +71,7 @@ class ShiftedConvTranspose2d(ShiftedConv2d):
     """The transpose of such a convolution, back to a grid that is ``stride`` times as fine.
 
     x: [N, in_channels, h, w]; size: (H, W), at most (h, w) * stride -> [N, out_channels, H, W].
-    Weights are those of a ``ShiftedConv2d`` from x to the result.
+    Weights are those of a ``ShiftedConv2d`` from x to the result. Source: as for that.
     """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]  # of the result
