@@ -1,6 +1,7 @@
 # `make` lists the targets. Variables:
 #   PYTHON=python3.12   VENV=/tmp/v   PYTEST_ARGS="-k sampler"
 #   WORKERS=1   processes that run the tests
+#   SPHINX_ARGS="-D nb_execution_mode=off"   make docs without running the recipes
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   where pip takes torch from
 #   PIXELCNN_FAST_NATIVE: see setup.py
 #   OUT=/tmp/results   where gpu-check writes, instead of benchmarks/results
@@ -9,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+SPHINX_ARGS ?=
 WORKERS ?= 2
 N ?= 300
 FIRST ?= 0
@@ -56,7 +58,7 @@ generate: setup ## write what is generated in docs/: tables, listings, drawings
 	$(python) docs/generate.py
 
 docs: $(VENV)/.docs ## the documentation site, in out/docs; a warning is an error
-	$(VENV)/bin/sphinx-build -q -W --keep-going docs out/docs
+	$(VENV)/bin/sphinx-build -q -W --keep-going $(SPHINX_ARGS) docs out/docs
 
 linkcheck: $(VENV)/.docs ## whether the documentation's external links lead somewhere, which needs the internet
 	$(VENV)/bin/sphinx-build -q -b linkcheck docs out/linkcheck

@@ -21,7 +21,7 @@ from pixelcnn_fast import pictures
 from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.arguments import Renamed, count, gif, output_file, path, png
 from pixelcnn_fast.bench.report import duration
-from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.bench.streams import complain, say, watched
 from pixelcnn_fast.call import fields_among
 from pixelcnn_fast.cli import inputs, memory
 from pixelcnn_fast.cli.interrupts import interrupts
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, picture: Path) -> None:
     add("--precision", choices=PRECISIONS, default="same", help=bf16)
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
-    add("--progress", action="store_true", help="show a progress bar")
+    add("--progress", action="store_true", help="show a progress bar, also if nobody watches")
     add = parser.add_argument_group("files").add_argument
     add("--out", type=png, metavar="PNG", help=f"the picture to write (default: {picture})")
     add("--npz", type=path, metavar="FILE", help="also write images, labels and settings here")
@@ -113,7 +113,7 @@ def run(
             noise=noise,
             batch_size=args.batch,
             runtime=args.runtime,
-            progress=args.progress and sys.stderr is not None,
+            progress=watched() or (args.progress and sys.stderr is not None),
             **asdict(options),
         )
     except BaseException as error:  # raised once images are saved
