@@ -17,19 +17,19 @@ from pixelcnn_fast.cli.models import Named
 
 
 def array(file: Path, name: str, option: str = "") -> np.ndarray:
-    """The array in an .npy, or in an .npz the one of this name or the only one.
+    """The array of numbers in an .npy, or in an .npz the one of this name or the only one.
 
     option: that gave the name, which then counts. Raises ValueError if it can't be had.
     """
     try:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return _numbers(loaded)
         with loaded:
             if name in loaded.files:
-                return np.asarray(loaded[name])
+                return _numbers(loaded[name])
             if len(loaded.files) == 1 and not option:
-                return np.asarray(loaded[loaded.files[0]])
+                return _numbers(loaded[loaded.files[0]])
             found = ", ".join(loaded.files) or "none"
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -39,9 +39,15 @@ def array(file: Path, name: str, option: str = "") -> np.ndarray:
     raise ValueError(f"{file} has no array {name!r}, but {found}: {remedy}")
 
 
+def _numbers(found: np.ndarray) -> np.ndarray:
+    if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
+        raise ValueError(f"an array of {found.dtype}, expected numbers of 64 bits at most")
+    return found
+
+
 def pixels(file: Path) -> np.ndarray:
     """A picture -> uint8 [1 or 3, H, W], grey ones as one channel. Raises ValueError for another file."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
@@ -50,8 +56,10 @@ def pixels(file: Path) -> np.ndarray:
             if "A" in image.mode and image.getchannel("A").getextrema()[0] != 255:
                 raise ValueError(f"{file} is transparent in part: put it on a background first")
             found = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is no picture that can be read: expected a PNG") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it is not the file's content
+            raise
+        raise ValueError(f"{file} is no picture that can be read ({error}): expected a PNG") from error
     return found[:1] if (found == found[:1]).all() else found
 
 
@@ -170,12 +178,12 @@ def mask(text: str, rows: int | None, shape: tuple[int, int, int], count: int) -
         return (torch.arange(height) < rows)[:, None].expand(1, height, width)
     file = Path(text)
     found = array(file, "known") if file.suffix.lower() in (".npz", ".npy") else pixels(file)[:1]
-    highest = int(found.max(initial=0)) or 1
+    highest = found.max(initial=0) or 1
     if not np.isin(found, (0, highest)).all() or highest not in (1, 255):
         raise ValueError(
             f"--known {file}: a mask is black and white, or False and True: white is what is known"
         )
-    known = torch.from_numpy(found != 0)
+    known = torch.from_numpy(np.atleast_2d(found != 0))
     known = known[None] if known.dim() == 2 else known
     try:
         known.expand(count, channels, height, width)
@@ -199,8 +207,9 @@ def _of_arrays(source: Path, name: str | None) -> Images:
     labels = None
     if source.suffix.lower() == ".npz":
         with np.load(source) as loaded:
-            if "labels" in loaded.files and loaded["labels"].dtype.kind in "iu":
-                labels = torch.from_numpy(loaded["labels"].astype(np.int64))
+            has_labels = "labels" in loaded.files
+        if has_labels and (found := array(source, "labels")).dtype.kind in "iu":
+            labels = torch.from_numpy(found.astype(np.int64))
     return Images(source, values, [str(k) for k in range(len(values))], labels)
 
 

@@ -102,7 +102,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[stored.Tensors, dict[str, str]
         config = json.loads(file.read_text(encoding="utf-8"))
         names = config.pop(CLASS, None)
         name = {} if names is None else {"model": str(names[0])}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{file}: it is no config of a model ({str(error)[:300]}); fetch it again"
         ) from error
@@ -126,19 +126,22 @@ def card(model: OnHub, source: str, license: str, size: tuple[int, int], notes: 
             "import torch",
             "from pixelcnn_fast import Sampler, checkpoint, pictures",
             "",
-            f'model = checkpoint.load("{source}")',
+            f"model = checkpoint.load({json.dumps(source)})",
             f"sampler = Sampler(model, {(model.input_channels, *size)})  # channels, height, width",
             *given,
             f"images = sampler.sample(16{arguments})",
             'pictures.save_grid(images, 4, "samples.png")',
         ]
     )
-    tags = "".join(f"\n- {tag}" for tag in (*TAGS, kind.lower()))
-    facts = "\n".join(f"- {name}: {value}" for name, value in {**model.config, **notes}.items())
+    tags = "".join(f"\n- {tag}" for tag in dict.fromkeys((*TAGS, kind.lower())))
+    # One line each: a line of a note is no heading, and no end of a list.
+    facts = "\n".join(
+        f"- {name}: {' '.join(str(x).split())}" for name, x in {**model.config, **notes}.items()
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return f"""---
 library_name: pixelcnn_fast
-license: {license}
+license: {json.dumps(license)}
 pipeline_tag: unconditional-image-generation
 tags:{tags}
 ---

@@ -1,6 +1,8 @@
 """``complete`` and ``nll``: images that are given, as PNGs or arrays, and what may be wrong with them."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.new("I;16", (5, 4)).save("deep.png")
     Image.new("L", (4, 4)).save("mask.png")
     Path("text.png").write_text("no picture")
+    whole = Path("pictures/0.png").read_bytes()
+    Path("cut.png").write_bytes(whole[:-30])
+    header = b"IHDR" + struct.pack(">2I5B", 60000, 60000, 8, 0, 0, 0, 0)
+    Path("huge.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    np.savez("labels.npz", images=images, labels=np.array([None]))
+    np.savez("words.npz", known=np.array(["top"]), noise=np.array(["none"]))
+    np.savez("all.npz", known=True)
+    np.savez("nan.npz", known=np.full(SIZE, np.nan))
+    np.savez("wider.npz", known=np.ones(SIZE, complex))
     Path("text.npz").write_text("no arrays")
     return tmp_path
 
@@ -159,6 +170,9 @@ BAD = {
     "nll glass.png": "glass.png is transparent in part",
     "nll deep.png": "deep.png: a PNG of mode I;16: save it with 8 bits",
     "nll text.png": "text.png is no picture",
+    "nll cut.png": "cut.png is no picture that can be read (image file is truncated",
+    "nll huge.png": "huge.png is no picture that can be read (Image size (3600000000 pixels) exceeds limit",
+    "nll labels.npz": "labels.npz: NumPy can't read it (Object arrays",
     "nll a.npz --size 28": "the images are 4x5, and --size is 28x28: leave it out, or resize",
     "nll pictures --array images": "--array images: pictures is no .npz",
     "nll a.npz --label 1": "this model has no classes; leave --label out",
@@ -167,10 +181,14 @@ BAD = {
     "complete a.npz --known-rows 5": "--known-rows 5: the images have 4 rows",
     "complete a.npz --known mask.png": "the mask is 1x4x4, and images are 3x1x4x5: give one of 4x5",
     "complete a.npz --known pictures/0.png": "a mask is black and white",
+    "complete a.npz --known words.npz": "words.npz: NumPy can't read it (an array of <U3, expected numbers",
+    "complete a.npz --known wider.npz": "an array of complex128, expected numbers",
+    "complete a.npz --known nan.npz": "--known nan.npz: a mask is black and white",
     "complete a.npz --known a.npz": "a.npz has no array 'known', but images, labels, mask: call one known",
     "complete a.npz --known top-half --gif a.png": "the picture is a GIF, so name it .gif",
     "complete a.npz --known top-half --npz b --save-noise ./b": "--save-noise b is also the file of --npz",
     "complete a.npz --known top-half --noise text.npz": "NumPy can't read it",
+    "complete a.npz --known top-half --noise words.npz": "an array of <U4, expected numbers",
     "complete a.npz --known top-half --noise only.npz": "noise",
 }
 

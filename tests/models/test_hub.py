@@ -40,7 +40,7 @@ def test_a_folder_comes_back_and_its_card_samples_it(name: str, tmp_path: Path, 
     assert_same(checkpoint.load(tmp_path / "saved" / "model.safetensors"), model)
     card = (tmp_path / "saved" / "README.md").read_text()
     header, text = card.removeprefix("---\n").split("\n---\n")
-    assert "license: cc0-1.0" in header and f"- {type(model).__name__.lower()}" in header
+    assert 'license: "cc0-1.0"' in header and f"- {type(model).__name__.lower()}" in header
     assert "- data: noise, mostly" in text
     (snippet,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
@@ -55,6 +55,20 @@ def test_bfloat16_stays_and_a_card_of_one_s_own_does(tmp_path: Path) -> None:
     PixelCNN(**SMALL).bfloat16().save_pretrained(tmp_path)
     assert PixelCNN.from_pretrained(tmp_path).conv_in.weight.dtype == torch.bfloat16
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_card_stays_one_whatever_is_written_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = 'a "quoted" \\name'
+    license = 'other: "mine"\n---\ntags: none'
+    PixelCNN(**SMALL).save_pretrained(folder, license=license, data="rows\n\n# A heading\n---\n- and more")
+    card = (tmp_path / folder / "README.md").read_text()
+    _, header, text = re.split("^---\n", card, flags=re.MULTILINE)
+    found = pytest.importorskip("yaml", reason="PyYAML comes with huggingface_hub").safe_load(header)
+    assert found["license"] == license and len(set(found["tags"])) == len(found["tags"])
+    assert text.endswith("- data: rows # A heading --- - and more\n")
+    (line,) = re.findall("model = (.*)", text)
+    assert type(eval(line, {"checkpoint": checkpoint})) is PixelCNN
 
 
 def test_what_is_pushed_is_what_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +153,7 @@ def test_what_is_broken_is_refused(tmp_path: Path) -> None:
         ValueError, match="hidden_channels is 1000000000: the file's tensors are not as large"
     ):
         PixelCNN.from_pretrained(tmp_path)
-    for text in ("not json", "[]", '{"architectures": []}'):
+    for text in ("not json", "[]", '{"architectures": []}', "[" * 100_000):
         config.write_text(text)
         with pytest.raises(ValueError, match="config.json: it is no config of a model"):
             PixelCNN.from_pretrained(tmp_path)
