@@ -372,8 +372,8 @@ class Sampler(NotPartOfModel):
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
 
         images: integer levels [n, C, H, W]. A model in eval mode that ``accelerate`` has made
-        faster is run as it is, and what its forward writes stays written; any other in a plain copy. Differentiable in the model's parameters;
-        ``DistributedDataParallel`` does not average these gradients. Where the sampler
+        faster is run as it is, and what its forward writes stays written; any other in a plain
+        copy. Differentiable in the model's parameters; ``DistributedDataParallel`` does not average these gradients. Where the sampler
         knows no model, it is of its own weights, without gradients. Raises ValueError for
         images, labels or conditions that the model does not take, and if the head has no
         log-probability.
