@@ -373,10 +373,10 @@ class Sampler(NotPartOfModel):
 
         images: integer levels [n, C, H, W]. A model in eval mode that ``accelerate`` has made
         faster is run as it is, and what its forward writes stays written; any other in a plain
-        copy. Differentiable in the model's parameters; ``DistributedDataParallel`` does not average these gradients. Where the sampler
-        knows no model, it is of its own weights, without gradients. Raises ValueError for
-        images, labels or conditions that the model does not take, and if the head has no
-        log-probability.
+        copy. Differentiable in the model's parameters; ``DistributedDataParallel`` does not
+        average these gradients. Where the sampler knows no model, it is of its own weights,
+        without gradients. Raises ValueError for images, labels or conditions that the model
+        does not take, and if the head has no log-probability.
         """
         engine, model = self._engine, None if self._live_model is None else self._live_model.model
         self.head.check_scored()
