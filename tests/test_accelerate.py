@@ -370,14 +370,15 @@ def test_a_function_is_accelerated_with_the_models_that_it_calls() -> None:
     assert sum(handle.report.rewritten.values()) == found
 
 
-def test_samplers_draw_by_the_plain_model() -> None:
-    """In ``log_prob``, they run the accelerated one: tests/sampler_life/test_what_surrounds_it.py."""
+def test_samplers_run_the_plain_model() -> None:
+    """But in ``log_prob``, in eval mode: tests/sampler_life/test_what_surrounds_it.py."""
     model = network().eval()
     handle = accelerated(accelerate(model))
     sampler = Sampler(model, (1, 6, 5), levels=5)
     for runtime in ("reference", "eager", "auto"):
         sampler.sample(2, runtime=runtime)
-    sampler.refresh()
+    model.train()
+    sampler.refresh().log_prob(IMAGES[..., :6, :5])
     assert not handle.report.rewritten and not handle.report.left
 
 

@@ -23,9 +23,9 @@ def complain(*lines: object, end: str = "\n") -> None:
         _write(lines, sys.stderr, end)
 
 
-def watched() -> bool:
-    """Whether someone sees a progress bar."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def watched(asked: bool = False) -> bool:
+    """Whether to show a progress bar: someone sees it, or has asked for it, and there is a stream."""
+    return sys.stderr is not None and (asked or sys.stderr.isatty())
 
 
 def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:

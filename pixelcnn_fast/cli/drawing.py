@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, picture: Path) -> None:
     add("--precision", choices=PRECISIONS, default="same", help=bf16)
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
-    add("--progress", action="store_true", help="show a progress bar, also if nobody watches")
+    add("--progress", action="store_true", help="show a progress bar")
     add = parser.add_argument_group("files").add_argument
     add("--out", type=png, metavar="PNG", help=f"the picture to write (default: {picture})")
     add("--npz", type=path, metavar="FILE", help="also write images, labels and settings here")
@@ -113,7 +112,7 @@ def run(
             noise=noise,
             batch_size=args.batch,
             runtime=args.runtime,
-            progress=watched() or (args.progress and sys.stderr is not None),
+            progress=watched(args.progress),
             **asdict(options),
         )
     except BaseException as error:  # raised once images are saved

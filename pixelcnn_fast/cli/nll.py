@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     bits: list[float] = []
     stop: KeyboardInterrupt | None = None
     try:
-        with progress_bar(shown=args.progress or watched(), total=len(images), unit="image") as bar:
+        with progress_bar(shown=watched(args.progress), total=len(images), unit="image") as bar:
             for start in range(0, len(images), args.batch):
                 part = slice(start, start + args.batch)
                 with torch.no_grad():

@@ -16,32 +16,40 @@ from pixelcnn_fast.user_model.model_arguments import ON_META
 from pixelcnn_fast.user_model.private_copy import (
     changes_with_its_mode,
     copy_or_why_not,
+    eagerly,
     exclusively,
     sets_more,
 )
 from pixelcnn_fast.user_model.tensors import duplicate, in_place_of, overlapping, unreached
 
 
-def is_compiled_for_eval(live: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a module is one that ``accelerate`` or its own ``compile()`` has compiled, and just what a copy would be
-    by its mode, device and dtype: a copy would run without what was compiled."""
-    return (
-        live._compiled_call_impl is not None
-        and not any(each.training for each in live.modules())
-        and all(x.device == device for x in live.parameters())
-        and all(x.dtype == dtype for x in live.parameters() if x.is_floating_point())
-    )
-
-
 @contextmanager
 def standing_for(
     live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
 ) -> Iterator[nn.Module]:
-    """A context that gives a copy of the module in eval mode with clones of its tensors, on
-    a device and in a dtype; if it can't be copied, the module itself with clones.
+    """A context that gives a module in eval mode, on a device and in a dtype, through which
+    gradients reach the live one's tensors: a copy, which runs eagerly; or the live one itself,
+    if ``accelerate`` or its own ``compile()`` has compiled it and nothing else would differ.
 
     read: gives the paths of tensors that the forward reads. Raises ValueError if some of those have no values.
     """
+    is_as_wanted = (
+        not any(each.training for each in live.modules())
+        and all(x.device == device for x in live.parameters())
+        and all(x.dtype == dtype for x in live.parameters() if x.is_floating_point())
+    )
+    if live._compiled_call_impl is not None and is_as_wanted:
+        yield live
+        return
+    with eagerly, _copy_of(live, device, dtype, read) as copied:
+        yield copied
+
+
+@contextmanager
+def _copy_of(
+    live: nn.Module, device: torch.device, dtype: torch.dtype, read: Callable[[], Container[str]]
+) -> Iterator[nn.Module]:
+    """A copy of the module in eval mode with clones of its tensors; if it can't be copied, itself with clones."""
     own = Contents(live).tensors
     on_meta = [path for path, x in own.items() if x.is_meta]
     if on_meta and any(path in read() for path in on_meta):

@@ -18,7 +18,7 @@ from pixelcnn_fast.image_forms import Form, ImageForm, form_of, from_levels
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditioning, OneOrMore, like, named
 from pixelcnn_fast.telling import tell
 from pixelcnn_fast.user_model.contents import Contents, described, unwrapped
-from pixelcnn_fast.user_model.differentiable_copy import is_compiled_for_eval, standing_for, without_gradients
+from pixelcnn_fast.user_model.differentiable_copy import standing_for, without_gradients
 from pixelcnn_fast.user_model.float64 import computing
 from pixelcnn_fast.user_model.held_module import HeldModule
 from pixelcnn_fast.user_model.labels import Labels
@@ -229,8 +229,7 @@ class WrappedModel:
         read: Callable[[], Container[str]] = tuple,
         ranks: int = 1,
     ) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], under its own module or a live one, through
-        whose tensors gradients go; one that is compiled and in eval mode is run itself.
+        """ln p of images, [n, C, H, W] -> [n], under its own module or a live one, through whose tensors gradients go.
         read: gives the paths of what the forward reads; ranks: how many processes average gradients."""
         if ranks > 1 and live is not None and torch.is_grad_enabled() and ".ranks" not in self.told:
             self.told.add(".ranks")
@@ -238,14 +237,14 @@ class WrappedModel:
                 "the gradients of log_prob are this process's own: DistributedDataParallel averages those of its own "
                 "forward alone. To train by log_prob, average them: all_reduce(p.grad, ReduceOp.AVG) for each parameter"
             )
-        compiled = live is not None and is_compiled_for_eval(live, self.device, self.dtype)
-        running = nullcontext() if compiled else eagerly
-        with ExitStack() as contexts:
-            for context in (self.in_use(), running, computing(self.dtype, self._own_dtype)):
-                contexts.enter_context(context)
-            module = self.module if live is None else live
-            if live is not None and not compiled:
-                module = contexts.enter_context(standing_for(live, self.device, self.dtype, read))
+        with (
+            self.in_use(),
+            computing(self.dtype, self._own_dtype),
+            eagerly if live is None else nullcontext(),
+            nullcontext(self.module)
+            if live is None
+            else standing_for(live, self.device, self.dtype, read) as module,
+        ):
             given = given.in_dtype(self.dtype)
 
             def scored(images: slice | list[int]) -> Tensor:

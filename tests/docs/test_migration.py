@@ -13,15 +13,12 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads, likelihood
 from pixelcnn_fast.models import PixelCNNpp
 from pixelcnn_fast.nn import MaskedConv2d
-from tests.docs import DOCS
+from tests.docs import DOCS, snippets
 from tests.tiers import few
 
 N, H, W = 3, 5, 4
-FENCES = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-PAIRS = {
-    title: re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    for title, text in FENCES.findall((DOCS / "migration.md").read_text())
-}
+SECTIONS = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+PAIRS = {title: snippets(text) for title, text in SECTIONS.findall((DOCS / "migration.md").read_text())}
 
 
 class Small(nn.Module):

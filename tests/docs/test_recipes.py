@@ -1,7 +1,6 @@
 """The recipes: notebooks, which check what they claim, run here in their small mode."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +14,10 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.nn import MaskedConv2d
+from tests.docs import DOCS, snippets
 from tests.tiers import thorough
 
-RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.ipynb"))
+RECIPES = sorted((DOCS / "recipes").glob("*.ipynb"))
 
 OUTER = [f"conv_{stack}stack.{name}" for stack in "vh" for name in ("mask", "conv.weight", "conv.bias")]
 LAYER = [
@@ -27,9 +27,10 @@ LAYER += [f"conv_{name}.{kind}" for name in ("vert_to_horiz", "horiz_1x1") for k
 PUBLIC_KEYS = [*OUTER, "conv_out.weight", "conv_out.bias", *(f"conv_layers.3.{name}" for name in LAYER)]
 
 
-def code_of(recipe: Path) -> list[str]:
+def cells_of(recipe: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """The cells of a kind: what each says, and all of it."""
     cells = json.loads(recipe.read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), cell) for cell in cells if cell["cell_type"] == kind]
 
 
 @thorough
@@ -42,7 +43,7 @@ def test_recipes_run_and_what_they_check_holds(
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     names: dict[str, Any] = {}
     with plt.rc_context({"backend": "agg"}):
-        for number, code in enumerate(code_of(recipe), 1):
+        for number, (code, _) in enumerate(cells_of(recipe, "code"), 1):
             exec(compile(code, f"{recipe.name}, code cell {number}", "exec"), names)
     if recipe.stem == "public_checkpoint":  # its stand-in has the keys of the public file
         keys = {key for key in names["stored"]["state_dict"] if "conv_layers.3" in key or "layers" not in key}
@@ -51,11 +52,11 @@ def test_recipes_run_and_what_they_check_holds(
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipes_are_stored_without_outputs_and_figures_described(recipe: Path) -> None:
-    for cell in json.loads(recipe.read_text())["cells"]:
+    for code, cell in cells_of(recipe, "code"):
         assert not cell.get("outputs") and not cell.get("execution_count"), (
             "clear the outputs before a commit"
         )
-        if "plt.show()" in "".join(cell["source"]):
+        if "plt.show()" in code:
             image = cell["metadata"].get("mystnb", {}).get("image", {})
             assert len(image.get("alt", "")) >= 10, (
                 "describe the figure in the cell's metadata: mystnb, image, alt"
@@ -81,9 +82,10 @@ def test_the_networks_of_lattice_physics_are_sampled_as_the_recipe_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixelcnn", SimpleNamespace(PixelCNN=OfTheField))
-    cells = json.loads((RECIPES[0].parent / "ising.ipynb").read_text())["cells"]
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```", "\n".join("".join(c["source"]) for c in cells), re.S | re.M
+    (code,) = (
+        found
+        for text, _ in cells_of(DOCS / "recipes" / "ising.ipynb", "markdown")
+        for found in snippets(text)
     )
     names: dict[str, Any] = {"torch": torch, "Sampler": Sampler, "heads": heads}
     torch.manual_seed(0)

@@ -1,7 +1,6 @@
 """The Python snippets of the README, and of pages that can run as they stand, run one after the other."""
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import PixelCNN, PixelCNNpp
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
+from tests.docs import snippets
 from tests.tiers import few
 
 ROOT = Path(__file__).parents[2]
@@ -89,18 +89,15 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def snippets(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
 @pytest.mark.parametrize("page", few([*READERS], 1))
 def test_snippets_run_as_they_stand(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "watches", [*pipeline.watches])
     torch.manual_seed(0)
     names = READERS[page]()
-    assert snippets(page)
-    for number, code in enumerate(snippets(page), 1):
+    codes = snippets((ROOT / page).read_text())
+    assert codes
+    for number, code in enumerate(codes, 1):
         exec(compile(code, f"{page}, snippet {number}", "exec"), names)
     if page == "README.md":
         assert (tmp_path / "digits.png").stat().st_size > 10_000
