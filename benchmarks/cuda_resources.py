@@ -14,7 +14,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,16 +65,19 @@ def usage_of(cubin: bytes) -> Usage:
 
 
 def cubins(
-    kernels: Iterable[Instance], compiler: Compiler | None = None, archs: Iterable[str] = ARCHS
+    kernels: Iterable[Instance],
+    compiler: Compiler | None = None,
+    is_wanted: Callable[[Instance, str], bool] = lambda instance, arch: True,
 ) -> Iterator[tuple[Instance, str, bytes]]:
-    """Each kernel for each of these architectures that has it. compiler: None for the one that is found."""
+    """Each kernel for each architecture that has it and is wanted. compiler: None for the one that is found."""
     with_it = compiler or needed_compiler()
     known = with_it.architectures()
     wanted = [
         (instance, arch)
         for instance in kernels
-        for arch in archs
+        for arch in ARCHS
         if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
+        if is_wanted(instance, arch)
     ]
     with_lines = [(int(arch), [*instance.options, "-lineinfo"]) for instance, arch in wanted]
     for index, cubin in with_it.compiled_each(sources(), with_lines):
@@ -181,7 +184,7 @@ Written by `python benchmarks/cuda_resources.py` from what {compiler} compiles; 
 There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8
 sites; and for 1 tile those for clusters of 2, 4 and 8 blocks, where the GPU has them. A block has 256 threads, so that
 a thread can have 255 registers, the most that the instructions can name. None are spilled: a test compiles those of
-float32 and bf16 for these GPUs but sm_89, which hardly differs from sm_86.
+float32 and bf16 for the H100, and for the others those with 250 registers or more.
 
 | multiplies | tiles | blocks | {archs} |
 |---|---|---|{rule}
