@@ -17,6 +17,9 @@ void for_each_read(const I& i, const F& f) {
     for (const auto& run : *runs)
       for (int d = 0; d < run.width; d++) f(run.source, run.dy, run.dx + d);
   if (i.value >= 0) f(i.value, i.dy, i.dx);
+  for (int value : {i.attention.key, i.attention.value})
+    if (value >= 0) f(value, 0, 0), f(value, -i.attention.reach, 0);
+  if (i.attention.query >= 0) f(i.attention.query, 0, 0);
   for (const auto& s : i.steps)
     if (reads_value(s)) f(s.operand, s.dy, s.dx);
 }

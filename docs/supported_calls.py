@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
@@ -51,10 +51,17 @@ SQUARE = ABOVE[:, :, :2, :2] + MATRIX[..., None, None] / 4
 FIRST, ORDER = torch.tensor([1, 0]), torch.tensor([3, 0, 2, 1])
 EVEN = torch.tensor([True, False, True, False]).view(4, 1, 1)
 TRIANGLE = torch.ones(5, 5, dtype=torch.bool).triu()
+attended = nn.MultiheadAttention(4, 2, batch_first=True, dtype=torch.float64)
+LATER = torch.ones(25, 25, dtype=torch.bool).triu(1)
 
 
 def channels_last(call: Example) -> Example:
     return lambda x: call(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def over_pixels(call: Example) -> Example:
+    """A call on [N, 1, H * W, C]."""
+    return channels_last(lambda x: call(x.flatten(1, 2)[:, None]).view(x.shape))
 
 
 def by_pixel(call: Example) -> Example:
@@ -223,6 +230,23 @@ FEATURES: dict[str, list[Row]] = {
             {"unfold": lambda x: (ABOVE.flatten(1) @ F.unfold(x, 3, padding=1)).view(x.shape)},
             "With stride 1, so that the windows are as many as the pixels.",
         ),
+    ],
+    "attention": [
+        Row(
+            {
+                "scaled_dot_product_attention": over_pixels(
+                    lambda x: F.scaled_dot_product_attention(x, x + 1, 2 * x, is_causal=True)
+                ),
+                "multi_head_attention_forward": over_pixels(
+                    lambda x: attended(x[:, 0], x[:, 0], x[:, 0], attn_mask=LATER)[0][:, None]
+                ),
+            },
+            "Or written as products, of `[…, pixels, features]` with all pixels of an image, of its rows or of its "
+            "columns, for any number of heads: scores, times and plus constants, masked by `masked_fill`, `where` or a "
+            "sum with -inf, or with -1e4 or less in their place; `softmax`; times constants; times values. A softmax "
+            "may be written out, with the largest score subtracted and an ε beside the total. What a mask takes out "
+            "after the softmax has counted before.",
+        )
     ],
     "own": [
         Row(

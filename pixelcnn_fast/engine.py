@@ -259,6 +259,7 @@ class Engine:
                     # Of large images, there are always several batches: they take long.
                     most = small if small > most else min(most, max(1, n // 2))
                 largest = max(1, min(most, BATCH_BYTES // each))
+                largest = runtime.together(min(n, largest))
             size = max(1, math.ceil(n / max(1, math.ceil(n / largest))))
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 

@@ -44,7 +44,10 @@ class NonFiniteLogits(PixelCNNFastError, ValueError):
         where = f"image {image}, channel {channel}, row {row}, column {column}: the logits are {what}"
         if self.found == -inf:
             return f"{where}; to rule levels out, set their logits to a finite number, such as -1e9"
-        return f"{where}; check the model's weights, and the scale of known pixels if you gave any"
+        return (
+            f"{where}; check the model's weights, the scale of known pixels if you gave any, and whether masked "
+            "scores of attention, such as -1e4, are far below all others"
+        )
 
 
 class ModelFailed(PixelCNNFastError, RuntimeError):

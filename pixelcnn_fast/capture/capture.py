@@ -88,7 +88,7 @@ def capture(
 
     shape, first = with_channels(examples[0][0].shape), another(examples[0], model)
     refuse_loops(first.recording, *shape[2:])
-    first, second, recording = _recorded(first, another, fresh, examples)
+    first, second, recording = _recorded(first, another, model, fresh, examples)
     head = first.head
     own, device = dtype_and_device(model)
     dtype = own if device.type == "mps" else torch.float64
@@ -135,20 +135,24 @@ def capture(
 def _recorded(
     first: Forward,
     another: Callable[..., Forward],
+    called: nn.Module,
     fresh: Callable[[], nn.Module],
     examples: Sequence[Example],
 ) -> tuple[Forward, Forward, Recording]:
+    refused = ModelFailed, UnknownLayout, Unsupported
     try:
         second = another(examples[1])
         recording = agreed(first.recording, second.recording)
-    except (ModelFailed, UnknownLayout, Unsupported):
+    except refused:
         # Perhaps its code keeps something, in it or outside, which is there after a call; or it
         # treats one image in another way.
-        called = [(example, fresh()) for example in (examples[0], examples[2])]
-        for each in called:
-            another(*each)
-        first, second = (another(*each) for each in called)
-        recording = agreed(first.recording, second.recording)
+        first, of_three = another(examples[0], called), fresh()
+        try:
+            second = another(examples[2], of_three)
+            recording = agreed(first.recording, second.recording)
+        except refused:
+            first, second = another(examples[0], called), another(examples[2], of_three)
+            recording = agreed(first.recording, second.recording)
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:
             agreed(first.recording, another(example).recording)

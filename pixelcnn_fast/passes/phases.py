@@ -120,12 +120,16 @@ def _runs(taps: list[Tap], every: Mapping[int, Every], views: dict[int, Tap]) ->
 
 def _storage(program: Program) -> dict[int, Storage]:
     storage = {i.out: Storage(i.channels, 1, 0, 0, *i.every) for i in program.instructions}
-    for value, dy, dx in ((r.value, r.dy, r.dx) for i in program.instructions for r in i.reads()):
-        s = storage[value]
-        storage[value] = replace(
-            s,
-            rows=max(s.rows, 1 + -dy // s.every_y),
-            pad_left=max(s.pad_left, -dx // s.every_x),
-            pad_right=max(s.pad_right, count(dx, s.every_x)),
-        )
+    for i in program.instructions:
+        attended = i.attended()
+        for value, how in attended.items():
+            storage[value] = replace(storage[value], **dict.fromkeys(how.split(), True))
+        for value, dy, dx in ((r.value, r.dy, r.dx) for r in i.reads() if r.value not in attended):
+            s = storage[value]
+            storage[value] = replace(
+                s,
+                rows=max(s.rows, 1 + -dy // s.every_y),
+                pad_left=max(s.pad_left, -dx // s.every_x),
+                pad_right=max(s.pad_right, count(dx, s.every_x)),
+            )
     return storage

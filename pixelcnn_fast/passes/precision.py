@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +19,10 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
 
     def converted(constant: Tensor) -> Tensor:
         if is_narrower:
-            # NumPy looks unseen: other weights, which stay in the range, are cast alike.
-            seen = constant.cpu().numpy().ravel()
-            if not math.sqrt(np.vdot(seen, seen)) <= largest:
+            # Past the recorder of weights: others, which stay in the range, are cast alike.
+            with torch._C._DisableTorchDispatch():
+                is_within = bool(torch.linalg.vector_norm(constant, torch.inf) <= largest)
+            if not is_within:
                 constant = constant.clamp(-largest, largest)
         return constant.to(dtype)
 

@@ -45,11 +45,11 @@ def leak_of(program: Program) -> Leak | None:
     first = min(found, key=lambda at: (at.offset == (0, 0), at.offset))
     channel, seen, (dy, dx) = first.distribution, first.seen, first.offset
     path = list(reversed(_path(program, first)))
-    ahead = sorted((s for s in path if (s[1].dy, s[1].dx) > (0, 0)), key=lambda s: (-s[1].dy, -s[1].dx))
-    spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
+    ahead = sorted((s for s in path if s.offset > (0, 0)), key=lambda s: (-s.offset[0], -s.offset[1]))
+    spatial = [s for s in path if any(not read.is_here for read in s.instruction.reads())]
     if not path:
         return Leak("the model's output is its own input, pixel by pixel: nothing to sample", None)
-    instruction, tap = (ahead + spatial + path)[0]
+    instruction, read, tap = (ahead + spatial + path)[0]
     what, advice = "sees a later pixel", "is the mask applied?"
     if any(instruction in c.instructions and c.is_from_the_right for c in components(program.instructions)):
         advice = "it walks rows from the right: shift what it gives down by a row"
@@ -58,19 +58,32 @@ def leak_of(program: Program) -> Leak | None:
     if (dy, dx) == (0, 0):
         what = "sees its own pixel"
         if not ahead:
-            advice = "should this first layer have mask A?"
+            advice = (
+                "should this first layer have mask A?" if tap is not None else "should its mask be strict?"
+            )
         fields = receptive_fields(program)
         if not all(field.present().all() for value in program.outputs for field in fields[value].values()):
             which = "its own channel" if channel == seen else f"channel {seen}, which is drawn later,"
-            through = ", ".join(dict.fromkeys(i.name for i, _ in path))
+            through = ", ".join(dict.fromkeys(s.instruction.name for s in path))
             what = f"of image channel {channel} sees {which} of its own pixel, through {through}"
             advice = "are the channels' masks right?"
-    largest = tap.weight.abs().max().item()
-    why = (
-        f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, so the output {what}; "
-        f"{advice}"
-    )
-    return Leak(why, tap)
+    if tap is None:
+        reason = instruction.said_of(read)
+    else:
+        reason = f"kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {tap.weight.abs().max().item():.2g}"
+    return Leak(f"{instruction.name}: {reason}, so the output {what}; {advice}", tap)
+
+
+class _Step(NamedTuple):
+    """One of a path: what an instruction reads, by a tap or without a weight."""
+
+    instruction: Instruction
+    read: Read
+    tap: Tap | None
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        return self.read.dy, self.read.dx
 
 
 class _Seen(NamedTuple):
@@ -95,8 +108,8 @@ def _leaks(by_place: dict[Place, Tensor], order: Order) -> bool:
     return any(_forbidden(place, order.turned(sees)) for place, sees in by_place.items())
 
 
-def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
-    """The taps of one path from the output to the levels that looks ahead as late as possible."""
+def _path(program: Program, of: _Seen) -> list[_Step]:
+    """A path from the output to the levels that looks ahead as late as possible: taps, and what is read elsewhere."""
     fields, producer = receptive_fields(program), program.producer()
     whole = cell(i.every for i in program.instructions)
 
@@ -111,9 +124,7 @@ def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
     def step_down(i: Instruction, place: Place, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel read there."""
         connections = i.connections(lambda value: producer[value].channels)
-        for connection in sorted(
-            connections, key=lambda c: c.tap is not None and (c.tap.dy, c.tap.dx) > (0, 0)
-        ):
+        for connection in sorted(connections, key=lambda c: (c.read.dy, c.read.dx) > (0, 0)):
             read = connection.read
             seen = sees(read.value, there(place, read), dy - read.dy, dx - read.dx)
             if (found := connection.channels[at] & seen).any():
@@ -127,11 +138,11 @@ def _path(program: Program, of: _Seen) -> list[tuple[Instruction, Tap]]:
             break
         first -= channels
     at = first + int(sees(value, place, dy, dx)[first : first + program.parameters].argmax())
-    path: list[tuple[Instruction, Tap]] = []
+    path: list[_Step] = []
     while not (i := producer[value]).reads_levels:
         connection, at = step_down(i, place, at, dy, dx)
-        if connection.tap is not None:
-            path.append((i, connection.tap))
         read = connection.read
+        if connection.tap is not None or not read.is_here or read.value in i.attended():
+            path.append(_Step(i, read, connection.tap))
         value, place, dy, dx = read.value, there(place, read), dy - read.dy, dx - read.dx
     return path

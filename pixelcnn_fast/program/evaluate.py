@@ -87,6 +87,13 @@ class _Grid(Surroundings):
         here, there = ((..., *map(stretch, axes), slice(None)) for axes in zip(*met, strict=True))
         return here, there
 
+    def whole(self, value: int) -> Tensor:
+        return self.known.values[value].flatten(1, 2)
+
+    def pixels(self) -> Tensor:
+        height, width = self.known.levels.shape[2:]
+        return torch.arange(height * width, device=self.known.levels.device)
+
     def image(self) -> Tensor:
         return self._own(self.known.levels.permute(0, 2, 3, 1))
 
@@ -151,6 +158,12 @@ class _Walk(Surroundings):
 
     def image(self) -> Tensor:
         raise AssertionError("levels are no part of a recurrence")
+
+    def whole(self, value: int) -> Tensor:
+        raise AssertionError("no attention is part of a recurrence")
+
+    def pixels(self) -> Tensor:
+        raise AssertionError("no attention is part of a recurrence")
 
     def _other(self, key: Any, known: Callable[[Any], Tensor]) -> Tensor:
         if key not in self._others:

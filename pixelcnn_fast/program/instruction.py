@@ -34,6 +34,14 @@ class Surroundings(ABC):
         """What is read there, [..., channels of the value]."""
 
     @abstractmethod
+    def whole(self, value: int) -> Tensor:
+        """A value at all pixels, [n, H * W, channels]; any numbers where it is not known yet."""
+
+    @abstractmethod
+    def pixels(self) -> Tensor:
+        """The pixels that are evaluated of an image, y * W + x: [pixels]."""
+
+    @abstractmethod
     def image(self) -> Tensor:
         """The pixels' own levels, [..., image channels]."""
 
@@ -131,6 +139,11 @@ class Instruction(ABC):
         """What it reads without a weight: what it starts from, and what its steps read."""
         return [read for step in self.steps for read in step.reads()]
 
+    def attended(self) -> dict[int, str]:
+        """The values that it reads at many pixels, none of which lies outside the image, and so are kept of all
+        of them: as 'keys' or as 'values', or 'keys values'."""
+        return {}
+
     def channelwise(self) -> list[tuple[int, Tensor | None]]:
         """The operands that it reads channel by channel: (value, the channels read; None: all)."""
         return [(r.value, None) for step in self.steps if not step.reads_all_channels for r in step.reads()]
@@ -173,6 +186,10 @@ class Instruction(ABC):
         """The same instruction with its weights, tables and other constants converted."""
         return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
 
+    def products(self, channels_of: Callable[[int], int]) -> float:
+        """Multiplications and additions at a pixel, on average, of what it starts from, besides those of its taps."""
+        return 0.0
+
     def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         """What its steps start from, as fields of ``schema.Instruction``."""
         return {}
@@ -189,6 +206,10 @@ class Instruction(ABC):
     def rules(self, channels_of: Callable[[int], int], image_channels: int) -> Iterator[tuple[bool, str]]:
         """The rules for what it starts from, each with whether it holds."""
         yield from ()
+
+    def said_of(self, read: Read) -> str:
+        """What is said of an operand that lets the output see too much."""
+        return f"it reads ({read.dy:+d}, {read.dx:+d})"
 
     def line(self, sources: Sequence[str]) -> str:
         """Its line in a listing."""

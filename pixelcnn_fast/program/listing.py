@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pixelcnn_fast.program.grids import cell, count
-from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.program.phased import Phase, PhasedProgram
 
 
 class ProgramListing:
@@ -23,16 +23,22 @@ class ProgramListing:
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(weight.numel() for weight in self.weights) - row_weights
         self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
-        self.row_flops, self.pixel_flops = (
-            2 * sum(run.weight.numel() / math.prod(cell((i.instruction.every, run.every))) for i, run in runs)
+        channels = {i.out: i.channels for i in program.instructions}
+        rows, pixels = (
+            sum(run.weight.numel() / math.prod(cell((i.instruction.every, run.every))) for i, run in runs)
             for runs in (
                 [(i, run) for i in program.instructions for run in i.row_runs],
                 [(i, run) for i in program.instructions for run in i.pixel_runs],
             )
         )
-        width = program.shape[2]
+        for i in program.instructions:
+            products = i.instruction.products(channels.__getitem__)
+            rows, pixels = (rows + products, pixels) if i.phase is Phase.ROW else (rows, pixels + products)
+        self.row_flops, self.pixel_flops = 2 * rows, 2 * pixels
+        _, height, width = program.shape
         stored = sum(
             (count(width, s.every_x) + s.pad_left + s.pad_right) * s.rows * s.channels
+            + (s.keys + s.values) * height * width * s.channels
             for s in program.storage.values()
         )
         partial = sum(

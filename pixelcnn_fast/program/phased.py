@@ -135,7 +135,10 @@ class PhasedProgram(AnyProgram):
                 for run in runs:
                     begins = run.source not in defined or (runs is i.row_runs and run.source not in rows)
                     yield i, Read(run.source, run.dy, run.last_dx), begins
-            for read in i.instruction.operands():
+            furthest = {
+                (read.value, read.dy): read for read in sorted(i.instruction.operands(), key=lambda r: r.dx)
+            }
+            for read in furthest.values():
                 yield i, read, read.value not in defined
             defined.add(i.out)
 

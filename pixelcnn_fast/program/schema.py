@@ -71,6 +71,7 @@ INSTRUCTIONS = (
     InstructionTraits("from_levels", reads_image=True, sums=False, on_cuda=True),
     InstructionTraits("convolution", reads_image=False, sums=True, on_cuda=True),
     InstructionTraits("pointwise", reads_image=False, sums=False, on_cuda=True),
+    InstructionTraits("attention", reads_image=False, sums=False, on_cuda=False),
 )
 
 
@@ -147,12 +148,43 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class KeyRange:
+    """Pixels that follow each other, y * width + x: from the first up to the end."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What program/attention.py explains. query, key, value: values; reach: how many rows above
+    keys lie, at most. Tables are of ``tables`` heads, all or one; starts: of each table and query,
+    where its ranges of keys begin, and at last where they end, [tables * pixels + 1]."""
+
+    query: int = -1
+    key: int = -1
+    value: int = -1
+    heads: int = 1
+    reach: int = 0
+    tables: int = 1
+    starts: list[int] = field(default_factory=list)
+    ranges: list[KeyRange] = field(default_factory=list)
+    scale: Pointer = 0  # [tables, pixels, pixels]; 0: ones
+    added: Pointer = 0  # the same; 0: zeros
+    factors: Pointer = 0  # the same; 0: ones
+    epsilon: float = 0.0
+    fill: float = 0.0
+    pick: list[int] = field(default_factory=list)  # the channels that are kept; none: all
+
+
+@dataclass(frozen=True)
 class Instruction:
     out: int
     channels: int
     kind: InstructionKind
     phase: Phase
     input: ImageInput = ImageInput()  # if it reads the image
+    attention: Attention = Attention()  # if it is one
     bias: Pointer = 0  # convolution: [channels]; 0: zeros
     row_runs: list[Run] = field(default_factory=list)  # convolution; summed in the row phase
     pixel_runs: list[Run] = field(default_factory=list)
@@ -179,6 +211,8 @@ class Storage:
     pad_right: int
     every_y: int = 1
     every_x: int = 1
+    keys: bool = False  # whether it is kept of all pixels besides, as keys of an attention, or as its values
+    values: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,7 +274,19 @@ class Job:
     log_probability: Scores = 0  # [images, C, H, W] of the values drawn, under the model itself; or 0
 
 
-STRUCTS = Step, Run, ImageInput, Instruction, Storage, ConditionOperand, Head, Program, Job
+STRUCTS = (
+    Step,
+    Run,
+    ImageInput,
+    KeyRange,
+    Attention,
+    Instruction,
+    Storage,
+    ConditionOperand,
+    Head,
+    Program,
+    Job,
+)
 
 
 def signature(steps: Iterable[str], *structs: type) -> str:

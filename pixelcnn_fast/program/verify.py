@@ -113,6 +113,7 @@ def _verify_phases(program: PhasedProgram) -> None:
         for read in inner.reads():
             storage = program.storage[read.value]
             in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)
+            is_whole = read.value in inner.attended()
             rules = {
                 "reads a row below": read.dy <= 0,
                 "is read in the row phase and not known there": i.phase is not Phase.ROW or in_rows,
@@ -121,8 +122,9 @@ def _verify_phases(program: PhasedProgram) -> None:
                 ),
                 "reads ahead of the pixel": is_finished or in_rows or read.dx <= 0,
                 "is drawn later": not read.is_here or after[read.value] <= i.after,
-                "reads a row that is not kept": storage.rows > -read.dy // storage.every_y,
-                "reads a column that is not there": (
+                "reads a row that is not kept": is_whole or storage.rows > -read.dy // storage.every_y,
+                "reads a column that is not there": is_whole
+                or (
                     -read.dx // storage.every_x <= storage.pad_left
                     and count(read.dx, storage.every_x) <= storage.pad_right
                 ),

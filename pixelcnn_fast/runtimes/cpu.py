@@ -66,6 +66,9 @@ class CpuRuntime(Runtime):
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 
+    def together(self, images: int) -> int:
+        return self._sampler.together(images, self._threads)
+
     def tune(self, images: int) -> None:
         self._sampler.tune(images, self._threads)
 

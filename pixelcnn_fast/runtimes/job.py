@@ -102,6 +102,10 @@ class Runtime(ABC):
     def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
         """Gets ready for batches of so many images. Raises RuntimeUnavailable, saying why."""
 
+    def together(self, images: int) -> int:
+        """How many of so many images are best drawn together."""
+        return images
+
     def tune(self, images: int) -> None:  # noqa: B027 - most need nothing
         """Finds out what makes such batches fast; otherwise, the first of them do that."""
 

@@ -273,9 +273,9 @@ REFUSED = {
         lambda net, h, x: h * torch.arange(len(x)).to(h)[:, None, None, None],
         "mul: a constant differs from image to image",
     ),
-    "attention": (
+    "attention of rows": (
         lambda net, h, x: F.scaled_dot_product_attention(h, h, h, is_causal=True),
-        "scaled_dot_product_attention: .*only convolutions",
+        "matmul: two maps are multiplied.*across pixels, attention is",
     ),
 }
 

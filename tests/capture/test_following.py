@@ -328,7 +328,10 @@ REFUSED = {
         lambda net, h, x, i: (h.flatten(2) @ F.softmax(h.flatten(2).mT @ h.flatten(2), -1)).view(h.shape),
         "matmul|softmax",
     ),
-    "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
+    "a matrix from the image": (
+        lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h,
+        "features of one pixel",
+    ),
     "a map enlarged smoothly": (
         lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2), (5, 6), mode="bilinear"),
         "interpolate",

@@ -13,7 +13,7 @@ from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes import DTYPES, ON_CPU, PRECISIONS, native_program
 from tests.needs import needs_native
-from tests.system.networks import pixelcnn, two_stacks
+from tests.system.networks import attending, pixelcnn, two_stacks
 
 
 def told(sampler: Sampler) -> schema.Program:
@@ -46,8 +46,9 @@ def without(x: object, struct: type, name: str) -> object:
 @pytest.mark.parametrize("struct", schema.STRUCTS)
 def test_every_field_is_read(struct):
     """The compiled module names the one that is missing."""
-    whole = told(Sampler(two_stacks(), (2, 7, 5)))
-    job = schema.Job(images=0, values=0, noise=0, conditions=[0], options=SamplingOptions())
+    whole = told(Sampler(attending(2) if struct is schema.KeyRange else two_stacks(), (2, 7, 5)))
+    conditions = [0] * len(whole.conditions)
+    job = schema.Job(images=0, values=0, noise=0, conditions=conditions, options=SamplingOptions())
 
     def handed_over(name: str) -> None:
         sampler = required().CpuSampler(without(whole, struct, name), False, "same")
@@ -60,7 +61,7 @@ def test_every_field_is_read(struct):
 
 
 @needs_native
-@pytest.mark.parametrize("field, value", [("kind", "attention"), ("phase", "afterwards")])
+@pytest.mark.parametrize("field, value", [("kind", "pooling"), ("phase", "afterwards")])
 def test_an_unknown_name_is_refused(field, value):
     whole = told(Sampler(pixelcnn(kernel=3), (1, 9, 12)))
     changed = replace(whole, instructions=[replace(whole.instructions[0], **{field: value})])

@@ -21,7 +21,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from tests.needs import needs_native
 from tests.system import fuzz
-from tests.system.networks import enlivened
+from tests.system.networks import attending, enlivened
 from tests.tiers import few, thorough
 
 pytestmark = needs_native
@@ -31,6 +31,7 @@ MODELS = {
     "Gated PixelCNN": lambda: GatedPixelCNN(hidden_channels=32, dilations=(1, 2)),
     "Row LSTM": lambda: PixelRNN("row_lstm", hidden_channels=32, n_layers=2),
     "Diagonal BiLSTM": lambda: PixelRNN("diagonal_bilstm", hidden_channels=32, n_layers=2),
+    "attention": lambda: attending(3),
 }
 STEPS = [(0,), (10,), (3, 4, 5), (1, 20)]
 
@@ -63,6 +64,9 @@ class Scheduled:
     def run(self, job, threads: int, on_row: Callable[[int], None]) -> None:
         how = self._pick(self._compiled.schedules(job.images, threads))
         self.left = self._compiled.run(job, how, on_row)
+
+    def together(self, images: int, threads: int) -> int:
+        return images
 
 
 def leaving(steps: tuple[int, ...]) -> Callable[[list], Any]:

@@ -57,6 +57,40 @@ def pixelcnn(
     return enlivened(PixelCNN(channels, hidden, blocks, classes, kernel), seed)
 
 
+class Attending(nn.Module):
+    """Attention over the pixels before, and over those of the row, after a first masked layer: images of C
+    channels -> logits [N, C, H, W, 256]. A head's values have 48 channels, which threads share."""
+
+    def __init__(self, channels: int, heads: int = 2) -> None:
+        super().__init__()
+        self.channels, self.heads = channels, heads
+        self.first, self.out = MaskedConv2d(channels, 24, 3, "A"), nn.Linear(48 * heads, 24)
+        self.keys, self.values = nn.Linear(24, 16 * heads), nn.Linear(24, 48 * heads)
+        self.of_row, self.last = nn.Linear(24, 72), nn.Conv2d(24, 256 * channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.tanh(self.first(images / 255))
+        n, _, height, width = x.shape
+        flat = x.flatten(2).mT
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (*self.keys(flat).chunk(2, 2), self.values(flat))
+        )
+        found = F.scaled_dot_product_attention(4 * q, k, v, is_causal=True)
+        flat = flat + self.out(found.transpose(1, 2).flatten(2))
+        q, k, v = self.of_row(flat).view(n, height, width, -1).chunk(3, 3)
+        flat = flat + F.scaled_dot_product_attention(q, k, v, is_causal=True).flatten(1, 2)
+        return self.last(flat.mT.reshape(x.shape)).view(n, self.channels, 256, height, width).movedim(2, 4)
+
+
+def attending(channels: int = 1, seed: int = 0) -> Attending:
+    torch.manual_seed(seed)
+    model = Attending(channels).eval()
+    with torch.no_grad():
+        model.last.weight.mul_(5)
+    return model
+
+
 class Written(nn.Module):
     """``forward(net, x)``, written where it is used, of layers and tensors that the network holds by their names."""
 

@@ -163,7 +163,7 @@ def test_an_interrupt_keeps_finished_images() -> None:
 # -- what is refused, and what the refusal says
 
 
-@pytest.mark.parametrize("name", ["attention", "pooling"])
+@pytest.mark.parametrize("name", ["attention over sub-pixels", "pooling"])
 def test_capture_names_the_way_out_and_other_runtimes_say_what_capture_says(name: str) -> None:
     model, shape = network(name)
     with pytest.raises(Unsupported) as caught:

@@ -168,6 +168,7 @@ class Evaluation {
     bind(member, i, i.parts[0], span(0, 0));  // the steps on levels have no operands
     member.out[0] = out;
     write(member, i, member.out, 1, first, first + width);
+    workspace.keep(i.out, image, int64_t{y} * program_.width + x, out, first, first + width);
   }
 
  private:
@@ -229,6 +230,7 @@ class Evaluation {
       case InstructionKind::pointwise:
         if (!part.has_value) return tabulate_rows(table, span, workspace.zeros(), 0);
         return tabulate_value(table, i.value, span, i.dy, i.dx);
+      case InstructionKind::attention: return tabulate_value(table, i.attention.query, span);
       case InstructionKind::from_levels: break;  // it is computed as its values are drawn
     }
     __builtin_unreachable();
@@ -250,12 +252,78 @@ class Evaluation {
   void finish(Member<T>& member, const Instruction& i, const Part& part, const Runs& runs, const Span& span,
               const Table<T>& sums) {
     bind(member, i, part, span);
-    if (!i.ends_in_products || runs.empty()) {
+    const auto [first, last] = share(member, i);
+    const int begin = first * p_.kernels.block, end = std::min(last * p_.kernels.block, i.channels);
+    if (i.kind == InstructionKind::attention) {
+      attend(member, i, span, sums, begin, end);
+      write(member, i, sums, span.count() * n_, begin, end);
+    } else if (!i.ends_in_products || runs.empty()) {
       const bool summed = sum(member, i, runs, span, sums);
-      const auto [first, last] = share(member, i);
-      const int begin = first * p_.kernels.block, end = std::min(last * p_.kernels.block, i.channels);
-      return write(member, i, summed ? sums : member.from, span.count() * n_, begin, end);
+      write(member, i, summed ? sums : member.from, span.count() * n_, begin, end);
+    } else {
+      end_in_products(member, i, runs, span, sums);
     }
+    if (!i.is_output && workspace.is_attended(i.out))
+      each_site(span, [&](int row, int64_t pixel, int image) {
+        workspace.keep(i.out, image, pixel, member.out[row], begin, end);
+      });
+  }
+
+  // f(row, pixel, image) for each site of a span: its row in tables, and the pixel as y * width + x.
+  template <class F>
+  void each_site(const Span& span, const F& f) const {
+    int row = 0;
+    span.each_row([&](int y, int begin, int end) {
+      for (int x = begin; x < end; x += span.step())
+        for (int m : images_) f(row++, int64_t{y} * program_.width + x, m);
+    });
+  }
+
+  // to = the channels begin...end-1 of an attention, whose queries are in member.from.
+  void attend(Member<T>& member, const Instruction& i, const Span& span, const Table<T>& to, int begin, int end) {
+    const Attention& a = i.attention;
+    const int depth = workspace.channels(a.query) / a.heads, of_value = workspace.channels(a.value);
+    const int width = of_value / a.heads;
+    const int64_t pixels = values.pixels();
+    each_site(span, [&](int row, int64_t pixel, int image) {
+      for (int head = 0; head < a.heads; head++) {
+        const auto is_of_head = [&](int channel) { return channel / width == head; };
+        // Where only some channels are kept, all of the head's are computed.
+        int first = std::max(head * width, begin), last = std::min((head + 1) * width, end);
+        if (!a.pick.empty()) {
+          const bool is_needed = std::any_of(a.pick.begin() + begin, a.pick.begin() + end, is_of_head);
+          first = head * width, last = is_needed ? first + width : first;
+        }
+        if (first >= last) continue;
+        const int64_t table = (a.tables > 1 ? head : 0) * pixels + pixel;
+        const int start = a.starts[table];
+        T* const out = a.pick.empty() ? to[row] + first : member.of_head();
+        p_.kernels.attend({.query = member.from[row] + head * depth,
+                           .keys = workspace.keys(a.key, image, head * depth),
+                           .values = workspace.attended(a.value, image) + first,
+                           .key_stride = workspace.channels(a.key),
+                           .value_stride = of_value,
+                           .depth = depth,
+                           .width = last - first,
+                           .ranges = a.ranges.data() + start,
+                           .count = a.starts[table + 1] - start,
+                           .scale = i.scale.empty() ? nullptr : i.scale.data() + table * pixels,
+                           .added = i.added.empty() ? nullptr : i.added.data() + table * pixels,
+                           .factors = i.factors.empty() ? nullptr : i.factors.data() + table * pixels,
+                           .epsilon = a.epsilon,
+                           .fill = static_cast<T>(a.fill),
+                           .vanishes = sizeof(T) == 8 ? T(746) : T(104),
+                           .weights = member.weights.data(),
+                           .out = out});
+        for (int c = begin; c < end && !a.pick.empty(); c++)
+          if (is_of_head(a.pick[c])) to[row][c] = out[a.pick[c] - first];
+      }
+    });
+  }
+
+  // The last product applies the steps.
+  void end_in_products(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span,
+                       const Table<T>& sums) {
     Result<T> end{nullptr, member.out.data()};
     for (const auto& step : member.steps)
       if (step.kind == StepKind::relu)

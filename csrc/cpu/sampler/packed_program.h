@@ -39,7 +39,8 @@ template <class T>
 struct PackedInstruction : Instruction {
   std::vector<PackedRun> row_runs = {}, pixel_runs = {};  // in place of the instruction's
   std::vector<PackedStep<T>> steps = {};
-  std::vector<T> table = {}, biases = {};  // biases: padded to whole blocks
+  std::vector<T> table = {}, biases = {};               // biases: padded to whole blocks
+  std::vector<T> scale = {}, added = {}, factors = {};  // of an attention
   int padded = 0;
   bool is_output = false;
   bool ends_in_products = false;  // whether the last product can apply the steps
@@ -105,12 +106,14 @@ class PackedProgram {
   std::vector<std::vector<std::vector<Visit<T>>>> pixel_visits;  // by place in the cell, and by draws that come before
   std::optional<ZeroedBlock> weights;
   int64_t weight_bytes = 0;
-  std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
-  int depth = 0;              // the furthest row above that anything reads
-  int widest = 0;             // channels of the widest instruction, padded
-  int widest_row = 0;         // of the widest in the row phase
-  int most_steps = 0;         // of an instruction
-  int widest_absent = 0;      // channels of what is read where it does not exist
+  std::vector<bool> rounded;    // which values are kept in bf16, too, for the products that read them
+  int depth = 0;                // the furthest row above that anything reads
+  int widest = 0;               // channels of the widest instruction, padded
+  int widest_row = 0;           // of the widest in the row phase
+  int most_steps = 0;           // of an instruction
+  int64_t attended_pixels = 0;  // of an image, in whole blocks, if there is an attention
+  int widest_head = 0;          // channels of a head's values
+  int widest_absent = 0;        // channels of what is read where it does not exist
   ProgramWork work;
 
   const std::vector<Visit<T>>& visits_in_row(int y) const { return row_visits[y % cell.every_y]; }
@@ -137,7 +140,8 @@ class PackedProgram {
   // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
   // the user asks for that.
   void pack(const Program& program, WeightFormat format) {
-    const auto copy = [](const void* from, int n) {
+    const int64_t pixels = int64_t{program.height} * program.width;
+    const auto copy = [](const void* from, int64_t n) {
       const T* values = static_cast<const T*>(from);
       return from ? std::vector<T>(values, values + n) : std::vector<T>();
     };
@@ -150,6 +154,14 @@ class PackedProgram {
       p.padded = blocks(i.channels) * kernels.block;
       p.biases = copy(i.bias, i.channels);
       p.biases.resize(p.padded);
+      const int64_t pairs = pixels * pixels * i.attention.tables;
+      p.scale = copy(i.attention.scale, pairs), p.added = copy(i.attention.added, pairs);
+      p.factors = copy(i.attention.factors, pairs);
+      if (i.kind == InstructionKind::attention) {
+        attended_pixels = divided_up(pixels, int64_t{kKeysTogether}) * kKeysTogether;
+        widest_head = std::max(widest_head, program.storage[i.attention.value].channels / i.attention.heads);
+      }
+      p.attention.scale = p.attention.added = p.attention.factors = nullptr;
       for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(format))});
       for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, format)});
       for (const auto& s : i.steps) p.steps.push_back({s, copy(s.scale, i.channels), copy(s.shift, i.channels)});
@@ -290,6 +302,7 @@ class PackedProgram {
       bool reads = false;
       for (const PackedRun* run : runs) reads |= written.count(run->source) > 0;
       for (const auto& step : steps) reads |= traits(step.kind).reads_all_channels && written.count(step.operand);
+      for (int value : {i.attention.query, i.attention.key, i.attention.value}) reads |= written.count(value) > 0;
       if (reads) written.clear();
       return Visit<T>{&i, part, reads};
     };
@@ -363,6 +376,18 @@ class PackedProgram {
     }
   }
 
+  void count_attention(Work& work, const Program& program, const Attention& a) const {
+    constexpr int kOfKey = 40;  // the cost of a score and of its exp, besides the products
+    int64_t keys = 0;
+    for (const KeyRange& range : a.ranges) keys += range.end - range.first;
+    const double mean = double(keys) / a.tables / (double{1} * program.height * program.width);
+    const int channels = program.storage[a.key].channels + program.storage[a.value].channels;
+    work.products += kOfElement * mean * channels;
+    work.attended += mean * channels * sizeof(T);
+    work.elements += kOfElement * mean * a.heads * kOfKey;
+    work.reads += kOfElement * program.storage[a.query].channels;
+  }
+
   void count_work(const Program& program) {
     for (const auto& i : instructions) {
       Work& sums = work.partial_sums.emplace_back();
@@ -376,9 +401,12 @@ class PackedProgram {
       const double rows = 1.0 / i.grid.every_y, pixels = rows / i.grid.every_x, kept = pixels * i.padded * sizeof(T);
       rest.calls += i.by_rows() ? rows : pixels, rest.values += kept;
       if (i.keeps_partial()) sums.calls += rows, sums.values += kept;
+      if (i.kind == InstructionKind::attention) count_attention(rest, program, i.attention);
       for (const auto& step : i.steps) rest.elements += pixels * kOfElement * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
+    for (const auto& s : program.storage)
+      work.cached += double{sizeof(T)} * (s.keys + s.values) * s.channels * program.height * program.width;
     for (const auto& visits : row_visits)
       for (const auto& v : visits) {
         const auto number = v.instruction - instructions.data();

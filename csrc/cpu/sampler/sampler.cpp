@@ -70,6 +70,18 @@ class SamplerOf final : public Sampler {
 
   Schedule chosen(int images, int threads) const override { return turn(images, threads).schedule; }
 
+  int together(int images, int threads) const override {
+    if (packed_.work.cached == 0) return images;
+    const Machine machine = here(std::max(threads, 1));
+    int best = images;
+    double least = std::numeric_limits<double>::infinity();
+    for (int size = images; size > 0; size = size > 1 ? divided_up(size, 2) : 0) {
+      const double cost = schedules(size, threads, &machine)[0].cost * divided_up(images, size);
+      if (cost < least) least = cost, best = size;
+    }
+    return best;
+  }
+
   void tune(int images, int threads) const override {
     const auto start = Clock::now();
     const auto is_worth_it = [&](const Choices::Turn& turn) {
@@ -100,7 +112,14 @@ class SamplerOf final : public Sampler {
   }
 
  private:
-  Machine here(int threads) const { return machine(threads, packed_.weights->get(), packed_.weight_bytes); }
+  Machine here(int threads) const {
+    // Keys and values of many images may be larger than the weights.
+    if (packed_.work.cached > 0) {
+      const ZeroedBlock memory(int64_t{1} << Machine::kMost);
+      return machine(threads, memory.get(), int64_t{1} << Machine::kMost);
+    }
+    return machine(threads, packed_.weights->get(), packed_.weight_bytes);
+  }
 
   std::vector<Schedule> possible(int images, int threads, int in_group, const Machine& machine) const {
     auto all = possible_schedules(program_, packed_.work, machine, images, threads, in_group);

@@ -34,6 +34,9 @@ class Sampler {
   // after a run has left threads behind, groups have no more threads than it ended with.
   virtual int run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
 
+  // How many of so many images are best drawn together: all, unless the keys and values of fewer are nearer.
+  virtual int together(int images, int threads) const = 0;
+
   // What the next run takes.
   virtual Schedule chosen(int images, int threads) const = 0;
   // Tries schedules for so many images, so that the first runs need not.

@@ -53,6 +53,7 @@ void bind_sampler(py::module_& m) {
            "program"_a, "float64"_a, "format"_a)
       .def("chosen", &cpu::Sampler::chosen, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
       .def("tune", &cpu::Sampler::tune, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
+      .def("together", &cpu::Sampler::together, "images"_a, "threads"_a, py::call_guard<py::gil_scoped_release>())
       .def("schedules", &cpu::Sampler::schedules, "images"_a, "threads"_a, "machine"_a = nullptr,
            py::call_guard<py::gil_scoped_release>())
       .def("run", &run<int>, "job"_a, "threads"_a, "on_row"_a)

@@ -24,8 +24,9 @@ class Estimate {
     s.by_pixel_team.assign(work_.partial_sums.size(), false);
     const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
     // A team goes through all of its weights again and again.
-    const Sharing row_team{row_threads, s.threads, rows.bytes + (s.two_teams() ? 0 : pixels.bytes)};
-    const Sharing pixel_team{pixel_threads, s.threads, pixels.bytes};
+    const double cached = s.images * work_.cached;
+    const Sharing row_team{row_threads, s.threads, rows.bytes + (s.two_teams() ? 0 : pixels.bytes), cached};
+    const Sharing pixel_team{pixel_threads, s.threads, pixels.bytes, cached};
     if (s.two_teams()) {
       const double sites = double{1} * s.images * program_.width * program_.height / s.steps(program_);
       const double in_pixels = s.chunk * seconds(pixels, sites, pixel_team);
@@ -67,7 +68,8 @@ class Estimate {
   // How many threads share some work.
   struct Sharing {
     int threads, of_group;
-    double bytes;  // of the weights that they go through
+    double bytes;   // of the weights that they go through
+    double cached;  // bytes of keys and values of all of the group's images
   };
 
   // Of a team's threads that do this at so many sites at once.
@@ -78,7 +80,8 @@ class Estimate {
     // Elements come from afar if another thread has written them, or if those of all sites don't fit into L2.
     const double afar = std::max(kNotHidden * (team.of_group - 1) / team.of_group,
                                  std::clamp(sites * w.values / machine_.l2 - 0.5, 0.0, 1.0));
-    return (products + w.elements * machine_.multiply_add * sites) / team.threads + w.calls * kCall +
+    const double attending = w.attended * sites / machine_.bandwidth(team.cached / team.of_group);
+    return (products + attending + w.elements * machine_.multiply_add * sites) / team.threads + w.calls * kCall +
            afar * w.reads * machine_.element * sites + w.barriers * machine_.barrier * (team.threads - 1);
   }
 

@@ -50,12 +50,13 @@ struct Work {
   double bytes = 0;                   // of weights
   double reads = 0;                   // elements of float32 that the group's threads have written
   double values = 0;                  // bytes that are kept
+  double attended = 0;                // bytes of keys and values that are gone through
   double calls = 0, barriers = 0;
 
   void add(const Work& other, double times) {
     products += times * other.products, elements += times * other.elements, bytes += times * other.bytes;
-    reads += times * other.reads, values += times * other.values, calls += times * other.calls,
-        barriers += times * other.barriers;
+    reads += times * other.reads, values += times * other.values, attended += times * other.attended,
+        calls += times * other.calls, barriers += times * other.barriers;
   }
   void operator+=(const Work& other) { add(other, 1); }
   void operator-=(const Work& other) { add(other, -1); }
@@ -64,6 +65,7 @@ struct Work {
 struct ProgramWork {
   Work row_phase, pixels;          // without the sums over row runs that wait for their pixel
   std::vector<Work> partial_sums;  // those sums, by instruction
+  double cached = 0;               // bytes of keys and values of an image
   int longest_lead = 0;
   int most_threads = 1;  // more would own no channels
 };

@@ -33,10 +33,12 @@ struct Member {
          const Job& job)
       : team(team), index(index), size(team.size), span(span),
         memory((sums(p, chunk, sites) + head.parameters) * static_cast<int64_t>(sizeof(T))),
-        drawer(head, job, p.kernels, static_cast<T*>(memory.data()) + sums(p, chunk, sites)), operands(p.most_steps) {
+        drawer(head, job, p.kernels, static_cast<T*>(memory.data()) + sums(p, chunk, sites)), operands(p.most_steps),
+        attended_pixels(p.attended_pixels) {
     pixel_sums = rows_from(static_cast<T*>(memory.data()), sites, p.widest);
     row_sums = rows_from(static_cast<T*>(memory.data()), sites * chunk, p.widest_row);
     for (auto* table : {&x, &from, &out, &next}) table->resize(sites * chunk);
+    weights.resize(p.attended_pixels + p.widest_head);
     for (auto* table : {&rounded, &rounded_out}) table->resize(sites * chunk);
     for (auto& table : operands) table.resize(sites * chunk);
   }
@@ -72,6 +74,9 @@ struct Member {
   Table<Bfloat16> rounded, rounded_out;  // x and out, where they are kept in bf16
   std::vector<Table<T>> operands;
   std::vector<BoundStep<T>> steps;
+  std::vector<T> weights;  // of an attention: of each pixel; then the channels of one head
+  T* of_head() { return weights.data() + attended_pixels; }
+  const int64_t attended_pixels;
 };
 
 }  // namespace pcf::cpu

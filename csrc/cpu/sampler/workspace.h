@@ -21,6 +21,9 @@ class Workspace {
             bool is_counted = false)
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
         buffers_(schedule.partials()), images_(images) {
+    const int64_t pixels = int64_t{program.height} * program.width;
+    padded_pixels_ = divided_up(pixels, int64_t{kKeysTogether}) * kKeysTogether, pixels_ = pixels,
+    width_ = program.width;
     for (const auto& s : program.storage) {
       const int columns = s.pad_left + divided_up(program.width, s.every_x) + s.pad_right;
       values_.push_back({int64_t{columns} * s.channels, s.channels, s.every_y, s.every_x, s.pad_left * s.channels,
@@ -36,6 +39,9 @@ class Workspace {
       for (size_t v = 0; v < values_.size(); v++) {
         const int64_t elements = values_[v].image_stride * rows_kept(program.storage[v]) * images;
         place(values_[v].first, elements), place(values_[v].rounded, p.rounded[v] ? elements : 0);
+        const int64_t channels = int64_t{images} * values_[v].channels;
+        place(values_[v].keys, program.storage[v].keys ? channels * padded_pixels_ : 0);
+        place(values_[v].values, program.storage[v].values ? channels * pixels_ : 0);
       }
       for (size_t k = 0; k < partials_.size(); k++) {
         const auto& i = p.instructions[k / buffers_];
@@ -68,7 +74,26 @@ class Workspace {
       std::copy_n(v.first + row + from * v.image_stride, v.image_stride, v.first + row + to * v.image_stride);
       if (v.rounded)
         std::copy_n(v.rounded + row + from * v.image_stride, v.image_stride, v.rounded + row + to * v.image_stride);
+      const int64_t first = int64_t{y} * width_;
+      for (int64_t pixel = first; v.keys && pixel < first + width_; pixel++)
+        for (int c = 0; c < v.channels; c++) *key(v, to, c, pixel) = *key(v, from, c, pixel);
+      if (v.values)
+        std::copy_n(v.values + (from * pixels_ + first) * v.channels, width_ * v.channels,
+                    v.values + (to * pixels_ + first) * v.channels);
     }
+  }
+
+  // What attention reads of all pixels: keys lie [pixels / kKeysTogether][channels][kKeysTogether], values
+  // [pixels][channels].
+  bool is_attended(int value) const { return values_[value].keys || values_[value].values; }
+  T* keys(int value, int image, int channel) const { return key(values_[value], image, channel, 0); }
+  T* attended(int value, int image) const { return values_[value].values + image * pixels_ * values_[value].channels; }
+  // Keeps the channels first...last-1 of a value at a pixel, y * width + x, if an attention reads them.
+  void keep(int value, int image, int64_t pixel, const T* from, int first, int last) const {
+    const Value& v = values_[value];
+    if (v.keys)
+      for (int c = first; c < last; c++) *key(v, image, c, pixel) = from[c];
+    if (v.values) std::copy(from + first, from + last, attended(value, image) + pixel * v.channels + first);
   }
 
   int channels(int value) const { return values_[value].channels; }
@@ -114,8 +139,14 @@ class Workspace {
     const std::vector<int>* places;          // of rows, from -depth on, among those that are kept
     T* first = nullptr;
     Bfloat16* rounded = nullptr;
+    T *keys = nullptr, *values = nullptr;  // of all pixels
   };
 
+  T* key(const Value& v, int image, int channel, int64_t pixel) const {
+    const int64_t block = pixel / kKeysTogether, within = pixel % kKeysTogether;
+    return v.keys + int64_t{image} * v.channels * padded_pixels_ + (block * v.channels + channel) * kKeysTogether +
+           within;
+  }
   static int of_grid(int pixels, int every) { return every == 1 ? pixels : floor_div(pixels, every); }
   int columns(const Lattice& grid) const { return divided_up(chunk_, grid.every_x); }
   // Rows in flight, and those above that are still read.
@@ -133,7 +164,7 @@ class Workspace {
   std::vector<Value> values_;
   std::vector<T*> partials_;  // by instruction, then buffer
   T *parameters_ = nullptr, *zeros_ = nullptr;
-  int64_t bytes_ = 0;
+  int64_t bytes_ = 0, padded_pixels_ = 0, pixels_ = 0, width_ = 0;
   std::optional<Block> memory_;
 };
 

@@ -3,6 +3,7 @@
 // processor.
 #include "cpu/simd/kernels.h"
 
+#include "cpu/simd/attention.h"
 #include "cpu/simd/drawing.h"
 #include "cpu/simd/product_bf16.h"
 #include "cpu/simd/steps.h"
@@ -66,6 +67,7 @@ constexpr Kernels<T> table() {
       .pack = pack<T>,
       .matmul = matmul<T>,
       .epilogue = epilogue<T>,
+      .attend = attend<T>,
       .weigh = weigh<T>,
       .pick = pick<T>,
       .log_probability = log_probability<T>,

@@ -45,6 +45,24 @@ struct BoundStep {
   int operand_channels = 0;  // of steps that read all of them
 };
 
+constexpr int kKeysTogether = 64;  // of an attention
+
+// One query of one head. keys: of whole blocks of kKeysTogether pixels, [depth][kKeysTogether] each, of which the next
+// begins after kKeysTogether * key_stride; values: [pixels][value_stride]; those that are not known yet hold any finite
+// numbers. scale, added, factors: by pixel, or null. weights: room for a number for each pixel, in whole blocks.
+template <class T>
+struct Query {
+  const T *query, *keys, *values;
+  int64_t key_stride, value_stride;
+  int depth, width;
+  const KeyRange* ranges;
+  int count;  // of the ranges
+  const T *scale, *added, *factors;
+  double epsilon;
+  T fill, vanishes;
+  T *weights, *out;  // out: [width]
+};
+
 template <class T>
 struct Kernels {
   int block;  // output channels in a packed block
@@ -71,6 +89,10 @@ struct Kernels {
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
   void (&epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,
                    Rows<T> out);
+
+  // Averages values by how a query meets their keys; NaN if what stands for masked scores, `fill`, is no `vanishes`
+  // below the largest of them.
+  void (&attend)(const Query<T>&);
 
   // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
   // False if a logit is not finite. `weights` may be `logits`.

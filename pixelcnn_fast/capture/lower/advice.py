@@ -44,9 +44,11 @@ REFUSED = [
         "Use a `layer_norm` or `rms_norm` over all channels of each pixel.",
     ),
     Refused(
-        "scaled_dot_product_attention matmul(x,y)",
-        "Pixels are weighed by what depends on the image.",
-        "At each pixel, the product of two features is `(x * y).sum(1)`; across pixels, there are only convolutions.",
+        "matmul(x,y)",
+        "What is summed over is not the features of one pixel.",
+        "At each pixel, the product of two features is `(x * y).sum(1)`; across pixels, attention is the product of "
+        "[.., pixels, features] and [.., features, pixels], a mask, a softmax and the product with [.., pixels, "
+        "features].",
     ),
     Refused(
         "bilinear cdist dot",

@@ -72,18 +72,32 @@ def _varies(index: Tensor, live: Tensor, dim: int) -> bool:
 
 
 @unrecorded
-def placed(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
+def placed(
+    space: AddressSpace, addresses: Tensor, is_whole: bool = False
+) -> tuple[Tensor, list[int], list[int]]:
     """-> (the addresses, where an axis that combines several of the image's is split, such
-    as the first of [N * H * W, C]; the dimensions of N, H and W; those of channels)."""
+    as the first of [N * H * W, C]; the dimensions of N, H and W; those of channels).
+    is_whole: whether it has all images, and all pixels of each."""
     first: Unsupported | None = None
+    whole = Counter([space.images, *space.grid])
     for shape in _unflattened(space, addresses):
+        if is_whole and not whole <= Counter([*shape, 1, 1]):  # an axis of one is left out
+            continue
         try:
             split = addresses.reshape(shape)
-            return split, *_layout(space, split)
+            spatial, channels = _layout(space, split)
+            sizes = [split.shape[dim] if dim >= 0 else 1 for dim in spatial]
+            if is_whole and sizes != [space.images, *space.grid]:
+                raise Unsupported(
+                    f"features of shape {list(addresses.shape)}, of {sizes[1]}×{sizes[2]} pixels of {sizes[0]} images, "
+                    "where those of whole images are needed"
+                )
+            return split, spatial, channels
         except Unsupported as error:
             first = first or error
-    assert first is not None
-    raise first
+    raise first or Unsupported(
+        f"features of shape {list(addresses.shape)}, where those of whole images are needed"
+    )
 
 
 def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
@@ -95,6 +109,7 @@ def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
     for h, w in {space.grid, *map(space.frame, values)}:
         several: list[tuple[int, ...]] = [(n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)]
         several += [(-1, n, h, w), (-1, n, h), (-1, n, w)]  # several batches, one after another
+        several += [(n, -1, h), (n, -1, w), (n, h, -1), (n, w, -1)]  # the heads of rows, or of columns
         for parts in several:
             count = abs(math.prod(parts))
             for dim, size in enumerate(shape):
@@ -108,11 +123,13 @@ def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
 
 
 @unrecorded
-def standard(space: AddressSpace, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
+def standard(
+    space: AddressSpace, addresses: Tensor, is_whole: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Addresses laid out as [N, C, h, w], and a function that restores their own shape. is_whole: as for ``placed``."""
     whole = (space.images, *addresses.shape[1:2], *space.grid)
     try:
-        split, spatial, channels = placed(space, addresses)
+        split, spatial, channels = placed(space, addresses, is_whole)
     except Unsupported:
         if addresses.shape != whole:
             raise

@@ -17,6 +17,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.lower import advice
 from pixelcnn_fast.capture.lower.advice import friendly_name
 from pixelcnn_fast.capture.lower.calls import LOWERINGS
+from pixelcnn_fast.capture.lower.calls.attention import on_pairs
 from pixelcnn_fast.capture.lower.calls.levels import by_table, cast, has_table
 from pixelcnn_fast.capture.lower.calls.registry import FRESH, MASKED, MOVEMENTS, PLACES, LoweringContext
 from pixelcnn_fast.capture.lower.final_softmax import made_by, refuse_softmaxes, without_log_softmax
@@ -32,7 +33,7 @@ from pixelcnn_fast.capture.record.shadow_memory import (
     unrecorded,
 )
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
-from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.calls import (
     Call,
@@ -104,6 +105,8 @@ class Translation(LoweringContext):
             self._write(call, results)
         except Unsupported as error:
             self._write_refusal(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
+        except NotCausal:
+            raise
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
             self._write_refusal(call, f"{call.where}: {name}: {what}")
@@ -125,6 +128,8 @@ class Translation(LoweringContext):
             return self._fresh(call, FRESH[name])
         if (reason := self._refused_for(call.inputs)) is not None:
             return self._unknown(call, reason)
+        if any(self.map(view).is_symbolic for view in call.inputs if view.slot in self.storages):
+            return on_pairs(self, call)
         if (
             name in MOVEMENTS
             and not self._has_places(call, self.depends_on_image)
@@ -312,7 +317,8 @@ class Translation(LoweringContext):
             if view.slot in self.storages:
                 self.storages[view.slot].write(view, self.n, result)
             else:
-                own = result if result.window is not None else self.builder.map(result.addresses.clone())
+                is_light = result.window is not None or result.is_symbolic
+                own = result if is_light else self.builder.map(result.addresses.clone())
                 self.storages[view.slot] = ShadowStorage(view, self.n, own)
 
     def finished(self, returned: View, output: View, head: Head, doubt: str = "") -> Program:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pixelcnn_fast.capture.record.recorder import (
     CONDITION,
@@ -48,7 +52,13 @@ class Forward:
             None if labels is None else recorder.input(labels, LABELS),
             *(None if x is None else recorder.input(x, CONDITION) for x in conditions),
         )
-        with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
+        with (
+            torch.no_grad(),
+            plain_attention(),
+            module_paths(model, recorder.path),
+            Reads(recorder),
+            recorder,
+        ):
             try:
                 returned = given.call(model, images, form)
                 logits = form.rows_last(picked(returned, output), shape[2:])
@@ -62,6 +72,18 @@ class Forward:
             self.head = resolved(head, logits, shape)
             self.parameters = self.head.arranged(logits, shape[1])
         self.recording.outputs = recorder.view(logits), recorder.view(self.parameters)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention is computed by the same calls everywhere: products, a softmax and a product."""
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
 
 
 def shared(one: Recording, two: Recording) -> list[Tensor]:

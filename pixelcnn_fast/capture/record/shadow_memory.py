@@ -24,6 +24,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View, extent
 from pixelcnn_fast.program.grids import WHOLE, Every, frame
 
+Layout = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -280,6 +281,12 @@ class Map:
         self._space, self._addresses, self.window = space, addresses, window
         self._source: int | None = None
 
+    is_symbolic = False  # whether it has no addresses, but can be viewed in other ways
+
+    def viewed(self, written: Layout, read: Layout) -> Map:
+        """A symbolic map as seen in memory. written: the layout in which it was written; read: now."""
+        raise AssertionError("others have addresses, which are viewed")
+
     @property
     @unrecorded
     def addresses(self) -> Tensor:
@@ -354,6 +361,8 @@ class ShadowStorage:
             raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         if self._array is None and layout == self._layout:
             return self._map
+        if self._array is None and self._map.is_symbolic:
+            return self._map.viewed(self._layout, layout)
         if self._array is None and (window := self._part(*layout)) is not None:
             return Map(space, window=window)
         return Map(space, self.array().as_strided(*layout))
@@ -375,7 +384,11 @@ class ShadowStorage:
 
     @unrecorded
     def write(self, view: View, n: int, content: Map) -> None:
-        self.array().as_strided(*view.at(n)).copy_(content.addresses)
+        is_all = math.prod(view.at(n)[0]) == math.prod(self._layout[0])
+        if self._map.is_symbolic and content.is_symbolic and is_all:
+            self._layout, self._map = view.at(n), content
+        else:
+            self.array().as_strided(*view.at(n)).copy_(content.addresses)
 
     @unrecorded
     def array(self) -> Tensor:

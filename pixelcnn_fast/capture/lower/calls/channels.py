@@ -13,11 +13,13 @@ from torch import Tensor
 from pixelcnn_fast.capture.lower.alignment import placed, standard
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.calls.attention import scaled_and_shifted, scores
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
 from pixelcnn_fast.capture.lower.calls.pointwise import absolute, softmax_of_log
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
 from pixelcnn_fast.capture.lower.final_softmax import final_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered, materialised, windowed
+from pixelcnn_fast.capture.lower.pairs import OfPairs
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
@@ -70,7 +72,7 @@ def _mv(t: LoweringContext, x: View, y: View) -> Map:
 @lowers("mm", "bmm")
 def _matmul(t: LoweringContext, x: View, y: View) -> Map:
     if t.depends_on_image(x) and t.depends_on_image(y):
-        raise Unsupported("only the product of features with a constant matrix is supported")
+        return scores(t, x, y)
     if not t.depends_on_image(y):
         return _times_matrices(t.builder, t.map(x), t.constant(y))
     turned = t.builder.map(t.map(y).addresses.mT)
@@ -80,6 +82,8 @@ def _matmul(t: LoweringContext, x: View, y: View) -> Map:
 @lowers("addmm", "baddbmm")
 def _addmm(t: LoweringContext, bias: View, x: View, y: View, *, beta: float = 1, alpha: float = 1) -> Map:
     result = _matmul(t, x, y)
+    if isinstance(result, OfPairs):
+        return scaled_and_shifted(t, result, alpha, bias, beta)
     if alpha != 1:
         result = multiplied(t.builder, result, alpha)
     return result if beta == 0 else added(t.builder, result, t.map(bias), beta)

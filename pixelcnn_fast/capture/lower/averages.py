@@ -1,0 +1,233 @@
+"""Makes an instruction of the average of values that weights for pairs of pixels give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.lower.alignment import standard
+from pixelcnn_fast.capture.lower.builder import Builder
+from pixelcnn_fast.capture.lower.materialize import gathered, windowed
+from pixelcnn_fast.capture.lower.pairs import Formula, Frame
+from pixelcnn_fast.capture.record.shadow_memory import unrecorded
+from pixelcnn_fast.errors import NotCausal, Unsupported
+from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, Attention
+from pixelcnn_fast.program.grids import WHOLE
+from pixelcnn_fast.program.operands import Read
+
+MOST_PAIRS = 1 << 26  # in one table
+
+
+class Features(NamedTuple):
+    """Features [B, I, D] by pixel. arranged: their addresses as [N, C, H, W]; image: [B];
+    channels: [B, D]; pixel: [B, I], y * W + x."""
+
+    arranged: Tensor
+    image: Tensor
+    channels: Tensor
+    pixel: Tensor
+
+
+@unrecorded
+def placed_features(b: Builder, x: Tensor) -> Features:
+    """Where features [B, I, D] lie in the image. Raises Unsupported if the last axis has more than one pixel's."""
+    arranged, back = standard(b.space, windowed(b, b.map(x)).addresses, is_whole=True)
+    labels = back(torch.arange(arranged.numel()).view(arranged.shape))
+    rest, pixel = labels // arranged[0, 0].numel(), labels % arranged[0, 0].numel()
+    image, channel = rest // arranged.shape[1], rest % arranged.shape[1]
+    found = Features(arranged, image[:, 0, 0], channel[:, 0], pixel[:, :, 0])
+    is_found = (image == found.image[:, None, None]) & (channel == found.channels[:, None])
+    if not bool((is_found & (pixel == found.pixel[:, :, None])).all()):
+        raise Unsupported(
+            f"two maps are multiplied, [.., {x.shape[1]}, {x.shape[2]}], and what is summed over is not the features "
+            "of one pixel"
+        )
+    return found
+
+
+def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
+    """Addresses of the averages [B, I, D] of values, addresses [B, J, D], by weights with queries I and keys J."""
+    f = _keys_last(f)
+    query, key, value = (placed_features(b, x) for x in (f.frame.left, f.frame.right, values))
+    if not torch.equal(query.image, key.image) or not torch.equal(query.image, value.image):
+        raise Unsupported("the pixels of one image are weighed by those of another")
+    if not torch.equal(key.pixel, value.pixel):
+        raise Unsupported("weights for some pixels are multiplied with values of others")
+    head, heads = _heads(query, key, value)
+    tables = _Tables(b, query, key, head, len(heads))
+    size = value.channels.shape[1]
+    normal = _normal_form(tables, f, b.where)
+    sources = [_value(b, x, heads) for x in (query, key, value)]
+    if normal.of_queries is not None:
+        scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
+        sources[0] = b.step(sources[0], [(scale, 0.0)])
+    out = b.emit(
+        Attention,
+        len(heads) * size,
+        query=Read(b.out(sources[0])),
+        key=b.out(sources[1]),
+        value=b.out(sources[2]),
+        heads=len(heads),
+        width=b.space.grid[1],
+        allowed=normal.allowed,
+        scale=normal.scale,
+        added=normal.added,
+        factors=normal.factors,
+        epsilon=f.epsilon,
+        fill=normal.fill,
+    )
+    y, x = query.pixel // b.space.grid[1], query.pixel % b.space.grid[1]
+    channel = head[:, None] * size + torch.arange(size)
+    return b.space.at(out, query.image[:, None, None], channel[:, None], y[..., None], x[..., None])
+
+
+def _keys_last(f: Formula) -> Formula:
+    if f.keys == 2:
+        return f
+    frame = Frame(f.frame.right, f.frame.left)
+    factors, cleared, counted = (None if x is None else x.mT for x in (f.factors, f.cleared, f.counted))
+    scale, shift = f.scale.mT, f.shift.mT
+    return replace(
+        f, frame=frame, keys=2, scale=scale, shift=shift, factors=factors, cleared=cleared, counted=counted
+    )
+
+
+def _heads(*features: Features) -> tuple[Tensor, list[int]]:
+    """-> (the head of each b; for each head, its first b)"""
+    first: dict[tuple, int] = {}
+    found = list[int]()
+    rows = zip(*(x.channels.tolist() for x in features), strict=True)
+    for number, channels in enumerate(rows):
+        found.append(first.setdefault(tuple(map(tuple, channels)), number))
+    order = sorted(set(found), key=lambda number: features[-1].channels[number].tolist())
+    return torch.tensor([order.index(number) for number in found]), order
+
+
+def _value(b: Builder, x: Features, heads: list[int]) -> int:
+    """A value that has the features of head after head."""
+    return gathered(b, b.map(x.arranged[:, x.channels[heads].flatten()]), WHOLE)
+
+
+class _Tables:
+    """Brings what is there for b, i and j to [heads, pixels, pixels], with 1 for heads if they are alike."""
+
+    def __init__(self, b: Builder, query: Features, key: Features, head: Tensor, heads: int) -> None:
+        self.width, self.pixels = b.space.grid[1], b.space.grid[0] * b.space.grid[1]
+        self._heads = heads
+        self._rows = [(query.image == image).nonzero()[:, 0] for image in range(b.space.images)]
+        first = self._rows[0]
+        self._head, self._query, self._key = head[first], query.pixel[first], key.pixel[first]
+        for rows in self._rows:
+            alike = zip((head, query.pixel, key.pixel), (self._head, self._query, self._key), strict=True)
+            if not all(torch.equal(x[rows], own) for x, own in alike):
+                raise Unsupported("pairs of pixels are weighed otherwise in one image than in another")
+        raster = torch.arange(self.pixels)
+        one_of_each = len(first) == heads and bool((self._head == torch.arange(heads)).all())
+        is_raster = all(
+            x.shape[1] == self.pixels and bool((x == raster).all()) for x in (self._query, self._key)
+        )
+        self._is_usual = one_of_each and is_raster
+
+    def table(self, x: Tensor) -> Tensor:
+        """x: broadcasts to [B, I, J]. Pairs that are not in the frame have zeros."""
+        if x.shape[0] > 1:
+            if any(not torch.equal(x[rows], x[self._rows[0]]) for rows in self._rows[1:]):
+                raise Unsupported("pairs of pixels are weighed otherwise in one image than in another")
+            x = x[self._rows[0].to(x.device)]
+        heads = self._heads if len(x) > 1 else 1
+        if heads * self.pixels**2 > MOST_PAIRS:
+            raise Unsupported(f"a table for {heads} times {self.pixels}² pairs of pixels, which is too large")
+        if self._is_usual:
+            return x.expand(-1, self.pixels, self.pixels)
+        found = x.new_zeros(heads, self.pixels, self.pixels)
+        for number, (head, query, key) in enumerate(
+            zip(self._head.tolist(), self._query, self._key, strict=True)
+        ):
+            part = x[number if len(x) > 1 else 0].expand(len(query), len(key))
+            found[head if heads > 1 else 0, query[:, None], key] = part
+        return found
+
+
+class _Normal(NamedTuple):
+    """Fields of ``Attention``, and what queries are multiplied with, by head (None: nothing)."""
+
+    allowed: Tensor
+    scale: Tensor | None
+    added: Tensor | None
+    factors: Tensor | None
+    fill: float
+    of_queries: Tensor | None
+
+
+def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
+    is_filled = f.scale == 0
+    absent = torch.where(is_filled, f.shift <= ABSENT, f.shift <= ADDED_TO_ABSENT)
+    allowed = tables.table(~absent)
+    if f.counted is not None:
+        counted = tables.table(f.counted != 0)
+        if f.epsilon and bool((allowed & ~counted).any()):
+            raise NotCausal(
+                f"{where}: the largest score that is subtracted is one of all pixels, so that later ones count beside "
+                "the ε: mask the scores before"
+            )
+        allowed = allowed & counted
+    none = ~allowed.any(-1, keepdim=True)
+    uniform = none & _of_uniform(tables, f, none) if bool(none.any()) else none[:, :1]
+    allowed = allowed | uniform
+    has_fill = f.shift.numel() > 1 and not bool(uniform.any())
+    fill = (
+        f.shift.where(is_filled & absent & f.shift.isfinite(), -torch.inf).max().item()
+        if has_fill
+        else -torch.inf
+    )
+    scale, of_queries = _scale(tables, f.scale, allowed)
+    added = tables.table(f.shift).where(allowed, 0)
+    factors = None
+    if f.factors is not None:
+        weight = f.factors if f.counted is None else f.factors / f.counted.where(f.counted != 0, 1)
+        factors = tables.table(weight).where(allowed, 1)
+    return _Normal(allowed, scale, _unless(added, 0), _unless(factors, 1), fill, of_queries)
+
+
+def _unless(table: Tensor | None, usual: float) -> Tensor | None:
+    """The table, unless all of it is as usual."""
+    return None if table is None or bool((table == usual).all()) else table.contiguous()
+
+
+def _of_uniform(tables: _Tables, f: Formula, none: Tensor) -> Tensor:
+    """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform."""
+    has_score = tables.table(f.shift > -torch.inf)
+    is_nan = (
+        ~has_score.any(-1, keepdim=True) if f.counted is None else none.new_full((1, 1, 1), f.epsilon == 0)
+    )
+    is_zero = (
+        none.new_zeros(1, 1, 1) if f.factors is None else (tables.table(f.factors) == 0).all(-1, keepdim=True)
+    )
+    is_cleared = (
+        none.new_zeros(1, 1, 1) if f.cleared is None else tables.table(f.cleared).all(-1, keepdim=True)
+    )
+    if bool((wrong := none & is_nan & ~is_cleared).any()) and not f.is_safe:
+        pixel = int(wrong.any(0)[:, 0].int().argmax())
+        y, x = divmod(pixel, tables.width)
+        raise Unsupported(
+            f"pixel ({y}, {x}) is allowed no key, so its weights are NaN: let it have zeros, as by "
+            "masked_fill(mask, 0) after the softmax"
+        )
+    if f.counted is not None:
+        return none.new_zeros(1, 1, 1)
+    return has_score & ~is_zero
+
+
+def _scale(tables: _Tables, scale: Tensor, allowed: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """-> (the scale of each pair, if some of a head differ; else that of each head, [heads or 1], unless all are 1)"""
+    if scale.numel() > 1:
+        found, counts = torch.broadcast_tensors(tables.table(scale), allowed)
+        first = counts.flatten(1).to(torch.uint8).argmax(1)
+        own = found.flatten(1).gather(1, first[:, None])[:, 0]
+        if bool(((found != own[:, None, None]) & counts).any()):
+            return found.where(counts, 1).contiguous(), None
+        scale = own
+    return None, None if bool((scale == 1).all()) else scale.flatten()
