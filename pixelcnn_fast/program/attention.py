@@ -19,7 +19,7 @@ from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Excha
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ABSENT = -1e4  # scores that are replaced by no more than this are of pairs that are not allowed
+ABSENT = -9900.0  # scores that are replaced by no more than this, as by -1e4 in bfloat16, are of no pairs
 ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}

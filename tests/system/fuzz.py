@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast import Sampler, heads
+from pixelcnn_fast import Sampler, Unsupported, heads
 from pixelcnn_fast.heads.logistic_mixture import MixtureLayout
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import DiagonalLSTM, RowLSTM, channel_groups
@@ -468,6 +468,72 @@ class Twice(nn.Module):
         return h - h.max(1, keepdim=True).values + (self.weight @ windows).view(h.shape)
 
 
+class Attends(nn.Module):
+    """Attention over all pixels before, a window of them, or those of the row or the column; without or with the
+    pixel itself, and its mask written in one of several ways."""
+
+    def __init__(self, r: random.Random, width: int) -> None:
+        super().__init__()
+        self.kind, self.heads, self.scale = "attends", r.randint(1, 3), r.uniform(0.3, 3)
+        of_key, of_value = self.heads * r.randint(1, 4), self.heads * r.randint(1, 5)
+        self.query, self.key, self.value = (nn.Linear(width, each) for each in (of_key, of_key, of_value))
+        self.out = nn.Linear(of_value, width)
+        self.over = r.choice(["all", "all", "window", "rows", "columns"])
+        self.how = r.choice(["filled", "weakly", "added", "by hand", "turned", "product"])
+        self.strict = r.random() < 0.5
+        self.relative = nn.Parameter(torch.randn(self.heads, 72)) if r.random() < 0.3 else None
+
+    def forward(self, h: Tensor, given: Conditioning) -> Tensor:
+        n, _, height, width = h.shape
+        x = h.permute(0, 2, 3, 1)
+        parts = (f(x).unflatten(3, (self.heads, -1)) for f in (self.query, self.key, self.value))
+        if self.over == "rows":
+            q, k, v = (part.transpose(2, 3) for part in parts)
+        elif self.over == "columns":
+            q, k, v = (part.permute(0, 2, 3, 1, 4) for part in parts)
+        else:
+            q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in parts)
+        count = q.shape[-2]
+        mask = torch.ones(count, count, dtype=torch.bool).tril(-1 if self.strict else 0)
+        if self.over == "window":
+            y, across = torch.arange(count) // width, torch.arange(count) % width
+            mask &= (y[:, None] - y <= 1) & ((across[:, None] - across).abs() <= 1)
+        found = self.weighed(q * self.scale, k, v, mask)
+        if self.over == "columns":
+            found = found.permute(0, 3, 1, 2, 4)
+        else:
+            found = found.transpose(-3, -2)
+        return h + self.out(found.reshape(n, height, width, -1)).permute(0, 3, 1, 2)
+
+    def weighed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        least, some = torch.finfo(q.dtype).min, mask.any(1, keepdim=True)
+        if self.how == "turned":
+            found = (k @ q.mT).masked_fill(~mask.T, least).softmax(-2) * some.T
+            return (v.mT @ found).mT
+        if self.how == "product":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        scores = q @ k.mT
+        if self.relative is not None:
+            apart = torch.arange(len(mask))[:, None] - torch.arange(len(mask)) + 36
+            scores = scores + self.relative[:, apart]
+        if self.how == "filled":
+            return scores.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0) @ v
+        if self.how == "weakly":
+            return torch.where(mask, scores, -1e4).softmax(-1).mul(some) @ v
+        if self.how == "added":
+            return (
+                torch.nan_to_num(
+                    (scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)).softmax(
+                        -1
+                    )
+                )
+                @ v
+            )
+        scores = scores.masked_fill(~mask, least)
+        powers = (scores - scores.amax(-1, keepdim=True)).exp() * mask
+        return powers / (powers.sum(-1, keepdim=True) + 1e-3) @ v
+
+
 class Fuzzed(nn.Module):
     """The network of a seed. for_cuda: without what the CUDA runtime refuses."""
 
@@ -497,6 +563,8 @@ class Fuzzed(nn.Module):
             in_cells = more.random() < 0.4 or min(self.shape[1:]) < 4  # windows of few pixels are all alike
             layer = Cells(more, len(groups)) if in_cells else Twice(more, len(groups), self.shape)
             self.layers.insert(more.randint(0, len(self.layers)), layer)
+        if is_free and (more := random.Random(f"attention {seed}")).random() < 0.3:
+            self.layers.insert(more.randint(0, len(self.layers)), Attends(more, len(groups)))
         bernoulli = self.levels == 2 and r.random() < 0.5
         outputs = 1 if bernoulli else self.levels
         self.probabilities = bernoulli and r.random() < 0.5
@@ -601,7 +669,11 @@ def check(seed: int) -> None:
     images = torch.randint(model.levels, (n, *model.shape), generator=torch.Generator().manual_seed(seed))
     if not bool((model(images, *given) != model(images * 0, *given)).any()):
         return  # some layer has overwritten all that depends on the image
-    sampler = built(model, condition)
+    try:
+        sampler = built(model, condition)
+    except Unsupported as refused:
+        assert "it attends to pixels that are not drawn yet" in str(refused), model.name
+        return
     u = noise(n, sampler.noise_shape, seed)
     naive = sampler.sample(n, labels, noise=u, condition=condition, runtime="reference")
     assert model.forbidden < 0 or not bool((naive == model.forbidden).any()), (

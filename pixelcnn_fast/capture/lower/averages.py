@@ -60,6 +60,8 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     tables = _Tables(b, query, key, head, len(heads))
     size = value.channels.shape[1]
     normal = _normal_form(tables, f, b.where)
+    if not bool(normal.allowed.any()):
+        return torch.zeros(*query.pixel.shape, size, dtype=torch.long)  # of an image of one row, by columns
     sources = [_value(b, x, heads) for x in (query, key, value)]
     if normal.of_queries is not None:
         scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
@@ -199,7 +201,8 @@ def _unless(table: Tensor | None, usual: float) -> Tensor | None:
 
 def _of_uniform(tables: _Tables, f: Formula, none: Tensor) -> Tensor:
     """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform."""
-    has_score = tables.table(f.shift > -torch.inf)
+    within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
+    has_score = within & tables.table(f.shift > -torch.inf)
     is_nan = (
         ~has_score.any(-1, keepdim=True) if f.counted is None else none.new_full((1, 1, 1), f.epsilon == 0)
     )
@@ -207,7 +210,9 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor) -> Tensor:
         none.new_zeros(1, 1, 1) if f.factors is None else (tables.table(f.factors) == 0).all(-1, keepdim=True)
     )
     is_cleared = (
-        none.new_zeros(1, 1, 1) if f.cleared is None else tables.table(f.cleared).all(-1, keepdim=True)
+        none.new_zeros(1, 1, 1)
+        if f.cleared is None
+        else (tables.table(f.cleared) | ~within).all(-1, keepdim=True)
     )
     if bool((wrong := none & is_nan & ~is_cleared).any()) and not f.is_safe:
         pixel = int(wrong.any(0)[:, 0].int().argmax())

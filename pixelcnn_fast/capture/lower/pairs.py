@@ -101,7 +101,10 @@ class OfPairs(Map):
         return tuple(size)
 
     def of(self, formula: Formula) -> OfPairs:
-        return OfPairs(self._space, formula, self.layout, self.of_queries)
+        return self.seen(formula, self.layout, self.of_queries)
+
+    def seen(self, formula: Formula, layout: Layout, of_queries: str = "") -> OfPairs:
+        return OfPairs(self._space, formula, layout, of_queries)
 
     @unrecorded
     def viewed(self, written: Layout, read: Layout) -> OfPairs:
@@ -129,21 +132,21 @@ class OfPairs(Map):
             last, sum_of_lasts = last + stride * (count - 1), sum_of_lasts + steps[0] * (count - 1)
         if int(place(torch.tensor(last))) != sum_of_lasts:
             raise Unsupported(f"it views pairs of pixels as {list(read[0])}, which mixes them")
-        return OfPairs(self._space, self.formula, (read[0], strides, int(start)), self.of_queries)
+        return self.seen(self.formula, (read[0], strides, int(start)), self.of_queries)
 
     @property
     def is_all(self) -> bool:
         """Whether each element of the dense array is there once."""
-        return prod(self.shape) == prod(self.frame) and self.layout[2] == 0
+        size, strides, offset = self.layout
+        dims = sorted((stride, count) for stride, count in zip(strides, size, strict=True) if count > 1)
+        dense = [prod(count for _, count in dims[:number]) for number in range(len(dims) + 1)]
+        return offset == 0 and [stride for stride, _ in dims] + [prod(self.frame)] == dense
 
-    def axis(self, dim: int) -> int | None:
-        """The frame's axis that a dimension is all of, if it is."""
+    def is_axis(self, dim: int, axis: int) -> bool:
+        """Whether a dimension is all of one of the frame's axes."""
         size, strides, _ = self.layout
-        _, many, last = self.frame
-        for axis, (count, stride) in enumerate(zip(self.frame, (many * last, last, 1), strict=True)):
-            if size[dim] == count and strides[dim] == (stride if count > 1 else 0):
-                return axis
-        return None
+        count, stride = self.frame[axis], prod(self.frame[axis + 1 :])
+        return size[dim] == count and (count == 1 or strides[dim] == stride)
 
     def constant(self, x: Tensor) -> Tensor:
         """A constant that broadcasts to the view, as one that broadcasts to [B, I, J]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower.averages import averaged, placed_features
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
-from pixelcnn_fast.capture.lower.pairs import OfPairs, product
+from pixelcnn_fast.capture.lower.pairs import Formula, OfPairs, product
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.program.calls import Call, View, plain_name
@@ -73,15 +73,16 @@ def _average(t: LoweringContext, x: View, y: View) -> Map:
     of_values = values.addresses if is_left else values.addresses.mT
     of_values = of_values.view(-1, *of_values.shape[-2:])
     dims = len(weights.shape)
-    queries, keys = (weights.axis(dim) for dim in ((dims - 2, dims - 1) if is_left else (dims - 1, dims - 2)))
-    if {queries, keys} != {1, 2} or not weights.is_all:
+    formula, (queries, keys) = weights.formula, (dims - 2, dims - 1) if is_left else (dims - 1, dims - 2)
+    if not weights.is_all or not any(
+        weights.is_axis(queries, axis) and weights.is_axis(keys, 3 - axis) for axis in (1, 2)
+    ):
         raise Unsupported("only whole weights, of all queries and keys, are multiplied with values")
-    formula = weights.formula
     if formula.stage != "weights":
         raise Unsupported(
             f"{formula.stage} of pairs of pixels are multiplied with values: a softmax must come before"
         )
-    if formula.keys != keys:
+    if not weights.is_axis(keys, formula.keys):
         raise Unsupported("the softmax is over the queries, and not over the keys that are summed over")
     found = averaged(t.builder, formula, of_values)
     found = found if is_left else found.mT
@@ -101,6 +102,13 @@ def _constant(t: LoweringContext, x: OfPairs, value: Any, as_is: bool = False) -
 def _of(t: LoweringContext, x: Any) -> OfPairs | None:
     found = t.map(x) if isinstance(x, View) else x
     return found if isinstance(found, OfPairs) else None
+
+
+def _pairs(t: LoweringContext, x: View) -> OfPairs:
+    found = _of(t, x)
+    if found is None or found.of_queries:
+        raise Unsupported("it takes each query's largest score, or total")
+    return found
 
 
 def _scaled(x: OfPairs, by: Tensor) -> Map:
@@ -145,7 +153,7 @@ def _divided(t: LoweringContext, x: Any, y: Any, *, rounding_mode: str | None = 
     if other is None:
         return _scaled(one, 1 / _constant(t, one, y))
     f, total = one.formula, other.formula
-    if f.stage == "weights" and other.of_queries == "total" and total.frame is f.frame:
+    if f.stage == "weights" and other.of_queries == "total" and _same_powers(f, total):
         if f.factors is None:
             return one  # they add up to one
         if total.epsilon:
@@ -167,11 +175,11 @@ def _divided(t: LoweringContext, x: Any, y: Any, *, rounding_mode: str | None = 
     )
 
 
-def _ones_if_none(f: Any) -> Tensor:
+def _ones_if_none(f: Formula) -> Tensor:
     return torch.ones_like(f.scale[:1, :1, :1]) if f.factors is None else f.factors
 
 
-def _same_powers(a: Any, b: Any) -> bool:
+def _same_powers(a: Formula, b: Formula) -> bool:
     return a.frame is b.frame and a.scale is b.scale and a.shift is b.shift
 
 
@@ -246,19 +254,17 @@ def _upper(t: LoweringContext, x: View, diagonal: int = 0) -> Map:
 
 
 def _triangle(t: LoweringContext, x: View, kept: Callable[..., Tensor], diagonal: int) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
+    pairs = _pairs(t, x)
     gone = ~kept(torch.ones(pairs.shape[-2:], dtype=torch.bool, device=t.builder.device), diagonal)
     return _cleared(pairs, pairs.constant(gone), _constant(t, pairs, 0.0))
 
 
 @_lowers("nan_to_num")
 def _without_nan(t: LoweringContext, x: View, nan: float | None = None, *infinities: Any) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
+    pairs = _pairs(t, x)
     if pairs.formula.stage != "weights" or nan not in (None, 0):
         raise Unsupported("only weights, after the softmax, lose their NaN")
-    return pairs.of(replace(pairs.formula, is_safe=True))
+    return _safe(pairs)
 
 
 @_lowers("clone", "contiguous", "alias", "detach", "lift_fresh")
@@ -276,56 +282,57 @@ def _converted(t: LoweringContext, x: View, *, dtype: torch.dtype | None = None,
 # -- over a query's keys
 
 
-def _along(x: OfPairs, dims: Any) -> int:
-    """The frame's axis that is reduced, of one query's keys."""
+def _along(x: OfPairs, dims: Any) -> tuple[int, int]:
+    """-> (the dimension that is reduced; the frame's axis that it is, of one query's keys)"""
     dim = dims[0] if isinstance(dims, (list, tuple)) and len(dims) == 1 else dims
-    axis = x.axis(dim) if isinstance(dim, int) and not x.of_queries else None
-    if axis not in (1, 2):
+    axes = [axis for axis in (2, 1) if isinstance(dim, int) and x.is_axis(dim, axis)]
+    if not axes:
         raise Unsupported(
             "what is there for pairs of pixels is reduced over something else than all keys of a query"
         )
-    return axis
+    return dim % len(x.shape), axes[0]
 
 
 @_lowers("_softmax")
-def _softmax(t: LoweringContext, x: View, dim: int, half_to_float: bool = False) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
+def _softmax(t: LoweringContext, x: View, dim: int, half_to_float: bool = False) -> OfPairs:
+    pairs = _pairs(t, x)
     if pairs.formula.stage != "scores":
         raise Unsupported("a second softmax")
-    return pairs.of(replace(pairs.formula, stage="weights", keys=_along(pairs, dim)))
+    return pairs.of(replace(pairs.formula, stage="weights", keys=_along(pairs, dim)[1]))
 
 
 @_lowers("_safe_softmax")
 def _safe_softmax(t: LoweringContext, x: View, dim: int, dtype: Any = None) -> Map:
-    found = _softmax(t, x, dim)
-    assert isinstance(found, OfPairs)
-    return found.of(replace(found.formula, is_safe=True))
+    return _safe(_softmax(t, x, dim))
 
 
-def _of_queries(x: OfPairs, what: str, dims: Any, keepdim: bool, stage: str) -> Map:
-    axis = _along(x, dims)
-    if x.formula.stage != stage:
-        raise Unsupported(f"the {what} of {x.formula.stage} of pairs of pixels is taken")
-    at = (dims[0] if isinstance(dims, (list, tuple)) else dims) % len(x.shape)
+def _safe(x: OfPairs) -> OfPairs:
+    return x.of(replace(x.formula, is_safe=True))
+
+
+def _of_queries(x: OfPairs, what: str, dims: Any, keepdim: bool) -> OfPairs:
+    """A number for each query, seen as PyTorch gives it."""
+    reduced, axis = _along(x, dims)
     size, strides, _ = x.layout
-    frame = x.formula.frame.size
-    inner = frame[2] if axis == 1 else 1
+    _, _, last = frame = x.formula.frame.size
+    beyond = frame[axis] * (last if axis == 1 else 1)  # the keys, and what lies within them
     # In an array with one element where the keys were, strides beyond them are smaller.
-    kept = [stride // frame[axis] if stride >= frame[axis] * inner else stride for stride in strides]
+    shrunk = [stride // frame[axis] if stride >= beyond else stride for stride in strides]
+    kept = [dim for dim in range(len(size)) if keepdim or dim != reduced]
     layout = (
-        [1 if d == at else size[d] for d in range(len(size)) if keepdim or d != at],
-        [0 if d == at else kept[d] for d in range(len(size)) if keepdim or d != at],
+        [1 if dim == reduced else size[dim] for dim in kept],
+        [0 if dim == reduced else shrunk[dim] for dim in kept],
         0,
     )
-    return OfPairs(x._space, replace(x.formula, keys=axis), layout, what)
+    return x.seen(replace(x.formula, keys=axis), layout, what)
 
 
 @_lowers("amax")
 def _largest(t: LoweringContext, x: View, dims: Sequence[int] = (), keepdim: bool = False) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
-    return _of_queries(pairs, "largest", dims, keepdim, "scores")
+    pairs = _pairs(t, x)
+    if pairs.formula.stage != "scores":
+        raise Unsupported("the largest of something else than scores, for pairs of pixels")
+    return _of_queries(pairs, "largest", dims, keepdim)
 
 
 @_lowers("max")
@@ -335,11 +342,10 @@ def _greatest(t: LoweringContext, x: View, dim: Any = None, keepdim: bool = Fals
 
 @_lowers("sum")
 def _total(t: LoweringContext, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
-    return _of_queries(
-        pairs, "total", dims, keepdim, "weights" if pairs.formula.stage == "weights" else "powers"
-    )
+    pairs = _pairs(t, x)
+    if pairs.formula.stage not in ("powers", "weights"):
+        raise Unsupported("the total of something else than powers or weights, for pairs of pixels")
+    return _of_queries(pairs, "total", dims, keepdim)
 
 
 def _centred(x: OfPairs, largest: OfPairs) -> Map:
@@ -351,17 +357,15 @@ def _centred(x: OfPairs, largest: OfPairs) -> Map:
 
 def _check_rows(x: OfPairs, rows: OfPairs) -> None:
     """Refuses to combine each query's scores with another query's number."""
-    dims = [dim for dim in range(len(x.shape)) if x.axis(dim) == rows.formula.keys]
-    expected = _of_queries(x.of(replace(x.formula, stage="")), "", dims[-1], True, "")
-    assert isinstance(expected, OfPairs)
+    dims = [dim for dim in range(len(x.shape)) if x.is_axis(dim, rows.formula.keys)]
+    expected = _of_queries(x, "", dims[-1], keepdim=True)
     if [*map(list, expected.layout[:2])] != [*map(list, rows.layout[:2])]:
         raise Unsupported("the scores of a query are combined with the largest score, or total, of another")
 
 
 @_lowers("exp")
 def _powers(t: LoweringContext, x: View) -> Map:
-    pairs = t.map(x)
-    assert isinstance(pairs, OfPairs)
-    if pairs.formula.stage not in ("scores", "centred") or pairs.of_queries:
+    pairs = _pairs(t, x)
+    if pairs.formula.stage not in ("scores", "centred"):
         raise Unsupported("the exp of something else than scores, for pairs of pixels")
     return pairs.of(replace(pairs.formula, stage="powers"))
