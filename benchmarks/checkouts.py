@@ -1,7 +1,8 @@
-"""Other people's PixelCNN++, run from checkouts: their code is fetched, and no part of this repository."""
+"""Other people's models, run from checkouts: their code is fetched, and no part of this repository."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 PORT, PUBLIC = "github.com/pclucas14/pixel-cnn-pp", "github.com/pedrorgleite/ConditionalPixelCNN"
+PRIORS, GENERATIVE = (
+    "github.com/rosinality/vq-vae-2-pytorch",
+    "github.com/EugenHotaj/pytorch-generative",
+)
 # The port is of Python 2, and its loss asks for a GPU.
 PORT_EDITS = {"print e\n": "print(e)\n", ".cuda()": ""}
 COMPONENTS, CLASSES = 15, 4  # of the public checkpoint
@@ -99,6 +104,41 @@ class Public:
         ends = output[:, :COMPONENTS].double().softmax(1).cumsum(1)
         chosen = (noise[:, :1] >= ends).sum(1).clamp_max(COMPONENTS - 1)
         return [(1 + F.one_hot(chosen, COMPONENTS)) / 2, noise[:, 1:].movedim(1, -1)]
+
+
+class Priors:
+    """The PixelSNAILs that are trained on the codes of a VQ-VAE-2."""
+
+    def __init__(self, folder: Path) -> None:
+        (self._code,) = modules(folder, ["pixelsnail"])
+
+    def model(self, *sizes: Any, **settings: Any) -> nn.Module:
+        found: nn.Module = self._code.PixelSNAIL(*sizes, **settings)
+        return found
+
+
+class Generative:
+    """Models of pytorch-generative, without what its packages import besides."""
+
+    FILES: Mapping[str, str] = MappingProxyType({"ImageGPT": "image_gpt", "PixelSNAIL": "pixel_snail"})
+
+    def __init__(self, folder: Path) -> None:
+        for known in [name for name in sys.modules if name.startswith("pytorch_generative")]:
+            del sys.modules[known]  # of another checkout
+        path, name = folder, ""
+        for part in ("pytorch_generative", "models", "autoregressive"):
+            path, name = path / part, f"{name}.{part}".lstrip(".")
+            package = ModuleType(name)
+            package.__path__ = [str(path)]
+            sys.modules[name] = package
+        importlib.import_module("pytorch_generative.nn")
+        models = sys.modules["pytorch_generative.models"]
+        models.__dict__["base"] = importlib.import_module("pytorch_generative.models.base")
+
+    def model(self, name: str, *sizes: Any) -> nn.Module:
+        file = importlib.import_module(f"pytorch_generative.models.autoregressive.{self.FILES[name]}")
+        found: nn.Module = getattr(file, name)(*sizes)
+        return found
 
 
 class Uniforms(TorchFunctionMode):

@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, wrong_images
 from pixelcnn_fast.bench.streams import watched
-from pixelcnn_fast.bench.workload import Model, Workload, workload
+from pixelcnn_fast.bench.workload import Workload, workload
 from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import CheckFailed
 
@@ -36,7 +36,8 @@ Work = Callable[[], Sequence[Tensor]]
 @dataclass(frozen=True)
 class Settings:
     """How a table is measured. quick: something tiny, whose figures mean nothing; baseline: a built checkout of
-    another commit; log: where to write what commands print; port, public: checkouts of other people's PixelCNN++."""
+    another commit; log: where to write what commands print; port, public, priors, generative: checkouts of other
+    people's models."""
 
     repeats: int
     threads: int
@@ -46,6 +47,8 @@ class Settings:
     log: Path
     port: Path | None = None
     public: Path | None = None
+    priors: Path | None = None
+    generative: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def compare_checked(work: Workload, names: Sequence[str], repeats: int, **how: A
 
 
 def speed(
-    model: Model,
+    model: nn.Module,
     side: int,
     batch: int,
     wanted: Sequence[Wanted],
@@ -196,7 +199,7 @@ def taking(name: str, work: Callable[[], object], must: float, reach: float, rep
 
 
 def building(
-    model: Model, side: int, must: float, reach: float, repeats: int, subject: str = "", **of_images: Any
+    model: nn.Module, side: int, must: float, reach: float, repeats: int, subject: str = "", **of_images: Any
 ) -> Target:
     work = workload(model, 1, side, side, **of_images)
     return taking(f"{subject}building a Sampler", work.sampler, must, reach, repeats)

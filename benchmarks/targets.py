@@ -3,6 +3,7 @@
     python benchmarks/targets.py sampling               the default PixelCNN, 3x32x32: about 10 minutes on 2 cores
     python benchmarks/targets.py family                 a Gated PixelCNN, and ordered colours: a minute or two
     python benchmarks/targets.py pixelcnnpp             PixelCNN++, drawn, built and trained: half an hour
+    python benchmarks/targets.py attention              PixelSNAILs and a transformer: an hour
     python benchmarks/targets.py recurrence             PixelRNN, trained and sampled: half an hour
     python benchmarks/targets.py layers                 the layers, batch 16, float32: about 5 minutes
     python benchmarks/targets.py acceleration           what ``accelerate`` gains: about 10 minutes
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkouts import PORT, PUBLIC
+from checkouts import GENERATIVE, PORT, PRIORS, PUBLIC
 from measuring import Cases, Settings, Target
 
 from pixelcnn_fast.bench import report
@@ -48,6 +49,7 @@ TABLES = {
     "sampling": 5,
     "family": 5,
     "pixelcnnpp": 5,
+    "attention": 3,
     "recurrence": 5,
     "layers": 15,
     "acceleration": 9,
@@ -56,6 +58,12 @@ TABLES = {
     "floor": 9,
     "door": 9,
 }
+CHECKOUTS = (
+    ("pixelcnnpp", "--port", PORT),
+    ("pixelcnnpp", "--public", PUBLIC),
+    ("attention", "--priors", PRIORS),
+    ("attention", "--generative", GENERATIVE),
+)
 HEADER = ["target", "must", "reach", "measured", "spread", "ok"]
 
 
@@ -141,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="busy, floor, door: a built checkout, to be compared with",
     )
-    for option, repository in (("--port", PORT), ("--public", PUBLIC)):
-        add(option, type=Path, metavar="FOLDER", help=f"pixelcnnpp: a checkout of {repository}")
+    for of, option, repository in CHECKOUTS:
+        add(option, type=Path, metavar="FOLDER", help=f"{of}: a checkout of {repository}")
     add("--device", default="cpu", help="acceleration: 'cpu', or 'cuda' for the networks alone")
     add("--within", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than that")
     args = parser.parse_args(arguments)
@@ -154,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = slug(f"{machine['processor']} {machine['isa']} {args.table} {args.only} {'quick' * args.quick}")
     path = folder / f"{name}.json"
     repeats = args.repeats or TABLES[args.table]
-    log, checkouts = path.with_suffix(".log"), (args.port, args.public)
+    log, checkouts = path.with_suffix(".log"), (args.port, args.public, args.priors, args.generative)
     how = Settings(repeats, args.threads, args.quick, args.device, args.baseline, log, *checkouts)
     table = importlib.import_module(f"cases.{args.table}")
     cases: Cases = table.cases(how)

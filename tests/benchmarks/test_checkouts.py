@@ -1,4 +1,4 @@
-"""Other people's PixelCNN++ in the table of targets, by tiny checkouts with their interfaces."""
+"""Other people's models in the tables of targets, by tiny checkouts with their interfaces."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import pixelcnnpp
+from cases import attention, pixelcnnpp
 from checkouts import PORT_EDITS, modules
 from measuring import Settings, Target
 from torch import nn
@@ -140,3 +140,66 @@ def test_a_public_checkpoint_is_drawn_from_as_by_its_own_code(checkout, monkeypa
 
     monkeypatch.setattr(pixelcnnpp, "Sampler", of_others)
     assert measured(pixelcnnpp.public, public=folder).verdict() == "no"
+
+
+# -- attention
+
+PRIOR = """
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    class PixelSNAIL(nn.Module):
+        def __init__(self, shape, levels, channel, *sizes, attention=True, n_cond_res_block=0, cond_res_channel=0):
+            super().__init__()
+            self.above, self.out = nn.Conv2d(levels, channel, (2, 3)), nn.Conv2d(channel, levels, 1)
+            if n_cond_res_block:
+                self.cond_resnet = nn.Conv2d(levels, channel, 1)
+        def forward(self, codes, condition=None, cache=None):
+            x, given = (None if y is None else F.one_hot(y, 512).movedim(3, 1).to(self.out.weight)
+                        for y in (codes, condition))
+            h = self.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+            if given is not None:
+                h = h + F.interpolate(self.cond_resnet(given), scale_factor=2)
+            return self.out(F.elu(h)), {}
+"""
+GENERATIVE = {
+    "nn/__init__.py": "from torch.nn import Conv2d",
+    "models/__init__.py": "import what_only_training_needs",
+    "models/base.py": "from torch.nn import Module as AutoregressiveModel",
+    "models/autoregressive/image_gpt.py": """
+        import torch
+        from torch.nn import functional as F
+        from pytorch_generative import nn as pg_nn
+        from pytorch_generative.models import base
+        class ImageGPT(base.AutoregressiveModel):
+            def __init__(self, c_in, c_out, size, *sizes):
+                super().__init__()
+                self.above = pg_nn.Conv2d(c_in, c_out, (2, 3))
+            def forward(self, x):
+                return self.above(F.pad(x.to(self.above.weight), (1, 1, 2, 0)))[:, :, :-1]
+    """,
+}
+
+
+@pytest.mark.parametrize("name", ["top", "bottom"])
+def test_priors_of_codes_are_built_and_drawn(name: str, checkout: Any) -> None:
+    how = Settings(1, 2, True, "cpu", None, Path("log"), priors=checkout({"pixelsnail": PRIOR}))
+    targets = [found for found in attention.cases(how)[name]() if isinstance(found, Target)]
+    assert [target.value is not None for target in targets] == [True] * 3
+    assert "in forwards of one image" in targets[0].name and "naive from 8 of 64" in targets[1].name
+
+
+def test_a_transformer_is_built_and_drawn_without_what_its_packages_import(tmp_path: Path) -> None:
+    for name, text in GENERATIVE.items():
+        path = tmp_path / "pytorch_generative" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text))
+    how = Settings(1, 2, True, "cpu", None, Path("log"), generative=tmp_path)
+    targets = [found for found in attention.cases(how)["transformer"]() if isinstance(found, Target)]
+    assert [target.value is not None for target in targets] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["top", "snail"])
+def test_attention_is_not_measured_without_a_checkout(name: str) -> None:
+    (found,) = attention.cases(Settings(1, 2, True, "cpu", None, Path("log")))[name]()
+    assert isinstance(found, Target) and found.value is None and "FOLDER (github.com/" in found.verdict()

@@ -1,0 +1,139 @@
+"""Attention: priors of VQ-VAE-2 codes, and small image models, in other people's code with random weights.
+
+All images are checked by the model in float64. Their code is run from checkouts that are named (--priors,
+--generative), and not measured without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from checkouts import GENERATIVE, PRIORS, Generative, Priors
+from measuring import Cases, Found, Settings, Target, building, factor, interleaved, speed
+from torch import Tensor, nn
+
+from pixelcnn_fast.bench.contestants import NAIVE
+from pixelcnn_fast.bench.workload import workload
+from pixelcnn_fast.heads import Bernoulli, Categorical
+
+TITLE = "Targets of attention"
+NAIVE_PIXELS, BATCH = 8, 16
+FORWARDS, SECONDS = (15.0, 8.0), (3.0, 1.0)  # that building may take: must, and reach
+
+
+@dataclass(frozen=True)
+class Subject:
+    """needs: the checkout; one, many: must and reach, for one image and for a batch; model: of quick or not, with its
+    side and what ``Sampler`` is told; in_forwards: whether building is measured in forwards of one image."""
+
+    name: str
+    needs: str
+    one: tuple[float, float]
+    many: tuple[float, float]
+    model: Callable[[bool], tuple[nn.Module, int, dict[str, Any]]]
+    in_forwards: bool = False
+
+
+def cases(how: Settings) -> Cases:
+    """Each is left out, by name, without its checkout."""
+    codes, binary = dict(head=Categorical(512), image_form="codes"), dict(head=Bernoulli())
+
+    def prior(quick: bool, side: int, **config: Any) -> tuple[nn.Module, int, dict[str, Any]]:
+        assert how.priors is not None
+        side, sizes = (8, (16, 5, 1, 1, 8)) if quick else (side, (256, 5, 4, 4, 256))
+        if quick and "cond_res_channel" in config:
+            config = {**config, "cond_res_channel": 8}
+        torch.manual_seed(0)
+        return Alone(Priors(how.priors).model([side, side], 512, *sizes, **config), side), side, codes
+
+    def small(
+        quick: bool, name: str, full: tuple, tiny: tuple, **settings: Any
+    ) -> tuple[nn.Module, int, dict[str, Any]]:
+        assert how.generative is not None
+        torch.manual_seed(0)
+        model = Generative(how.generative).model(name, *(tiny if quick else full))
+        return model, 8 if quick else 28, {**binary, **settings}
+
+    of_coarse: dict[str, Any] = dict(attention=False, n_cond_res_block=3, cond_res_channel=256)
+    image_gpt = partial(small, name="ImageGPT", full=(1, 1, 28, 8, 2, 64), tiny=(1, 1, 8, 1, 2, 8))
+    pixel_snail = partial(
+        small, name="PixelSNAIL", full=(1, 1, 64, 8, 2, 4, 32), tiny=(1, 1, 8, 1, 1, 2, 4), image_form="unit"
+    )
+    top, bottom = partial(prior, side=32), partial(prior, side=64, **of_coarse)
+    subjects = {
+        "transformer": Subject("ImageGPT of 28x28", GENERATIVE, (100, 200), (250, 400), image_gpt),
+        "snail": Subject("PixelSNAIL of 28x28", GENERATIVE, (100, 250), (400, 800), pixel_snail),
+        "top": Subject("the top prior of 32x32 codes", PRIORS, (600, 900), (1200, 1800), top, True),
+        "bottom": Subject(
+            "the bottom prior of 64x64 codes", PRIORS, (5000, 8000), (5000, 8000), bottom, True
+        ),
+    }
+    return {name: partial(measured, how, subject) for name, subject in subjects.items()}
+
+
+def measured(how: Settings, subject: Subject) -> Found:
+    title = f"{subject.name}: "
+    folder, option = (how.priors, "--priors") if subject.needs == PRIORS else (how.generative, "--generative")
+    if folder is None:
+        yield Target(
+            f"{title}all", *subject.one, None, [], factor, needs=f"{option} FOLDER ({subject.needs})"
+        )
+        return
+    model, side, of_images = subject.model(how.quick)
+    model = lively(model)
+    yield from built(title, model, side, subject.in_forwards, how, of_images)
+    for images, bounds in ((1, subject.one), (2 if how.quick else BATCH, subject.many)):
+        wanted = [(NAIVE, "cpu", *bounds)]
+        yield from speed(model, side, images, wanted, how.repeats, NAIVE_PIXELS, title, **of_images)
+
+
+def built(
+    title: str, model: nn.Module, side: int, in_forwards: bool, how: Settings, of_images: dict[str, Any]
+) -> Found:
+    if not in_forwards:
+        yield building(model, side, *SECONDS, how.repeats, title, **of_images)
+        return
+    work = workload(model, 1, side, side, **of_images)
+    codes = torch.zeros(1, side, side, dtype=torch.long)
+
+    @torch.inference_mode()
+    def forward() -> Tensor:
+        found: Tensor = model(codes)
+        return found
+
+    forwards = median(interleaved({"it": forward}, how.repeats)["it"])
+    taken = [seconds / forwards for seconds in interleaved({"it": work.sampler}, how.repeats)["it"]]
+    name = f"{title}building a Sampler, in forwards of one image"
+    yield Target(name, *FORWARDS, median(taken), taken, "{:.1f}".format, at_most=True)
+
+
+class Alone(nn.Module):
+    """A prior's logits alone, without its cache; and if it takes a coarser map, the same for all images."""
+
+    coarse: Tensor | None
+
+    def __init__(self, prior: nn.Module, side: int) -> None:
+        super().__init__()
+        self.prior, coarse = prior, torch.randint(512, (1, side // 2, side // 2))
+        self.register_buffer("coarse", coarse if hasattr(prior, "cond_resnet") else None)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        given = None if self.coarse is None else self.coarse.expand(len(codes), -1, -1)
+        logits, _ = self.prior(codes, given)
+        found: Tensor = logits
+        return found
+
+
+@torch.no_grad()
+def lively(model: nn.Module) -> nn.Module:
+    """Weights moved by a tenth, and the last ones larger."""
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        if weights.numel() > 1 and float(weights.std()) > 0:
+            weights.add_(0.1 * weights.std() * torch.randn(weights.shape, generator=generator))
+    return model.eval()
