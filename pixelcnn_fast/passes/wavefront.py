@@ -8,11 +8,12 @@ vertical stack, is computed ``lead`` columns ahead of the pixel that is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pixelcnn_fast.program.grids import WHOLE
-from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
+from pixelcnn_fast.program.operands import Read
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
@@ -34,16 +35,18 @@ def _with_first_of(lags: Iterable[int], program: PhasedProgram) -> PhasedProgram
         return program  # rows are sampled in turn
     if any(i.instruction.every != WHOLE for i in program.instructions):
         return program  # those in flight would be at different places of a cell
+    reads = list(program.timed_reads())[::-1]
     for lag in lags:
-        if (leads := _leads(program, lag)) is not None:
+        if (leads := _leads(program, reads, lag)) is not None:
             return replace(program, wavefront=Wavefront(lag, leads))
     return program
 
 
-def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
+def _leads(
+    program: PhasedProgram, reads: Sequence[tuple[PhasedInstruction, Read, bool]], lag: int
+) -> dict[int, int] | None:
     """The least leads with which everything is computed before it is read; None for too small a lag."""
     after = {i.out: i.after for i in program.instructions}
-    reads = list(program.timed_reads())[::-1]
     leads = {i.out: 0 for i in program.instructions}
     longest = program.shape[2] + lag * program.shape[1]
     while True:

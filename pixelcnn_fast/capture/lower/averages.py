@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.lower.alignment import standard
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.materialize import gathered, windowed
-from pixelcnn_fast.capture.lower.pairs import Formula, Frame
+from pixelcnn_fast.capture.lower.pairs import Features, Formula, Frame
 from pixelcnn_fast.capture.record.shadow_memory import unrecorded
 from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, Attention
@@ -19,16 +19,6 @@ from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import Read
 
 MOST_PAIRS = 1 << 26  # in one table
-
-
-class Features(NamedTuple):
-    """Features [B, I, D] by pixel. arranged: their addresses as [N, C, H, W]; image: [B];
-    channels: [B, D]; pixel: [B, I], y * W + x."""
-
-    arranged: Tensor
-    image: Tensor
-    channels: Tensor
-    pixel: Tensor
 
 
 @unrecorded
@@ -51,7 +41,7 @@ def placed_features(b: Builder, x: Tensor) -> Features:
 def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     """Addresses of the averages [B, I, D] of values, addresses [B, J, D], by weights with queries I and keys J."""
     f = _keys_last(f)
-    query, key, value = (placed_features(b, x) for x in (f.frame.left, f.frame.right, values))
+    query, key, value = f.frame.left, f.frame.right, placed_features(b, values)
     if not torch.equal(query.image, key.image) or not torch.equal(query.image, value.image):
         raise Unsupported("the pixels of one image are weighed by those of another")
     if not torch.equal(key.pixel, value.pixel):

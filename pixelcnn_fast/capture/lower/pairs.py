@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +22,26 @@ from pixelcnn_fast.errors import Unsupported
 NO_PLACE = "only what averages features with it may follow: a softmax, constants and a product with values"
 
 
+class Features(NamedTuple):
+    """Features [B, I, D] by pixel. arranged: their addresses as [N, C, H, W]; image: [B];
+    channels: [B, D]; pixel: [B, I], y * W + x."""
+
+    arranged: Tensor
+    image: Tensor
+    channels: Tensor
+    pixel: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The product of two features. left: addresses [B, I, D]; right: [B, J, D]."""
+    """The product of two features. left: [B, I, D]; right: [B, J, D]."""
 
-    left: Tensor
-    right: Tensor
+    left: Features
+    right: Features
 
     @property
     def size(self) -> tuple[int, int, int]:
-        return (*self.left.shape[:2], self.right.shape[1])
+        return (*self.left.pixel.shape, self.right.pixel.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +186,7 @@ def dense(size: Sequence[int]) -> Layout:
     return size, [prod(size[k + 1 :]) if size[k] > 1 else 0 for k in range(len(size))], 0
 
 
-def product(space: AddressSpace, left: Tensor, right: Tensor, one: Tensor) -> OfPairs:
+def product(space: AddressSpace, left: Features, right: Features, one: Tensor) -> OfPairs:
     """left [B, I, D] times right [B, J, D]; one: 1, in the program's dtype."""
     frame = Frame(left, right)
     formula = Formula(frame, one.view(1, 1, 1), torch.zeros_like(one).view(1, 1, 1))

@@ -87,9 +87,12 @@ class Readings:
         self, i: Instruction, of: Every, exist: Container[Node], channels_of: Callable[[int], int]
     ) -> None:
         self._of, self._exist = of, exist
-        self._found = [
-            (c.read, c.channels, bool(c.channels.any(1).all())) for c in i.connections(channels_of)
-        ]
+        by_all: dict[int, bool] = {}  # attention reads at thousands of places alike
+        self._found = []
+        for c in i.connections(channels_of):
+            if id(c.channels) not in by_all:
+                by_all[id(c.channels)] = bool(c.channels.any(1).all())
+            self._found.append((c.read, c.channels, by_all[id(c.channels)]))
 
     def at(self, place: Place) -> list[Reading]:
         found = []

@@ -46,11 +46,8 @@ def on_pairs(t: LoweringContext, call: Call) -> list[Map]:
 
 def scores(t: LoweringContext, x: View, y: View) -> Map:
     """[.., I, D] times [.., D, J], both of which depend on the image."""
-    left, right = t.map(x).addresses, t.map(y).addresses.mT
-    if left.dim() == 2:
-        left, right = left[None], right[None]
-    for features in (left, right):
-        placed_features(t.builder, features)  # or it raises Unsupported
+    parts = t.map(x).addresses, t.map(y).addresses.mT
+    left, right = (placed_features(t.builder, part.reshape(-1, *part.shape[-2:])) for part in parts)
     one = torch.ones((), dtype=t.builder.dtype, device=t.builder.device)
     found = product(t.builder.space, left, right, one)
     return found if len(x.size) == 3 else found.viewed(_layout(found, 3), _layout(found, 2))
