@@ -184,7 +184,6 @@ class Instruction:
     kind: InstructionKind
     phase: Phase
     input: ImageInput = ImageInput()  # if it reads the image
-    attention: Attention = Attention()  # if it is one
     bias: Pointer = 0  # convolution: [channels]; 0: zeros
     row_runs: list[Run] = field(default_factory=list)  # convolution; summed in the row phase
     pixel_runs: list[Run] = field(default_factory=list)
@@ -198,6 +197,7 @@ class Instruction:
     # the phases row and finished. All others there, with -1, compute it at once.
     scan: int = -1
     from_the_right: bool = False  # a scan
+    attention: Attention = Attention()  # if it is one
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ pytestmark = thorough
 ROOT = Path(__file__).parents[2]
 PLANTED = [
     ("steps.py", "_KINDS = (\n", '    StepKind("cube"),\n'),
-    ("schema.py", "INSTRUCTIONS = (\n", '    InstructionTraits("attention", False, False, on_cuda=False),\n'),
+    ("schema.py", "INSTRUCTIONS = (\n", '    InstructionTraits("pooling", False, False, on_cuda=False),\n'),
     ("schema.py", "HEADS = (", 'HeadTraits("mixture", single=True, on_cuda=False), '),
 ]
 SAMPLER = "CMakeFiles/cpu.dir/csrc/cpu/sampler/sampler.cpp.o"
@@ -49,14 +49,14 @@ def build(source: Path, folder: Path, target: str, *settings: str) -> str:
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.parametrize(
     ("target", "kinds"),
-    [("kernels_sse2", {"cube"}), ("cuda_planner", {"cube"}), (SAMPLER, {"attention", "mixture"})],
+    [("kernels_sse2", {"cube"}), ("cuda_planner", {"cube"}), (SAMPLER, {"pooling", "mixture"})],
 )
 def test_it_does_not_compile(source, tmp_path, target, kinds):
     """The planner has CUDA's formulas."""
     output = build(source, tmp_path, target)
     errors = [line for line in output.splitlines() if "error: " in line]
     assert errors and all("not handled in switch" in line for line in errors)
-    assert kinds == {kind for kind in ("cube", "attention", "mixture") for line in errors if kind in line}
+    assert kinds == {kind for kind in ("cube", "pooling", "mixture") for line in errors if kind in line}
 
 
 def test_the_package_does_not_import(source):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape, no_operand
-from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, Source, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.instruction import Instruction
@@ -99,7 +99,7 @@ def tabulated(
         raise Unsupported(
             "there is no such step, and it is a function of several levels, which no table holds"
         )
-    columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
+    columns, which = _alike(torch.cat(tables, 1))
     others = [b.space.relative(x).expand(shape).flatten() for x in constants]
     keys, inverse = _distinct(torch.stack([*which.cpu()[index].flatten(1), *others]))
     of_level = varies.any(0)
@@ -155,6 +155,23 @@ def _real(x: Tensor) -> Tensor:
     if x.is_complex():
         raise Unsupported("it computes complex numbers")
     return x
+
+
+def _alike(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (the distinct columns, in their order; which of them each is). Other weights must leave alike what is."""
+    first, which = _first_alike(columns)
+    bool((columns == columns[:, first[which]]).all())  # which makes a guard
+    return columns[:, first], which
+
+
+@unrecorded
+def _first_alike(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Past the recorder of weights, as their order does not matter."""
+    _, which = torch.unique(columns, dim=1, return_inverse=True)
+    places = torch.arange(len(which), device=which.device)
+    first = torch.full_like(which, len(which)).scatter_reduce(0, which, places, "amin")
+    first, order = first[: int(which.max()) + 1].sort()
+    return first, order.argsort()[which]
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
