@@ -518,17 +518,10 @@ class Attends(nn.Module):
             scores = scores + self.relative[:, apart]
         if self.how == "filled":
             return scores.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0) @ v
-        if self.how == "weakly":
+        if self.how == "added" and bool(some.all()):  # else there would be NaN among the gradients
+            return (scores + torch.zeros_like(scores).masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+        if self.how in ("weakly", "added"):
             return torch.where(mask, scores, -1e4).softmax(-1).mul(some) @ v
-        if self.how == "added":
-            return (
-                torch.nan_to_num(
-                    (scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)).softmax(
-                        -1
-                    )
-                )
-                @ v
-            )
         scores = scores.masked_fill(~mask, least)
         powers = (scores - scores.amax(-1, keepdim=True)).exp() * mask
         return powers / (powers.sum(-1, keepdim=True) + 1e-3) @ v

@@ -15,4 +15,4 @@ def test_all_runtimes_agree(seed):
 
 def test_the_seeds_reach_every_kind_of_layer():
     kinds = {layer.kind for seed in SEEDS for layer in fuzz.Fuzzed(seed).layers}
-    assert kinds == {*fuzz.KINDS, *fuzz.MIXING_KINDS, *fuzz.STYLES, "cells", "twice"}
+    assert kinds == {*fuzz.KINDS, *fuzz.MIXING_KINDS, *fuzz.STYLES, "cells", "twice", "attends"}
