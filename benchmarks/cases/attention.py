@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.workload import workload
-from pixelcnn_fast.heads import Bernoulli, Categorical
+from pixelcnn_fast.heads import Categorical
 
 TITLE = "Targets of attention"
 NAIVE_PIXELS, BATCH = 8, 16
@@ -41,7 +41,7 @@ class Subject:
 
 def cases(how: Settings) -> Cases:
     """Each is left out, by name, without its checkout."""
-    codes, binary = dict(head=Categorical(512), image_form="codes"), dict(head=Bernoulli())
+    codes, binary = dict(head=Categorical(512), image_form="codes"), dict(head=Categorical(2))
 
     def prior(quick: bool, side: int, **config: Any) -> tuple[nn.Module, int, dict[str, Any]]:
         assert how.priors is not None
@@ -56,7 +56,7 @@ def cases(how: Settings) -> Cases:
     ) -> tuple[nn.Module, int, dict[str, Any]]:
         assert how.generative is not None
         torch.manual_seed(0)
-        model = Generative(how.generative).model(name, *(tiny if quick else full))
+        model = OfTwoLevels(Generative(how.generative).model(name, *(tiny if quick else full)))
         return model, 8 if quick else 28, {**binary, **settings}
 
     of_coarse: dict[str, Any] = dict(attention=False, n_cond_res_block=3, cond_res_channel=256)
@@ -127,6 +127,18 @@ class Alone(nn.Module):
         logits, _ = self.prior(codes, given)
         found: Tensor = logits
         return found
+
+
+class OfTwoLevels(nn.Module):
+    """Logits of two levels, for a model that gives that of the second alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        second: Tensor = self.model(images)
+        return torch.cat([torch.zeros_like(second), second], 1)
 
 
 @torch.no_grad()
