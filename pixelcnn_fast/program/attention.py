@@ -90,15 +90,12 @@ class Attention(Instruction):
         return super().channelwise()
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        head = np.arange(self.heads)
-        own = head.repeat(channels_of(self.value) // self.heads)
-        own = own if self.pick is None else own[self.pick.numpy()]
+        head, every = np.arange(self.heads), np.arange(channels_of(self.value))
+        kept = every if self.pick is None else self.pick.numpy()
+        own = head.repeat(len(every) // self.heads)[kept]
         of = {value: head.repeat(channels_of(value) // self.heads) for value in (self.query.value, self.key)}
         weighed = {value: own[:, None] == heads for value, heads in of.items()}
-        average = (
-            np.arange(channels_of(self.value))
-            == (np.arange(channels_of(self.value)) if self.pick is None else self.pick.numpy())[:, None]
-        )
+        average = kept[:, None] == every
         for number, read in enumerate(self._operands):
             is_value = number > len(self.offsets)
             yield Connection(read, average if is_value else weighed[read.value])

@@ -110,10 +110,11 @@ def _verify_phases(program: PhasedProgram) -> None:
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
         is_drawn = i.after == draws and i.out not in rows
         _require(is_finished or (i.phase is Phase.DRAWN) == is_drawn, inner, "phase and draws agree")
+        attended = inner.attended()
         for read in inner.reads():
             storage = program.storage[read.value]
             in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)
-            is_whole = read.value in inner.attended()
+            is_whole = read.value in attended
             rules = {
                 "reads a row below": read.dy <= 0,
                 "is read in the row phase and not known there": i.phase is not Phase.ROW or in_rows,

@@ -47,6 +47,7 @@ class CpuRuntime(Runtime):
         borrowed: list[Tensor] = []  # alive until C++ has its copies
         description = native_program(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
+        self._together: dict[tuple[int, int], int] = {}  # by images and threads: found out once
 
     @property
     def _threads(self) -> int:
@@ -67,7 +68,10 @@ class CpuRuntime(Runtime):
             raise NonFiniteLogits(*error.args) from None
 
     def together(self, images: int) -> int:
-        return self._sampler.together(images, self._threads)
+        key = images, self._threads
+        if key not in self._together:
+            self._together[key] = self._sampler.together(*key)
+        return self._together[key]
 
     def tune(self, images: int) -> None:
         self._sampler.tune(images, self._threads)

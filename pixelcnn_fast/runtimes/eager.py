@@ -53,15 +53,16 @@ class _Caches:
         self._program, self._n = program, n
         self.conditions = {operand: x.to(program.dtype) for operand, x in conditions.items()}
         self.dtype, self.device, self.shape = program.dtype, program.device, program.shape
-        self._width = program.shape[2]
+        _, height, self._width = program.shape
         self._rows: dict[int, Tensor] = {}
         for value, s in program.storage.items():
             columns = s.pad_left + count(self._width, s.every_x) + s.pad_right
             size = (s.rows, n, columns, s.channels)
             self._rows[value] = torch.zeros(size, dtype=program.dtype, device=program.device)
-        _, height, width = program.shape
-        self._whole = {
-            value: torch.zeros(n, height * width, s.channels, dtype=program.dtype, device=program.device)
+        self.whole = {  # what attention reads: values at all pixels, [n, H * W, channels]
+            value: torch.zeros(
+                n, height * self._width, s.channels, dtype=program.dtype, device=program.device
+            )
             for value, s in program.storage.items()
             if s.keys or s.values
         }
@@ -164,15 +165,6 @@ class _Caches:
     def channels(self, value: int) -> int:
         return self._program.storage[value].channels
 
-    def whole(self, value: int) -> Tensor:
-        """A value that is kept of all pixels, [n, H * W, channels]."""
-        return self._whole[value]
-
-    def keep(self, value: int, pixels: Tensor, x: Tensor) -> None:
-        """Keeps a value at some pixels, x [n, (pixels,) channels], if an attention reads it."""
-        if value in self._whole:
-            self._whole[value][:, pixels] = x.view(self._n, len(pixels), -1)
-
     def _row(self, value: int, y: int) -> tuple[Tensor, int]:
         """-> (the rows that are kept of a value, where in their memory row y begins after its padding)"""
         rows, of = self._rows[value], self._program.storage[value]
@@ -200,7 +192,8 @@ class _Around(Surroundings):
             return
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
-        self._caches.keep(i.out, self.pixels(), x)
+        if i.out in self._caches.whole:
+            self._caches.whole[i.out][:, self.pixels()] = x.view(len(x), -1, i.channels)
 
     def value(self, read: Read) -> Tensor:
         channels, columns = self._caches.channels(read.value), self._present.instruction.every[1]
@@ -227,7 +220,7 @@ class _Around(Surroundings):
         return x[:, None] if self._x is None else x
 
     def whole(self, value: int) -> Tensor:
-        return self._caches.whole(value)
+        return self._caches.whole[value]
 
     def pixels(self) -> Tensor:
         _, _, width = self._caches.shape

@@ -9,7 +9,6 @@
 namespace pcf::cpu {
 namespace {
 
-// The scores of the keys first ... first + kKeys - 1, also of those that do not count.
 #if defined(__AVX512F__)
 constexpr int kMostVectors = 4;  // of one average, for each of kPhases: of 32 registers
 #else

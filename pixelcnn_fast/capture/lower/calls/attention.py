@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower.averages import averaged, placed_features
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
-from pixelcnn_fast.capture.lower.pairs import Formula, OfPairs, product
+from pixelcnn_fast.capture.lower.pairs import Formula, OfPairs, dense, product
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.program.calls import Call, View, plain_name
@@ -50,12 +50,7 @@ def scores(t: LoweringContext, x: View, y: View) -> Map:
     left, right = (placed_features(t.builder, part.reshape(-1, *part.shape[-2:])) for part in parts)
     one = torch.ones((), dtype=t.builder.dtype, device=t.builder.device)
     found = product(t.builder.space, left, right, one)
-    return found if len(x.size) == 3 else found.viewed(_layout(found, 3), _layout(found, 2))
-
-
-def _layout(x: OfPairs, dims: int) -> Any:
-    b, i, j = x.frame
-    return ((b, i, j), (i * j, j, 1), 0) if dims == 3 else ((i, j), (j, 1), 0)
+    return found if len(x.size) == 3 else found.seen(found.formula, dense(found.frame[1:]))
 
 
 @_lowers("bmm", "mm")
