@@ -223,8 +223,8 @@ FEATURES: dict[str, list[Row]] = {
                 "mv": beside(lambda x: torch.mv(x.permute(0, 2, 3, 1).reshape(-1, 4), VECTOR)),
                 "outer": lambda x: torch.outer(x.flatten(), VECTOR[:1]).view(x.shape),
             },
-            "Features times a constant matrix, or a weighted sum of the channels of a pixel: pixels must not lie along "
-            "the axis that is summed. They may have one axis together, as in `[N * H * W, C]`.",
+            "Features times a constant matrix, or a weighted sum of the channels of a pixel. Sums over pixels are "
+            "[attention](#attention). Pixels may have one axis together, as in `[N * H * W, C]`.",
         ),
         Row(
             {"unfold": lambda x: (ABOVE.flatten(1) @ F.unfold(x, 3, padding=1)).view(x.shape)},
@@ -245,8 +245,13 @@ FEATURES: dict[str, list[Row]] = {
             "columns, for any number of heads: scores, times and plus constants, masked by `masked_fill`, `where` or a "
             "sum with -inf, or with -1e4 or less in their place; `softmax`; times constants; times values. A softmax "
             "may be written out, with the largest score subtracted and an ε beside the total. What a mask takes out "
-            "after the softmax has counted before.",
-        )
+            "after the softmax has counted before. Keys and values may be those of a condition.",
+        ),
+        Row(
+            {"matmul(pixels)": over_pixels(lambda x: LATER.mT.to(x) @ x)},
+            "With a constant matrix over all pixels of an image, as a MADE's masked linear layers are: from a multiple "
+            "of their number to another, all of a channel or all of a pixel side by side.",
+        ),
     ],
     "own": [
         Row(

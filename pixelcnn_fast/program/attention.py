@@ -14,7 +14,16 @@ from torch import Tensor
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program import schema
 from pixelcnn_fast.program.instruction import Instruction, Surroundings
-from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Exchange, Number, Read, Tap
+from pixelcnn_fast.program.operands import (
+    AddressOf,
+    ConditionOperand,
+    Connection,
+    Convert,
+    Exchange,
+    Number,
+    Read,
+    Tap,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +33,7 @@ ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
 MOST_SCORES = 1 << 22  # that are there at once
+KEYS_TOGETHER = 64  # of a condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +42,22 @@ class Attention(Instruction):
 
     the sum over allowed j of factors_ij exp(z_ij - m_i) v_j, divided by that of
     exp(z_ij - m_i) + epsilon, where z_ij is scale_ij times the product of query i and key j,
-    plus added_ij, and m_i the largest z_ij; zero where no j is allowed.
+    plus added_ij, and m_i the largest z_ij; zero where no j is allowed. Without queries and
+    keys, it is the sum of factors_ij v_j.
 
-    query, key, value: have the channels of head after head. width: of the image; tables are
-    [heads, pixels, pixels], with 1 for heads if they are alike, for i and then j. allowed:
+    query, key, value: have the channels of head after head. Those of a condition have one number
+    for each of its positions j and channels: keys lie [positions / KEYS_TOGETHER, channels,
+    KEYS_TOGETHER], the last of them anything, and values [positions, channels]. width: of the
+    image; tables are [heads, pixels, pixels or positions], with 1 for heads if they are alike, for
+    i and then j. allowed:
     bool; added: None for zero; scale, factors: None for 1; fill: the largest score in place of
     pairs that are not allowed: NaN where it does not vanish beside m_i; pick: the channels that are
     kept, in rising order (None: all).
     """
 
-    query: Read
-    key: int
-    value: int
+    query: Read | None
+    key: int | ConditionOperand | None
+    value: int | ConditionOperand
     heads: int
     width: int
     allowed: Tensor
@@ -56,8 +70,15 @@ class Attention(Instruction):
     native = "attention"
 
     @cached_property
+    def _read(self) -> list[int]:
+        """The values that it reads at other pixels: that of its keys, and of its values."""
+        return [x for x in (self.key, self.value) if isinstance(x, int)]
+
+    @cached_property
     def offsets(self) -> list[tuple[int, int]]:
         """Where keys lie, (dy, dx), of all pixels together, in rising order."""
+        if not self._read:
+            return []
         allowed = self.allowed.any(0).cpu().numpy()
         height, width = len(allowed) // self.width, self.width
         query, key = np.nonzero(allowed)
@@ -67,8 +88,8 @@ class Attention(Instruction):
 
     @cached_property
     def _operands(self) -> list[Read]:
-        attended = [Read(value, *offset) for value in (self.key, self.value) for offset in self.offsets]
-        return [self.query, *attended]
+        attended = [Read(value, *offset) for value in self._read for offset in self.offsets]
+        return [*([] if self.query is None else [self.query]), *attended]
 
     @property
     def _tables(self) -> tuple[Tensor | None, ...]:
@@ -76,39 +97,55 @@ class Attention(Instruction):
 
     def sources(self) -> list[str]:
         heads = f" of {self.heads} heads" if self.heads > 1 else ""
+        if self.query is None:
+            return [f"a sum{heads} over the pixels of %{self.value}"]
+        if not self._read:
+            return [f"attention{heads} from {self.query.label} to the condition"]
         return [f"attention{heads} from {self.query.label} to %{self.key}, averaging %{self.value}"]
 
     def operands(self) -> list[Read]:
         return [*self._operands, *super().operands()]
 
     def attended(self) -> dict[int, str]:
-        return (
-            {self.key: "keys values"} if self.key == self.value else {self.key: "keys", self.value: "values"}
-        )
+        if self.key == self.value and self._read:
+            return dict.fromkeys(self._read, "keys values")
+        return dict(zip(reversed(self._read), ("values", "keys"), strict=False))
+
+    def given(self) -> list[ConditionOperand]:
+        own = [x for x in (self.key, self.value) if isinstance(x, ConditionOperand)]
+        return [*own, *super().given()]
+
+    def _values_channels(self, channels_of: Callable[[int], int]) -> int:
+        if isinstance(self.value, int):
+            return channels_of(self.value)
+        return self.value.index.numel() // self.allowed.shape[-1]
 
     def channelwise(self) -> list[tuple[int, Tensor | None]]:
         return super().channelwise()
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        head, every = np.arange(self.heads), np.arange(channels_of(self.value))
+        head, every = np.arange(self.heads), np.arange(self._values_channels(channels_of))
         kept = every if self.pick is None else self.pick.numpy()
         own = head.repeat(len(every) // self.heads)[kept]
-        of = {value: head.repeat(channels_of(value) // self.heads) for value in (self.query.value, self.key)}
-        weighed = {value: own[:, None] == heads for value, heads in of.items()}
         average = kept[:, None] == every
-        for number, read in enumerate(self._operands):
-            is_value = number > len(self.offsets)
-            yield Connection(read, average if is_value else weighed[read.value])
+        weighed = len(self._operands) - len(self.offsets)
+        for read in self._operands[:weighed]:
+            yield Connection(read, own[:, None] == head.repeat(channels_of(read.value) // self.heads))
+        for read in self._operands[weighed:]:
+            yield Connection(read, average)
         yield from list(super().connections(channels_of))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
-        query, key, value = (whole(x) for x in (self.query.value, self.key, self.value))
         picked = super().picked(channels, exchanged, whole)
+        query = None if self.query is None else self.query.of(whole(self.query.value))
+        key, value = (whole(x) if isinstance(x, int) else x for x in (self.key, self.value))
         pick = channels if self.pick is None else self.pick[channels]
-        return replace(picked, query=self.query.of(query), key=key, value=value, pick=pick)
+        return replace(picked, query=query, key=key, value=value, pick=pick)  # type: ignore[arg-type]
 
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
-        def moved(value: int) -> int:
+        def moved(value: Any) -> Any:
+            if not isinstance(value, int):
+                return value
             here = Read(value, *self.offsets[0]) if self.offsets else Read(value)
             there = operand(here)
             if (there.dy, there.dx) != (here.dy, here.dx):
@@ -117,7 +154,7 @@ class Attention(Instruction):
                 )
             return there.value
 
-        query = operand(self.query)
+        query = None if self.query is None else operand(self.query)
         return replace(
             super().rewired(operand, tap), query=query, key=moved(self.key), value=moved(self.value)
         )
@@ -127,22 +164,28 @@ class Attention(Instruction):
         return replace(super().converted(convert), scale=scale, added=added, factors=factors)
 
     def constants(self, channels_of: Callable[[int], int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        pixels = self.allowed.shape[-1]
         for table in self._tables:
             if table is not None:
-                yield table, (len(table), pixels, pixels)
+                yield table, (len(table), *self.allowed.shape[1:])
         yield from super().constants(channels_of)
 
     def rules(self, channels_of: Callable[[int], int], image_channels: int) -> Iterator[tuple[bool, str]]:
-        query, key, value = (channels_of(x) for x in (self.query.value, self.key, self.value))
-        yield query == key, "queries have a channel for each of the keys'"
-        yield key % self.heads == value % self.heads == 0, "each head has as many channels as the others"
+        value, keys = self._values_channels(channels_of), self.allowed.shape[-1]
+        depth = value if self.query is None else channels_of(self.query.value)
+        if isinstance(self.key, int):
+            yield depth == channels_of(self.key), "queries have a channel for each of the keys'"
+        for operand in self.given()[: 0 if self._read else 2]:
+            size = -(-keys // KEYS_TOGETHER) * KEYS_TOGETHER * depth if operand is self.key else keys * value
+            yield [*operand.index.shape] == [size], "the condition has a channel for each of the queries'"
+        yield (self.query is None) == (self.key is None), "queries meet keys"
+        yield depth % self.heads == value % self.heads == 0, "each head has as many channels as the others"
         yield self.channels == (value if self.pick is None else len(self.pick)), "it has its values' channels"
         tables = [x for x in (self.allowed, *self._tables) if x is not None]
         yield all(len(x) in (1, self.heads) for x in tables), "tables are of all heads, or of one"
 
     def products(self, channels_of: Callable[[int], int]) -> float:
-        return float(self.allowed.float().sum(-1).mean()) * (channels_of(self.key) + channels_of(self.value))
+        depth = 0 if self.query is None else channels_of(self.query.value)
+        return float(self.allowed.float().sum(-1).mean()) * (depth + self._values_channels(channels_of))
 
     def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
         tables = max(len(x) for x in (self.allowed, *self._tables) if x is not None)
@@ -152,11 +195,11 @@ class Attention(Instruction):
         allowed = self.allowed.expand(tables, -1, -1).cpu().numpy().astype(np.int8)
         steps = np.diff(np.pad(allowed, ((0, 0), (0, 0), (1, 1))), axis=-1)
         (*rows, first), (*_, end) = np.nonzero(steps > 0), np.nonzero(steps < 0)
-        pixels = allowed.shape[-1]
+        _, pixels, keys = allowed.shape
         counts = np.bincount(rows[0] * pixels + rows[1], minlength=tables * pixels)
         attention = schema.Attention(
-            query=number(self.query.value),
-            key=number(self.key),
+            query=-1 if self.query is None else number(self.query.value),
+            key=-1 if self.key is None else number(self.key),
             value=number(self.value),
             heads=self.heads,
             reach=max(-dy for dy, _ in self.offsets) if self.offsets else 0,
@@ -169,6 +212,8 @@ class Attention(Instruction):
             epsilon=self.epsilon,
             fill=self.fill,
             pick=[] if self.pick is None else self.pick.tolist(),
+            keys=keys,
+            of_condition=not self._read,
         )
         return {"attention": attention}
 
@@ -180,25 +225,43 @@ class Attention(Instruction):
         allowed = self.allowed.any(0).cpu()
         found[found.clone()] &= allowed[query[found], (y * self.width + x)[found]]
         first = int(found.to(torch.uint8).argmax())
-        at = f"pixel {divmod(first, self.width)} attends to {(int(y[first]), int(x[first]))}"
+        how = "reads" if self.query is None else "attends to"
+        at = f"pixel {divmod(first, self.width)} {how} {(int(y[first]), int(x[first]))}"
         all_of = allowed.all(1)
-        if bool(all_of[first]) and not bool(all_of.all()):
+        if self.query is not None and bool(all_of[first]) and not bool(all_of.all()):
             return f"{at}: its mask leaves it no key, and the softmax of equal scores is over all pixels"
         return at
 
     def start(self, around: Surroundings) -> Tensor:
-        query, pixels = around.value(self.query), around.pixels()
-        key, value = around.whole(self.key), around.whole(self.value)
-        n, wide = len(key), query.shape[-1]
-        together = max(1, MOST_SCORES // (n * self.heads * key.shape[1]))
-        parts = zip(query.reshape(n, -1, wide).split(together, 1), pixels.split(together), strict=True)
+        pixels, value = around.pixels(), self._whole(around, self.value)
+        flat = pixels.view(-1)
+        query, key = flat.new_empty(len(value), len(flat), 0), None
+        if self.query is not None and self.key is not None:
+            query = around.value(self.query).reshape(len(value), len(flat), -1)
+            key = self._whole(around, self.key)
+        together = max(1, MOST_SCORES // (len(value) * self.heads * self.allowed.shape[-1]))
+        parts = zip(query.split(together, 1), flat.split(together), strict=True)
         found = torch.cat([self._average(*part, key, value) for part in parts], 1)
         found = found if self.pick is None else found[..., self.pick]
-        return found.view(*query.shape[:-1], self.channels)
+        return found.view(len(value), *pixels.shape, self.channels)
 
-    def _average(self, query: Tensor, pixels: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _whole(self, around: Surroundings, x: int | ConditionOperand) -> Tensor:
+        """A value at all pixels, or a condition at all its positions: [n, pixels or positions, channels]."""
+        if isinstance(x, int):
+            return around.whole(x)
+        found, keys = around.condition(x), self.allowed.shape[-1]
+        found = found.reshape(len(found), -1)
+        if x is self.value:
+            return found.unflatten(1, (keys, -1))
+        blocks = found.unflatten(1, (-(-keys // KEYS_TOGETHER), -1, KEYS_TOGETHER))
+        return blocks.transpose(2, 3).flatten(1, 2)[:, :keys]
+
+    def _average(self, query: Tensor, pixels: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
         """query [n, pixels, channels]; key and value [n, all pixels, channels]."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        if key is None:
+            weights = self.allowed[:, pixels].to(value)
+            return self._weighed(weights, pixels, value)
+        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key))
         scores = q @ k.mT  # [n, heads, queries, keys]
         if self.scale is not None:
             scores *= self.scale[:, pixels]
@@ -212,6 +275,10 @@ class Attention(Instruction):
         total = total.where(total > 0, 1)
         # Where what stands for masked scores would count, the result is told as not finite.
         weights = weights / total.where(largest - self.fill >= VANISHES[query.dtype], torch.nan)
+        return self._weighed(weights, pixels, value)
+
+    def _weighed(self, weights: Tensor, pixels: Tensor, value: Tensor) -> Tensor:
         if self.factors is not None:
             weights = weights * self.factors[:, pixels]
-        return (weights @ v).transpose(1, 2).flatten(2)
+        values = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return (weights @ values).transpose(1, 2).flatten(2)

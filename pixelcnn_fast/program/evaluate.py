@@ -92,7 +92,7 @@ class _Grid(Surroundings):
 
     def pixels(self) -> Tensor:
         height, width = self.known.levels.shape[2:]
-        return torch.arange(height * width, device=self.known.levels.device)
+        return torch.arange(height * width, device=self.known.levels.device).view(height, width)
 
     def image(self) -> Tensor:
         return self._own(self.known.levels.permute(0, 2, 3, 1))

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.grids import WHOLE, Every
-from pixelcnn_fast.program.operands import AddressOf, Connection, Convert, Exchange, Number, Read, Step, Tap
+from pixelcnn_fast.program.operands import (
+    AddressOf,
+    ConditionOperand,
+    Connection,
+    Convert,
+    Exchange,
+    Number,
+    Read,
+    Step,
+    Tap,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,8 +48,12 @@ class Surroundings(ABC):
         """A value at all pixels, [n, H * W, channels]; any numbers where it is not known yet."""
 
     @abstractmethod
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        """What is read of the condition, [n, ..., channels], with 1 for the axes that it does not vary along."""
+
+    @abstractmethod
     def pixels(self) -> Tensor:
-        """The pixels that are evaluated of an image, y * W + x: [pixels]."""
+        """The pixels that are evaluated of an image, y * W + x: [...] without the images."""
 
     @abstractmethod
     def image(self) -> Tensor:
@@ -138,6 +152,10 @@ class Instruction(ABC):
     def operands(self) -> list[Read]:
         """What it reads without a weight: what it starts from, and what its steps read."""
         return [read for step in self.steps for read in step.reads()]
+
+    def given(self) -> list[ConditionOperand]:
+        """What it reads of the condition."""
+        return [step.condition for step in self.steps if step.condition is not None]
 
     def attended(self) -> dict[int, str]:
         """The values that it reads at many pixels, none of which lies outside the image, and so are kept of all

@@ -16,8 +16,9 @@ from pixelcnn_fast.program.zeros import lets_through
 
 # Maps a value and some of its channels, [n], to the value that holds exactly those.
 Exchange = Callable[[int, Tensor], int]
-# For the compiled runtimes: a value's number, and a constant's address, 0 for None.
-Number = Callable[[int], int]
+# For the compiled runtimes: the number of a value, or of what is read of the condition, and a constant's address, 0
+# for None.
+Number = Callable[["int | ConditionOperand"], int]
 AddressOf = Callable[["Tensor | None"], int]
 # Maps a constant to one of the same shape.
 Convert = Callable[[Tensor], Tensor]

@@ -82,6 +82,5 @@ def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[
 
 
 def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
-    """Everything that steps read of the condition, each operand once."""
-    read = (step.condition for i in instructions for step in i.steps)
-    return list(dict.fromkeys(operand for operand in read if operand is not None))
+    """Everything that is read of the condition, each operand once."""
+    return list(dict.fromkeys(operand for i in instructions for operand in i.given()))

@@ -157,9 +157,10 @@ class KeyRange:
 
 @dataclass(frozen=True)
 class Attention:
-    """What program/attention.py explains. query, key, value: values; reach: how many rows above
-    keys lie, at most. Tables are of ``tables`` heads, all or one; starts: of each table and query,
-    where its ranges of keys begin, and at last where they end, [tables * pixels + 1]."""
+    """What program/attention.py explains. query, key, value: values, or -1; keys and values may be
+    of_condition; reach: how many rows above keys lie, at most. Tables are of ``tables`` heads, all
+    or one; starts: of each table and query, where its ranges of keys begin, and at last where they
+    end, [tables * pixels + 1]; keys: how many there are."""
 
     query: int = -1
     key: int = -1
@@ -169,12 +170,14 @@ class Attention:
     tables: int = 1
     starts: list[int] = field(default_factory=list)
     ranges: list[KeyRange] = field(default_factory=list)
-    scale: Pointer = 0  # [tables, pixels, pixels]; 0: ones
+    scale: Pointer = 0  # [tables, pixels, keys]; 0: ones
     added: Pointer = 0  # the same; 0: zeros
     factors: Pointer = 0  # the same; 0: ones
     epsilon: float = 0.0
     fill: float = 0.0
     pick: list[int] = field(default_factory=list)  # the channels that are kept; none: all
+    keys: int = 0
+    of_condition: bool = False
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class _Around(Surroundings):
         x = apply_steps(i.instruction.start(self), i.instruction.steps, self.value, self.condition)
         self.value(Read(i.out)).copy_(x)
         if i.out in self._caches.whole:
-            self._caches.whole[i.out][:, self.pixels()] = x.view(len(x), -1, i.channels)
+            self._caches.whole[i.out][:, self.pixels()] = x
 
     def value(self, read: Read) -> Tensor:
         channels, columns = self._caches.channels(read.value), self._present.instruction.every[1]
@@ -225,7 +225,7 @@ class _Around(Surroundings):
     def pixels(self) -> Tensor:
         _, _, width = self._caches.shape
         row = torch.arange(width, device=self._caches.device) if self._x is None else self._x
-        return torch.as_tensor(self._y * width + row, device=self._caches.device).view(-1)
+        return torch.as_tensor(self._y * width + row, device=self._caches.device)
 
     def image(self) -> Tensor:
         assert self._drawn is not None, "only what runs after a draw may read the pixel's values"

@@ -12,7 +12,7 @@ from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program import schema
-from pixelcnn_fast.program.operands import Step
+from pixelcnn_fast.program.operands import ConditionOperand, Step
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.program.steps import KINDS
 from pixelcnn_fast.runtimes.job import Job
@@ -83,6 +83,9 @@ def native_program(
         borrowed.append(tensor.detach().to("cpu", dtype).contiguous())
         return borrowed[-1].data_ptr()
 
+    def numbered(x: int | ConditionOperand) -> int:
+        return number[x] if isinstance(x, int) else operands.index(x)
+
     def native_run(run: Run) -> schema.Run:
         return schema.Run(number[run.source], run.dy, run.dx, run.width, array(run.weight))
 
@@ -109,7 +112,7 @@ def native_program(
             row_runs=[*map(native_run, phased.row_runs)],
             pixel_runs=[*map(native_run, phased.pixel_runs)],
             kind=i.native,
-            **i.native_start(number.__getitem__, array, channels),
+            **i.native_start(numbered, array, channels),
         )
 
     assert head.native is not None

@@ -86,6 +86,7 @@ class Names(TorchFunctionMode):
 
 NAMES = {
     "conv1d(columns)": "conv1d",
+    "matmul(pixels)": "matmul",
     "pad(circular)": "pad",
     "cat([row, x[:, :, :-1]], 2)": "cat",
     "unfold(x, 3).view(N * C, 9, -1) * masks": "unfold",
@@ -284,6 +285,10 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "fewer pixels"),
     "linear": (lambda x: F.linear(x, torch.ones(5, 5).double()), "pixels lie along it"),
     "matmul": (lambda x: x @ x, "features of one pixel"),
+    "matmul(pixels)": (
+        lambda x: (x.flatten(2) @ torch.ones(25, 27).double())[..., :25].view(x.shape),
+        "makes 27 features of all 5×5 pixels",
+    ),
     "scaled_dot_product_attention": (
         lambda x: F.scaled_dot_product_attention(x, x, x),
         "features of one pixel",

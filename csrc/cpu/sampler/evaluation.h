@@ -230,7 +230,9 @@ class Evaluation {
       case InstructionKind::pointwise:
         if (!part.has_value) return tabulate_rows(table, span, workspace.zeros(), 0);
         return tabulate_value(table, i.value, span, i.dy, i.dx);
-      case InstructionKind::attention: return tabulate_value(table, i.attention.query, span);
+      case InstructionKind::attention:
+        if (i.attention.query >= 0) tabulate_value(table, i.attention.query, span);
+        return;
       case InstructionKind::from_levels: break;  // it is computed as its values are drawn
     }
     __builtin_unreachable();
@@ -282,9 +284,14 @@ class Evaluation {
   // to = the channels begin...end-1 of an attention, whose queries are in member.from.
   void attend(Member<T>& member, const Instruction& i, const Span& span, const Table<T>& to, int begin, int end) {
     const Attention& a = i.attention;
-    const int depth = workspace.channels(a.query) / a.heads, of_value = workspace.channels(a.value);
-    const int width = of_value / a.heads;
+    const bool meets = a.query >= 0;
+    const int keys_channels = meets ? workspace.channels(a.query) : 0, depth = keys_channels / a.heads;
+    const int of_value = values_channels(program_, a), width = of_value / a.heads;
     const int64_t pixels = values.pixels();
+    // Of a condition, they lie as the workspace keeps a value's.
+    const auto given = [&](int number, int image) {
+      return static_cast<const T*>(job_.conditions[number]) + int64_t{image} * program_.conditions[number].channels;
+    };
     each_site(span, [&](int row, int64_t pixel, int image) {
       for (int head = 0; head < a.heads; head++) {
         const auto is_of_head = [&](int channel) { return channel / width == head; };
@@ -298,18 +305,22 @@ class Evaluation {
         const int64_t table = (a.tables > 1 ? head : 0) * pixels + pixel;
         const int start = a.starts[table];
         T* const out = a.pick.empty() ? to[row] + first : member.of_head();
-        p_.kernels.attend({.query = member.from[row] + head * depth,
-                           .keys = workspace.keys(a.key, image, head * depth),
-                           .values = workspace.attended(a.value, image) + first,
-                           .key_stride = workspace.channels(a.key),
+        const T* const keys = !meets           ? nullptr
+                              : a.of_condition ? given(a.key, image) + head * depth * kKeysTogether
+                                               : workspace.keys(a.key, image, head * depth);
+        const T* const values = a.of_condition ? given(a.value, image) : workspace.attended(a.value, image);
+        p_.kernels.attend({.query = meets ? member.from[row] + head * depth : nullptr,
+                           .keys = keys,
+                           .values = values + first,
+                           .key_stride = keys_channels,
                            .value_stride = of_value,
                            .depth = depth,
                            .width = last - first,
                            .ranges = a.ranges.data() + start,
                            .count = a.starts[table + 1] - start,
-                           .scale = i.scale.empty() ? nullptr : i.scale.data() + table * pixels,
-                           .added = i.added.empty() ? nullptr : i.added.data() + table * pixels,
-                           .factors = i.factors.empty() ? nullptr : i.factors.data() + table * pixels,
+                           .scale = i.scale.empty() ? nullptr : i.scale.data() + table * a.keys,
+                           .added = i.added.empty() ? nullptr : i.added.data() + table * a.keys,
+                           .factors = i.factors.empty() ? nullptr : i.factors.data() + table * a.keys,
                            .epsilon = a.epsilon,
                            .fill = static_cast<T>(a.fill),
                            .vanishes = sizeof(T) == 8 ? T(746) : T(104),

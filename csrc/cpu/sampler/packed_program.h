@@ -106,14 +106,14 @@ class PackedProgram {
   std::vector<std::vector<std::vector<Visit<T>>>> pixel_visits;  // by place in the cell, and by draws that come before
   std::optional<ZeroedBlock> weights;
   int64_t weight_bytes = 0;
-  std::vector<bool> rounded;    // which values are kept in bf16, too, for the products that read them
-  int depth = 0;                // the furthest row above that anything reads
-  int widest = 0;               // channels of the widest instruction, padded
-  int widest_row = 0;           // of the widest in the row phase
-  int most_steps = 0;           // of an instruction
-  int64_t attended_pixels = 0;  // of an image, in whole blocks, if there is an attention
-  int widest_head = 0;          // channels of a head's values
-  int widest_absent = 0;        // channels of what is read where it does not exist
+  std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
+  int depth = 0;              // the furthest row above that anything reads
+  int widest = 0;             // channels of the widest instruction, padded
+  int widest_row = 0;         // of the widest in the row phase
+  int most_steps = 0;         // of an instruction
+  int most_keys = 0;          // of an attention, in whole blocks
+  int widest_head = 0;        // channels of a head's values
+  int widest_absent = 0;      // channels of what is read where it does not exist
   ProgramWork work;
 
   const std::vector<Visit<T>>& visits_in_row(int y) const { return row_visits[y % cell.every_y]; }
@@ -154,12 +154,12 @@ class PackedProgram {
       p.padded = blocks(i.channels) * kernels.block;
       p.biases = copy(i.bias, i.channels);
       p.biases.resize(p.padded);
-      const int64_t pairs = pixels * pixels * i.attention.tables;
+      const int64_t pairs = pixels * i.attention.keys * i.attention.tables;
       p.scale = copy(i.attention.scale, pairs), p.added = copy(i.attention.added, pairs);
       p.factors = copy(i.attention.factors, pairs);
       if (i.kind == InstructionKind::attention) {
-        attended_pixels = divided_up(pixels, int64_t{kKeysTogether}) * kKeysTogether;
-        widest_head = std::max(widest_head, program.storage[i.attention.value].channels / i.attention.heads);
+        most_keys = std::max(most_keys, divided_up(i.attention.keys, kKeysTogether) * kKeysTogether);
+        widest_head = std::max(widest_head, values_channels(program, i.attention) / i.attention.heads);
       }
       p.attention.scale = p.attention.added = p.attention.factors = nullptr;
       for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(format))});
@@ -302,7 +302,7 @@ class PackedProgram {
       bool reads = false;
       for (const PackedRun* run : runs) reads |= written.count(run->source) > 0;
       for (const auto& step : steps) reads |= traits(step.kind).reads_all_channels && written.count(step.operand);
-      for (int value : {i.attention.query, i.attention.key, i.attention.value}) reads |= written.count(value) > 0;
+      for_each_attended(i.attention, [&](int value, int) { reads |= written.count(value) > 0; });
       if (reads) written.clear();
       return Visit<T>{&i, part, reads};
     };
@@ -381,11 +381,12 @@ class PackedProgram {
     int64_t keys = 0;
     for (const KeyRange& range : a.ranges) keys += range.end - range.first;
     const double mean = double(keys) / a.tables / (double{1} * program.height * program.width);
-    const int channels = program.storage[a.key].channels + program.storage[a.value].channels;
+    const int depth = a.query < 0 ? 0 : program.storage[a.query].channels;
+    const int channels = depth + values_channels(program, a);
     work.products += kOfElement * mean * channels;
     work.attended += mean * channels * sizeof(T);
     work.elements += kOfElement * mean * a.heads * kOfKey;
-    work.reads += kOfElement * program.storage[a.query].channels;
+    work.reads += kOfElement * depth;
   }
 
   void count_work(const Program& program) {

@@ -34,11 +34,11 @@ struct Member {
       : team(team), index(index), size(team.size), span(span),
         memory((sums(p, chunk, sites) + head.parameters) * static_cast<int64_t>(sizeof(T))),
         drawer(head, job, p.kernels, static_cast<T*>(memory.data()) + sums(p, chunk, sites)), operands(p.most_steps),
-        attended_pixels(p.attended_pixels) {
+        most_keys(p.most_keys) {
     pixel_sums = rows_from(static_cast<T*>(memory.data()), sites, p.widest);
     row_sums = rows_from(static_cast<T*>(memory.data()), sites * chunk, p.widest_row);
     for (auto* table : {&x, &from, &out, &next}) table->resize(sites * chunk);
-    weights.resize(p.attended_pixels + p.widest_head);
+    weights.resize(p.most_keys + p.widest_head);
     for (auto* table : {&rounded, &rounded_out}) table->resize(sites * chunk);
     for (auto& table : operands) table.resize(sites * chunk);
   }
@@ -74,9 +74,9 @@ struct Member {
   Table<Bfloat16> rounded, rounded_out;  // x and out, where they are kept in bf16
   std::vector<Table<T>> operands;
   std::vector<BoundStep<T>> steps;
-  std::vector<T> weights;  // of an attention: of each pixel; then the channels of one head
-  T* of_head() { return weights.data() + attended_pixels; }
-  const int64_t attended_pixels;
+  std::vector<T> weights;  // of an attention: of each key; then the channels of one head
+  T* of_head() { return weights.data() + most_keys; }
+  const int most_keys;
 };
 
 }  // namespace pcf::cpu

@@ -57,9 +57,10 @@ void average(const Query<T>& q, T scale, int first) {
     store(q.out + first + v * kLanes<T>, ((sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v])) * scale);
 }
 
-// Each sum goes through the keys in order, and that of the weights in parts of so many, whatever the registers' width.
+// q.weights = what values are multiplied with, but for a factor, which is returned. Sums go through the keys in order,
+// in parts of so many, whatever the registers' width.
 template <class T>
-void attend(const Query<T>& q) {
+T weigh_keys(const Query<T>& q) {
   T largest = -__builtin_huge_val();
   for (int r = 0; r < q.count; r++) {
     const auto [begin, end] = q.ranges[r];
@@ -86,7 +87,14 @@ void attend(const Query<T>& q) {
   }
   // A mask that does not vanish makes the result NaN, which the caller tells of.
   const bool counts = q.count > 0 && !(largest - q.fill >= q.vanishes);
-  const T scale = counts ? T(__builtin_nan("")) : q.count ? static_cast<T>(1 / total) : T(0);
+  return counts ? T(__builtin_nan("")) : q.count ? static_cast<T>(1 / total) : T(0);
+}
+
+template <class T>
+void attend(const Query<T>& q) {
+  const T scale = q.query ? weigh_keys(q) : T(1);
+  for (int r = 0; !q.query && r < q.count; r++)
+    for (int j = q.ranges[r].first; j < q.ranges[r].end; j++) q.weights[j] = q.factors ? q.factors[j] : T(1);
   int c = 0;
   for (; c + kMostVectors * kLanes<T> <= q.width; c += kMostVectors * kLanes<T>) average<T, kMostVectors>(q, scale, c);
   for (; c + 2 * kLanes<T> <= q.width; c += 2 * kLanes<T>) average<T, 2>(q, scale, c);

@@ -47,9 +47,10 @@ struct BoundStep {
 
 constexpr int kKeysTogether = 64;  // of an attention
 
-// One query of one head. keys: of whole blocks of kKeysTogether pixels, [depth][kKeysTogether] each, of which the next
-// begins after kKeysTogether * key_stride; values: [pixels][value_stride]; those that are not known yet hold any finite
-// numbers. scale, added, factors: by pixel, or null. weights: room for a number for each pixel, in whole blocks.
+// One query of one head, or null, where factors are all that weighs the values. keys: of whole blocks of kKeysTogether
+// pixels, [depth][kKeysTogether] each, of which the next begins after kKeysTogether * key_stride; values:
+// [pixels][value_stride]; those that are not known yet hold any finite numbers. scale, added, factors: by pixel, or
+// null. weights: room for a number for each pixel, in whole blocks.
 template <class T>
 struct Query {
   const T *query, *keys, *values;

@@ -110,6 +110,7 @@ def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
         several: list[tuple[int, ...]] = [(n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)]
         several += [(-1, n, h, w), (-1, n, h), (-1, n, w)]  # several batches, one after another
         several += [(n, -1, h), (n, -1, w), (n, h, -1), (n, w, -1)]  # the heads of rows, or of columns
+        several += [(-1, h, w), (h, w, -1)]  # all that there is of an image
         for parts in several:
             count = abs(math.prod(parts))
             for dim, size in enumerate(shape):

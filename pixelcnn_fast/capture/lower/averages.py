@@ -12,22 +12,38 @@ from pixelcnn_fast.capture.lower.alignment import standard
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.materialize import gathered, windowed
 from pixelcnn_fast.capture.lower.pairs import Features, Formula, Frame
-from pixelcnn_fast.capture.record.shadow_memory import unrecorded
+from pixelcnn_fast.capture.record.shadow_memory import OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import NotCausal, Unsupported
-from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, Attention
+from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, KEYS_TOGETHER, Attention
 from pixelcnn_fast.program.grids import WHOLE
-from pixelcnn_fast.program.operands import Read
+from pixelcnn_fast.program.operands import ConditionOperand, Read
 
 MOST_PAIRS = 1 << 26  # in one table
 
 
-@unrecorded
-def placed_features(b: Builder, x: Tensor) -> Features:
-    """Where features [B, I, D] lie in the image. Raises Unsupported if the last axis has more than one pixel's."""
+class Places(NamedTuple):
+    """Of elements [B, I, D]: their addresses as [N, C, H, W], and where in that each lies; pixel: y * W + x."""
+
+    arranged: Tensor
+    image: Tensor
+    channel: Tensor
+    pixel: Tensor
+
+
+def places(b: Builder, x: Tensor) -> Places:
     arranged, back = standard(b.space, windowed(b, b.map(x)).addresses, is_whole=True)
     labels = back(torch.arange(arranged.numel()).view(arranged.shape))
     rest, pixel = labels // arranged[0, 0].numel(), labels % arranged[0, 0].numel()
-    image, channel = rest // arranged.shape[1], rest % arranged.shape[1]
+    return Places(arranged, rest // arranged.shape[1], rest % arranged.shape[1], pixel)
+
+
+@unrecorded
+def placed_features(b: Builder, x: Tensor) -> Features:
+    """Where features [B, I, D] lie in the image, or the condition. Raises Unsupported if the last axis has more
+    than one pixel's."""
+    if OfCondition in b.map(x).kinds and Value not in b.map(x).kinds:
+        return _given_features(b, x)
+    arranged, image, channel, pixel = places(b, x)
     found = Features(arranged, image[:, 0, 0], channel[:, 0], pixel[:, :, 0])
     is_found = (image == found.image[:, None, None]) & (channel == found.channels[:, None])
     if not bool((is_found & (pixel == found.pixel[:, :, None])).all()):
@@ -38,12 +54,24 @@ def placed_features(b: Builder, x: Tensor) -> Features:
     return found
 
 
+def _given_features(b: Builder, x: Tensor) -> Features:
+    image, live = b.space.decode(x).image, x != 0
+    of_row = image.where(live, 0).flatten(1).amax(1)
+    if bool(((image != of_row[:, None, None]) & live).any()):
+        raise Unsupported("features of a condition are multiplied, which are those of several images")
+    first = b.space.relative(x)
+    position = torch.arange(x.shape[1]).expand(len(x), -1)
+    return Features(first, of_row, first[:, 0], position, of_condition=True)
+
+
 def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     """Addresses of the averages [B, I, D] of values, addresses [B, J, D], by weights with queries I and keys J."""
     f = _keys_last(f)
     query, key, value = f.frame.left, f.frame.right, placed_features(b, values)
     if not torch.equal(query.image, key.image) or not torch.equal(query.image, value.image):
         raise Unsupported("the pixels of one image are weighed by those of another")
+    if query.of_condition or key.of_condition != value.of_condition:
+        raise Unsupported("a condition attends to the image, or one's keys weigh the other's values")
     if not torch.equal(key.pixel, value.pixel):
         raise Unsupported("weights for some pixels are multiplied with values of others")
     head, heads = _heads(query, key, value)
@@ -52,16 +80,16 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     normal = _normal_form(tables, f, b.where)
     if not bool(normal.allowed.any()):
         return torch.zeros(*query.pixel.shape, size, dtype=torch.long)  # of an image of one row, by columns
-    sources = [_value(b, x, heads) for x in (query, key, value)]
+    source = _value(b, query, heads)
     if normal.of_queries is not None:
         scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
-        sources[0] = b.step(sources[0], [(scale, 0.0)])
+        source = b.step(source, [(scale, 0.0)])
     out = b.emit(
         Attention,
         len(heads) * size,
-        query=Read(b.out(sources[0])),
-        key=b.out(sources[1]),
-        value=b.out(sources[2]),
+        query=Read(b.out(source)),
+        key=_given(b, key, heads, True) if key.of_condition else b.out(_value(b, key, heads)),
+        value=_given(b, value, heads, False) if key.of_condition else b.out(_value(b, value, heads)),
         heads=len(heads),
         width=b.space.grid[1],
         allowed=normal.allowed,
@@ -103,11 +131,21 @@ def _value(b: Builder, x: Features, heads: list[int]) -> int:
     return gathered(b, b.map(x.arranged[:, x.channels[heads].flatten()]), WHOLE)
 
 
+def _given(b: Builder, x: Features, heads: list[int], are_keys: bool) -> Tensor | ConditionOperand:
+    """What ``Attention`` reads of the condition, head after head."""
+    found = x.arranged[heads].transpose(0, 1).flatten(1)  # [positions, channels of all heads]
+    if are_keys:
+        more = found[:1].expand(-len(found) % KEYS_TOGETHER, -1)
+        found = torch.cat([found, more]).unflatten(0, (-1, KEYS_TOGETHER)).mT
+    return b.imageless.picked(found.flatten())
+
+
 class _Tables:
     """Brings what is there for b, i and j to [heads, pixels, pixels], with 1 for heads if they are alike."""
 
     def __init__(self, b: Builder, query: Features, key: Features, head: Tensor, heads: int) -> None:
         self.width, self.pixels = b.space.grid[1], b.space.grid[0] * b.space.grid[1]
+        self.keys = key.pixel.shape[1] if key.of_condition else self.pixels
         self._heads = heads
         self._rows = [(query.image == image).nonzero()[:, 0] for image in range(b.space.images)]
         first = self._rows[0]
@@ -116,10 +154,10 @@ class _Tables:
             alike = zip((head, query.pixel, key.pixel), (self._head, self._query, self._key), strict=True)
             if not all(torch.equal(x[rows], own) for x, own in alike):
                 raise Unsupported("pairs of pixels are weighed otherwise in one image than in another")
-        raster = torch.arange(self.pixels)
         one_of_each = len(first) == heads and bool((self._head == torch.arange(heads)).all())
         is_raster = all(
-            x.shape[1] == self.pixels and bool((x == raster).all()) for x in (self._query, self._key)
+            x.shape[1] == size and bool((x == torch.arange(size)).all())
+            for x, size in ((self._query, self.pixels), (self._key, self.keys))
         )
         self._is_usual = one_of_each and is_raster
 
@@ -130,17 +168,21 @@ class _Tables:
                 raise Unsupported("pairs of pixels are weighed otherwise in one image than in another")
             x = x[self._rows[0].to(x.device)]
         heads = self._heads if len(x) > 1 else 1
-        if heads * self.pixels**2 > MOST_PAIRS:
-            raise Unsupported(f"a table for {heads} times {self.pixels}² pairs of pixels, which is too large")
+        check_size(heads, self.pixels, self.keys)
         if self._is_usual:
-            return x.expand(-1, self.pixels, self.pixels)
-        found = x.new_zeros(heads, self.pixels, self.pixels)
+            return x.expand(-1, self.pixels, self.keys)
+        found = x.new_zeros(heads, self.pixels, self.keys)
         for number, (head, query, key) in enumerate(
             zip(self._head.tolist(), self._query, self._key, strict=True)
         ):
             part = x[number if len(x) > 1 else 0].expand(len(query), len(key))
             found[head if heads > 1 else 0, query[:, None], key] = part
         return found
+
+
+def check_size(heads: int, queries: int, keys: int) -> None:
+    if heads * queries * keys > MOST_PAIRS:
+        raise Unsupported(f"a table for {heads} times {queries}×{keys} pairs of pixels, which is too large")
 
 
 class _Normal(NamedTuple):

@@ -15,6 +15,7 @@ from pixelcnn_fast.capture.lower.alignment import Segment, grid_of, segments
 from pixelcnn_fast.capture.lower.imageless import Imageless, Steps
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Elements, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.attention import Attention
 from pixelcnn_fast.program.grids import WHOLE, Every, Meeting, meeting, stretch
 from pixelcnn_fast.program.in_turn import made
 from pixelcnn_fast.program.instruction import Instruction
@@ -218,7 +219,8 @@ class Builder:
             return source
         if bool((pick[1:] > pick[:-1]).all()):
             return self.emit(Pointwise, n, frame, base=Read(self.out(source)), pick=pick, every=every)
-        if definition.reads_levels or any(step.value is not None for step in definition.steps):
+        is_made_once = definition.reads_levels or isinstance(definition, Attention)
+        if is_made_once or any(step.value is not None for step in definition.steps):
             weight = torch.eye(self.space.channels(source), dtype=self.dtype, device=self.device)[:, pick]
             return self.emit(Convolution, n, frame, taps=(Tap(self.out(source), 0, 0, weight),), every=every)
 

@@ -24,12 +24,16 @@ NO_PLACE = "only what averages features with it may follow: a softmax, constants
 
 class Features(NamedTuple):
     """Features [B, I, D] by pixel. arranged: their addresses as [N, C, H, W]; image: [B];
-    channels: [B, D]; pixel: [B, I], y * W + x."""
+    channels: [B, D]; pixel: [B, I], y * W + x.
+
+    Those of a condition are by position. arranged: the addresses of the first image's,
+    [B, I, D]; channels: those of the first position, [B, D]; pixel: the position."""
 
     arranged: Tensor
     image: Tensor
     channels: Tensor
     pixel: Tensor
+    of_condition: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower.averages import averaged, placed_features
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext
-from pixelcnn_fast.capture.lower.pairs import Formula, OfPairs, dense, product
+from pixelcnn_fast.capture.lower.pairs import NO_PLACE, Formula, OfPairs, dense, product
 from pixelcnn_fast.capture.record.shadow_memory import Map
 from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.program.calls import Call, View, plain_name
@@ -45,7 +45,7 @@ def on_pairs(t: LoweringContext, call: Call) -> list[Map]:
 
 
 def scores(t: LoweringContext, x: View, y: View) -> Map:
-    """[.., I, D] times [.., D, J], both of which depend on the image."""
+    """[.., I, D] times [.., D, J], which depend on the image, or one of them on the condition."""
     parts = t.map(x).addresses, t.map(y).addresses.mT
     left, right = (placed_features(t.builder, part.reshape(-1, *part.shape[-2:])) for part in parts)
     one = torch.ones((), dtype=t.builder.dtype, device=t.builder.device)
@@ -86,6 +86,8 @@ def _average(t: LoweringContext, x: View, y: View) -> Map:
 
 def _constant(t: LoweringContext, x: OfPairs, value: Any, as_is: bool = False) -> Tensor:
     if isinstance(value, View):
+        if t.depends_on_image(value):
+            raise Unsupported(f"what is there for each pair of pixels is combined with features: {NO_PLACE}")
         found = t.constant(value, as_is)
         return x.constant(found if as_is else found.to(t.builder.dtype))
     return torch.as_tensor(value, dtype=t.builder.dtype, device=t.builder.device).view(1, 1, 1)

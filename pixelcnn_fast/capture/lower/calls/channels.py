@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, reduce
@@ -14,13 +15,14 @@ from pixelcnn_fast.capture.lower.alignment import placed, standard
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.attention import scaled_and_shifted, scores
+from pixelcnn_fast.capture.lower.calls.pixel_sums import sums_over_pixels
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
 from pixelcnn_fast.capture.lower.calls.pointwise import absolute, softmax_of_log
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
 from pixelcnn_fast.capture.lower.final_softmax import final_softmax
 from pixelcnn_fast.capture.lower.materialize import gathered, materialised, windowed
 from pixelcnn_fast.capture.lower.pairs import OfPairs
-from pixelcnn_fast.capture.record.shadow_memory import Map
+from pixelcnn_fast.capture.record.shadow_memory import Map, OfCondition, Unknown, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import View
 from pixelcnn_fast.program.operands import Step
@@ -29,11 +31,16 @@ MOST_PARTS = 64  # of what is combined one by one
 MOST_GROUPS = 256  # of features that are one pixel's
 
 
-def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
-    """Applies [N, C, h, w] -> [N, D, h, w] to the last axis of x, which holds a pixel's features."""
+def _by_pixel(
+    b: Builder, x: Map, apply: Callable[[Map], Map], otherwise: Callable[[], Map] | None = None
+) -> Map:
+    """Applies [N, C, h, w] -> [N, D, h, w] to the last axis of x, which holds a pixel's features.
+    otherwise: does so where all pixels lie along it."""
     split, spatial, channels = placed(b.space, windowed(b, x).addresses)
     last, axes = split.dim() - 1, list(range(split.dim()))
-    if channels[-1:] != [last]:
+    if channels[-1:] != [last] or split.shape[last] < x.shape[-1]:
+        if otherwise is not None and x.shape[-1] % math.prod(b.space.grid) == 0:
+            return otherwise()
         raise Unsupported(
             f"it takes the last axis of shape {list(x.shape)} for features, but pixels lie along it"
         )
@@ -53,8 +60,16 @@ def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
 
 
 def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Map:
+    """x [.., K] times matrix [K, O], plus bias [O]."""
     weight = matrix.T[:, :, None, None]
-    return _by_pixel(b, x, lambda part: convolved(b, part, weight, bias))
+
+    def of_pixels() -> Map:
+        total = sums_over_pixels(b, x, matrix)
+        return (
+            total if bias is None else added(b, total, b.map(b.imageless.of_constant(bias, of_weights=True)))
+        )
+
+    return _by_pixel(b, x, lambda part: convolved(b, part, weight, bias), of_pixels)
 
 
 @lowers("linear")
@@ -71,7 +86,8 @@ def _mv(t: LoweringContext, x: View, y: View) -> Map:
 
 @lowers("mm", "bmm")
 def _matmul(t: LoweringContext, x: View, y: View) -> Map:
-    if t.depends_on_image(x) and t.depends_on_image(y):
+    given = [not t.map(z).kinds.isdisjoint((Value, Unknown, OfCondition)) for z in (x, y)]
+    if all(given):
         return scores(t, x, y)
     if not t.depends_on_image(y):
         return _times_matrices(t.builder, t.map(x), t.constant(y))

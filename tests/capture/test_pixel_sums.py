@@ -1,0 +1,110 @@
+"""Matrices over an image's pixels, as in a MADE: right in all runtimes, or refused clearly."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, check_causal
+from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, Unsupported
+from tests.system.agreement import assert_runtimes_agree
+
+HEIGHT, WIDTH, LEVELS = 4, 5, 3
+PIXELS = HEIGHT * WIDTH
+SHAPE = (1, HEIGHT, WIDTH)
+INCLUSIVE = torch.ones(PIXELS, PIXELS).tril()
+STRICT = INCLUSIVE.tril(-1)
+
+
+def made_lively(net: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for weights in net.parameters():
+        nn.init.normal_(weights, std=0.7)
+    return net.double().eval()
+
+
+class MaskedLinear(nn.Linear):
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        """mask: [out, in]"""
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class Made(nn.Module):
+    """Germain et al. 2015, whose hidden units are of pixels: 3 and 2 of each, channel after channel or side by side."""
+
+    def __init__(self, channel_first: bool, first: Tensor = STRICT, extra: int = 0) -> None:
+        super().__init__()
+
+        def mask(of_pixels: Tensor, out: int, into: int) -> Tensor:
+            if channel_first:
+                return of_pixels.repeat(out, into)
+            return of_pixels.repeat_interleave(out, 0).repeat_interleave(into, 1)
+
+        hidden = F.pad(mask(INCLUSIVE, 2, 3), (0, 0, 0, extra)), F.pad(mask(INCLUSIVE, LEVELS, 2), (0, extra))
+        self.layers = nn.ModuleList(map(MaskedLinear, (mask(first, 3, 1), *hidden)))
+        self.channel_first = channel_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        x = 3 * last(F.relu(second(F.elu(first(x.flatten(1))))))
+        return (
+            x.view(-1, LEVELS, HEIGHT, WIDTH)
+            if self.channel_first
+            else x.view(-1, HEIGHT, WIDTH, LEVELS).movedim(3, 1)
+        )
+
+
+class Mixer(nn.Module):
+    """The same matrix for all features, from either side."""
+
+    def __init__(self, from_left: bool) -> None:
+        super().__init__()
+        self.features, self.weight = nn.Conv2d(1, 4, 1), nn.Parameter(torch.empty(PIXELS, PIXELS))
+        self.head, self.from_left = nn.Conv2d(4, LEVELS, 1), from_left
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, matrix = torch.tanh(self.features(x)).flatten(2), self.weight * STRICT
+        x = (matrix @ x.mT).mT if self.from_left else x @ matrix.T
+        return 3 * self.head(torch.relu(x.reshape(-1, 4, HEIGHT, WIDTH)))
+
+
+NETS = {
+    "made": lambda: Made(channel_first=True),
+    "made, channels last": lambda: Made(channel_first=False),
+    "from the left": lambda: Mixer(from_left=True),
+    "from the right": lambda: Mixer(from_left=False),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_drawn_as_by_the_model(name: str) -> None:
+    net = made_lively(NETS[name]())
+    sampler = Sampler(net, SHAPE, levels=LEVELS, image_form="unit")
+    assert assert_runtimes_agree(sampler, 4, batch_sizes=(None, 1)).unique().numel() == LEVELS
+    with torch.no_grad():
+        next(net.parameters()).mul_(-1)
+    sampler.refresh()
+    assert_runtimes_agree(sampler, 4)
+
+
+@pytest.mark.parametrize(
+    "net, error, says",
+    [
+        (lambda: Made(True, INCLUSIVE), NotCausal, r"pixel \(0, 0\) reads \(0, 0\)"),
+        (
+            lambda: Made(True, torch.ones(PIXELS, PIXELS)),
+            NotCausal,
+            r"reads \(\d, \d\), so .* sees a later pixel",
+        ),
+        (lambda: Made(True, extra=7), Unsupported, "makes 47 features of all 4×5 pixels"),
+    ],
+)
+def test_what_leaks_or_is_of_no_pixel_is_told(net, error: type[PixelCNNFastError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        check_causal(made_lively(net()), SHAPE, levels=LEVELS, image_form="unit")
