@@ -207,6 +207,34 @@ def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
     assert not torch.equal(net(images, rounded=True), net(images))
 
 
+class SumOfPixels(nn.Module):
+    """Integers below 2^24 that are summed over all pixels before, by weights that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 301.0))  # 301, 602 and 903 are no numbers of bf16
+
+    def forward(self, x: Tensor, rounded: bool = False) -> Tensor:
+        values = self.scale.to(x.dtype) * x.flatten(2) * torch.arange(4, dtype=x.dtype)[:, None]
+        before = torch.ones(values.shape[2], values.shape[2], dtype=values.dtype).tril(-1)
+        total = (values.bfloat16().to(x.dtype) if rounded else values) @ before.mT.to(x.dtype)
+        return total.view(-1, 1, 4, *x.shape[2:]).movedim(2, -1) / 4096
+
+
+@pytest.mark.parametrize("isa", EACH_ISA)
+def test_what_attention_reads_is_kept_in_bf16(isa):
+    net, shape = SumOfPixels(), (1, 5, 6)
+    images = torch.randint(0, 4, (40, *shape), generator=torch.Generator().manual_seed(1))
+    expected = net(images.double(), rounded=True).detach()
+    assert not torch.equal(expected, net(images.double()))
+    form = {"image_form": "levels", "levels": 4}
+    with instruction_set(isa):
+        narrow, same = Sampler(net, shape, precision="bf16", **form), Sampler(net, shape, **form)
+        for n in (1, 5, 40):
+            assert torch.equal(narrow.logits(images[:n], runtime="cpu").double(), expected[:n])
+    assert torch.equal(same.logits(images).double(), net(images.double()))
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]

@@ -305,27 +305,35 @@ class Evaluation {
         const int64_t table = (a.tables > 1 ? head : 0) * pixels + pixel;
         const int start = a.starts[table];
         T* const out = a.pick.empty() ? to[row] + first : member.of_head();
-        const T* const keys = !meets           ? nullptr
-                              : a.of_condition ? given(a.key, image) + head * depth * kKeysTogether
-                                               : workspace.keys(a.key, image, head * depth);
-        const T* const values = a.of_condition ? given(a.value, image) : workspace.attended(a.value, image);
-        p_.kernels.attend({.query = meets ? member.from[row] + head * depth : nullptr,
-                           .keys = keys,
-                           .values = values + first,
-                           .key_stride = keys_channels,
-                           .value_stride = of_value,
-                           .depth = depth,
-                           .width = last - first,
-                           .ranges = a.ranges.data() + start,
-                           .count = a.starts[table + 1] - start,
-                           .scale = i.scale.empty() ? nullptr : i.scale.data() + table * a.keys,
-                           .added = i.added.empty() ? nullptr : i.added.data() + table * a.keys,
-                           .factors = i.factors.empty() ? nullptr : i.factors.data() + table * a.keys,
-                           .epsilon = a.epsilon,
-                           .fill = static_cast<T>(a.fill),
-                           .vanishes = sizeof(T) == 8 ? T(746) : T(104),
-                           .weights = member.weights.data(),
-                           .out = out});
+        const auto attend_to = [&]<class E>(void (*kernel)(const Query<T, E>&), const E* keys, const E* values) {
+          kernel({.query = meets ? member.from[row] + head * depth : nullptr,
+                  .keys = keys,
+                  .values = values + first,
+                  .key_stride = keys_channels,
+                  .value_stride = of_value,
+                  .depth = depth,
+                  .width = last - first,
+                  .ranges = a.ranges.data() + start,
+                  .count = a.starts[table + 1] - start,
+                  .scale = i.scale.empty() ? nullptr : i.scale.data() + table * a.keys,
+                  .added = i.added.empty() ? nullptr : i.added.data() + table * a.keys,
+                  .factors = i.factors.empty() ? nullptr : i.factors.data() + table * a.keys,
+                  .epsilon = a.epsilon,
+                  .fill = static_cast<T>(a.fill),
+                  .vanishes = sizeof(T) == 8 ? T(746) : T(104),
+                  .weights = member.weights.data(),
+                  .out = out});
+        };
+        const auto of_pixels = [&]<class E>(void (*kernel)(const Query<T, E>&)) {
+          const E* const keys = meets ? workspace.template keys<E>(a.key, image, head * depth) : nullptr;
+          attend_to(kernel, keys, workspace.template attended<E>(a.value, image));
+        };
+        if (a.of_condition)
+          attend_to(&p_.kernels.attend, given(a.key, image) + head * depth * kKeysTogether, given(a.value, image));
+        else if (p_.narrow)
+          of_pixels(p_.kernels.attend_bf16);
+        else
+          of_pixels(&p_.kernels.attend);
         for (int c = begin; c < end && !a.pick.empty(); c++)
           if (is_of_head(a.pick[c])) to[row][c] = out[a.pick[c] - first];
       }

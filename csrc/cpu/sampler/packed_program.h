@@ -83,7 +83,8 @@ struct Visit {
 template <class T>
 class PackedProgram {
  public:
-  PackedProgram(const Program& program, WeightFormat format, const Kernels<T>& kernels) : kernels(kernels) {
+  PackedProgram(const Program& program, WeightFormat format, const Kernels<T>& kernels)
+      : kernels(kernels), narrow(format == WeightFormat::bf16) {
     for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
     set_rounded(program, format);
     pack(program, format);
@@ -111,6 +112,7 @@ class PackedProgram {
   int widest = 0;             // channels of the widest instruction, padded
   int widest_row = 0;         // of the widest in the row phase
   int most_steps = 0;         // of an instruction
+  const bool narrow;          // whether what attention reads is kept in bf16
   int most_keys = 0;          // of an attention, in whole blocks
   int widest_head = 0;        // channels of a head's values
   int widest_absent = 0;      // channels of what is read where it does not exist
@@ -384,7 +386,7 @@ class PackedProgram {
     const int depth = a.query < 0 ? 0 : program.storage[a.query].channels;
     const int channels = depth + values_channels(program, a);
     work.products += kOfElement * mean * channels;
-    work.attended += mean * channels * sizeof(T);
+    work.attended += mean * channels * (narrow && !a.of_condition ? sizeof(Bfloat16) : sizeof(T));
     work.elements += kOfElement * mean * a.heads * kOfKey;
     work.reads += kOfElement * depth;
   }
@@ -407,7 +409,8 @@ class PackedProgram {
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
     for (const auto& s : program.storage)
-      work.cached += double{sizeof(T)} * (s.keys + s.values) * s.channels * program.height * program.width;
+      work.cached += double(narrow ? sizeof(Bfloat16) : sizeof(T)) * (s.keys + s.values) * s.channels * program.height *
+                     program.width;
     for (const auto& visits : row_visits)
       for (const auto& v : visits) {
         const auto number = v.instruction - instructions.data();

@@ -40,8 +40,10 @@ class Workspace {
         const int64_t elements = values_[v].image_stride * rows_kept(program.storage[v]) * images;
         place(values_[v].first, elements), place(values_[v].rounded, p.rounded[v] ? elements : 0);
         const int64_t channels = int64_t{images} * values_[v].channels;
-        place(values_[v].keys, program.storage[v].keys ? channels * padded_pixels_ : 0);
-        place(values_[v].values, program.storage[v].values ? channels * pixels_ : 0);
+        const int64_t keys = program.storage[v].keys ? channels * padded_pixels_ : 0;
+        const int64_t attended = program.storage[v].values ? channels * pixels_ : 0;
+        place(values_[v].same.keys, p.narrow ? 0 : keys), place(values_[v].same.values, p.narrow ? 0 : attended);
+        place(values_[v].bf16.keys, p.narrow ? keys : 0), place(values_[v].bf16.values, p.narrow ? attended : 0);
       }
       for (size_t k = 0; k < partials_.size(); k++) {
         const auto& i = p.instructions[k / buffers_];
@@ -74,26 +76,34 @@ class Workspace {
       std::copy_n(v.first + row + from * v.image_stride, v.image_stride, v.first + row + to * v.image_stride);
       if (v.rounded)
         std::copy_n(v.rounded + row + from * v.image_stride, v.image_stride, v.rounded + row + to * v.image_stride);
-      const int64_t first = int64_t{y} * width_;
-      for (int64_t pixel = first; v.keys && pixel < first + width_; pixel++)
-        for (int c = 0; c < v.channels; c++) *key(v, to, c, pixel) = *key(v, from, c, pixel);
-      if (v.values)
-        std::copy_n(v.values + (from * pixels_ + first) * v.channels, width_ * v.channels,
-                    v.values + (to * pixels_ + first) * v.channels);
+      copy_attended(v, v.same, y, from, to), copy_attended(v, v.bf16, y, from, to);
     }
   }
 
-  // What attention reads of all pixels: keys lie [pixels / kKeysTogether][channels][kKeysTogether], values
-  // [pixels][channels].
-  bool is_attended(int value) const { return values_[value].keys || values_[value].values; }
-  T* keys(int value, int image, int channel) const { return key(values_[value], image, channel, 0); }
-  T* attended(int value, int image) const { return values_[value].values + image * pixels_ * values_[value].channels; }
+  // What attention reads of all pixels, of element type T or Bfloat16: keys lie [pixels / kKeysTogether][channels]
+  // [kKeysTogether], values [pixels][channels].
+  bool is_attended(int value) const {
+    const Value& v = values_[value];
+    return v.same.keys || v.same.values || v.bf16.keys || v.bf16.values;
+  }
+  template <class E>
+  const E* keys(int value, int image, int channel) const {
+    const Value& v = values_[value];
+    return v.template kept<E>().keys + key(v, image, channel, 0);
+  }
+  template <class E>
+  const E* attended(int value, int image) const {
+    const Value& v = values_[value];
+    return v.template kept<E>().values + image * pixels_ * v.channels;
+  }
   // Keeps the channels first...last-1 of a value at a pixel, y * width + x, if an attention reads them.
   void keep(int value, int image, int64_t pixel, const T* from, int first, int last) const {
-    const Value& v = values_[value];
-    if (v.keys)
-      for (int c = first; c < last; c++) *key(v, image, c, pixel) = from[c];
-    if (v.values) std::copy(from + first, from + last, attended(value, image) + pixel * v.channels + first);
+    const auto keep_as = [&, &v = values_[value]]<class E>(const Kept<E>& kept) {
+      for (int c = first; kept.keys && c < last; c++) kept.keys[key(v, image, c, pixel)] = convert<E>(from[c]);
+      E* const to = kept.values + (image * pixels_ + pixel) * v.channels;
+      for (int c = first; kept.values && c < last; c++) to[c] = convert<E>(from[c]);
+    };
+    keep_as(values_[value].same), keep_as(values_[value].bf16);
   }
 
   int channels(int value) const { return values_[value].channels; }
@@ -133,19 +143,40 @@ class Workspace {
   T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels * images][padded]
 
  private:
+  template <class E>
+  struct Kept {
+    E *keys = nullptr, *values = nullptr;  // of all pixels
+  };
   struct Value {
     int64_t image_stride;
     int channels, every_y, every_x, margin;  // margin: elements before a row's first pixel
     const std::vector<int>* places;          // of rows, from -depth on, among those that are kept
     T* first = nullptr;
     Bfloat16* rounded = nullptr;
-    T *keys = nullptr, *values = nullptr;  // of all pixels
+    Kept<T> same;
+    Kept<Bfloat16> bf16;
+    template <class E>
+    const Kept<E>& kept() const {
+      if constexpr (std::is_same_v<E, T>)
+        return same;
+      else
+        return bf16;
+    }
   };
 
-  T* key(const Value& v, int image, int channel, int64_t pixel) const {
+  // Which element of a value's keys that is.
+  int64_t key(const Value& v, int image, int channel, int64_t pixel) const {
     const int64_t block = pixel / kKeysTogether, within = pixel % kKeysTogether;
-    return v.keys + int64_t{image} * v.channels * padded_pixels_ + (block * v.channels + channel) * kKeysTogether +
-           within;
+    return int64_t{image} * v.channels * padded_pixels_ + (block * v.channels + channel) * kKeysTogether + within;
+  }
+  template <class E>
+  void copy_attended(const Value& v, const Kept<E>& kept, int y, int from, int to) const {
+    const int64_t first = int64_t{y} * width_;
+    for (int64_t pixel = first; kept.keys && pixel < first + width_; pixel++)
+      for (int c = 0; c < v.channels; c++) kept.keys[key(v, to, c, pixel)] = kept.keys[key(v, from, c, pixel)];
+    if (kept.values)
+      std::copy_n(kept.values + (from * pixels_ + first) * v.channels, width_ * v.channels,
+                  kept.values + (to * pixels_ + first) * v.channels);
   }
   static int of_grid(int pixels, int every) { return every == 1 ? pixels : floor_div(pixels, every); }
   int columns(const Lattice& grid) const { return divided_up(chunk_, grid.every_x); }

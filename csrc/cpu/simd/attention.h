@@ -17,31 +17,31 @@ constexpr int kMostVectors = 2;
 constexpr int kPhases = 4;  // sums that do not wait for each other: key j is in phase j % kPhases
 
 // The scores of kKeysTogether keys, also of those that do not count.
-template <class T>
-void meet(const Query<T>& q, const T* keys, T* scores) {
+template <class T, class E>
+void meet(const Query<T, E>& q, const E* keys, T* scores) {
   constexpr int kAll = kKeysTogether / kLanes<T>, kTogether = kAll < 8 ? kAll : 8;
   for (int k = 0; k < kAll; k += kTogether) {
     Vec<T> sums[kTogether] = {};
-    const T* next = keys + k * kLanes<T>;
+    const E* next = keys + k * kLanes<T>;
     for (int d = 0; d < q.depth; d++, next += kKeysTogether) {
       const Vec<T> x = broadcast(q.query[d]);
-      for (int v = 0; v < kTogether; v++) sums[v] += x * load(next + v * kLanes<T>);
+      for (int v = 0; v < kTogether; v++) sums[v] += x * load_wide<T>(next + v * kLanes<T>);
     }
     for (int v = 0; v < kTogether; v++) store(scores + (k + v) * kLanes<T>, sums[v]);
   }
 }
 
 // So many vectors of the average, from channel `first` on.
-template <class T, int vectors>
-void average(const Query<T>& q, T scale, int first) {
+template <int vectors, class T, class E>
+void average(const Query<T, E>& q, T scale, int first) {
   Vec<T> sums[kPhases][vectors] = {};
   for (int r = 0; r < q.count; r++) {
     int j = q.ranges[r].first;
     const int end = q.ranges[r].end;
-    const T* values = q.values + j * q.value_stride + first;
+    const E* values = q.values + j * q.value_stride + first;
     const auto add = [&](int phase) {
       const Vec<T> weight = broadcast(q.weights[j]);
-      for (int v = 0; v < vectors; v++) sums[phase][v] += weight * load(values + v * kLanes<T>);
+      for (int v = 0; v < vectors; v++) sums[phase][v] += weight * load_wide<T>(values + v * kLanes<T>);
       j++, values += q.value_stride;
     };
     // Each phase has a loop, or a turn, of its own, so that all sums stay in registers.
@@ -59,8 +59,8 @@ void average(const Query<T>& q, T scale, int first) {
 
 // q.weights = what values are multiplied with, but for a factor, which is returned. Sums go through the keys in order,
 // in parts of so many, whatever the registers' width.
-template <class T>
-T weigh_keys(const Query<T>& q) {
+template <class T, class E>
+T weigh_keys(const Query<T, E>& q) {
   T largest = -__builtin_huge_val();
   for (int r = 0; r < q.count; r++) {
     const auto [begin, end] = q.ranges[r];
@@ -90,20 +90,20 @@ T weigh_keys(const Query<T>& q) {
   return counts ? T(__builtin_nan("")) : q.count ? static_cast<T>(1 / total) : T(0);
 }
 
-template <class T>
-void attend(const Query<T>& q) {
+template <class T, class E>
+void attend(const Query<T, E>& q) {
   const T scale = q.query ? weigh_keys(q) : T(1);
   for (int r = 0; !q.query && r < q.count; r++)
     for (int j = q.ranges[r].first; j < q.ranges[r].end; j++) q.weights[j] = q.factors ? q.factors[j] : T(1);
   int c = 0;
-  for (; c + kMostVectors * kLanes<T> <= q.width; c += kMostVectors * kLanes<T>) average<T, kMostVectors>(q, scale, c);
-  for (; c + 2 * kLanes<T> <= q.width; c += 2 * kLanes<T>) average<T, 2>(q, scale, c);
-  for (; c + kLanes<T> <= q.width; c += kLanes<T>) average<T, 1>(q, scale, c);
+  for (; c + kMostVectors * kLanes<T> <= q.width; c += kMostVectors * kLanes<T>) average<kMostVectors>(q, scale, c);
+  for (; c + 2 * kLanes<T> <= q.width; c += 2 * kLanes<T>) average<2>(q, scale, c);
+  for (; c + kLanes<T> <= q.width; c += kLanes<T>) average<1>(q, scale, c);
   for (; c < q.width; c++) {
     T sums[kPhases] = {};
     for (int r = 0; r < q.count; r++)
       for (int j = q.ranges[r].first; j < q.ranges[r].end; j++)
-        sums[j % kPhases] += q.weights[j] * q.values[j * q.value_stride + c];
+        sums[j % kPhases] += q.weights[j] * convert<T>(q.values[j * q.value_stride + c]);
     q.out[c] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * scale;
   }
 }

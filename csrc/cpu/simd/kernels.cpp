@@ -67,11 +67,12 @@ constexpr Kernels<T> table() {
       .pack = pack<T>,
       .matmul = matmul<T>,
       .epilogue = epilogue<T>,
-      .attend = attend<T>,
+      .attend = attend<T, T>,
       .weigh = weigh<T>,
       .pick = pick<T>,
       .log_probability = log_probability<T>,
   };
+  if constexpr (sizeof(T) == 4) k.attend_bf16 = attend<T, Bfloat16>;
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 4)
     k.depths_of_rounded = kDepthsOfRounded, k.matmul_rounded = matmul_rounded, k.round = round_rows;

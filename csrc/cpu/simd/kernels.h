@@ -50,10 +50,11 @@ constexpr int kKeysTogether = 64;  // of an attention
 // One query of one head, or null, where factors are all that weighs the values. keys: of whole blocks of kKeysTogether
 // pixels, [depth][kKeysTogether] each, of which the next begins after kKeysTogether * key_stride; values:
 // [pixels][value_stride]; those that are not known yet hold any finite numbers. scale, added, factors: by pixel, or
-// null. weights: room for a number for each pixel, in whole blocks.
-template <class T>
+// null. weights: room for a number for each pixel, in whole blocks. E: the element type of keys and values.
+template <class T, class E>
 struct Query {
-  const T *query, *keys, *values;
+  const T* query;
+  const E *keys, *values;
   int64_t key_stride, value_stride;
   int depth, width;
   const KeyRange* ranges;
@@ -93,7 +94,8 @@ struct Kernels {
 
   // Averages values by how a query meets their keys; NaN if what stands for masked scores, `fill`, is no `vanishes`
   // below the largest of them.
-  void (&attend)(const Query<T>&);
+  void (&attend)(const Query<T, T>&);
+  void (*attend_bf16)(const Query<T, Bfloat16>&) = nullptr;
 
   // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
   // False if a logit is not finite. `weights` may be `logits`.

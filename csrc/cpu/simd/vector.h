@@ -36,6 +36,18 @@ inline Vec<T> load(const T* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+// As many as a vector of T has.
+template <class T>
+inline Vec<T> load_wide(const T* p) {
+  return load(p);
+}
+template <class T>
+inline Vec<T> load_wide(const Bfloat16* p) {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  Bits bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (Vec<T>)(__builtin_convertvector(bits, Vec<uint32_t>) << 16);
+}
 template <class T>
 inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);

@@ -56,13 +56,16 @@ def sums_over_pixels(b: Builder, x: Map, matrix: Tensor) -> Map:
         allowed=lets_through(table),
         factors=table.contiguous(),
     )
-    # Of a row, and for each pixel, there are o // pixels results, and each is the sum of what k // pixels heads have.
-    each = torch.eye(heads[..., 0].numel(), dtype=b.dtype, device=b.device).repeat_interleave(k // pixels, 1)
-    total = convolved(b, b.whole(out), each[:, :, None, None], None).addresses
+    results = b.whole(out)
+    if k > pixels:  # each of them is the sum of what k // pixels heads have
+        each = torch.eye(heads[..., 0].numel(), dtype=b.dtype, device=b.device).repeat_interleave(
+            k // pixels, 1
+        )
+        results = convolved(b, results, each[:, :, None, None], None)
     number = torch.empty(len(rows.image), heads.shape[1], dtype=torch.long)
     for image in range(b.space.images):
-        number[rows.image == image] = torch.arange(len(each)).view(heads.shape[:2])
-    found = total[rows.image[:, None], number].flatten(2)  # [rows, o // pixels, pixels]
+        number[rows.image == image] = torch.arange(heads[..., 0].numel()).view(heads.shape[:2])
+    found = results.addresses[rows.image[:, None], number].flatten(2)  # [rows, o // pixels, pixels]
     return b.map((found.mT if is_channel_last else found).reshape(*x.shape[:-1], o))
 
 
