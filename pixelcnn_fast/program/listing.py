@@ -17,7 +17,8 @@ class ProgramListing:
     """
 
     def __init__(self, program: PhasedProgram, runtime: str, pixel_weight_bytes: int) -> None:
-        """runtime: what 'auto' stands for. pixel_weight_bytes: of a weight; only the pixel phase narrows it."""
+        """runtime: what 'auto' stands for. pixel_weight_bytes: of a weight, and of what ``cpu``
+        keeps for attention; only the pixel phase narrows it."""
         self._program, self._runtime = program, runtime
         self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
@@ -38,13 +39,14 @@ class ProgramListing:
         _, height, width = program.shape
         stored = sum(
             (count(width, s.every_x) + s.pad_left + s.pad_right) * s.rows * s.channels
-            + (s.keys + s.values) * height * width * s.channels
             for s in program.storage.values()
         )
+        attended = height * width * sum((s.keys + s.values) * s.channels for s in program.storage.values())
         partial = sum(
             count(width, i.instruction.every[1]) * i.channels for i in program.instructions if i.row_runs
         )
-        self.workspace_bytes = (stored + partial) * program.dtype.itemsize
+        attended_bytes = pixel_weight_bytes if runtime == "cpu" else program.dtype.itemsize
+        self.workspace_bytes = (stored + partial) * program.dtype.itemsize + attended * attended_bytes
 
     def __str__(self) -> str:
         title, *lines = str(self._program).split("\n")

@@ -233,6 +233,9 @@ def test_what_attention_reads_is_kept_in_bf16(isa):
         for n in (1, 5, 40):
             assert torch.equal(narrow.logits(images[:n], runtime="cpu").double(), expected[:n])
     assert torch.equal(same.logits(images).double(), net(images.double()))
+    attended = 5 * 6 * 4  # values of 4 channels
+    saved = same.program.workspace_bytes - narrow.program.workspace_bytes
+    assert saved == attended * 2
 
 
 @needs_native
