@@ -13,7 +13,6 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.passes.split_channels import without_unread_channels
-from pixelcnn_fast.program.attention import Attention
 from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
@@ -147,7 +146,10 @@ def test_a_lost_tap_is_a_mismatch(name):
             assert error > 1e-6, (i.name, i.taps[lost].dy, i.taps[lost].dx)
 
 
-@pytest.mark.parametrize("name", tiered(MUTATED, lambda name: name not in ("cropped shifts", "two scales")))
+SLOW = {"cropped shifts", "two scales", "tokens", "start token", "axial", "weights by hand"}
+
+
+@pytest.mark.parametrize("name", tiered(MUTATED, lambda name: name not in SLOW))
 def test_a_leaking_tap_is_not_causal(name):
     """A tap one pixel ahead, or on the present pixel, in each layer: refused exactly where the logits then change
     with a sub-pixel that they must not see."""
@@ -166,43 +168,6 @@ def test_a_leaking_tap_is_not_causal(name):
                 assert leak.why.startswith(f"{i.name}: kernel tap ({dy:+d}, {dx:+d})"), leak
             leaks += leak is not None
     assert leaks > 2
-
-
-def attentions(program: Program) -> list[tuple[int, Attention]]:
-    return [(index, i) for index, i in enumerate(program.instructions) if isinstance(i, Attention)]
-
-
-ATTENDING = ["snail", "tokens"]
-
-
-@pytest.mark.parametrize("name", ATTENDING)
-def test_attention_to_a_pixel_more_or_fewer_is_a_mismatch_or_a_leak(name):
-    program, levels, logits, condition = captured(MUTATED[name])
-    pixels = program.shape[1] * program.shape[2]
-    assert len(attentions(program)) == (1 if name == "snail" else 2)
-    for index, i in attentions(program):
-        is_strict = not i.allowed.diagonal(dim1=1, dim2=2).any()
-        assert is_strict == (name == "snail")
-
-        def mutant(index=index, i=i, **fields):
-            changed = list(program.instructions)
-            changed[index] = replace(i, **fields)
-            return replace(program, instructions=tuple(changed))
-
-        diagonal = torch.eye(pixels, dtype=torch.bool)
-        ahead = torch.ones(pixels, pixels, dtype=torch.bool).triu(1).tril(1)
-        for allowed in (i.allowed ^ diagonal, i.allowed & ~diagonal, i.allowed | ahead):
-            changed = mutant(allowed=allowed)
-            sees_later = bool((allowed & ahead).any()) or (is_strict and bool((allowed & diagonal).any()))
-            assert (leak_of(changed) is not None) == sees_later == sees_too_much(changed, levels, condition)
-            if not torch.equal(allowed, i.allowed):
-                assert (evaluate(changed, levels, condition) - logits).abs().max() > 1e-6
-        for lost in (0, pixels // 2):
-            allowed = i.allowed.clone()
-            allowed[:, -1, lost] = False
-            assert (evaluate(mutant(allowed=allowed), levels, condition) - logits).abs().max() > 1e-9
-        one_head = mutant(heads=1, allowed=i.allowed[:1])
-        assert (evaluate(one_head, levels, condition) - logits).abs().max() > 1e-6
 
 
 def sees_too_much(program: Program, levels: Tensor, condition: Condition) -> bool:
