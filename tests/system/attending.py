@@ -122,8 +122,8 @@ class Axial(nn.Module):
         self.out = nn.Linear(width, levels)
 
     def attend(self, q, k, v, mask):
-        parts = (split_heads(x, self.heads) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(-3, -2).flatten(-2)
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-3, -2).flatten(-2)
 
     def forward(self, x):
         e = self.embed(2 * x - 1)
@@ -138,7 +138,8 @@ class Axial(nn.Module):
         y, across = torch.arange(height * width) // width, torch.arange(height * width) % width
         down, right = y[:, None] - y, across[:, None] - across
         near = (down == 1) & (right.abs() <= 1) | (down == 0) & (right >= 0) & (right <= 2)
-        found = self.attend(*(2 * self.of_windows(h.flatten(1, 2))).chunk(3, -1), near)
+        q, k, v = (2 * self.of_windows(h.flatten(1, 2))).chunk(3, -1)
+        found = self.attend(q, k, v, near)
         h = F.gelu(h + found.view(h.shape))
         return 3 * self.out(h).permute(0, 3, 1, 2)
 
