@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,16 +80,20 @@ def test_all_runtimes_give_the_naive_images(name):
     naive = sampler.sample(5, **given, noise=u, runtime="reference")
     assert sampler.head.levels is not None
     assert naive.unique().numel() >= min(4, sampler.head.levels)  # lively
+    options: dict[str, Any] = dict(top_k=6, top_p=0.9, temperature=1.2, log_probability=True)
+    known = torch.rand(network.shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5
+
+    def found(runtime: RuntimeName) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of what is drawn with options, and other images' pixels completed."""
+        _, scores = sampler.sample(5, **given, noise=u, runtime=runtime, **options)
+        return scores, sampler.complete(naive.flip(0), known, **given, noise=u, runtime=runtime)
+
+    expected, completed = found("reference")
     for runtime in RUNTIMES:
         assert torch.equal(sampler.sample(5, **given, noise=u, runtime=runtime), naive)
-        images, found = sampler.sample(5, **given, noise=u, runtime=runtime, top_p=0.9, log_probability=True)
-        _, expected = sampler.sample(
-            5, **given, noise=u, runtime="reference", top_p=0.9, log_probability=True
-        )
-        assert_identical_up_to_rounding(found, expected)
-        known = torch.rand(network.shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5
-        completed = sampler.complete(naive, known, **given, noise=u, runtime=runtime)
-        assert torch.equal(completed, naive)
+        scores, images = found(runtime)
+        assert_identical_up_to_rounding(scores, expected)
+        assert torch.equal(images, completed)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
