@@ -1,5 +1,8 @@
 """Networks that attend: each mutant of their attention is found, in the program or by its images."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -14,9 +17,11 @@ from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.phased import Phase
 from pixelcnn_fast.program.program import Program
+from tests.needs import needs_native
 from tests.system.attending import StartToken
 from tests.system.foreign import NETWORKS
 from tests.system.test_foreign import captured, sees_too_much
+from tests.tiers import thorough
 
 ATTENTIONS = {"snail": 1, "tokens": 2, "start token": 1, "axial": 3, "weights by hand": 2}
 
@@ -118,3 +123,45 @@ def test_images_are_as_frequent_as_they_are_probable() -> None:
     freedom = len(every) - 1
     most = freedom + 4 * (2 * freedom) ** 0.5
     assert statistic(drawn) < most < statistic(drawn.flip(3))
+
+
+DRAWING = """
+import torch
+from pathlib import Path
+from torch.nn.functional import pad, scaled_dot_product_attention
+from pixelcnn_fast import Sampler
+from tests.system.networks import Written
+
+def attend(net, x):
+    q, k, v = net.of_rows(pad(x.movedim(1, 3), (0, 0, 1, -1))).chunk(3, 3)
+    return net.out(scaled_dot_product_attention(q, k, v, is_causal=True)).movedim(3, 1)
+
+def resident(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
+
+net = Written(attend, of_rows=torch.nn.Linear(1, 3 * 512), out=torch.nn.Linear(512, 2))
+sampler = Sampler(net, (1, 64, 64), levels=2, image_form="unit")
+known = torch.arange(64)[:, None].expand(-1, 64) < 63  # but for the last row
+print(sampler.program)
+before = resident("VmRSS")
+for n in (1, 8):  # the first measures the machine, too
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    sampler.complete(torch.zeros(n, 1, 64, 64, dtype=torch.uint8), known, runtime="cpu", batch_size=n)
+print((resident("VmHWM") - before) / 8)
+"""
+
+
+@thorough
+@needs_native
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems count memory in other units, or not at all"
+)
+def test_what_is_printed_is_the_memory_that_keys_and_values_take() -> None:
+    found = subprocess.run([sys.executable, "-c", DRAWING], capture_output=True, text=True, check=True).stdout
+    printed = re.search(r"([\d.]+) MB of workspace per image", found)
+    assert printed is not None
+    megabytes = float(printed[1])
+    of_cache = 64 * 64 * 2 * 512 * 4 / 1e6
+    assert of_cache < megabytes < 1.1 * of_cache
+    assert 0.9 * megabytes < float(found.split()[-1]) / 1e6 < 1.1 * megabytes
