@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <tuple>
 
 #include "cpu/sampler/choice.h"
 #include "cpu/sampler/sampler.h"
@@ -423,7 +424,7 @@ struct Attending : Network<T> {
 // Any image is the same alone and in a batch, by every schedule, if threads leave, and where rows are given, which for
 // some images are alike.
 template <class T>
-void check_attention(const char* isa, int lag) {
+void check_attention(const char* isa, int lag, bool thorough) {
   using Images = Attending<T>;
   constexpr int kImages = 5, kGiven = 2 * Images::kColumns, kPixels = Images::kPixels;
   const Images network(lag);
@@ -453,23 +454,22 @@ void check_attention(const char* isa, int lag) {
   std::copy_n(given.begin(), kGiven, given.begin() + kPixels);  // of the second image, too
   const std::vector<int32_t> completed = drawn(0, kImages, sampler->schedule(kImages, 1), given).levels;
   require(std::equal(completed.begin(), completed.begin() + kPixels, whole.levels.begin()), "what is given attends");
-  for (const int images : {1, kImages})
-    for (const int threads : {1, 2, 3})
-      for (auto schedule : sampler->schedules(images, threads))
-        for (const auto& fewer_at : std::vector<std::vector<int>>{{}, {4, 20}}) {
-          if (threads == 1 && !fewer_at.empty()) continue;
-          schedule.fewer_at = fewer_at;
-          for (int first = 0; first < kImages; first += images) {
-            const Result<T> part = drawn(first, images, schedule, {});
-            require(
-                std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + first * kPixels * kLevels),
+  for (const auto& [first, images, threads] : {std::tuple{1, 1, 1}, {1, 1, 2}, {0, kImages, 1}, {0, kImages, 3}}) {
+    auto schedules = sampler->schedules(images, threads);
+    if (!thorough) schedules.resize(1);
+    for (auto& schedule : schedules)
+      for (const auto& fewer_at : std::vector<std::vector<int>>{{}, {4, 20}}) {
+        if (threads == 1 && !fewer_at.empty()) continue;
+        schedule.fewer_at = fewer_at;
+        const Result<T> part = drawn(first, images, schedule, {});
+        require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + first * kPixels * kLevels),
                 "attention is the same in any batch, on any number of threads, even if some leave");
-            const std::vector<int32_t> own(given.begin() + first * kPixels, given.begin() + (first + images) * kPixels);
-            const auto again = drawn(first, images, schedule, own).levels;
-            require(std::equal(again.begin(), again.end(), completed.begin() + first * kPixels),
-                    "below rows that are given, too");
-          }
-        }
+        const auto own = given.begin() + first * kPixels;
+        const Result<T> rest = drawn(first, images, schedule, {own, own + images * kPixels});
+        require(std::equal(rest.levels.begin(), rest.levels.end(), completed.begin() + first * kPixels),
+                "below rows that are given, too");
+      }
+  }
 }
 
 // Schedules whose estimates are close are tried, and the fastest is kept; others are not.
@@ -517,7 +517,10 @@ int main() {
     }
     check_row_by_row(isa.c_str(), true), check_row_by_row(isa.c_str(), false);
     for (const bool per_colour : {false, true}) check_mixture(isa.c_str(), per_colour);
-    for (const int lag : {0, 2}) check_attention<float>(isa.c_str(), lag), check_attention<double>(isa.c_str(), lag);
+    for (const int lag : {0, 2}) {
+      check_attention<float>(isa.c_str(), lag, isa == isas.back());
+      check_attention<double>(isa.c_str(), lag, false);
+    }
     std::printf("%s: ok\n", isa.c_str());
   }
 }
