@@ -398,7 +398,7 @@ struct Attending : Network<T> {
     const int channels = this->program.storage[out].channels;
     pcf::Instruction i{out, channels, pcf::InstructionKind::attention, phase};
     pcf::Attention& a = i.attention;
-    a.query = query, a.key = 2, a.value = 3, a.heads = kHeads, a.reach = reach, a.tables = tables;
+    a.query = query, a.key = 2, a.value = 3, a.heads = kHeads, a.reach = reach, a.tables = tables, a.keys = kPixels;
     a.epsilon = 1e-3, a.fill = -HUGE_VAL;
     for (int table = 0; table < tables; table++)
       for (int q = 0; q < kPixels; q++) {

@@ -27,12 +27,14 @@ ATTENTIONS = {"snail": 1, "tokens": 2, "start token": 1, "axial": 3, "weights by
 
 
 class OfOtherHead(Attention):
-    def _average(self, query: Tensor, pixels: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _average(self, query: Tensor, pixels: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
+        assert key is not None
         return super()._average(query, pixels, key.roll(key.shape[-1] // self.heads, -1), value)
 
 
 class OfOtherImage(Attention):
-    def _average(self, query: Tensor, pixels: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _average(self, query: Tensor, pixels: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
+        assert key is not None
         return super()._average(query, pixels, key.roll(1, 0), value.roll(1, 0))
 
 
