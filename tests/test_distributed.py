@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.call import RunSettings
@@ -546,16 +547,21 @@ def test_labels_may_be_a_tensor_of_any_integers(whole: Path, tmp_path: Path) -> 
     assert np.array_equal(arrays(tmp_path)["images"], arrays(whole)["images"])
 
 
-class Shifted(nn.Module):
-    """Adds the condition to the logits."""
+class Conditioned(nn.Module):
+    """Attends to the pixels before as the condition says, which it adds to its logits, too."""
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.conv = nn.Conv2d(1, 8, 1)
-        nn.init.zeros_(self.conv.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.conv(x.float()) + condition[:, :, None, None]
+        given = condition[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        own = self.conv(x / 7)
+        query, key = ((h + given).flatten(2).mT for h in (F.pad(own, (1, -1)), own))
+        earlier = torch.ones(key.shape[1], key.shape[1], dtype=torch.bool).tril(-1)
+        found = F.scaled_dot_product_attention(query, key, key, attn_mask=earlier)
+        return found.mT.reshape(given.shape) + given
 
 
 def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
@@ -580,7 +586,7 @@ def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("workspace", [1, 1 << 20])
 def test_conditions_are_those_of_their_images(workspace: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(distributed.drawing, "WORKSPACE", workspace)
-    own = Sampler(Shifted(), (1, 3, 3), levels=8, conditional=False, condition_shape=(8,))
+    own = Sampler(Conditioned(), (1, 3, 3), levels=8, conditional=False, condition_shape=(8,))
     conditions = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)) * 3
     distributed.sample(own, 7, tmp_path / "tensor", condition=conditions, shard_size=3)
     distributed.sample(own, 7, tmp_path / "function", condition=conditions.__getitem__, shard_size=3)

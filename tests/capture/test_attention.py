@@ -225,38 +225,6 @@ def test_styles_of_attention_are_drawn_as_by_the_model(attend: Attend, sees_own:
         assert torch.equal(*completed)
 
 
-class Transformer(nn.Module):
-    """Tokens after a start token, as language models have it, [pixels, N] or [N, pixels]."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.start, self.levels = nn.Parameter(torch.randn(CHANNELS)), nn.Embedding(LEVELS, CHANNELS)
-        self.places = nn.Embedding(PIXELS, CHANNELS)
-        self.norm, self.norm_of_mlp = nn.LayerNorm(CHANNELS), nn.LayerNorm(CHANNELS)
-        self.layer = nn.MultiheadAttention(CHANNELS, HEADS, batch_first=batch_first)
-        self.mlp = nn.Sequential(nn.Linear(CHANNELS, 12), nn.GELU(), nn.Linear(12, CHANNELS))
-        self.head, self.batch_first = nn.Linear(CHANNELS, LEVELS), batch_first
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.levels(images.flatten(1).long())
-        start = self.start.expand(len(tokens), 1, -1)
-        x = torch.cat([start, tokens[:, :-1]], 1) + self.places.weight
-        x = x if self.batch_first else x.transpose(0, 1)
-        normed = self.norm(x)
-        mask = torch.full((PIXELS, PIXELS), -torch.inf, dtype=x.dtype).triu(1)
-        x = x + self.layer(normed, normed, normed, attn_mask=mask, need_weights=False)[0]
-        x = 3 * self.head(x + self.mlp(self.norm_of_mlp(x)))
-        x = x if self.batch_first else x.transpose(0, 1)
-        return x.mT.reshape(-1, LEVELS, HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_a_transformer_with_a_start_token_is_drawn_as_by_the_model(batch_first: bool) -> None:
-    sampler = Sampler(Transformer(batch_first).double().eval(), SHAPE, levels=LEVELS)
-    assert assert_runtimes_agree(sampler, 4).unique().numel() == LEVELS
-
-
 def test_attention_sees_all_pixels_before_and_weights_are_taken_again() -> None:
     field = receptive_field(Net(cleared, True).double().eval(), SHAPE, image_form="levels", levels=LEVELS)
     before = torch.ones_like(field.seen[0, 0]).flatten()
@@ -299,6 +267,12 @@ def first_row_left(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return masked(net, q, k, v, -1e10)
 
 
+def later_row_left(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One of the pixels has no key."""
+    mask = net.mask & (torch.arange(PIXELS) != 2 * WIDTH + 3)[:, None]
+    return joined(scores(q, k).masked_fill(~mask, -1e10).softmax(-1) @ split(v))
+
+
 def inclusive(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(scores(q, k).masked_fill(~INCLUSIVE, -1e10).softmax(-1) @ split(v))
 
@@ -332,6 +306,7 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (largest_of_all, False, NotCausal, "later ones count beside the ε"),
         (first_row_left, True, NotCausal, ONE_ROW),
         (smallest_number, True, NotCausal, ONE_ROW),
+        (later_row_left, False, NotCausal, r"pixel \(2, 3\) attends to \(3, 3\): its mask leaves it no key"),
         (inclusive, True, NotCausal, "sees its own pixel; should its mask be strict"),
         (weak, False, NotCausal, "sees a later pixel"),
         (all_pixels, False, NotCausal, "sees a later pixel"),

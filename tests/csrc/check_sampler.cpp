@@ -4,10 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <tuple>
 
 #include "cpu/sampler/choice.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/simd/cpu_features.h"
+#include "cpu/simd/kernels.h"
 
 namespace {
 
@@ -339,6 +341,137 @@ void check_mixture(const char* isa, bool per_colour) {
   }
 }
 
+// Programs that attend, over two blocks of keys: in the row phase to the two rows above, near the pixel, with tables
+// for each head, keeping some channels; and, unless they go in a wavefront, to all pixels before.
+template <class T>
+struct Attending : Network<T> {
+  static constexpr int kRows = 6, kColumns = 13, kPixels = kRows * kColumns, kHeads = 2, kValues = 19;
+
+  explicit Attending(int lag) : Network<T>(0, 1) {
+    static_assert(kPixels > pcf::cpu::kKeysTogether);
+    pcf::Program& p = this->program;
+    p = {1, kRows, kColumns, {pcf::HeadKind::categorical, 1, kLevels, 1, kLevels}, {8}, {}, {}, {}};
+    p.lag = lag;
+    p.storage = {{1, 2, 1, 1},
+                 {8, 1, 0, 0},
+                 {5 * kHeads, 1, 0, 0, 1, 1, true, false},
+                 {kValues * kHeads, 1, 0, 0, 1, 1, false, true},
+                 {5 * kHeads, 1, 0, 0},
+                 {kValues * kHeads, 1, 0, 0},
+                 {5 * kHeads, 1, 0, 0},
+                 {kValues, 1, 0, 0},
+                 {kLevels, 1, 0, 0}};
+    pcf::Instruction input{0, 1, kFromLevels, pcf::Phase::drawn, {0, 1}};
+    input.steps = {{pcf::StepKind::affine, 1, -1, this->array(1, 0.02), this->array(1, 0.1)}};
+    input.after = 1;
+    p.instructions = {input, reading(6, pcf::Phase::row, {{0, -1, -1, 3, nullptr}}, {})};
+    attend(7, 6, pcf::Phase::row, [](int y, int x) { return y >= -2 && y < 0 && x >= -1 && x <= 1; }, 2, kHeads);
+    p.instructions.push_back(
+        reading(1, pcf::Phase::pixel, {{0, -1, -1, 3, nullptr}, {7, 0, 0, 1, nullptr}}, {{0, 0, -1, 1, nullptr}}));
+    std::vector<pcf::Run> of_logits = {{1, 0, 0, 1, nullptr}};
+    if (lag == 0) {
+      p.instructions.push_back(reading(4, pcf::Phase::pixel, {}, {{1, 0, 0, 1, nullptr}}));
+      attend(5, 4, pcf::Phase::pixel, [](int y, int x) { return y < 0 || (y == 0 && x < 0); }, kRows - 1, 1);
+      of_logits.push_back({5, 0, 0, 1, nullptr});
+    }
+    p.instructions.push_back(reading(8, pcf::Phase::pixel, {}, of_logits));
+    for (const int value : {2, 3}) {
+      p.instructions.push_back(reading(value, pcf::Phase::drawn, {}, {{0, 0, 0, 1, nullptr}, {1, 0, 0, 1, nullptr}}));
+      p.instructions.back().after = 1;
+    }
+  }
+
+  // A convolution whose runs get weights.
+  pcf::Instruction reading(int out, pcf::Phase phase, std::vector<pcf::Run> row_runs,
+                           std::vector<pcf::Run> pixel_runs) {
+    const int channels = this->program.storage[out].channels;
+    pcf::Instruction i{out, channels, kConvolution, phase, {}, this->array(channels, 0.1)};
+    for (auto* runs : {&row_runs, &pixel_runs})
+      for (auto& run : *runs)
+        run.weight = this->array(run.width * this->program.storage[run.source].channels * channels, 0.5);
+    i.row_runs = row_runs, i.pixel_runs = pixel_runs;
+    return i;
+  }
+
+  // Attends to the pixels at the offsets (y, x) that are near.
+  void attend(int out, int query, pcf::Phase phase, bool (*near)(int, int), int reach, int tables) {
+    const int channels = this->program.storage[out].channels;
+    pcf::Instruction i{out, channels, pcf::InstructionKind::attention, phase};
+    pcf::Attention& a = i.attention;
+    a.query = query, a.key = 2, a.value = 3, a.heads = kHeads, a.reach = reach, a.tables = tables, a.keys = kPixels;
+    a.epsilon = 1e-3, a.fill = -HUGE_VAL;
+    for (int table = 0; table < tables; table++)
+      for (int q = 0; q < kPixels; q++) {
+        a.starts.push_back(a.ranges.size());
+        for (int k = 0, last = -2; k < kPixels; k++) {
+          if (!near(k / kColumns - q / kColumns, k % kColumns - q % kColumns)) continue;
+          if (k == last + 1)
+            a.ranges.back().end++;
+          else
+            a.ranges.push_back({k, k + 1});
+          last = k;
+        }
+      }
+    a.starts.push_back(a.ranges.size());
+    const int64_t pairs = int64_t{tables} * kPixels * kPixels;
+    if (tables > 1) a.scale = this->array(pairs, 1), a.added = this->array(pairs, 1), a.factors = this->array(pairs, 1);
+    for (int c = 0; channels < kValues * kHeads && c < channels; c++) a.pick.push_back(2 * c + 1);
+    i.steps = {{pcf::StepKind::elu}};
+    this->program.instructions.push_back(i);
+  }
+};
+
+// Any image is the same alone and in a batch, by every schedule, if threads leave, and where rows are given, which for
+// some images are alike.
+template <class T>
+void check_attention(const char* isa, int lag, bool thorough) {
+  using Images = Attending<T>;
+  constexpr int kImages = 5, kGiven = 2 * Images::kColumns, kPixels = Images::kPixels;
+  const Images network(lag);
+  const auto sampler = pcf::cpu::make_sampler(network.program, sizeof(T) == 8, pcf::WeightFormat::same, isa);
+  std::mt19937 random(11);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<double> noise(kImages * kPixels);
+  for (double& u : noise) u = uniform(random);
+  const auto drawn = [&](int first, int images, const pcf::cpu::Schedule& schedule, const std::vector<int32_t>& given) {
+    Result<T> found{given, std::vector<T>(images * kPixels * kLevels), std::vector<double>(images * kPixels)};
+    found.levels.resize(images * kPixels);
+    std::vector<uint8_t> known(images * kPixels);
+    for (int i = 0; i < images * kPixels; i++) known[i] = !given.empty() && i % kPixels < kGiven;
+    sampler->run({images,
+                  found.levels.data(),
+                  given.empty() ? nullptr : known.data(),
+                  noise.data() + first * kPixels,
+                  {},
+                  {},
+                  given.empty() ? found.logits.data() : nullptr,
+                  found.log_probability.data()},
+                 schedule, [](int) {});
+    return found;
+  };
+  const Result<T> whole = drawn(0, kImages, sampler->schedule(kImages, 1), {});
+  std::vector<int32_t> given = whole.levels;
+  std::copy_n(given.begin(), kGiven, given.begin() + kPixels);  // of the second image, too
+  const std::vector<int32_t> completed = drawn(0, kImages, sampler->schedule(kImages, 1), given).levels;
+  require(std::equal(completed.begin(), completed.begin() + kPixels, whole.levels.begin()), "what is given attends");
+  for (const auto& [first, images, threads] : {std::tuple{1, 1, 1}, {1, 1, 2}, {0, kImages, 1}, {0, kImages, 3}}) {
+    auto schedules = sampler->schedules(images, threads);
+    if (!thorough) schedules.resize(1);
+    for (auto& schedule : schedules)
+      for (const auto& fewer_at : std::vector<std::vector<int>>{{}, {4, 20}}) {
+        if (threads == 1 && !fewer_at.empty()) continue;
+        schedule.fewer_at = fewer_at;
+        const Result<T> part = drawn(first, images, schedule, {});
+        require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + first * kPixels * kLevels),
+                "attention is the same in any batch, on any number of threads, even if some leave");
+        const auto own = given.begin() + first * kPixels;
+        const Result<T> rest = drawn(first, images, schedule, {own, own + images * kPixels});
+        require(std::equal(rest.levels.begin(), rest.levels.end(), completed.begin() + first * kPixels),
+                "below rows that are given, too");
+      }
+  }
+}
+
 // Schedules whose estimates are close are tried, and the fastest is kept; others are not.
 void check_choice() {
   const auto of_cost = [](int chunk, double cost) {
@@ -384,6 +517,10 @@ int main() {
     }
     check_row_by_row(isa.c_str(), true), check_row_by_row(isa.c_str(), false);
     for (const bool per_colour : {false, true}) check_mixture(isa.c_str(), per_colour);
+    for (const int lag : {0, 2}) {
+      check_attention<float>(isa.c_str(), lag, isa == isas.back());
+      check_attention<double>(isa.c_str(), lag, false);
+    }
     std::printf("%s: ok\n", isa.c_str());
   }
 }

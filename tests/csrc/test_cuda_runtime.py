@@ -36,6 +36,7 @@ from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS, OfLabel
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ChannelByChannel, enlivened, pixelcnn
+from tests.system.test_attending import ATTENTIONS
 from tests.tiers import thorough, tiered
 from tests.tolerances import assert_as_exact_as_plain
 
@@ -375,7 +376,7 @@ def test_draws_equal_the_reference_draw(options):
             )
 
 
-NOT_ON_CUDA = ("strides", "two scales", "snail", "tokens")  # several grids, and attention
+NOT_ON_CUDA = ("strides", "two scales", *ATTENTIONS)  # several grids, and attention
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in NOT_ON_CUDA])

@@ -21,6 +21,7 @@ from tests.system.networks import (
     ChannelByChannel,
     Masked,
     Written,
+    attending,
     enlivened,
     pixelcnn,
     two_stacks,
@@ -112,12 +113,17 @@ class Sums(nn.Module):
         return self.last(torch.add(self.third(y), x, alpha=2).relu())[:, None].movedim(2, -1)
 
 
+FIVE_IMAGES = ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35", "attention"]
+
+
 def five_images(name):
     """A model and its shape, labels, images, and arguments."""
     model: nn.Module
     if name.startswith("two stacks"):
         width = int(name.removeprefix("two stacks "))
         model, shape, labels = two_stacks(width).double(), (2, 6, 7), torch.arange(5) % 4
+    elif name == "attention":
+        model, shape, labels = attending(2).double(), (2, 9, 8), None
     elif name == "sums":
         model, shape, labels = Sums().double(), (1, 5, 6), None
     else:
@@ -127,7 +133,7 @@ def five_images(name):
 
 
 @pytest.mark.parametrize("isa", EACH_ISA)
-@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
+@pytest.mark.parametrize("name", FIVE_IMAGES)
 def test_float32_logits_per_instruction_set(isa, name):
     model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
@@ -164,7 +170,7 @@ def test_bf16_weights(runtime, isa):
 
 
 @pytest.mark.parametrize("isa", EACH_ISA)
-@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
+@pytest.mark.parametrize("name", FIVE_IMAGES)
 def test_bf16_logits_are_as_exact_as_plain_torch_in_bf16(isa, name):
     model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
@@ -238,16 +244,23 @@ def test_what_attention_reads_is_kept_in_bf16(isa):
     assert saved == attended * 2
 
 
+SPLIT = {
+    "hidden 40": (lambda: pixelcnn(channels=3, hidden=40), (3, 5, 4)),
+    "hidden 64": (lambda: pixelcnn(channels=3, hidden=64), (3, 5, 4)),
+    "attention": (lambda: attending(2), (2, 9, 8)),
+}
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]
 )
-@pytest.mark.parametrize("hidden", [40, 64])
-def test_the_batch_split_changes_no_bit(hidden, dtype, precision):
-    model = pixelcnn(channels=3, hidden=hidden, blocks=1).to(dtype)
-    sampler, u = Sampler(model, (3, 5, 4), precision=precision), noise(13, (3, 5, 4))
+@pytest.mark.parametrize("name", SPLIT)
+def test_the_batch_split_changes_no_bit(name, dtype, precision):
+    model, shape = SPLIT[name]
+    sampler, u = Sampler(model().to(dtype), shape, precision=precision), noise(13, shape)
     drawn = sampler.sample(13, noise=u, batch_size=13)
-    images = torch.randint(0, 256, (7, 3, 5, 4))
+    images = torch.randint(0, 256, (7, *shape))
     whole = sampler.logits(images)
     for size in (1, 2, 3, 4, 7):
         assert torch.equal(sampler.sample(13, noise=u, batch_size=size), drawn), size
@@ -258,9 +271,11 @@ def test_the_batch_split_changes_no_bit(hidden, dtype, precision):
 
 @needs_native
 @pytest.mark.parametrize("precision", ["same", "bf16"])
-def test_the_number_of_threads_changes_no_bit(precision):
-    sampler = Sampler(pixelcnn(hidden=64), (1, 6, 6), precision=precision)
-    images = torch.randint(0, 256, (3, 1, 6, 6))
+@pytest.mark.parametrize("name", ["hidden 64", "attention"])
+def test_the_number_of_threads_changes_no_bit(name, precision):
+    model, shape = SPLIT[name]
+    sampler = Sampler(model(), shape, precision=precision)
+    images = torch.randint(0, 256, (3, *shape))
     threads = torch.get_num_threads()
     try:
         results = []

@@ -1,6 +1,7 @@
 """Causal networks written the way people write them, each in its own style and knowing nothing of this library.
 
-``NETWORKS``: name -> Network. All are small, in float64 and eval mode, with weights that make lively logits.
+``NETWORKS``: name -> Network; the modules that attend are in ``attending.py``. All are small, in float64 and eval
+mode, with weights that make lively logits.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pixelcnn_fast import Sampler, image_forms
 from pixelcnn_fast.heads import Bernoulli, Categorical
+from tests.system import attending
 
 LEVELS = 8
 
@@ -747,65 +749,6 @@ class Told(nn.Module):
         return 4 * self.out(h + torch.relu(self.second(h)) * (1 + scale))
 
 
-# -- attention over what the convolutions saw, and over the image itself; the first pixel attends to nothing
-
-
-class Snail(nn.Module):
-    places: torch.Tensor
-
-    def __init__(self, width=8, heads=2, size=(5, 6)):
-        super().__init__()
-        self.heads = heads
-        self.above, self.left = nn.Conv2d(1, width, (2, 3)), nn.Conv2d(1, width, (1, 2))
-        self.inner, self.gates = nn.Conv2d(width, width, 2), nn.Conv2d(width, 2 * width, 1)
-        self.query, self.pairs = nn.Conv2d(width + 2, width, 1), nn.Conv2d(width + 3, 2 * width, 1)
-        self.mix, self.out = nn.Conv2d(width, width, 1), nn.Conv2d(width, LEVELS, 1)
-        rows, columns = (torch.linspace(-0.5, 0.5, each) for each in size)
-        grid = torch.meshgrid(rows, columns, indexing="ij")
-        self.register_buffer("places", torch.stack(grid)[None])
-
-    def forward(self, x):
-        n, _, height, width = x.shape
-        up = F.pad(self.above(F.pad(x, (1, 1, 2, 0))), (0, 0, 0, 0))[:, :, :height]
-        h = up + self.left(F.pad(x, (2, 0)))[..., :width]
-        a, b = self.gates(F.elu(self.inner(F.pad(F.elu(h), (1, 0, 1, 0))))).chunk(2, 1)
-        h = h + a * b.sigmoid()
-        places = self.places.expand(n, -1, -1, -1)
-        q, (k, v) = (
-            self.query(torch.cat([h, places], 1)),
-            self.pairs(torch.cat([h, x, places], 1)).chunk(2, 1),
-        )
-        q, k, v = (y.reshape(n, self.heads, -1, height * width) for y in (q, k, v))
-        earlier = torch.ones(height * width, height * width, dtype=x.dtype).tril(-1)
-        scores = (q.transpose(2, 3) @ k / k.shape[2] ** 0.5).masked_fill(earlier == 0, -1e4)
-        weights = F.dropout(scores.softmax(3) * earlier.amax(1, keepdim=True), 0.1, self.training)
-        found = (v @ weights.transpose(2, 3)).view(h.shape)
-        return 4 * self.out(F.elu(h + self.mix(F.elu(found))))
-
-
-# -- a transformer over the pixels as tokens, the first of which is a start
-
-
-class Tokens(nn.Module):
-    def __init__(self, width=8, heads=2, layers=2, tokens=30):
-        super().__init__()
-        self.start, self.embed = nn.Parameter(torch.randn(1, 1, width)), nn.Embedding(LEVELS, width)
-        self.places = nn.Parameter(torch.randn(tokens, width))
-        layer = nn.TransformerEncoderLayer(width, heads, 12, 0.1, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, LEVELS)
-        for weights in self.layers.parameters():
-            nn.init.normal_(weights, std=0.5) if weights.dim() > 1 else nn.init.normal_(weights, std=0.1)
-
-    def forward(self, images):
-        n, _, height, width = images.shape
-        x = self.embed(images.flatten(1).long())
-        x = torch.cat([self.start.expand(n, 1, -1), x[:, :-1]], 1) + self.places
-        mask = nn.Transformer.generate_square_subsequent_mask(height * width, dtype=x.dtype)
-        x = self.layers(x, mask=mask, is_causal=True)
-        return 3 * self.out(self.norm(x)).view(n, 1, height, width, LEVELS)
-
-
 STANDARDISED = image_forms.ChannelsLast(image_forms.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)))
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
@@ -837,7 +780,14 @@ NETWORKS = {
     "told": Network(
         Told, arguments=dict(image_form="unit", condition_shape={"said": (3,), "places": (2, 5, 6)})
     ),
-    "snail": Network(Snail, arguments=dict(image_form="unit")),
-    "tokens": Network(Tokens),
+    "snail": Network(lambda: attending.Snail(LEVELS), arguments=dict(image_form="unit")),
+    "tokens": Network(lambda: attending.Tokens(LEVELS)),
+    "start token": Network(lambda: attending.StartToken(LEVELS)),
+    "axial": Network(lambda: attending.Axial(LEVELS), arguments=dict(image_form="unit")),
+    "weights by hand": Network(
+        lambda: attending.ByHand(LEVELS),
+        (2, 4, 5),
+        dict(image_form="unit", head=Categorical(LEVELS, "N,C*L,H,W")),
+    ),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

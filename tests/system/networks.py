@@ -69,7 +69,7 @@ class Attending(nn.Module):
         self.of_row, self.last = nn.Linear(24, 72), nn.Conv2d(24, 256 * channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = torch.tanh(self.first(images / 255))
+        x = torch.tanh(self.first(images.to(self.last.weight) / 255))
         n, _, height, width = x.shape
         flat = x.flatten(2).mT
         q, k, v = (

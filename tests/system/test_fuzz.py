@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.system import fuzz
+from tests.system import fuzz, fuzzed_layers
 from tests.tiers import few
 
 SEEDS = range(70)
@@ -14,5 +14,6 @@ def test_all_runtimes_agree(seed):
 
 
 def test_the_seeds_reach_every_kind_of_layer():
+    of = fuzzed_layers
     kinds = {layer.kind for seed in SEEDS for layer in fuzz.Fuzzed(seed).layers}
-    assert kinds == {*fuzz.KINDS, *fuzz.MIXING_KINDS, *fuzz.STYLES, "cells", "twice", "attends"}
+    assert kinds == {*of.KINDS, *of.MIXING_KINDS, *of.STYLES, "cells", "twice", "attends"}
