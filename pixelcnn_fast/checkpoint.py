@@ -16,12 +16,13 @@ from pixelcnn_fast.models import (
     PixelCNN,
     PixelCNNpp,
     PixelRNN,
+    PixelSNAIL,
     hub,
     pixelcnnpp_port,
     stored,
 )
 
-FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp)
+FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp, PixelSNAIL)
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in FAMILIES}
 ON_HUB = "hf://"
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
