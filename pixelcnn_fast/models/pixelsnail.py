@@ -129,7 +129,8 @@ class PixelSNAIL(OnHub):
     n_blocks: stages, of n_res_blocks gated blocks of kernel_size (odd, 3 or more) and, with
     ``attention``, of n_heads heads, which divide channels / 2; n_out_res_blocks: gated 1x1
     blocks before the logits; n_cond_res_blocks: gated 3x3 blocks that read the coarser map.
-    Height and width may be any; coordinates in -1/2...1/2 tell a pixel where it lies.
+    Height and width may be any; coordinates in -1/2...1/2 tell a pixel where it lies. Keys do not know their own
+    pixel, as in the public code: near the left border, a pixel does not see the end of the row above.
     Raises ValueError for settings that do not fit, a wrong shape or dtype, and missing, unexpected
     or out-of-range labels or conditions. Source: Chen et al. 2018, "PixelSNAIL: An Improved
     Autoregressive Generative Model", as a prior of codes in Razavi et al. 2019, "Generating Diverse
@@ -229,5 +230,5 @@ class PixelSNAIL(OnHub):
 def _coordinates(x: Tensor) -> Tensor:
     """Where each pixel lies, [N, 2, H, W]: its row and its column, from -1/2 on."""
     n, _, height, width = x.shape
-    rows, columns = (torch.arange(size, device=x.device) / size - 0.5 for size in (height, width))
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).to(x.dtype).expand(n, -1, -1, -1)
+    rows, columns = (torch.arange(size, dtype=torch.float64) / size - 0.5 for size in (height, width))
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).to(x).expand(n, -1, -1, -1)
