@@ -139,6 +139,7 @@ class PixelSNAIL(OnHub):
 
     logits_layout = "N,C,H,W,L"  # where H = W = L, the shape does not tell
     input_channels = 1
+    many_levels = "int64"
 
     def __init__(
         self, levels: int, channels: int = 256, kernel_size: int = 5, n_blocks: int = 4, n_res_blocks: int = 4,
