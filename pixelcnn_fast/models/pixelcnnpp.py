@@ -97,7 +97,7 @@ class PixelCNNpp(OnHub):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_inputs(images, self.input_channels, labels, self.n_classes, "-1...1")
-        x = images.to(self.nin_out.bias.dtype)
+        x = images.to(self.nin_out.weight_v.dtype)
         if images.dtype == torch.uint8:
             x = x / 127.5 - 1
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # tells the image from zeros around it

@@ -50,7 +50,7 @@ class GatedBlock(nn.Module):
         condition: Tensor | None = None,
     ) -> Tensor:
         y = self.conv1(F.elu(x))
-        if self.aux_conv is not None:
+        if self.aux_conv is not None and attended is not None:
             y = y + self.aux_conv(F.elu(attended))
         y = self.conv2(self.dropout(F.elu(y)))
         given = None if self.label is None else self.label(labels).to(y.dtype)  # as autocast needs it

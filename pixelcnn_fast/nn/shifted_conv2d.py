@@ -50,7 +50,7 @@ class ShiftedConv2d(nn.Module):
         self.left = width - 1 - self.right
         self.weight_v = nn.Parameter(torch.empty(out_channels, in_channels, height, width).normal_(std=0.05))
         self.weight_g = nn.Parameter(torch.full((out_channels, 1, 1, 1), scale))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         mask = torch.ones(height, width)
         mask[self.above, self.left :] = 0
         self.register_buffer("mask", mask if strict else None, persistent=False)
@@ -97,7 +97,7 @@ class ShiftedConvTranspose2d(ShiftedConv2d):
 
 
 def initialise(model: nn.Module, *given: Tensor | None) -> None:
-    """Sets scales and biases before training, from what the model is given: see ``models.PixelCNNpp.initialise_from``."""
+    """Sets scales and biases before training, from what a model is given: ``models.PixelCNNpp.initialise_from``."""
     layers = [module for module in model.modules() if isinstance(module, ShiftedConv2d)]
     hooks = [layer.register_forward_hook(lambda m, args, y: m.normalise(y)) for layer in layers]
     try:

@@ -49,9 +49,7 @@ class Theirs:
         weight_v[:, :, -1, size // 2 :] = 0  # in place, as theirs does
         return self.padded(name, x, out, (size, size), (size // 2, size // 2, size - 1, 0))
 
-    def padded(
-        self, name: str, x: Tensor, out: int, kernel: tuple[int, int], pad: tuple[int, ...]
-    ) -> Tensor:
+    def padded(self, name: str, x: Tensor, out: int, kernel: tuple[int, int], pad: tuple[int, ...]) -> Tensor:
         weight = self.weight(f"{name}.conv.conv", out, x.shape[1], *kernel)
         return F.conv2d(F.pad(x, pad), weight, self.new(f"{name}.conv.conv.bias", out))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ class PaddedConv2d(nn.Module):
         self.padding, self.strict = padding, strict
 
     def weight(self) -> Tensor:
-        v = self.weight_v
+        v: Tensor = self.weight_v
         if self.strict:
             middle = v.shape[3] // 2
             last = torch.cat([v[:, :, -1:, :middle], torch.zeros_like(v[:, :, -1:, middle:])], dim=3)
@@ -108,7 +110,9 @@ class CausalAttention(nn.Module):
             scores = q @ k.transpose(1, 2) / size**0.5
             is_later = torch.ones(pixels, pixels, device=q.device).triu().bool()  # or the pixel itself
             weights = scores.masked_fill(is_later, -torch.inf)[:, 1:].softmax(2)
-            weights = torch.cat([torch.zeros_like(scores[:, :1]), weights], dim=1)  # nothing precedes the first
+            weights = torch.cat(
+                [torch.zeros_like(scores[:, :1]), weights], dim=1
+            )  # nothing precedes the first
             heads.append((self.dropout(weights) @ v).transpose(1, 2))
         return torch.cat(heads, dim=1).reshape(n, channels, height, width)
 
@@ -119,7 +123,7 @@ class Stage(nn.Module):
         n_condition: int, n_classes: int | None,
     ) -> None:  # fmt: skip
         super().__init__()
-        given = dict(n_condition=n_condition, n_classes=n_classes)
+        given: dict[str, Any] = dict(n_condition=n_condition, n_classes=n_classes)
         self.resblocks = nn.ModuleList(
             GatedBlock(channels, channels, dropout, kernel_size, True, **given) for _ in range(n_res_blocks)
         )
