@@ -250,6 +250,6 @@ def test_every_runtime_draws_the_same_codes_and_completes_them(name: str) -> Non
     _, log_p = sampler.sample(3, labels, condition=condition, noise=noise, log_probability=True)
     drawn = sampler.sample(3, labels, condition=condition, noise=noise)
     assert_identical_up_to_rounding(log_p, sampler.log_prob(drawn, labels, condition=condition).detach())
-    coarse: Any = () if condition is None else condition
-    nll = likelihood.nll(model, drawn, labels, condition=coarse, image_form="codes")
+    coarse: Any = {} if condition is None else {"condition": condition}
+    nll = likelihood.nll(model, drawn, labels, image_form="codes", **coarse)
     assert_identical_up_to_rounding(log_p, -nll.detach().double())
