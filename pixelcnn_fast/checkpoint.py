@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from importlib import resources
@@ -16,12 +17,14 @@ from pixelcnn_fast.models import (
     PixelCNN,
     PixelCNNpp,
     PixelRNN,
+    PixelSNAIL,
     hub,
     pixelcnnpp_port,
+    pixelsnail_port,
     stored,
 )
 
-FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp)
+FAMILIES: tuple[type[Model], ...] = (PixelCNN, GatedPixelCNN, PixelRNN, PixelCNNpp, PixelSNAIL)
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in FAMILIES}
 ON_HUB = "hf://"
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
@@ -69,10 +72,12 @@ def load(path: str | os.PathLike[str]) -> Model:
     return stored.rebuilt(path, MODELS[name], metadata["config"], tensors)
 
 
-def load_port(path: str | os.PathLike[str]) -> PixelCNNpp:
-    """Reads what ``torch.save`` wrote of the state dict of PixelCNN++'s common PyTorch port
-    (pclucas14/pixel-cnn-pp), of any size -> the same model in eval mode, on the CPU, in the
-    file's dtype. ``models.pixelcnnpp_port`` says how keys and tensors correspond.
+def load_port(path: str | os.PathLike[str]) -> PixelCNNpp | PixelSNAIL:
+    """Reads what ``torch.save`` wrote for other people's code -> the same model in eval mode, on the CPU, in the
+    file's dtype: a state dict of PixelCNN++'s common PyTorch port (pclucas14/pixel-cnn-pp), or a
+    checkpoint of a prior of VQ-VAE-2 codes (rosinality/vq-vae-2-pytorch: such a state dict, or
+    one as the value of "model"), of any size. ``models.pixelcnnpp_port`` and
+    ``models.pixelsnail_port`` say how keys and tensors correspond.
 
     Raises FileNotFoundError and ValueError as ``load`` does. No code in the file is run.
     """
@@ -83,22 +88,29 @@ def load_port(path: str | os.PathLike[str]) -> PixelCNNpp:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the settings beside "model"
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: torch.load can't read it ({str(error)[:300]}); fetch it again") from error
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ValueError(f"{path}: it is no state dict; write model.state_dict() of the port's PixelCNN")
-    tensors = pixelcnnpp_port.renamed(stored.without_data_parallel(found))
+    found = stored.without_data_parallel(found)
+    is_snail = any(key.startswith("horizontal.") for key in found)
+    port = pixelsnail_port if is_snail else pixelcnnpp_port
+    tensors = port.renamed(found)
     try:
-        config = pixelcnnpp_port.config_of(tensors)
+        config = port.config_of(tensors)
     except (KeyError, IndexError) as error:
-        raise ValueError(f"{path}: it is no state dict of the port's PixelCNN, which has {error}") from error
+        name = "PixelSNAIL" if is_snail else "PixelCNN"
+        raise ValueError(f"{path}: it is no state dict of the port's {name}, which has {error}") from error
     with torch.device("meta"):
-        outline = PixelCNNpp(**config)
+        outline = port.FAMILY(**config)
     stored.check_fit(path, tensors, outline.state_dict())
     stored.check_finite(tensors, str(path))
-    model = PixelCNNpp(**config).to(tensors["nin_out.bias"].dtype)
-    model.load_state_dict(pixelcnnpp_port.rearranged(tensors))
+    model = port.FAMILY(**config).to(next(iter(tensors.values())).dtype)
+    model.load_state_dict(port.rearranged(tensors))
     return model.eval()
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench.workload import random_model, workload
-from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelCNNpp, PixelRNN, reference
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelCNNpp, PixelRNN, PixelSNAIL, reference
 from pixelcnn_fast.models.pixel_rnn import KINDS
 
 Tensors = dict[str, torch.Tensor]
@@ -61,6 +61,7 @@ def test_comes_back_exactly(model: PixelCNN, saved: Path) -> None:
 OTHERS: dict[str, Callable[[], Model]] = {
     "gated": lambda: GatedPixelCNN(3, 4, [1, 2], n_classes=2, channel_order="interleaved", levels=5),
     "plus plus": lambda: PixelCNNpp(3, 4, 1, 2, n_classes=2),
+    "snail": lambda: PixelSNAIL(5, 4, 3, 1, 1, 1, n_classes=2),
     **{kind: partial(random_model, family=PixelRNN, kind=kind, **RNN) for kind in KINDS},
 }
 
@@ -72,6 +73,7 @@ def test_other_models_come_back_as_themselves(name: str, tmp_path: Path) -> None
     loaded = checkpoint.load(path)
     assert type(loaded) is type(model) and loaded.config == model.config
     images, labels = torch.rand(2, model.input_channels, 3, 3), torch.tensor([1, 0])
+    images = (4 * images).byte() if isinstance(model, PixelSNAIL) else images
     given = [images] if model.n_classes is None else [images, labels]
     assert torch.equal(loaded(*given), model(*given))
     assert torch.allclose(workload(loaded, 2, 3, 3).plain_model()(*given), model(*given), atol=1e-5)
@@ -79,8 +81,8 @@ def test_other_models_come_back_as_themselves(name: str, tmp_path: Path) -> None
 
 
 def test_a_model_that_this_version_does_not_know(saved: Path) -> None:
-    save_file(load_file(saved), saved, metadata={"config": "{}", "model": "PixelSNAIL"})
-    with pytest.raises(ValueError, match="PixelSNAIL.*knows PixelCNN, GatedPixelCNN, PixelRNN"):
+    save_file(load_file(saved), saved, metadata={"config": "{}", "model": "PixelMLP"})
+    with pytest.raises(ValueError, match="PixelMLP.*knows PixelCNN, GatedPixelCNN, PixelRNN"):
         checkpoint.load(saved)
 
 

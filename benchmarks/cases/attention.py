@@ -1,4 +1,4 @@
-"""Attention: priors of VQ-VAE-2 codes, and small image models, in other people's code with random weights.
+"""Attention: priors of VQ-VAE-2 codes, and small image models, with random weights, mostly in other people's code.
 
 All images are checked by the model in float64. Their code is run from checkouts that are named (--priors,
 --generative), and not measured without.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.workload import workload
 from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.models import PixelSNAIL
 
 TITLE = "Targets of attention"
 NAIVE_PIXELS, BATCH = 8, 16
@@ -28,8 +29,8 @@ FORWARDS, SECONDS = (15.0, 8.0), (3.0, 1.0)  # that building may take: must, and
 
 @dataclass(frozen=True)
 class Subject:
-    """needs: the checkout; one, many: must and reach, for one image and for a batch; model: of quick or not, with its
-    side and what ``Sampler`` is told; in_forwards: whether building is measured in forwards of one image."""
+    """needs: the checkout, if any; one, many: must and reach, for one image and for a batch; model: of quick or not,
+    with its side and what ``Sampler`` is told; in_forwards: whether building is measured in forwards of one image."""
 
     name: str
     needs: str
@@ -40,7 +41,7 @@ class Subject:
 
 
 def cases(how: Settings) -> Cases:
-    """Each is left out, by name, without its checkout."""
+    """Each is left out, by name, without the checkout that it needs."""
     codes, binary = dict(head=Categorical(512), image_form="codes"), dict(head=Categorical(2))
 
     def prior(quick: bool, side: int, **config: Any) -> tuple[nn.Module, int, dict[str, Any]]:
@@ -50,6 +51,11 @@ def cases(how: Settings) -> Cases:
             config = {**config, "cond_res_channel": 8}
         torch.manual_seed(0)
         return Alone(Priors(how.priors).model([side, side], 512, *sizes, **config), side), side, codes
+
+    def own(quick: bool) -> tuple[nn.Module, int, dict[str, Any]]:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = dict(channels=16, n_blocks=1, n_res_blocks=1) if quick else {}
+        return PixelSNAIL(512, **sizes), 8 if quick else 32, codes
 
     def small(
         quick: bool, name: str, full: tuple, tiny: tuple, **settings: Any
@@ -69,6 +75,7 @@ def cases(how: Settings) -> Cases:
         "transformer": Subject("ImageGPT of 28x28", GENERATIVE, (100, 200), (250, 400), image_gpt),
         "snail": Subject("PixelSNAIL of 28x28", GENERATIVE, (100, 250), (400, 800), pixel_snail),
         "top": Subject("the top prior of 32x32 codes", PRIORS, (600, 900), (1200, 1800), top, True),
+        "own": Subject("models.PixelSNAIL of that size", "", (600, 900), (1200, 1800), own, True),
         "bottom": Subject(
             "the bottom prior of 64x64 codes", PRIORS, (5000, 8000), (5000, 8000), bottom, True
         ),
@@ -79,7 +86,7 @@ def cases(how: Settings) -> Cases:
 def measured(how: Settings, subject: Subject) -> Found:
     title = f"{subject.name}: "
     folder, option = (how.priors, "--priors") if subject.needs == PRIORS else (how.generative, "--generative")
-    if folder is None:
+    if folder is None and subject.needs:
         yield Target(
             f"{title}all", *subject.one, None, [], factor, needs=f"{option} FOLDER ({subject.needs})"
         )

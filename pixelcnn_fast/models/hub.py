@@ -29,6 +29,8 @@ class OnHub(nn.Module):
     input_channels: int
     n_classes: int | None
     condition_channels: int | None = None
+    condition_levels: int | None = None
+    many_levels = "levels"  # the form of images of more levels than uint8 has
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, repo_id: str = "", license: str = "unknown",
@@ -114,23 +116,30 @@ def read(folder: str | os.PathLike[str]) -> tuple[stored.Tensors, dict[str, str]
 
 def card(model: OnHub, source: str, license: str, size: tuple[int, int], notes: dict[str, str]) -> str:
     """The model card: what the Hub shows and searches, what the model is, and how it is sampled."""
-    kind, given, arguments = type(model).__name__, [], ""
+    kind, given, arguments, settings = type(model).__name__, [], "", ""
     if model.n_classes is not None:
         given.append(f"labels = torch.arange(16) % {model.n_classes}")
         arguments += ", labels"
     if model.condition_channels is not None:
         given.append(f"condition = torch.rand{(16, model.condition_channels, *size)}  # yours")
         arguments += ", condition=condition"
+    if model.condition_levels is not None:
+        shape = tuple(side // 2 if side % 2 == 0 else side for side in size)
+        given.append(f"condition = torch.randint({model.condition_levels}, {(16, *shape)})  # yours")
+        arguments, settings = f"{arguments}, condition=condition", f", condition_shape={shape}"
+    shown = 'pictures.save_grid(images, 4, "samples.png")'
+    if (levels := getattr(model, "levels", 256)) > 256:
+        settings, shown = f'{settings}, image_form="{model.many_levels}"', f"# codes, 0...{levels - 1}"
     snippet = "\n".join(
         [
             "import torch",
             "from pixelcnn_fast import Sampler, checkpoint, pictures",
             "",
             f"model = checkpoint.load({json.dumps(source)})",
-            f"sampler = Sampler(model, {(model.input_channels, *size)})  # channels, height, width",
+            f"sampler = Sampler(model, {(model.input_channels, *size)}{settings})  # channels, height, width",
             *given,
             f"images = sampler.sample(16{arguments})",
-            'pictures.save_grid(images, 4, "samples.png")',
+            shown,
         ]
     )
     tags = "".join(f"\n- {tag}" for tag in dict.fromkeys((*TAGS, kind.lower())))

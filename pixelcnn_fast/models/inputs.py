@@ -41,7 +41,10 @@ def check_inputs(
         raise ValueError(f"images have shape {list(images.shape)}, expected [N, {channels}, H, W]")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in {interval}")
-    n = images.shape[0]
+    check_labels(labels, len(images), n_classes)
+
+
+def check_labels(labels: Tensor | None, n: int, n_classes: int | None) -> None:
     if n_classes is None:
         if labels is not None:
             raise ValueError("labels were given to a model without classes (n_classes=None)")
@@ -58,6 +61,18 @@ def check_inputs(
         raise ValueError(
             f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{n_classes - 1}"
         )
+
+
+def as_codes(x: Tensor, what: str, levels: int) -> Tensor:
+    """Maps of integers 0...levels-1, [N, H, W] or [N, 1, H, W] -> int64 [N, H, W]. Raises ValueError for others."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{what} are a {type(x).__name__}, expected a tensor of integers [N, 1, H, W]")
+    is_whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if not is_whole or x.dim() not in (3, 4) or (x.dim() == 4 and x.shape[1] != 1):
+        raise ValueError(
+            f"{what} are {x.dtype} {list(x.shape)}, expected integers 0...{levels - 1}, [N, 1, H, W] or [N, H, W]"
+        )
+    return (x[:, 0] if x.dim() == 4 else x).long()
 
 
 def check_condition(condition: Tensor | None, images: Tensor, channels: int | None) -> None:

@@ -10,6 +10,7 @@ from pixelcnn_fast.models.hub import OnHub
 from pixelcnn_fast.models.inputs import check_inputs, config_of
 from pixelcnn_fast.nn import GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d
 from pixelcnn_fast.nn.settings import check_sizes
+from pixelcnn_fast.nn.shifted_conv2d import initialise, shifted
 from pixelcnn_fast.ops import concat_elu
 
 PARAMETERS = {1: 3, 3: 10}  # of a component, by how many colours there are
@@ -96,13 +97,13 @@ class PixelCNNpp(OnHub):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_inputs(images, self.input_channels, labels, self.n_classes, "-1...1")
-        x = images.to(self.nin_out.bias.dtype)
+        x = images.to(self.nin_out.weight_v.dtype)
         if images.dtype == torch.uint8:
             x = x / 127.5 - 1
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # tells the image from zeros around it
         x = x.contiguous(memory_format=torch.channels_last)
-        u = _shifted(self.u_init(x), 1, 0)
-        ul = _shifted(self.ul_init[0](x), 1, 0) + _shifted(self.ul_init[1](x), 0, 1)
+        u = shifted(self.u_init(x), 1, 0)
+        ul = shifted(self.ul_init[0](x), 1, 0) + shifted(self.ul_init[1](x), 0, 1)
         seen = [(concat_elu(u), concat_elu(ul))]
         for grid, up in enumerate(self.up_layers):
             if grid > 0:
@@ -127,17 +128,4 @@ class PixelCNNpp(OnHub):
         check_inputs(images, self.input_channels, labels, self.n_classes, "-1...1")
         if not len(images):
             raise ValueError("there are no images to initialise from: give a batch as in training")
-        layers = [module for module in self.modules() if isinstance(module, ShiftedConv2d)]
-        hooks = [layer.register_forward_hook(lambda m, args, y: m.normalise(y)) for layer in layers]
-        try:
-            with torch.no_grad():
-                self(images, labels)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _shifted(x: Tensor, down: int, right: int) -> Tensor:
-    """As large as before; zeros come in, and what leaves the map is lost."""
-    height, width = x.shape[2:]
-    return F.pad(x, (right, 0, down, 0))[:, :, :height, :width]
+        initialise(self, images, labels)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.models.pixelcnnpp import PARAMETERS
+from pixelcnn_fast.models.pixelcnnpp import PARAMETERS, PixelCNNpp
 
+FAMILY = PixelCNNpp
 LAYERS = ("conv", "deconv", "lin_a")
 # As torch.nn.utils.parametrizations.weight_norm names g and v.
 LATER_NAMES = {
@@ -35,7 +36,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for later, name in LATER_NAMES.items():
             key = key.replace(later, name)
         *path, name = key.split(".")
-        if path and path[-1] in LAYERS:
+        while path and path[-1] in LAYERS:
             path.pop()
         found[".".join([*path, name])] = value[:, :, None, None] if value.dim() == 2 else value
     return found

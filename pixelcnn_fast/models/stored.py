@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.files import replacing
 
-OF_LAYERS = ("n_layers", "n_residual", "n_resnets")  # settings that count layers, which have tensors
+# Settings that count layers, which have tensors.
+OF_LAYERS = (
+    *("n_layers", "n_residual", "n_resnets"),
+    *("n_blocks", "n_res_blocks", "n_out_res_blocks", "n_cond_res_blocks"),
+)
 MOST_DILATED = 1 << 14
 RESERVED = ("config", "model")  # names in the file's metadata
 Tensors = dict[str, Tensor]

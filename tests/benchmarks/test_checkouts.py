@@ -14,6 +14,7 @@ from measuring import Settings, Target
 from torch import nn
 
 from pixelcnn_fast.errors import CheckFailed
+from tests.tiers import few
 
 PORT = {
     "utils": """
@@ -181,7 +182,7 @@ GENERATIVE = {
 }
 
 
-@pytest.mark.parametrize("name", ["top", "bottom"])
+@pytest.mark.parametrize("name", few(["top", "bottom", "own"], 2))
 def test_priors_of_codes_are_built_and_drawn(name: str, checkout: Any) -> None:
     how = Settings(1, 2, True, "cpu", None, Path("log"), priors=checkout({"pixelsnail": PRIOR}))
     targets = [found for found in attention.cases(how)[name]() if isinstance(found, Target)]

@@ -28,7 +28,7 @@ def small(**settings: Any) -> PixelCNNpp:
 
 
 def plain(model: PixelCNNpp) -> reference.PixelCNNpp:
-    found = reference.PixelCNNpp(**model.config).to(model.nin_out.bias.dtype)
+    found = reference.PixelCNNpp(**model.config).to(model.nin_out.weight_v.dtype)
     found.load_state_dict(model.state_dict())
     model.load_state_dict(found.state_dict())
     return found

@@ -48,14 +48,14 @@ def is_as_plain(net: PixelCNNpp) -> bool:
 
 
 def without_shift(number: int) -> Callable[..., Tensor]:
-    """In place of ``_shifted``: one of its three calls does nothing."""
-    calls, shifted = count(), pixelcnnpp._shifted
+    """In place of ``shifted``: one of its three calls does nothing."""
+    calls, shifted = count(), pixelcnnpp.shifted
     return lambda x, *by: x if next(calls) % 3 == number else shifted(x, *by)
 
 
 @pytest.mark.parametrize("number", range(3), ids=["of rows above", "of the row above", "of the pixel before"])
 def test_a_shift_left_out(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixelcnnpp, "_shifted", without_shift(number))
+    monkeypatch.setattr(pixelcnnpp, "shifted", without_shift(number))
     with pytest.raises(NotCausal):
         check_causal(network(), SHAPE)
 

@@ -17,6 +17,7 @@ from pixelcnn_fast.models.reference.pixelcnnpp import (
     ShiftedConv2d,
     ShiftedConvTranspose2d,
 )
+from pixelcnn_fast.models.reference.pixelsnail import PixelSNAIL
 
 __all__ = [
     "DiagonalBiLSTM",
@@ -29,6 +30,7 @@ __all__ = [
     "PixelCNN",
     "PixelCNNpp",
     "PixelRNN",
+    "PixelSNAIL",
     "ResidualBlock",
     "RowLSTM",
     "ShiftedConv2d",
