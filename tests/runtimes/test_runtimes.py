@@ -233,7 +233,7 @@ def test_what_attention_reads_is_kept_in_bf16(isa):
     images = torch.randint(0, 4, (40, *shape), generator=torch.Generator().manual_seed(1))
     expected = net(images.double(), rounded=True).detach()
     assert not torch.equal(expected, net(images.double()))
-    form = {"image_form": "levels", "levels": 4}
+    form: dict[str, Any] = {"image_form": "levels", "levels": 4}
     with instruction_set(isa):
         narrow, same = Sampler(net, shape, precision="bf16", **form), Sampler(net, shape, **form)
         for n in (1, 5, 40):
