@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program import schema
@@ -32,8 +33,17 @@ ABSENT = -9900.0  # scores that are replaced by no more than this, as by -1e4 in
 ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
+_known_offsets: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by table: passes make many instructions with one
 MOST_SCORES = 1 << 22  # that are there at once
 KEYS_TOGETHER = 64  # of a condition
+
+
+def _offsets(allowed: Tensor, width: int) -> list[tuple[int, int]]:
+    pairs = allowed.any(0).cpu().numpy()
+    height, (query, key) = len(pairs) // width, np.nonzero(pairs)
+    dy, dx = key // width - query // width, key % width - query % width
+    found = np.flatnonzero(np.bincount((dy + height) * 2 * width + dx + width))
+    return [(at // (2 * width) - height, at % (2 * width) - width) for at in found.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +89,9 @@ class Attention(Instruction):
         """Where keys lie, (dy, dx), of all pixels together, in rising order."""
         if not self._read:
             return []
-        allowed = self.allowed.any(0).cpu().numpy()
-        height, width = len(allowed) // self.width, self.width
-        query, key = np.nonzero(allowed)
-        dy, dx = key // width - query // width, key % width - query % width
-        found = np.flatnonzero(np.bincount((dy + height) * 2 * width + dx + width))
-        return [(at // (2 * width) - height, at % (2 * width) - width) for at in found.tolist()]
+        if (known := _known_offsets.get(self.allowed)) is None:
+            known = _known_offsets[self.allowed] = _offsets(self.allowed, self.width)
+        return known
 
     @cached_property
     def _operands(self) -> list[Read]:

@@ -9,7 +9,7 @@ from pixelcnn_fast.capture.lower.alignment import segments
 from pixelcnn_fast.capture.lower.builder import Builder, broadcast_shape
 from pixelcnn_fast.capture.lower.imageless import Affine
 from pixelcnn_fast.capture.lower.materialize import copied, materialised, windowed
-from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Elements, Map, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.operands import Step
 
@@ -127,6 +127,7 @@ def _some_channels(b: Builder, x: Map) -> int | None:
     return b.selected(s, segment.channels) if bool(segment.pixels.all()) else None
 
 
+@unrecorded
 def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
     """-> (the channels of x and of y that meet, [pairs]; each element's pair; the elements of x), or None"""
     sources = [*x.sources, *y.sources]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.capture.lower.alignment import segments, standard
 from pixelcnn_fast.capture.lower.builder import Builder
-from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.grids import Every
 
@@ -60,6 +60,7 @@ def _in_windows(b: Builder, x: Map, others: list[int]) -> Map:
     return b.map(addresses)
 
 
+@unrecorded
 def _window(size: int, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
     """Where the window of a larger map starts, with so many rows or columns. index: those that are read."""
     first, last = int(index.min()), int(index.max())

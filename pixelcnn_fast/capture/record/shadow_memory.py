@@ -140,6 +140,7 @@ class AddressSpace:
         first = torch.arange(images * channels).view(images, channels) * len(pixels.flatten())
         return Window(self._starts[source] + first, pixels)
 
+    @unrecorded
     def at(self, source: int, image: Any, channel: Any, y: Any = 0, x: Any = 0) -> Tensor:
         _, channels, height, width = self._shapes[source]
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
