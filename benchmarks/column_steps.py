@@ -324,11 +324,15 @@ def device_sources(texts: Mapping[str, str]) -> list[tuple[str, str]]:
 
 @cache
 def other_sources() -> list[object]:
-    """The planner's, the simulator's, and of what calls it."""
+    """The planner's, the simulator's, and of what calls it. (What csrc/program.h changes, a plan's facts show.)"""
     csrc = Path(__file__).parents[1] / "csrc"
-    files = [*Path(sass_simulator.__file__).parent.glob("*.py"), *csrc.glob("*.h"), *csrc.glob("cuda/*.h")]
-    files += csrc.glob("cuda/plan/*")
-    return [inspect.getsource(ColumnSteps._run), *(file.read_bytes() for file in sorted(files))]
+    files = [
+        *Path(sass_simulator.__file__).parent.glob("*.py"),
+        *csrc.glob("cuda/*.h"),
+        *csrc.glob("cuda/plan/*"),
+    ]
+    texts = [file.read_bytes() for file in sorted([*files, csrc / "wavefront.h"])]
+    return [inspect.getsource(ColumnSteps._run), *texts]
 
 
 def say(text: str) -> None:
