@@ -139,6 +139,7 @@ def test_dram_bounds_a_batch(step: Step):
     assert bound.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 3510))
 
 
+@thorough
 def test_what_is_known_is_simulated_again_once_anything_changes_of_which_it_is_made(monkeypatch, tmp_path):
     """The kernels, what compiles them, the simulator, the GPU, the plan, the weights."""
     simulated: list[None] = []
