@@ -1,5 +1,6 @@
 """docs/cuda_resources.md says what is compiled of the kernels, and what a plan takes; none does what is slow."""
 
+import inspect
 from pathlib import Path
 
 import column_steps
@@ -59,14 +60,14 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
 
 def made_of(compiler: Compiler) -> list[object]:
     """What these tests find follows from, apart from what is on the page."""
-    package = Path(sass_simulator.__file__).parent
-    files = [
-        Path(__file__),
-        Path(resources.__file__),
-        Path(column_steps.__file__),
-        *sorted(package.glob("*.py")),
+    found_by = assert_does_nothing_slow, begins_a_sweep, resources.usage_of, resources.cubins
+    simulator = sorted(Path(sass_simulator.__file__).parent.glob("*.py"))
+    return [
+        *column_steps.device_sources(sources()),
+        str(compiler),
+        *map(inspect.getsource, found_by),
+        *simulator,
     ]
-    return [*column_steps.device_sources(sources()), str(compiler), *files]
 
 
 @needs_native
