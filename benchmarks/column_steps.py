@@ -261,7 +261,14 @@ class ColumnSteps:
         """where: the sweep, the row and the first column step. No run where what it takes is known."""
         runtime = self.runtime(network)
         sampler, images, program = runtime.sampler(shape), shape.images, described(runtime)
-        kernel = [self.arch, *device_sources(self.sources), str(needed_compiler()), *other_sources()]
+        compiler = needed_compiler()
+        kernel = [
+            self.arch,
+            *device_sources(self.sources),
+            str(compiler),
+            compiler.identity,
+            *other_sources(),
+        ]
         made_of = fingerprint(*program, *shape, *where, steps, l2_rate, self.rates, sampler.facts, *kernel)
         if made_of in self.known:
             return self.known[made_of], None
@@ -332,7 +339,7 @@ def other_sources() -> list[object]:
         *csrc.glob("cuda/plan/*"),
     ]
     texts = [file.read_bytes() for file in sorted([*files, csrc / "wavefront.h"])]
-    return [inspect.getsource(ColumnSteps._run), *texts]
+    return [inspect.getsource(ColumnSteps._run), inspect.getsource(ColumnSteps._kernel), *texts]
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import column_steps
@@ -151,7 +152,8 @@ def test_what_is_known_is_simulated_again_once_anything_changes_of_which_it_is_m
     monkeypatch.setattr(column_steps, "simulate", lambda *_, **__: None)
     monkeypatch.setattr(column_steps, "counts", counted)
     monkeypatch.setattr(ColumnSteps, "_kernel", lambda *_: None)
-    monkeypatch.setattr(column_steps, "needed_compiler", lambda: "NVRTC 13.0")
+    compiler = SimpleNamespace(identity="a")
+    monkeypatch.setattr(column_steps, "needed_compiler", lambda: compiler)
     tiny = Network("tiny", lambda: PixelCNN(1, 8, 0), (1, 4, 8))
     known: dict[str, Counts] = {}
 
@@ -173,7 +175,7 @@ def test_what_is_known_is_simulated_again_once_anything_changes_of_which_it_is_m
     assert are_simulated(dataclasses.replace(tiny, model=of_other_weights)) == 2
     monkeypatch.setattr(column_steps, "other_sources", lambda: [b"another"])
     assert (are_simulated(), are_simulated()) == (2, 0)
-    monkeypatch.setattr(column_steps, "needed_compiler", lambda: "NVRTC 13.1")
+    compiler.identity = "b"
     assert are_simulated() == 2
 
 

@@ -60,14 +60,11 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
 
 def made_of(compiler: Compiler) -> list[object]:
     """What these tests find follows from, apart from what is on the page."""
-    found_by = assert_does_nothing_slow, begins_a_sweep, resources.usage_of, resources.cubins
+    functions = assert_does_nothing_slow, begins_a_sweep, resources.usage_of, resources.cubins
+    found_by = [inspect.getsource(function) for function in functions]
     simulator = sorted(Path(sass_simulator.__file__).parent.glob("*.py"))
-    return [
-        *column_steps.device_sources(sources()),
-        str(compiler),
-        *map(inspect.getsource, found_by),
-        *simulator,
-    ]
+    texts = column_steps.device_sources(sources())
+    return [*texts, str(compiler), compiler.identity, *found_by, *simulator]
 
 
 @needs_native
