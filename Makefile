@@ -20,6 +20,7 @@ pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py pixelcnn_fast/program/schema.py pixelcnn_fast/heads/options.py \
 	$(shell find csrc -type f)
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+dist := --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py
 sanitizers := address undefined thread
 machine := $(shell uname -m)
 
@@ -49,10 +50,10 @@ lint-clang-format: $(VENV)/.package
 	@$(VENV)/bin/clang-format --dry-run -Werror --style=file --fallback-style=none $(cxx_sources)
 
 test: setup lint ## lint, then the tests that every change runs: a few minutes
-	$(python) -m pytest -n $(WORKERS) --dist loadfile -m 'not thorough' $(PYTEST_ARGS)
+	$(python) -m pytest -n $(WORKERS) $(dist) -m 'not thorough' $(PYTEST_ARGS)
 
 test-all: setup lint ## lint, then all tests: half an hour on two cores
-	$(python) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(python) -m pytest -n $(WORKERS) $(dist) $(PYTEST_ARGS)
 
 generate: setup ## write what is generated in docs/: tables, listings, drawings
 	$(python) docs/generate.py

@@ -5,19 +5,24 @@ Needs a compiler of kernels (NVRTC) and nvdisasm; but no GPU.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import sass_simulator
 import torch
 from sass_simulator import RATES, Kernel, Memory, Rates, Run, simulate
 from torch import nn
 
 from pixelcnn_fast import compiler
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.program.schema import Job
@@ -79,13 +84,26 @@ def needed_compiler() -> Compiler:
     return found
 
 
+class Counts(NamedTuple):
+    """Of a run. l2_bytes: that a block asks of L2; forbidden: instructions executed that are generic accesses, local
+    accesses or begin integer divisions."""
+
+    cycles: float
+    l2_bytes: float
+    forbidden: int
+
+
+def counts(run: Run) -> Counts:
+    forbidden = run.generic_accesses + run.local_accesses + run.integer_divisions
+    return Counts(run.cycles, run.timed.l2_bytes, forbidden)
+
+
 @dataclass(frozen=True)
 class Step:
     """What a sweep of a batch takes, of which one block was simulated. cycles: of a column step; start: until the first
     begins, of the runs; steps: column steps of the sweep; turns: how often it is done for an image; blocks: at once;
     waves: how many blocks a multiprocessor has one after the other; moved_bytes: that a block's step asks of L2,
-    weights apart; run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses,
-    local accesses or begin integer divisions.
+    weights apart; forbidden: as in ``Counts``; run: MANY column steps, unless what they take was known.
     """
 
     cycles: float
@@ -96,7 +114,7 @@ class Step:
     waves: int
     moved_bytes: float
     forbidden: float
-    run: Run
+    run: Run | None
 
     def milliseconds(self, rates: Rates) -> float:
         """Of the whole batch: the start and the steady step times all column steps, ramps included: each of them
@@ -108,16 +126,20 @@ class Step:
 
 @dataclass
 class ColumnSteps:
-    """Simulates them. Cubins go to the folder; sources: the kernels', by name; precision: as for ``Sampler``."""
+    """Simulates them. Cubins go to the folder; sources: the kernels', by name; precision: as for ``Sampler``; known:
+    what runs take, by a fingerprint of all that they are made of. They are not simulated; those that are join them."""
 
     arch: str
     folder: Path
     sources: Mapping[str, str] = field(default_factory=sources)
     blocks: int = max(CLUSTERS)  # that may share their images, at most
     precision: Precision = "bf16"
+    known: dict[str, Counts] = field(default_factory=dict)
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     _kernels: dict[Instance, Kernel] = field(default_factory=dict)
-    _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
+    _runs: dict[tuple[str, Shape, float, int], tuple[Counts, Counts, Run | None]] = field(
+        default_factory=dict
+    )
     _others: dict[int, ColumnSteps] = field(default_factory=dict)
 
     def with_clusters_of(self, blocks: int) -> ColumnSteps:
@@ -155,12 +177,8 @@ class ColumnSteps:
         waves = -(-blocks // self.rates.multiprocessors)
         at_once = min(blocks, self.rates.multiprocessors)
         of_sweep = facts["sweeps"][sweep]
-        few, many = self._simulated(network, shape, self.l2_rate(at_once), sweep)
-
-        def of_step(count: Callable[[Run], float]) -> float:
-            return (count(many) - count(few)) / (MANY - FEW)
-
-        cycles, l2_bytes = of_step(lambda run: run.cycles), of_step(lambda run: run.timed.l2_bytes)
+        few, many, run = self._simulated(network, shape, self.l2_rate(at_once), sweep)
+        cycles, l2_bytes, forbidden = ((b - a) / (MANY - FEW) for a, b in zip(few, many, strict=True))
         if l2_bytes < of_sweep["weight_bytes"]:
             raise RuntimeError(
                 f"a column step reads {l2_bytes:,.0f} bytes, fewer than its {of_sweep['weight_bytes']:,} of weights: "
@@ -174,8 +192,8 @@ class ColumnSteps:
             blocks=at_once,
             waves=waves,
             moved_bytes=l2_bytes - of_sweep["weight_bytes"],
-            forbidden=of_step(lambda r: r.generic_accesses + r.local_accesses + r.integer_divisions),
-            run=many,
+            forbidden=forbidden,
+            run=run,
         )
 
     def l2_rate(self, blocks: int) -> float:
@@ -218,40 +236,43 @@ class ColumnSteps:
             self._kernels[instance] = Kernel.load(cubin, NAME.decode())
         return self._kernels[instance]
 
-    def _simulated(self, network: Network, shape: Shape, l2_rate: float, sweep: int) -> tuple[Run, Run]:
-        """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on."""
+    def _simulated(
+        self, network: Network, shape: Shape, l2_rate: float, sweep: int
+    ) -> tuple[Counts, Counts, Run | None]:
+        """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on; and the run of these."""
         key = (network.name, shape, l2_rate, sweep)
         if key not in self._runs:
-            runtime = self.runtime(network)
-            facts = runtime.sampler(shape).facts
-            kernel = self._kernel(runtime.math, facts)
+            facts = self.runtime(network).sampler(shape).facts
             of_sweep = facts["sweeps"][sweep]
             before = max(0, min(of_sweep["steps"] // 2, of_sweep["steps"] - MANY))
             where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["columns"] * before
-            runs = []
-            for steps in (FEW, MANY):
-                begun = time.monotonic()
-                runs.append(self._run(network, kernel, shape, l2_rate, where, steps))
-                of_what = "block" if shape.cluster == 1 else f"cluster of {shape.cluster} blocks"
-                say(
-                    f"{network.name}: {steps} column steps, {shape.images} image{'s' * (shape.images > 1)} "
-                    f"a {of_what}, simulated in {time.monotonic() - begun:.0f} s"
-                )
-            self._runs[key] = runs[0], runs[1]
+            few, _ = self._run(network, shape, l2_rate, where, FEW)
+            self._runs[key] = few, *self._run(network, shape, l2_rate, where, MANY)
         return self._runs[key]
 
     def _run(
         self,
         network: Network,
-        kernel: Kernel,
         shape: Shape,
         l2_rate: float,
         where: tuple[int, int, int],
         steps: int,
-    ) -> Run:
-        """where: the sweep, the row and the first column step."""
-        sampler, memory, images = self.runtime(network).sampler(shape), Memory(), shape.images
-        sub_pixels = images * int(np.prod(network.shape))
+    ) -> tuple[Counts, Run | None]:
+        """where: the sweep, the row and the first column step. No run where what it takes is known."""
+        runtime = self.runtime(network)
+        sampler, images, program = runtime.sampler(shape), shape.images, described(runtime)
+        compiler = needed_compiler()
+        kernel = [
+            self.arch,
+            *device_sources(self.sources),
+            str(compiler),
+            compiler.identity,
+            *other_sources(),
+        ]
+        made_of = fingerprint(*program, *shape, *where, steps, l2_rate, self.rates, sampler.facts, *kernel)
+        if made_of in self.known:
+            return self.known[made_of], None
+        memory, sub_pixels = Memory(), images * int(np.prod(network.shape))
         job = Job(
             images=images,
             values=memory.place(4 * sub_pixels),
@@ -266,8 +287,9 @@ class ColumnSteps:
             error=memory.place(np.array([-1])),
             part=(*where, steps),
         )
-        return simulate(
-            kernel,
+        begun = time.monotonic()
+        run = simulate(
+            self._kernel(runtime.math, sampler.facts),
             parameters,
             memory,
             threads=sampler.facts["threads"],
@@ -277,6 +299,47 @@ class ColumnSteps:
             blocks=(shape.cluster, 1, 1),
             cluster=shape.cluster,
         )
+        of_what = "block" if shape.cluster == 1 else f"cluster of {shape.cluster} blocks"
+        say(
+            f"{network.name}: {steps} column steps, {images} image{'s' * (images > 1)} "
+            f"a {of_what}, simulated in {time.monotonic() - begun:.0f} s"
+        )
+        self.known[made_of] = counts(run)
+        return self.known[made_of], run
+
+
+def described(runtime: CudaRuntime) -> list[object]:
+    """What the planner gets: of the program, what is not a field's default, and its tensors, whose place is in it."""
+    tensors = runtime._borrowed
+    number = {tensor.data_ptr(): f"tensor {k}" for k, tensor in enumerate(tensors)}
+
+    def text(x: Any) -> Any:
+        if isinstance(x, list):
+            return [*map(text, x)]
+        if not dataclasses.is_dataclass(x):
+            return number.get(x, x) if isinstance(x, int) else x
+        values = [(f, getattr(x, f.name)) for f in dataclasses.fields(x)]
+        return {f.name: text(value) for f, value in values if value != f.default}
+
+    return [runtime.math, runtime._limits, text(runtime._description), *tensors]
+
+
+def device_sources(texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Without what only the host needs of the tables, which it shares with the kernels."""
+    return sorted((name, text.split("#ifndef __CUDACC_RTC__  //")[0]) for name, text in texts.items())
+
+
+@cache
+def other_sources() -> list[object]:
+    """The planner's, the simulator's, and of what calls it. (What csrc/program.h changes, a plan's facts show.)"""
+    csrc = Path(__file__).parents[1] / "csrc"
+    files = [
+        *Path(sass_simulator.__file__).parent.glob("*.py"),
+        *csrc.glob("cuda/*.h"),
+        *csrc.glob("cuda/plan/*"),
+    ]
+    texts = [file.read_bytes() for file in sorted([*files, csrc / "wavefront.h"])]
+    return [inspect.getsource(ColumnSteps._run), inspect.getsource(ColumnSteps._kernel), *texts]
 
 
 def say(text: str) -> None:

@@ -38,6 +38,7 @@ from column_steps import (
     ROW_LSTM,
     SMALL,
     ColumnSteps,
+    Counts,
     Network,
     Refused,
     Step,
@@ -200,9 +201,15 @@ def by_batch(steps: ColumnSteps) -> str:
 
 def recorded() -> dict[str, Any]:
     """ "compiler": what compiled what was recorded; "cycles": of a column step, or of one of each sweep, by the
-    names in RECORDED; "rows": of the table, and "kernels": the digest of the sources that they are of."""
+    names in RECORDED; "rows": of the table, and "kernels": the digest of the sources that they are of; "runs": what
+    each run took, as ``ColumnSteps.known``."""
     found: dict[str, Any] = json.loads(RECORD.read_text())
     return found
+
+
+def known() -> dict[str, Counts]:
+    """What was recorded of runs."""
+    return {digest: Counts(*counts) for digest, counts in recorded().get("runs", {}).items()}
 
 
 def recorded_steps(steps: ColumnSteps, name: str) -> list[Step]:
@@ -218,7 +225,13 @@ def record(folder: Path) -> None:
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
     rows = [row.result(row.predicted(steps)) for row in ROWS]
-    content = {"compiler": str(needed_compiler()), "cycles": found, "kernels": digest(), "rows": rows}
+    content = {
+        "compiler": str(needed_compiler()),
+        "cycles": found,
+        "kernels": digest(),
+        "rows": rows,
+        "runs": steps.known,
+    }
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -3,15 +3,30 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import column_steps
 import cuda_budget
 import pytest
-from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step, needed_compiler
-from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Prediction, Row, recorded, recorded_steps
+import torch
+from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Counts, Network, Step, needed_compiler
+from cuda_budget import (
+    RECORDED,
+    RECORDED_ARCH,
+    ROWS,
+    SLOWER,
+    Prediction,
+    Row,
+    known,
+    recorded,
+    recorded_steps,
+)
 from sass_simulator import RATES
 
+from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
-from pixelcnn_fast.runtimes.cuda.kernels import digest
+from pixelcnn_fast.runtimes.cuda.kernels import digest, sources
 from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import few, thorough
@@ -21,8 +36,9 @@ H100 = RATES["90"]
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> ColumnSteps:
-    """Of all tests here, so that networks of the same tiles share a kernel."""
-    return ColumnSteps(RECORDED_ARCH, tmp_path_factory.mktemp("steps"))
+    """Of all tests here, so that networks of the same tiles share a kernel. What was recorded is not simulated again
+    while nothing has changed of which it is made."""
+    return ColumnSteps(RECORDED_ARCH, tmp_path_factory.mktemp("steps"), known=known())
 
 
 def skip_with_another_compiler() -> None:
@@ -41,7 +57,7 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     assert cycles <= SLOWER * limit, (
         f"a column step takes {cycles:,.0f} cycles, {cycles / limit - 1:.0%} more than recorded. "
         "If it must: python benchmarks/cuda_budget.py --record\n"
-        + "\n".join(step.run.profile(10) for step in found)
+        + "\n".join(step.run.profile(10) for step in found if step.run)
     )
 
 
@@ -83,6 +99,7 @@ def test_steps_of_other_gpus_are_simulated(steps: ColumnSteps, tmp_path: Path, a
     (found,), (expected,) = (
         each.of_sweeps(SMALL, 1) for each in (ColumnSteps(arch, tmp_path, blocks=1), steps)
     )
+    assert found.run is not None and expected.run is not None
     assert found.run.executed({"HMMA"}) == expected.run.executed({"HMMA"}) > 100
     assert expected.cycles < found.cycles < 2 * expected.cycles
 
@@ -106,7 +123,7 @@ def test_few_blocks_have_l2_to_themselves(tmp_path):
 
 @pytest.fixture
 def step() -> Step:
-    return Step(1000, 500, steps=10, turns=1, blocks=100, waves=1, moved_bytes=0, forbidden=0, run=None)  # type: ignore[arg-type]  # no simulation
+    return Step(1000, 500, steps=10, turns=1, blocks=100, waves=1, moved_bytes=0, forbidden=0, run=None)
 
 
 def test_a_batch_takes_its_steps_wave_after_wave(step: Step):
@@ -121,6 +138,45 @@ def test_dram_bounds_a_batch(step: Step):
     """100 blocks of 60,000 bytes take 2 us at 3 TB/s: 3,510 cycles."""
     bound = dataclasses.replace(step, moved_bytes=60_000)
     assert bound.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 3510))
+
+
+@thorough
+def test_what_is_known_is_simulated_again_once_anything_changes_of_which_it_is_made(monkeypatch, tmp_path):
+    """The kernels, what compiles them, the simulator, the GPU, the plan, the weights."""
+    simulated: list[None] = []
+
+    def counted(run: None) -> Counts:
+        simulated.append(run)
+        return Counts(1e6 * len(simulated), 1e6 * len(simulated), 0)
+
+    monkeypatch.setattr(column_steps, "simulate", lambda *_, **__: None)
+    monkeypatch.setattr(column_steps, "counts", counted)
+    monkeypatch.setattr(ColumnSteps, "_kernel", lambda *_: None)
+    compiler = SimpleNamespace(identity="a")
+    monkeypatch.setattr(column_steps, "needed_compiler", lambda: compiler)
+    tiny = Network("tiny", lambda: PixelCNN(1, 8, 0), (1, 4, 8))
+    known: dict[str, Counts] = {}
+
+    def are_simulated(network: Network = tiny, images: int = 1, **others: Any) -> int:
+        before = len(simulated)
+        ColumnSteps(others.pop("arch", "90"), tmp_path, known=known, **others).of_sweeps(network, images)
+        return len(simulated) - before
+
+    assert (are_simulated(), are_simulated()) == (2, 0)
+    name = "cuda/kernels/walk.h"
+    assert are_simulated(sources={**sources(), name: sources()[name] + " "}) == 2
+    assert are_simulated(arch="100") == 2 and are_simulated(images=1024) == 2
+    assert are_simulated(dataclasses.replace(tiny, shape=(1, 4, 9))) == 2
+
+    def of_other_weights() -> PixelCNN:
+        torch.manual_seed(1)
+        return PixelCNN(1, 8, 0)
+
+    assert are_simulated(dataclasses.replace(tiny, model=of_other_weights)) == 2
+    monkeypatch.setattr(column_steps, "other_sources", lambda: [b"another"])
+    assert (are_simulated(), are_simulated()) == (2, 0)
+    compiler.identity = "b"
+    assert are_simulated() == 2
 
 
 @pytest.mark.parametrize("options", ["--batches --json", "--clusters --record", "--recorded --profile"])
@@ -149,6 +205,7 @@ def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, cap
         "cycles": dict.fromkeys(RECORDED, 1234),
         "kernels": digest(),
         "rows": [{"name": "a", **row}],
+        "runs": {},
     }
     assert (PIXELCNN, 1024) in asked and "– -> 1,234 cycles" in capsys.readouterr().out
     cuda_budget.main(["--recorded"])

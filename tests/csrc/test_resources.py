@@ -1,13 +1,17 @@
 """docs/cuda_resources.md says what is compiled of the kernels, and what a plan takes; none does what is slow."""
 
+import inspect
 from pathlib import Path
 
+import column_steps
 import cuda_resources as resources
 import pytest
+import sass_simulator
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
 
 from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances, sources
+from tests.found_before import found_before
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
@@ -37,19 +41,30 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
         for row in documented("Registers of a thread", math)
     }
     assert [*rows] == resources.instances([math])
-    is_same = f" {resources.needed_compiler()} " in resources.TABLE.read_text()
+    compiler = resources.needed_compiler()
+    is_same = f" {compiler} " in resources.TABLE.read_text()
 
     def is_wanted(instance: resources.Instance, arch: str) -> bool:
         return arch == "90" or rows[instance][f"sm_{arch}"] in map(str, range(250, 256))
 
-    for instance, arch, cubin in resources.cubins(rows, is_wanted=is_wanted):
-        usage = resources.usage_of(cubin)
-        assert not usage.stack
-        assert not is_same or rows[instance][f"sm_{arch}"] == str(usage.registers), STALE
-        if arch == "90":
-            file = tmp_path / f"{instance}.cubin"
-            file.write_bytes(cubin)
-            assert_does_nothing_slow(Kernel.load(file, ""))
+    with found_before(f"registers of {math}", *made_of(compiler), [*rows.values()]) as found:
+        for instance, arch, cubin in () if found else resources.cubins(rows, is_wanted=is_wanted):
+            usage = resources.usage_of(cubin)
+            assert not usage.stack
+            assert not is_same or rows[instance][f"sm_{arch}"] == str(usage.registers), STALE
+            if arch == "90":
+                file = tmp_path / f"{instance}.cubin"
+                file.write_bytes(cubin)
+                assert_does_nothing_slow(Kernel.load(file, ""))
+
+
+def made_of(compiler: Compiler) -> list[object]:
+    """What these tests find follows from, apart from what is on the page."""
+    functions = assert_does_nothing_slow, begins_a_sweep, resources.usage_of, resources.cubins
+    found_by = [inspect.getsource(function) for function in functions]
+    simulator = sorted(Path(sass_simulator.__file__).parent.glob("*.py"))
+    texts = column_steps.device_sources(sources())
+    return [*texts, str(compiler), compiler.identity, *found_by, *simulator]
 
 
 @needs_native
@@ -62,8 +77,10 @@ def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler
     by_name = {str(instance): instance for instance in instances(["bf16", "fp32"])}
     known = {*compiler.architectures()}
     wanted = [(arch, by_name[name].options) for name, archs in tightest.items() for arch in known & {*archs}]
-    stacks = [resources.usage_of(cubin).stack for _, cubin in compiler.compiled_each(sources(), wanted)]
-    assert wanted and stacks == [0] * len(wanted)
+    assert wanted
+    with found_before(f"the tightest kernels by {compiler}", *made_of(compiler), wanted) as found:
+        for _, cubin in () if found else compiler.compiled_each(sources(), wanted):
+            assert not resources.usage_of(cubin).stack
 
 
 @needs_native
@@ -75,8 +92,8 @@ def test_compilers_before_12_8_have_kernels_of_clusters_too() -> None:
         name: text.replace("__CUDACC_VER_MINOR__ < 1208", "0 < 9999") for name, text in sources().items()
     }
     assert older != sources()
-    found = compilers()[0]
-    assert b"\x7fELF" in found.compiled(older, 90, Instance("bf16", 1, 2).options)
+    with found_before("as of a compiler before 12.8", *made_of(compilers()[0])) as found:
+        assert found or b"\x7fELF" in compilers()[0].compiled(older, 90, Instance("bf16", 1, 2).options)
 
 
 def assert_does_nothing_slow(kernel: Kernel) -> None:

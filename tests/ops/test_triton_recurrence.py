@@ -30,6 +30,7 @@ CASES = {
     "diagonals from the right": (2, True, True),
 }
 Results = tuple[Tensor, ...]
+HIGH = (18, 3) if DEVICE.type == "cuda" else (9, 3)  # to the interpreter, each step costs
 
 
 def by_triton(name: str, given: list[Tensor | None], grad: Tensor) -> Results:
@@ -60,7 +61,7 @@ def by_reference(name: str, given: list[Tensor | None], grad: Tensor) -> Results
         [
             ((4, 5), 3, torch.float32, True, torch.contiguous_format),
             ((3, 18), 17, torch.float32, False, torch.channels_last),
-            ((18, 3), 5, torch.bfloat16, True, torch.channels_last),
+            (HIGH, 5, torch.bfloat16, True, torch.channels_last),
             ((1, 1), 2, torch.float16, True, torch.contiguous_format),
             # of fewer channels, plain torch's error may be none by chance
             ((5, 1), 9, torch.float32, True, torch.channels_last),
@@ -72,6 +73,10 @@ def by_reference(name: str, given: list[Tensor | None], grad: Tensor) -> Results
 )
 @pytest.mark.parametrize("name", tiered(CASES, lambda name: name in ("rows", "diagonals from the right")))
 def test_forward_and_backward(name, size, hidden, dtype, learned, layout):
+    if (
+        CASES[name][1] and DEVICE.type == "cpu"
+    ):  # columns of 3 rows are steps, and of two tiles only along rows
+        size = size[0], min(size[1], 11)
     rounded = [x if x is None else x.to(dtype) for x in inputs(hidden, CASES[name][0], 2, size, learned)]
     grad = torch.randn(2, hidden, *size).to(dtype)
 

@@ -92,16 +92,21 @@ template <class T>
 T __shfl_up_sync(uint32_t lanes, T value, int by) {
   return __shfl_sync(lanes, value, lane_index() < by ? lane_index() : lane_index() - by);
 }
-inline uint32_t __ballot_sync(uint32_t lanes, bool mine) {
-  uint32_t all = 0;
-  for (int lane = 0; lane < 32; lane++) all |= __shfl_sync(lanes, static_cast<uint32_t>(mine), lane) << lane;
-  return all;
-}
+// combine(combine(lane 0's, lane 1's), ...)
 template <class T, class Combine>
-T over_lanes(T x, const Combine& combine) {
-  T found = x;
-  for (int lane = 0; lane < 32; lane++) found = combine(found, __shfl_sync(kAllLanes, x, lane));
-  return found;
+T over_lanes(T x, const Combine&) {
+  emulation::sync_lanes(
+      &x,
+      [](void** posts) EMULATION_UNSEEN {
+        T found = *static_cast<T*>(posts[0]);
+        for (int lane = 1; lane < 32; lane++) found = Combine{}(found, *static_cast<T*>(posts[lane]));
+        for (int lane = 0; lane < 32; lane++) *static_cast<T*>(posts[lane]) = found;
+      },
+      false);
+  return x;
+}
+inline uint32_t __ballot_sync(uint32_t, bool mine) {
+  return over_lanes(static_cast<uint32_t>(mine) << lane_index(), [](uint32_t a, uint32_t b) { return a | b; });
 }
 inline int __reduce_min_sync(uint32_t, int x) {
   return over_lanes(x, [](int a, int b) { return min(a, b); });

@@ -63,6 +63,7 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStack = 256 << 10;
+constexpr size_t kColours = 1021, kLine = 64;  // stacks end at different lines of the cache, or they would share a few
 constexpr unsigned kWarp = 32, kBlocksAtOnce = 3, kClustersAtOnce = 2;
 constexpr unsigned kSends = 16;                    // of a thread that can be under way
 constexpr unsigned kRounds = 100, kMostTime = 10;  // see Grid::rounds
@@ -236,14 +237,15 @@ void entry() {
   end_thread();
 }
 
-// orders_memory: as in scheduler.h. act runs once, when all have come.
-void wait_at(Barrier& barrier, bool orders_memory, const std::function<void()>& act = {}) {
+// orders_memory: as in scheduler.h. act() runs once, when all have come.
+template <class Act>
+void wait_at(Barrier& barrier, bool orders_memory, const Act& act) {
   char* order = &barrier.order[barrier.round & 1];
   if (orders_memory) __tsan_release(order);
   barrier.waiting.push_back(self);
   Fiber* me = self;
   if (barrier.waiting.size() == barrier.expected) {
-    if (act) act();
+    act();
     barrier.round++;
     for (Fiber* fiber : barrier.waiting) grid->ready.push_back(fiber);
     barrier.waiting.clear();
@@ -274,7 +276,8 @@ void start_block(unsigned index) {
     fiber.stack = take_stack();
     fiber.block = block.get();
     fiber.index = i;
-    void** top = reinterpret_cast<void**>(fiber.stack + kStack) - 2;  // as if entry() had been called
+    char* const end = fiber.stack + kStack - (index * grid->launch.threads + i) * 13 % kColours * kLine;
+    void** top = reinterpret_cast<void**>(end) - 2;  // as if entry() had been called
     *top = reinterpret_cast<void*>(entry);
     fiber.stack_pointer = top - kSaved;
 #ifdef EMULATION_THREAD_SANITIZER
@@ -520,7 +523,7 @@ void sync_block(unsigned line) {
     give_up("sync_block in line " + std::to_string(line) + " while others wait in line " +
             std::to_string(barrier.line));
   if (self->block->live < grid->launch.threads) give_up("sync_block after a thread of the block has ended");
-  wait_at(barrier, true);
+  wait_at(barrier, true, [] {});
 }
 
 unsigned cluster_rank() { return self->block->index % grid->launch.cluster; }
