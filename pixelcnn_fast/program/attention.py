@@ -33,7 +33,9 @@ ABSENT = -9900.0  # scores that are replaced by no more than this, as by -1e4 in
 ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
-_known_offsets: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by table: passes make many instructions with one
+_known_offsets: WeakIdKeyDictionary = (
+    WeakIdKeyDictionary()
+)  # by table: passes make many instructions with one
 MOST_SCORES = 1 << 22  # that are there at once
 KEYS_TOGETHER = 64  # of a condition
 

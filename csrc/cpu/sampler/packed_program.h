@@ -404,7 +404,10 @@ class PackedProgram {
       const double rows = 1.0 / i.grid.every_y, pixels = rows / i.grid.every_x, kept = pixels * i.padded * sizeof(T);
       rest.calls += i.by_rows() ? rows : pixels, rest.values += kept;
       if (i.keeps_partial()) sums.calls += rows, sums.values += kept;
-      if (i.kind == InstructionKind::attention) count_attention(rest, program, i.attention);
+      if (i.kind == InstructionKind::attention) {
+        count_attention(rest, program, i.attention);
+        work.attends_in_rows |= i.by_rows();
+      }
       for (const auto& step : i.steps) rest.elements += pixels * kOfElement * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }

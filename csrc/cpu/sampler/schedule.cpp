@@ -119,14 +119,10 @@ Schedule row_by_row(Schedule s, const Program& program) {
 std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, const Machine& machine,
                                          int images, int threads, int in_group) {
   std::vector<Schedule> all;
-  // It reads keys in whole blocks, of which a pixel team would write some meanwhile.
-  const bool attends_in_rows = std::ranges::any_of(program.instructions, [](const Instruction& i) {
-    return i.kind == InstructionKind::attention && i.phase == Phase::row;
-  });
   const auto add = [&](const Schedule& s) {
     all.push_back(row_by_row(s, program));
     if (program.lag == 0 || images == 0) return;
-    const bool may_be_two = s.images < kImagesForTwoTeams && !attends_in_rows;
+    const bool may_be_two = s.images < kImagesForTwoTeams && !work.attends_in_rows;
     std::vector<int> pixel_teams = may_be_two ? sizes(s.threads - 1) : std::vector<int>();
     pixel_teams.push_back(0);
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)

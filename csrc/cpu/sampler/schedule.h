@@ -67,7 +67,8 @@ struct ProgramWork {
   std::vector<Work> partial_sums;  // those sums, by instruction
   double cached = 0;               // bytes of keys and values of an image
   int longest_lead = 0;
-  int most_threads = 1;  // more would own no channels
+  bool attends_in_rows = false;  // in the row phase: keys are read in whole blocks, which a pixel team would write into
+  int most_threads = 1;          // more would own no channels
 };
 
 // The schedules for `images` images on at most `threads` threads, of which at most `in_group` form a group, the

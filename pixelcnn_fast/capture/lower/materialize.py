@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.capture.lower.alignment import segments, standard
 from pixelcnn_fast.capture.lower.builder import Builder
-from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value, unrecorded
+from pixelcnn_fast.capture.record.shadow_memory import Constant, Map, OfCondition, Value, Window, unrecorded
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.grids import Every
 
@@ -50,6 +50,8 @@ def _thinned(b: Builder, x: Map, s: int) -> Map:
 
 
 def _in_windows(b: Builder, x: Map, others: list[int]) -> Map:
+    if x.window is not None and others == x.sources:
+        return _in_one_window(b, x, x.window)
     addresses, elements = x.addresses.clone(), b.space.decode(x.addresses)
     for s in others:
         here = elements.source == s
@@ -58,6 +60,20 @@ def _in_windows(b: Builder, x: Map, others: list[int]) -> Map:
         dy, dx = (_window(size[axis], axis, index, here, addresses) for axis, index in enumerate(pixel))
         addresses[here] = b.space.at(b.window(s, dy, dx), image, channel, pixel[0] - dy, pixel[1] - dx)
     return b.map(addresses)
+
+
+def _in_one_window(b: Builder, x: Map, window: Window) -> Map:
+    live, (_, columns) = window.pixels >= 0, b.space.frame(x.sources[0])
+    at, grid = (window.pixels // columns, window.pixels % columns), b.space.size(b.space.every(x.sources[0]))
+    frame = window.pixels[None, None]
+    dy, dx = (_window(grid[axis], axis, each[live], live[None, None], frame) for axis, each in enumerate(at))
+    channels = window.channels.clone()
+    for s in x.sources:
+        own = b.space.source_of(channels) == s
+        of = b.space.decode(channels[own])
+        channels[own] = b.space.at(b.window(s, dy, dx), of.image, of.channel)
+    pixels = ((at[0] - dy) * grid[1] + at[1] - dx).where(live, -1)
+    return Map(b.space, window=Window(channels, pixels))
 
 
 @unrecorded
