@@ -88,6 +88,8 @@ def _expanded(b: Builder, x: Map, shape: torch.Size) -> Map:
 
 
 def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
+    if x.window is not None and y.window is not None:
+        x, y = windowed(b, x), windowed(b, y)  # which may be crops of larger maps
     one, other = _some_channels(b, x), None
     if one is not None and (other := _some_channels(b, y)) is not None:  # such as the halves of a gate
         if b.space.every(one) == b.space.every(other) and x.shape == y.shape:
