@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal, receptive_field
+from pixelcnn_fast.capture.lower import averages
 from pixelcnn_fast.errors import NonFiniteLogits, NotCausal, PixelCNNFastError, Unsupported
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
@@ -333,3 +334,10 @@ def test_a_mask_that_large_scores_make_count_is_told(runtime: RuntimeName) -> No
     sampler.refresh()
     with pytest.raises(NonFiniteLogits):
         sampler.sample(2)
+
+
+def test_a_table_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averages, "MOST_PAIRS", HEADS * PIXELS**2 - 1)
+    net = Net(by_temperature).double().eval()
+    with pytest.raises(Unsupported, match=f"a table for {HEADS} times {PIXELS}×{PIXELS} pairs of pixels"):
+        Sampler(net, SHAPE, image_form="levels", levels=LEVELS)
