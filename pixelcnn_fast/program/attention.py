@@ -145,11 +145,13 @@ class Attention(Instruction):
         yield from list(super().connections(channels_of))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        def of(x: Any) -> Any:
+            return whole(x) if isinstance(x, int) else x
+
         picked = super().picked(channels, exchanged, whole)
         query = None if self.query is None else self.query.of(whole(self.query.value))
-        key, value = (whole(x) if isinstance(x, int) else x for x in (self.key, self.value))
         pick = channels if self.pick is None else self.pick[channels]
-        return replace(picked, query=query, key=key, value=value, pick=pick)  # type: ignore[arg-type]
+        return replace(picked, query=query, key=of(self.key), value=of(self.value), pick=pick)
 
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         def moved(value: Any) -> Any:
