@@ -48,7 +48,8 @@ def argument(found: re.Match[str]) -> str:
 
 def setup(app: Any) -> None:
     def read(app: Any, page: str, source: list[str]) -> None:
-        source[0] = OUTSIDE.sub(named, source[0])
+        if "/" not in page:  # from a folder of pages, ../ is another page
+            source[0] = OUTSIDE.sub(named, source[0])
 
     def include(app: Any, path: Path, page: str, source: list[str]) -> None:
         """The links of files of the repository's root."""
