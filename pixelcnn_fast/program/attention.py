@@ -33,11 +33,10 @@ ABSENT = -9900.0  # scores that are replaced by no more than this, as by -1e4 in
 ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
-_known_offsets: WeakIdKeyDictionary = (
-    WeakIdKeyDictionary()
-)  # by table: passes make many instructions with one
 MOST_SCORES = 1 << 22  # that are there at once
-KEYS_TOGETHER = 64  # of a condition
+KEYS_TOGETHER = 64  # of a condition: the C++ runtime's kKeysTogether
+# By table, since passes make many instructions with the same one.
+_known_offsets: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _offsets(allowed: Tensor, width: int) -> list[tuple[int, int]]:
@@ -146,7 +145,7 @@ class Attention(Instruction):
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         def of(x: Any) -> Any:
-            return whole(x) if isinstance(x, int) else x
+            return whole(x) if isinstance(x, int) else x  # a condition stays
 
         picked = super().picked(channels, exchanged, whole)
         query = None if self.query is None else self.query.of(whole(self.query.value))
@@ -185,9 +184,10 @@ class Attention(Instruction):
         depth = value if self.query is None else channels_of(self.query.value)
         if isinstance(self.key, int):
             yield depth == channels_of(self.key), "queries have a channel for each of the keys'"
-        for operand in self.given()[: 0 if self._read else 2]:
-            size = -(-keys // KEYS_TOGETHER) * KEYS_TOGETHER * depth if operand is self.key else keys * value
-            yield [*operand.index.shape] == [size], "the condition has a channel for each of the queries'"
+        blocks = -(-keys // KEYS_TOGETHER)
+        for operand, size in ((self.key, blocks * KEYS_TOGETHER * depth), (self.value, keys * value)):
+            if isinstance(operand, ConditionOperand):
+                yield [*operand.index.shape] == [size], "the condition has a channel for each of the queries'"
         yield (self.query is None) == (self.key is None), "queries meet keys"
         yield depth % self.heads == value % self.heads == 0, "each head has as many channels as the others"
         yield self.channels == (value if self.pick is None else len(self.pick)), "it has its values' channels"
