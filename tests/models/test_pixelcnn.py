@@ -6,6 +6,7 @@ import torch
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import PixelCNN, reference
 from pixelcnn_fast.nn.channel_order import ChannelOrder
+from tests.models.training import assert_losses_agree
 from tests.system.networks import pixelcnn
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -47,18 +48,7 @@ def test_input_forms_agree():
 def test_training_follows_the_reference():
     fast, plain = (model.double() for model in pair())
     images, labels = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8), torch.tensor([0, 1, 2, 3])
-    losses: list[list[float]] = []
-    for model in (fast, plain):
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        losses.append([])
-        for _ in range(5):
-            loss = nll(model, images, labels).mean()
-            losses[-1].append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0]
+    assert_losses_agree(fast, plain, lambda model: nll(model, images, labels).mean(), 5)
     for (name, a), (_, b) in zip(fast.state_dict().items(), plain.state_dict().items(), strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-3), name
 

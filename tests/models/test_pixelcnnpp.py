@@ -11,6 +11,7 @@ from pixelcnn_fast.errors import UnknownLayout
 from pixelcnn_fast.heads import LogisticMixture
 from pixelcnn_fast.models import PixelCNNpp, reference
 from pixelcnn_fast.nn import ShiftedConv2d
+from tests.models.training import assert_losses_agree
 from tests.system.agreement import assert_runtimes_agree
 from tests.tiers import thorough
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
@@ -123,18 +124,7 @@ def test_dropout_takes_part_in_training_only() -> None:
 
 def test_training_follows_the_reference() -> None:
     fast = small()
-    losses: list[list[float]] = []
-    for model in (plain(fast), fast):
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        losses.append([])
-        for _ in range(4):
-            loss = model(levels(2, 3, 8, 8)).square().mean()
-            losses[-1].append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0]
+    assert_losses_agree(fast, plain(fast), lambda model: model(levels(2, 3, 8, 8)).square().mean(), 4)
 
 
 def test_under_autocast_and_without_images() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.models import PixelSNAIL, reference
 from pixelcnn_fast.nn import ShiftedConv2d
+from tests.models.training import assert_losses_agree
 from tests.system.agreement import assert_runtimes_agree
 from tests.tiers import few, thorough
 from tests.tolerances import assert_identical_up_to_rounding
@@ -152,18 +153,11 @@ def test_dropout_takes_part_in_training_only() -> None:
 def test_training_follows_the_reference() -> None:
     fast = small("all")
     taken = given(fast)
-    losses: list[list[float]] = []
-    for model in (plain(fast), fast):
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        losses.append([])
-        for _ in range(4):
-            loss = nn.functional.cross_entropy(model(*taken).flatten(0, -2), taken[0].flatten())
-            losses[-1].append(loss.item())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0]
+
+    def loss_of(model: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(model(*taken).flatten(0, -2), taken[0].flatten())
+
+    assert_losses_agree(fast, plain(fast), loss_of, 4)
 
 
 def test_under_autocast() -> None:
