@@ -24,6 +24,7 @@ from tests.system.networks import (
     attending,
     enlivened,
     pixelcnn,
+    streamed,
     two_stacks,
 )
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
@@ -113,7 +114,7 @@ class Sums(nn.Module):
         return self.last(torch.add(self.third(y), x, alpha=2).relu())[:, None].movedim(2, -1)
 
 
-FIVE_IMAGES = ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35", "attention"]
+FIVE_IMAGES = ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35", "attention", "streamed"]
 
 
 def five_images(name):
@@ -126,6 +127,8 @@ def five_images(name):
         model, shape, labels = attending(2).double(), (2, 9, 8), None
     elif name == "sums":
         model, shape, labels = Sums().double(), (1, 5, 6), None
+    elif name == "streamed":
+        model, shape, labels = streamed().double(), (1, 3, 7), None
     else:
         model, shape, labels = case(name)
     images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)

@@ -21,7 +21,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from tests.needs import needs_native
 from tests.system import fuzz
-from tests.system.networks import attending, enlivened
+from tests.system.networks import attending, enlivened, streamed
 from tests.tiers import few, thorough
 
 pytestmark = needs_native
@@ -32,6 +32,7 @@ MODELS = {
     "Row LSTM": lambda: PixelRNN("row_lstm", hidden_channels=32, n_layers=2),
     "Diagonal BiLSTM": lambda: PixelRNN("diagonal_bilstm", hidden_channels=32, n_layers=2),
     "attention": lambda: attending(3),
+    "streamed": lambda: streamed(3),
 }
 STEPS = [(0,), (10,), (3, 4, 5), (1, 20)]
 

@@ -91,6 +91,11 @@ def attending(channels: int = 1, seed: int = 0) -> Attending:
     return model
 
 
+def streamed(channels: int = 1) -> PixelCNN:
+    """Its weights of the pixel phase take more than the processor's own caches hold."""
+    return pixelcnn(channels, hidden=256, blocks=3, kernel=5)
+
+
 class Written(nn.Module):
     """``forward(net, x)``, written where it is used, of layers and tensors that the network holds by their names."""
 

@@ -127,8 +127,15 @@ class Evaluation {
     }
   }
 
-  // part: that of the pixels of column step t. next: what will be evaluated there, and begins with sums over row runs.
-  void evaluate_at_pixel(Member<T>& member, const Instruction& i, const Part& part, int t, const Instruction* next) {
+  // part: that of the pixels of column step t; ahead: for how many steps from t on what is known ahead is summed;
+  // next: what will be evaluated there, and begins with sums over row runs.
+  void evaluate_at_pixel(Member<T>& member, const Instruction& i, const Part& part, int t, int ahead,
+                         const Instruction* next) {
+    if (ahead > 0 && !part.ahead_runs.empty()) {
+      const Span& both = span(member, t + lead(i), ahead);
+      tabulate_partial(member.from, i, both, t);
+      sum(member, i, part.ahead_runs, both, member.from);
+    }
     const Span& pixels = span(member, t + lead(i), 1);
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && values.all_known(pixels, i.after))) return;
     if (!i.keeps_partial())
@@ -357,15 +364,17 @@ class Evaluation {
   }
 
   // to = member.from + the runs; the last one's result is `end`, if there is one. Does nothing and returns false if
-  // there are no runs.
+  // there are no runs, or all of them read zeros outside of the image.
   bool sum(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to,
            const Result<T>* end = nullptr) {
     const auto [first, last] = share(member, i);
     const Table<T>* from = &member.from;
     for (const PackedRun* run : runs) {
       const int rows = span.count() * n_, source = run->source;
+      const bool ends = end && run == runs.back();
+      if (!ends && !span.meets(run->dy, run->dx + (run->width - 1) * program_.storage[source].every_x)) continue;
       Result<T> result{from->data(), to.data()};
-      if (end && run == runs.back()) result = *end, result.from = from->data();
+      if (ends) result = *end, result.from = from->data();
       if (p_.rounded[source]) {
         tabulate(
             member.rounded, span, workspace.image_stride(source), workspace.distance(source, span.step()),

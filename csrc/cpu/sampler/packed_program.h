@@ -17,6 +17,7 @@ namespace pcf::cpu {
 
 struct PackedRun : Run {
   Packed packed;
+  bool is_ahead = false;  // whether all that it reads is there a pixel before, so that it is summed for two at once
 };
 
 template <class T>
@@ -29,9 +30,9 @@ struct PackedStep : Step {
 // What an instruction finds at the pixels of a lattice: the runs and operands that are not there are zero.
 struct Part {
   Lattice where;
-  std::vector<const PackedRun*> row_runs = {}, pixel_runs = {}, runs = {};  // runs: both
-  bool has_value = true;                                                    // what a pointwise instruction starts from
-  std::vector<bool> has_operands = {};                                      // by step
+  std::vector<const PackedRun*> row_runs = {}, ahead_runs = {}, pixel_runs = {}, runs = {};  // runs: all, in order
+  bool has_value = true;                // what a pointwise instruction starts from
+  std::vector<bool> has_operands = {};  // by step
 };
 
 // An instruction whose runs and steps have their own copies of what the program only borrows.
@@ -147,6 +148,11 @@ class PackedProgram {
       const T* values = static_cast<const T*>(from);
       return from ? std::vector<T>(values, values + n) : std::vector<T>();
     };
+    constexpr int64_t kHeld = 2 << 20;  // bytes, by the cores' own caches
+    int64_t bytes = 0;
+    for (const auto& i : program.instructions)
+      for (const auto& run : i.pixel_runs) bytes += layout(program, run, format).block_bytes * blocks(i.channels);
+    streams_ = bytes > kHeld;
     instructions.reserve(program.instructions.size());  // parts point to them
     for (const auto& i : program.instructions) {
       PackedInstruction<T>& p = instructions.emplace_back(PackedInstruction<T>{i});
@@ -165,7 +171,9 @@ class PackedProgram {
       }
       p.attention.scale = p.attention.added = p.attention.factors = nullptr;
       for (const auto& run : i.row_runs) p.row_runs.push_back({run, layout(program, run, of_rows(format))});
-      for (const auto& run : i.pixel_runs) p.pixel_runs.push_back({run, layout(program, run, format)});
+      for (const auto& run : i.pixel_runs)
+        for (const auto& [part, is_ahead] : parted(program, p, run))
+          p.pixel_runs.push_back({part, layout(program, part, format), is_ahead});
       for (const auto& s : i.steps) p.steps.push_back({s, copy(s.scale, i.channels), copy(s.shift, i.channels)});
       p.ends_in_products = in_products(p);
       set_parts(program, p);
@@ -190,6 +198,21 @@ class PackedProgram {
     for (int output : program.outputs)
       for (const auto& p : instructions)
         if (p.out == output) outputs.push_back(&p);
+  }
+
+  // A run of a pixel phase: in two where its first taps read what is there a pixel before, if streaming the weights of
+  // pixels takes longer than more calls, since caches do not hold them.
+  std::vector<std::pair<Run, bool>> parted(const Program& program, const PackedInstruction<T>& p,
+                                           const Run& run) const {
+    const int first = -1 - run.dx;  // how many taps are left of the pixel before
+    const bool is_whole = p.grid == Lattice{} && grid(program.storage[run.source]) == Lattice{};
+    const bool can = p.keeps_partial() && !in_scan(p) && is_whole && first > 0 && first < run.width;
+    if (!can || !streams_) return {{run, false}};
+    Run ahead = run, rest = run;
+    ahead.width = first, rest.width -= first, rest.dx = -1;
+    rest.weight =
+        static_cast<const T*>(run.weight) + int64_t{first} * program.storage[run.source].channels * p.channels;
+    return {{ahead, true}, {rest, false}};
   }
 
   Packed layout(const Program& program, const Run& run, WeightFormat format) const {
@@ -223,9 +246,10 @@ class PackedProgram {
       for (const auto& run : p.row_runs)
         if (finds(where, run.source, run.dy, run.dx)) part.row_runs.push_back(&run);
       for (const auto& run : p.pixel_runs)
-        if (finds(where, run.source, run.dy, run.dx)) part.pixel_runs.push_back(&run);
-      part.runs = part.row_runs;
-      part.runs.insert(part.runs.end(), part.pixel_runs.begin(), part.pixel_runs.end());
+        if (finds(where, run.source, run.dy, run.dx))
+          (run.is_ahead ? part.ahead_runs : part.pixel_runs).push_back(&run);
+      for (const auto* runs : {&part.row_runs, &part.ahead_runs, &part.pixel_runs})
+        part.runs.insert(part.runs.end(), runs->begin(), runs->end());
       part.has_value = p.value < 0 || finds(where, p.value, p.dy, p.dx);
       for (const auto& s : p.steps) {
         part.has_operands.push_back(!reads_value(s) || finds(where, s.operand, s.dy, s.dx));
@@ -399,6 +423,7 @@ class PackedProgram {
       for (const Part& part : i.parts) {
         const double rows = 1.0 / part.where.every_y, pixels = rows / part.where.every_x;
         count_runs(above, program, part.row_runs, i.padded, rows, pixels);
+        count_runs(rest, program, part.ahead_runs, i.padded, pixels / 2, pixels);
         count_runs(rest, program, part.pixel_runs, i.padded, i.by_rows() ? rows : pixels, pixels);
       }
       const double rows = 1.0 / i.grid.every_y, pixels = rows / i.grid.every_x, kept = pixels * i.padded * sizeof(T);
@@ -429,6 +454,8 @@ class PackedProgram {
     work.row_phase.barriers++;
     work.most_threads = widest / kernels.block;
   }
+
+  bool streams_ = false;  // whether caches do not hold the weights of pixel phases
 };
 
 }  // namespace pcf::cpu

@@ -101,6 +101,9 @@ class Span {
       if (on_.has_row(y)) f(y, on_.first_column(std::max(0, start(y))), std::min(width_, start(y) + columns_));
   }
 
+  // False if all that its pixels find (dy, dx) away lies above the image, or left of it.
+  bool meets(int dy, int dx) const { return last_ + dy >= 0 && std::min(width_, start(first_) + columns_) + dx > 0; }
+
   int start(int y) const { return t_ - lag_ * y; }
   // The row and column of the i-th pixel, if the span has one column, and is on all pixels.
   int row(int i) const { return first_ + i; }

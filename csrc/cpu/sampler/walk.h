@@ -128,12 +128,13 @@ class Walk {
   bool draw_pixels(Member<T>& member, int first) {
     for (int t = first; t < first + schedule_.chunk; t++) {
       const int row = t / schedule_.lag;
+      const int ahead = (t - first) % 2 == 0 ? std::min(2, first + schedule_.chunk - t) : 0;
       const bool begins = row >= evaluation_.first_row && row < program_.height && t == row * schedule_.lag;
       if (begins && !begin_row(member, row)) return false;
       for (int after = 0; after <= values_.draws(); after++) {
         for (const auto& visit : p_.visits_at(std::max(row, 0), floor_mod(t, schedule_.lag), after)) {
           if (visit.barrier) member.wait_for_team();
-          evaluation_.evaluate_at_pixel(member, *visit.instruction, *visit.part, t,
+          evaluation_.evaluate_at_pixel(member, *visit.instruction, *visit.part, t, ahead,
                                         visit.next ? visit.next->instruction : nullptr);
         }
         if (after < values_.draws() && !draw_values(member, t, after)) return false;
@@ -160,7 +161,8 @@ class Walk {
           const int x = i->from_the_right ? program_.width - 1 - k : k;
           for (; is_in(*i, stage.scans[s]); i++)
             for (const Part& part : i->parts)
-              if (part.where.has(t / schedule_.lag, x)) evaluation_.evaluate_at_pixel(member, *i, part, t + x, nullptr);
+              if (part.where.has(t / schedule_.lag, x))
+                evaluation_.evaluate_at_pixel(member, *i, part, t + x, 0, nullptr);
         }
       member.alone = false;
     }

@@ -91,8 +91,21 @@ def _window(size: int, axis: int, index: Tensor, here: Tensor, addresses: Tensor
 
 
 def materialised(b: Builder, x: Map) -> Map:
-    """The same map of values only: its imageless elements become elements of a value."""
-    return x if x.kinds.isdisjoint(IMAGELESS) else copied(b, x)
+    """The same map of values only: its imageless elements become elements of a value, which holds no others where they
+    have whole channels."""
+    features, imageless = divided(b, x)
+    if imageless is None:
+        return x
+    features = windowed(b, features)
+    every = b.every(features) if len(x.shape) == 4 else None
+    if every is None or x.shape != (b.space.images, x.shape[1], *b.space.size(every)):
+        return copied(b, x)
+    used = (imageless.addresses != 0).any((0, 2, 3))
+    if bool((features.addresses[:, used] != 0).any()):
+        return copied(b, x)
+    beside = features.addresses.clone()
+    beside[:, used] = b.space.of(gathered(b, b.map(imageless.addresses[:, used]), every))
+    return b.map(beside)
 
 
 def copied(b: Builder, x: Map, like: Map | None = None, beside: Map | None = None) -> Map:
