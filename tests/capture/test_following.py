@@ -295,6 +295,22 @@ def test_a_gate_is_two_halves_of_a_convolution_and_steps():
     assert len(program.instructions) == 5
 
 
+def test_what_is_concatenated_and_added_stays_in_parts():
+    """A product with the identity would take a pixel as long as one with weights of that size."""
+
+    def body(net, h, x, i):
+        beside = torch.cat([h, torch.linspace(-1, 1, 6).expand(len(h), C, 5, 6)], 1)
+        return net.narrow(beside + net.wide(h).tanh())
+
+    sampler = Sampler(Net(body), SHAPE)
+    assert_runtimes_agree(sampler)
+    program = sampler._engine.require_compiled().program
+    taps = [tap.weight for i in program.instructions for tap in i.instruction.taps]
+    assert not [
+        weight for weight in taps if len(weight) > 1 and torch.equal(weight, weight.bool().to(weight))
+    ]
+
+
 REFUSED = {
     "columns turned, below a row of zeros": (
         lambda net, h, x, i: net.same(F.pad(h, (0, 0, 1, -1)).flip(3)),
