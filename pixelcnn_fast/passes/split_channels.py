@@ -91,8 +91,9 @@ def _channels_read(program: Program) -> dict[int, np.ndarray]:
         for i in component.instructions:
             if component.is_recurrence:
                 read[i.out][:] = True
-            for each in i.connections(channels.__getitem__):
-                read[each.read.value] |= each.channels[read[i.out]].any(0)
+            alike = {(c.read.value, id(c.channels)): c.channels for c in i.connections(channels.__getitem__)}
+            for (value, _), connected in alike.items():
+                read[value] |= connected[read[i.out]].any(0)
     return read
 
 

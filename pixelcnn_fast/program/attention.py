@@ -34,6 +34,7 @@ ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
 MOST_SCORES = 1 << 22  # that are there at once
+QUERIES_TOGETHER = 128  # which do not meet the keys behind all of theirs
 KEYS_TOGETHER = 64  # of a condition: the C++ runtime's kKeysTogether
 # By table, since passes make many instructions with the same one.
 _known_offsets: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -135,12 +136,13 @@ class Attention(Instruction):
         head, every = np.arange(self.heads), np.arange(self._values_channels(channels_of))
         kept = every if self.pick is None else self.pick.numpy()
         own = head.repeat(len(every) // self.heads)[kept]
-        average = kept[:, None] == every
         weighed = len(self._operands) - len(self.offsets)
-        for read in self._operands[:weighed]:
-            yield Connection(read, own[:, None] == head.repeat(channels_of(read.value) // self.heads))
-        for read in self._operands[weighed:]:
-            yield Connection(read, average)
+        by_heads, average = dict[int, np.ndarray](), kept[:, None] == every
+        for at, read in enumerate(self._operands):  # which are thousands
+            if at < weighed and read.value not in by_heads:
+                of = head.repeat(channels_of(read.value) // self.heads)
+                by_heads[read.value] = own[:, None] == of
+            yield Connection(read, by_heads[read.value] if at < weighed else average)
         yield from list(super().connections(channels_of))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
@@ -250,7 +252,8 @@ class Attention(Instruction):
         if self.query is not None and self.key is not None:
             query = around.value(self.query).reshape(len(value), len(flat), -1)
             key = self._whole(around, self.key)
-        together = max(1, MOST_SCORES // (len(value) * self.heads * self.allowed.shape[-1]))
+        most = MOST_SCORES // (len(value) * self.heads * self.allowed.shape[-1])
+        together = min(QUERIES_TOGETHER, max(1, most))
         parts = zip(query.split(together, 1), flat.split(together), strict=True)
         found = torch.cat([self._average(*part, key, value) for part in parts], 1)
         found = found if self.pick is None else found[..., self.pick]
@@ -269,27 +272,36 @@ class Attention(Instruction):
 
     def _average(self, query: Tensor, pixels: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
         """query [n, pixels, channels]; key and value [n, all pixels, channels]."""
+        end = int(self._ends[pixels.cpu().numpy()].max(initial=1))
+        allowed = self.allowed[:, pixels, :end]
+        scale, added, factors = (None if x is None else x[:, pixels, :end] for x in self._tables)
+        values = value[:, :end].unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if key is None:
-            weights = self.allowed[:, pixels].to(value)
-            return self._weighed(weights, pixels, value)
-        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key))
-        scores = q @ k.mT  # [n, heads, queries, keys]
-        if self.scale is not None:
-            scores *= self.scale[:, pixels]
-        if self.added is not None:
-            scores += self.added[:, pixels]
-        scores = scores.masked_fill(~self.allowed[:, pixels], -torch.inf)
+            weights = allowed.to(value)
+        else:
+            q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key[:, :end]))
+            weights = self._weights(q @ k.mT, allowed, scale, added)
+        if factors is not None:
+            weights = weights * factors
+        return (weights @ values).transpose(1, 2).flatten(2)
+
+    def _weights(self, scores: Tensor, allowed: Tensor, scale: Tensor | None, added: Tensor | None) -> Tensor:
+        """scores: [n, heads, queries, keys]"""
+        if scale is not None:
+            scores *= scale
+        if added is not None:
+            scores += added
+        scores = scores.masked_fill(~allowed, -torch.inf)
         largest = scores.amax(-1, keepdim=True)
         largest = largest.where(largest > -torch.inf, 0)
         weights = (scores - largest).exp()
         total = weights.sum(-1, keepdim=True) + self.epsilon
         total = total.where(total > 0, 1)
         # Where what stands for masked scores would count, the result is told as not finite.
-        weights = weights / total.where(largest - self.fill >= VANISHES[query.dtype], torch.nan)
-        return self._weighed(weights, pixels, value)
+        return weights / total.where(largest - self.fill >= VANISHES[scores.dtype], torch.nan)
 
-    def _weighed(self, weights: Tensor, pixels: Tensor, value: Tensor) -> Tensor:
-        if self.factors is not None:
-            weights = weights * self.factors[:, pixels]
-        values = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return (weights @ values).transpose(1, 2).flatten(2)
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """By query, the number of its last key, in any head, plus 1."""
+        allowed = self.allowed.any(0).cpu().numpy()
+        return np.where(allowed.any(1), allowed.shape[1] - allowed[:, ::-1].argmax(1), 0)

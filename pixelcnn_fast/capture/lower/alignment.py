@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -32,36 +32,45 @@ class Segment(NamedTuple):
     pixels: np.ndarray
 
 
-def _layout(space: AddressSpace, addresses: Tensor) -> tuple[list[int], list[int]]:
-    """The dimensions of N, H and W (-1 where none varies), and of channels. Raises Unsupported if they mix."""
+Index = tuple[Tensor, Tensor]  # the image, row or column of each element, and where it has one
+
+
+def _indices(space: AddressSpace, addresses: Tensor) -> list[Index]:
     elements = space.decode(addresses)
     is_value = space.is_of(elements.source, Value)
     has_image = is_value | space.is_of(elements.source, OfCondition)
-    lives = (has_image, is_value, is_value)
+    return [(elements.image, has_image), (elements.y, is_value), (elements.x, is_value)]
+
+
+def _layout(
+    space: AddressSpace, indices: Sequence[Index], shape: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The dimensions of N, H and W (-1 where none varies), and of channels, in a shape. Raises Unsupported if they
+    mix."""
     spatial: list[int] = []
-    for index, live in zip((elements.image, elements.y, elements.x), lives, strict=True):
+    for axis, (index, live) in enumerate(indices):
         along = _runs_along(index, live)
-        mixes_images = index is elements.image and any(addresses.shape[dim] > space.images for dim in along)
+        mixes_images = axis == 0 and any(shape[dim] > space.images for dim in along)
         if len(along) > 1 or set(along) & set(spatial) or mixes_images:
-            raise _mixed(addresses)
+            raise _mixed(shape)
         spatial += along or [-1]
-    for at, (index, live) in enumerate(zip((elements.image, elements.y, elements.x), lives, strict=True)):
+    for at, (index, live) in enumerate(indices):
         if spatial[at] < 0 and any(dim >= 0 and _varies(index, live, dim) for dim in spatial):
-            raise _mixed(addresses)  # zeros lie between what is of different rows, or images
-    dims, usual = range(addresses.dim()), (0, addresses.dim() - 2, addresses.dim() - 1)
-    for axis, (size, live) in enumerate(zip((space.images, *space.grid), lives, strict=True)):
+            raise _mixed(shape)  # zeros lie between what is of different rows, or images
+    dims, usual = range(len(shape)), (0, len(shape) - 2, len(shape) - 1)
+    for axis, (size, (_, live)) in enumerate(zip((space.images, *space.grid), indices, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
         for dim in sorted(dims, key=lambda dim: dim != usual[axis]):
             is_usual = axis > 0 and dim == usual[axis]  # there, it may be of a coarser grid
-            fits = addresses.shape[dim] == size or is_usual
-            if spatial[axis] < 0 and 1 < addresses.shape[dim] <= size and fits and dim not in spatial:
+            fits = shape[dim] == size or is_usual
+            if spatial[axis] < 0 and 1 < shape[dim] <= size and fits and dim not in spatial:
                 if bool((live.sum(dim) <= 1).all()):
                     spatial[axis] = dim
     return spatial, [dim for dim in dims if dim not in spatial]
 
 
-def _mixed(addresses: Tensor) -> Unsupported:
-    return Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+def _mixed(shape: Sequence[int]) -> Unsupported:
+    return Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(shape)}")
 
 
 def _varies(index: Tensor, live: Tensor, dim: int) -> bool:
@@ -79,13 +88,14 @@ def placed(
     as the first of [N * H * W, C]; the dimensions of N, H and W; those of channels).
     is_whole: whether it has all images, and all pixels of each."""
     first: Unsupported | None = None
-    whole = Counter([space.images, *space.grid])
+    whole, indices = Counter([space.images, *space.grid]), _indices(space, addresses)
     for shape in _unflattened(space, addresses):
         if is_whole and not whole <= Counter([*shape, 1, 1]):  # an axis of one is left out
             continue
         try:
             split = addresses.reshape(shape)
-            spatial, channels = _layout(space, split)
+            parts = [(index.reshape(shape), live.reshape(shape)) for index, live in indices]
+            spatial, channels = _layout(space, parts, shape)
             sizes = [split.shape[dim] if dim >= 0 else 1 for dim in spatial]
             if is_whole and sizes != [space.images, *space.grid]:
                 raise Unsupported(

@@ -17,6 +17,14 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, flat, needed, rea
 Batches = tuple[int, int]  # how many images each of the two had
 
 
+def differs_for_one(recording: Recording) -> bool:
+    """Whether PyTorch is likely to make other calls for a batch of one, whose heads it need not copy to multiply them,
+    and which it multiplies with a constant as one matrix."""
+    copies = {view.slot for call in recording.calls if call.name == "aten::clone" for view in call.outputs}
+    factors = (view for call in recording.calls if call.name == "aten::bmm" for view in call.inputs)
+    return any(view.slot in copies or view.stride[0] == 0 for view in factors)
+
+
 def agreed(one: Recording, two: Recording) -> Recording:
     """The first recording, with the numbers that follow the batch; the second has an image more or less.
 

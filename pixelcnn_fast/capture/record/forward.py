@@ -29,8 +29,8 @@ from pixelcnn_fast.user_model.contents import Contents
 class Forward:
     """Runs a model on an example and records it. images: in the plain form from which those
     that the model takes, in ``form``, are made; output: which part of the result the head
-    reads; allows_autocast: whether it records autocast, which no program follows;
-    parameters: what the head reads, [n, D, H, W, P]."""
+    reads; allows_autocast: whether it records autocast, which no program follows; is_sketch:
+    as for ``Recorder``; parameters: what the head reads, [n, D, H, W, P]."""
 
     def __init__(
         self,
@@ -41,9 +41,10 @@ class Forward:
         output: Output = None,
         form: Form = PLAIN,
         allows_autocast: bool = False,
+        is_sketch: bool = False,
     ) -> None:
         shape = with_channels(images.shape)
-        recorder = Recorder(shape[0], Contents(model).tensors.items())
+        recorder = Recorder(shape[0], Contents(model).tensors.items(), is_sketch)
         recorder.allows_autocast = allows_autocast
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)

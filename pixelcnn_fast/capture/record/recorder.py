@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pixelcnn_fast.capture.record.sketch import sketched
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves, needed
 
@@ -141,9 +142,11 @@ class Recording:
 class Recorder(TorchDispatchMode):
     """Records calls. ``path``: the modules whose forward is running."""
 
-    def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
-        """named: the parameters and buffers, with their names."""
+    def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = (), is_sketch: bool = False) -> None:
+        """named: the parameters and buffers, with their names; is_sketch: whether products of
+        what depends on the image are zeros, which takes less time."""
         super().__init__()
+        self._is_sketch = is_sketch
         self.recording = Recording(n)
         self.path: list[str] = []
         self._named: dict[int, list[tuple[str, View]]] = defaultdict(list)  # by storage
@@ -223,7 +226,8 @@ class Recorder(TorchDispatchMode):
                     leaf.before = flat(leaf.held).clone()
         is_view = torch.Tag.inplace_view in func.tags  # such as transpose_; resize_ may need more memory
         before = _memory(tensors[0]) if is_view else None
-        out = func(*args, **kwargs)
+        out = sketched(func, args) if self._is_sketch and IMAGE in depends and not kwargs else None
+        out = func(*args, **kwargs) if out is None else out
         moves_nothing = _memory(tensors[0]) == before if is_view else not func._schema.is_mutable
         if func in NUMBERS_BELOW:
             is_yes_or_no = tensors[0].dtype is torch.bool or func is not SCALAR
