@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.capture import Captured, capture
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
-from pixelcnn_fast.check.against_model import check_program, expectations
-from pixelcnn_fast.check.tolerance import check_finite
+from pixelcnn_fast.check.against_model import by_module, check_program, expectations
+from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.passes.pipeline import for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
@@ -118,7 +118,7 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
     with model.in_use(), eagerly, gc_paused():
         found = capture_model(model)
         with found.recorder:  # it notes what weights decide
-            check_causal(found.program)
+            _check_causal(found.program, model)
             exact = simplified(found.program)
             program = in_dtype(exact, model.dtype)
             show(in_dtype.__name__, program)
@@ -128,6 +128,14 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
     behaviour = Behaviour(model, found.recording, found.outside, is_captured=True)
     whole = program if found.conditions.read_by_python else None
     return Compiled(result, found.conditions, program.normalised, precision, behaviour, found.recorder, whole)
+
+
+def _check_causal(program: Program, model: WrappedModel) -> None:
+    try:
+        check_causal(program)
+    except NotCausal:
+        list(by_module(model, [model.example()]))  # weights that are not finite let through what masks hide
+        raise
 
 
 def capture_checked(model: WrappedModel) -> Captured:
@@ -143,8 +151,7 @@ def capture_checked(model: WrappedModel) -> Captured:
 
 def capture_model(model: WrappedModel) -> Captured:
     """Captures the model, and sets its head, which then has its layout, its labels, and
-    ``branches`` and ``reads_images``. The program is not compared with the model yet.
-    Raises NonFiniteLogits."""
+    ``branches`` and ``reads_images``. The program is not compared with the model yet."""
     infer_condition_dtypes(model)
     levels = None
     if model.levels is not None:
@@ -167,7 +174,6 @@ def capture_model(model: WrappedModel) -> Captured:
         )
     model.head, model.branches = found.head, found.program.branches
     model.reads_images = bool(model.branches)
-    check_finite(found.parameters, model.head)
     show("capture", found.program)
     explore_labels(model, found.conditions, condition_operands(found.program.instructions))
     return found

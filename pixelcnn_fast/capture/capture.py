@@ -36,12 +36,11 @@ Example = tuple[Tensor, Conditioning]  # images in a plain form, and the rest
 
 
 class Captured(NamedTuple):
-    """A captured model. parameters, [n, D, H, W, P], and recording: of the first example; head: with its layout;
-    outside: tensors that the forward reads and copies of the model share."""
+    """A captured model. recording: of the first example; head: with its layout; outside: tensors
+    that the forward reads and copies of the model share."""
 
     program: Program
     conditions: ConditionProgram
-    parameters: Tensor
     head: Head
     recorder: WeightRecorder
     replay: Replay
@@ -86,7 +85,9 @@ def capture(
         using = using or fresh()
         return with_any_batch(recorded, using, len(example[0])) if can_be_copied else recorded(using)
 
-    shape, first = with_channels(examples[0][0].shape), another(examples[0], model)
+    shape, first = with_channels(examples[0][0].shape), another(examples[0], model, can_be_copied)
+    if can_be_copied and _reads_images(first.recording):
+        first = another(examples[0], model)
     refuse_loops(first.recording, *shape[2:])
     first, second, recording = _recorded(first, another, model, fresh, examples)
     head = first.head
@@ -123,7 +124,6 @@ def capture(
     return Captured(
         program,
         conditions,
-        first.parameters,
         head,
         recorder,
         Replay(recording, frozenset(translation.as_is), own),
@@ -141,7 +141,7 @@ def _recorded(
 ) -> tuple[Forward, Forward, Recording]:
     # Perhaps its code keeps something, in it or outside, which is there after a call of so many images; or it treats
     # one image in another way. Between what is compared is an odd number of calls, so that what alternates is told.
-    # Only the last try computes what is compared by its calls alone, unless Python looks at it.
+    # Only the last try computes what nobody looks at.
     other, tries = fresh(), [(1, False), (1, True), (2, False), (2, True)]
     if differs_for_one(first.recording):
         tries = tries[2:]
@@ -151,8 +151,7 @@ def _recorded(
         try:
             second = another(examples[which], other, is_sketch)
             if is_again:
-                parameters, first = first.parameters, another(examples[0], called, is_sketch)
-                first.parameters = parameters
+                first = another(examples[0], called, is_sketch)
             recording = agreed(first.recording, second.recording)
             break
         except (ModelFailed, UnknownLayout, Unsupported):

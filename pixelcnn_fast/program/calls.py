@@ -178,10 +178,20 @@ class Memory:
         self._slots = dict(leaves)
 
     @classmethod
-    def before(cls, calls: Iterable[Call], n: int, leaves: Mapping[int, Tensor]) -> Memory:
-        """The storages before these calls, with copies of those that they write into."""
-        written = written_by(calls)
-        return cls(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
+    def before(
+        cls,
+        calls: Iterable[Call],
+        n: int,
+        leaves: Mapping[int, Tensor],
+        converted: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> Memory:
+        """The storages before these calls, converted, with copies of those that they write into."""
+        written, held = written_by(calls), dict[int, Tensor]()
+        for slot, x in leaves.items():
+            found = converted(x)
+            is_shared = found.untyped_storage()._cdata == x.untyped_storage()._cdata
+            held[slot] = found.clone() if slot in written and is_shared else found
+        return cls(n, held)
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._slots

@@ -58,7 +58,8 @@ BODIES = {
 def captured(model: nn.Module, shape=(1, 5, 6)):
     wrapped = WrappedModel(model.double().eval(), shape, levels=LEVELS, image_form="unit")
     levels, given = wrapped.example()
-    return levels, given, *capture_model(wrapped)[:3]
+    program, conditions, *_ = capture_model(wrapped)
+    return levels, given, program, conditions, wrapped.distribution_parameters(levels, given)
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -117,7 +117,8 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
-    whole, conditions, logits, *_ = capture_model(wrapped)
+    whole, conditions, *_ = capture_model(wrapped)
+    logits = wrapped.distribution_parameters(levels, given)
     program = without_unread_channels(whole)  # no mutant of what nobody reads can be found
     operands = [
         step.condition for i in program.instructions for step in i.steps if step.condition is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -26,8 +27,26 @@ def windowed(b: Builder, x: Map) -> Map:
         x = _in_windows(b, x, others)
     if x.window is None and x.source is None:
         for s in x.sources:
-            x = _thinned(b, x, s) if isinstance(b.space.sources[s], Value) else x
+            if isinstance(b.space.sources[s], Value) and not _has_neighbours(b, x, s):
+                x = _thinned(b, x, s)
     return x
+
+
+@unrecorded
+def _has_neighbours(b: Builder, x: Map, s: int) -> bool:
+    """Whether one of its channels has rows and columns of a value that do not lie apart."""
+    planes = x.addresses[0].flatten(1).amax(1) if x.addresses.dim() == 4 else x.addresses.new_empty(0)
+    own = (b.space.source_of(planes) == s).nonzero()[:, 0]
+    if len(own) == 0:
+        return False
+    plane = x.addresses[0, own[0]]
+    pixel = b.space.decode(plane[b.space.source_of(plane) == s])[3:]
+    return _apart(pixel) == [1, 1]
+
+
+def _apart(pixel: Sequence[Tensor]) -> list[int]:
+    """How far the rows that are there lie apart, and the columns."""
+    return [math.gcd(*index.bincount().nonzero()[:, 0].diff().tolist()) or 1 for index in pixel]
 
 
 def _thinned(b: Builder, x: Map, s: int) -> Map:
@@ -35,11 +54,10 @@ def _thinned(b: Builder, x: Map, s: int) -> Map:
     here = b.space.source_of(x.addresses) == s
     own = x.addresses[here]
     _, image, channel, *pixel = b.space.decode(own)
-    lines = [index.bincount().nonzero()[:, 0] for index in pixel]
-    apart = [math.gcd(*each.diff().tolist()) or 1 for each in lines]
+    apart = _apart(pixel)
     if apart == [1, 1] or len(own.unique()) == len(own):
         return x
-    first = [int(each[0]) % by for each, by in zip(lines, apart, strict=True)]
+    first = [int(index.min()) % by for index, by in zip(pixel, apart, strict=True)]
     rows, columns = (slice(at, None, by) for at, by in zip(first, apart, strict=True))
     every = b.space.every(s)
     thin = gathered(b, b.map(b.space.of(s)[:, :, rows, columns]), (every[0] * apart[0], every[1] * apart[1]))

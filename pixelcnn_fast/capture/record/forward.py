@@ -30,7 +30,7 @@ class Forward:
     """Runs a model on an example and records it. images: in the plain form from which those
     that the model takes, in ``form``, are made; output: which part of the result the head
     reads; allows_autocast: whether it records autocast, which no program follows; is_sketch:
-    as for ``Recorder``; parameters: what the head reads, [n, D, H, W, P]."""
+    as for ``Recorder``."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Forward:
                     ) from failed
                 raise
             self.head = resolved(head, logits, shape)
-            self.parameters = self.head.arranged(logits, shape[1])
-        self.recording.outputs = recorder.view(logits), recorder.view(self.parameters)
+            parameters = self.head.arranged(logits, shape[1])
+        self.recording.outputs = recorder.view(logits), recorder.view(parameters)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -133,10 +133,17 @@ class Recording:
             if view.slot in read and view.dtype == read[view.slot].dtype
         ]
 
-    def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
-        """The storages before the first call, for n images; copies where a call writes into them."""
-        held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
-        return Memory.before(self.calls, n, held)
+    def memory(
+        self,
+        n: int,
+        converted: Callable[[Tensor], Tensor] = lambda x: x,
+        calls: Collection[Call] | None = None,
+    ) -> Memory:
+        """The storages before the first call, for n images; copies where a call writes into them. calls: those whose
+        storages are wanted (None: all)."""
+        used = None if calls is None else set[int]().union(*(call.read | call.written for call in calls))
+        held = {slot: leaf.tensor for slot, leaf in self.leaves.items() if used is None or slot in used}
+        return Memory.before(self.calls, n, held, converted)
 
 
 class Recorder(TorchDispatchMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +39,8 @@ class Replay:
         self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
         self._unread = unread(self._calls, [self._result.slot])
-        self._constants = self._without_image() & self._as_is
+        self._exactly = [call for call in self._calls if call not in as_is]
+        self._constants, self._recorded = self._of_batches()
         self._replaced = no_narrower_than(dtype)
 
     @torch.no_grad()
@@ -56,19 +57,21 @@ class Replay:
         """Makes the calls, those that capture computes in float64 in that dtype. Raises
         NotInFloat64 if one fails there, or if bits of a tensor are read or written as another
         dtype."""
-        own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
-        recorded, n = self._recording.memory(EXAMPLE_BATCH), len(images)
-        as_is = [call for call in self._calls if call in self._as_is]
-        self._check_one_dtype([call for call in self._calls if call not in self._as_is])
+        as_is, n = [call for call in self._calls if call in self._as_is], len(images)
+        self._check_one_dtype(self._exactly)
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
+        own = self._memory(images, given, calls=read_by_these)
+        exact = self._memory(images, given, in_float64=True, calls=self._exactly)
+        recorded = self._recording.memory(EXAMPLE_BATCH, calls=self._recorded)
+        wanted = set[int]().union(*(call.read for call in self._exactly)) | {self._result.slot}
         for call, gone in zip(self._calls, self._unread, strict=True):
             if call in read_by_these:
                 own.run(call)
-            if call in self._constants:
+            if call in self._recorded:
                 recorded.run(call)
             if call in self._as_is:
                 for view in (*call.outputs, *call.inputs):
-                    if view.slot in call.written:
+                    if view.slot in call.written & wanted:
                         x = own.tensor(view)
                         if call in self._constants:
                             found = for_images(recorded.tensor(view), view, EXAMPLE_BATCH, n)
@@ -80,18 +83,33 @@ class Replay:
                 memory.forget(gone)
         return exact.tensor(self._exact(self._result))
 
-    def _without_image(self) -> set[Call]:
-        varying, calls = self._recording.inputs(), set()
+    def _of_batches(self) -> tuple[set[Call], set[Call]]:
+        """-> (the calls without the image, of as many constants as there are images; and those that they need)"""
+        varying, following = self._recording.inputs(), set[int]()
+        found, constant = set[Call](), set[Call]()
         for call in self._calls:
-            if varying.isdisjoint(call.read) and varying.isdisjoint(call.written):
-                calls.add(call)
-            else:
+            if not varying.isdisjoint(call.read | call.written):
                 varying |= call.written
-        return calls
+                continue
+            constant.add(call)
+            views = (*call.inputs, *call.outputs)
+            if call.follows_batch or any(v.follows_batch or v.slot in following for v in views):
+                following |= call.written
+                if call in self._as_is:
+                    found.add(call)
+        return found, constant.intersection(
+            needed(self._calls, {slot for call in found for slot in call.written})
+        )
 
-    def _memory(self, images: Tensor, given: Conditioning, in_float64: bool = False) -> Memory:
+    def _memory(
+        self,
+        images: Tensor,
+        given: Conditioning,
+        in_float64: bool = False,
+        calls: Collection[Call] | None = None,
+    ) -> Memory:
         memory = self._recording.memory(
-            len(images), lambda x: flat(x).to(self._exact(x.dtype)) if in_float64 else x
+            len(images), lambda x: flat(x).to(self._exact(x.dtype)) if in_float64 else x, calls
         )
         for view, x in zip(
             (self._recording.images, *self._recording.given), (images, *given.tensors), strict=True

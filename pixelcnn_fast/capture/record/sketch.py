@@ -27,7 +27,7 @@ def _zeros(size: Sequence[int], like: Tensor) -> Tensor:
     """As torch.zeros, but takes no memory until something is written there, where NumPy asks for it."""
     if like.device.type != "cpu":
         return like.new_zeros(size)
-    return torch.from_numpy(np.zeros(math.prod(size) * like.itemsize, np.uint8)).view(like.dtype).view(*size)
+    return torch.from_numpy(np.zeros(math.prod(size) * like.itemsize, np.uint8)).view(like.dtype).view(size)
 
 
 def _of_convolution(
