@@ -34,14 +34,16 @@ def windowed(b: Builder, x: Map) -> Map:
 
 @unrecorded
 def _has_neighbours(b: Builder, x: Map, s: int) -> bool:
-    """Whether one of its channels has rows and columns of a value that do not lie apart."""
-    planes = x.addresses[0].flatten(1).amax(1) if x.addresses.dim() == 4 else x.addresses.new_empty(0)
-    own = (b.space.source_of(planes) == s).nonzero()[:, 0]
-    if len(own) == 0:
-        return False
-    plane = x.addresses[0, own[0]]
-    pixel = b.space.decode(plane[b.space.source_of(plane) == s])[3:]
-    return _apart(pixel) == [1, 1]
+    """Whether one of its channels, along whatever axis, has rows and columns of a value that do not lie apart."""
+    for dim in range(1, x.addresses.dim()):
+        planes = x.addresses[0].movedim(dim - 1, 0).flatten(1)
+        own = (b.space.source_of(planes.amax(1)) == s).nonzero()[:, 0]
+        if len(own) > 0:
+            plane = planes[own[0]]
+            pixel = b.space.decode(plane[b.space.source_of(plane) == s])[3:]
+            if _apart(pixel) == [1, 1]:
+                return True
+    return False
 
 
 def _apart(pixel: Sequence[Tensor]) -> list[int]:

@@ -151,9 +151,10 @@ class AddressSpace:
         channels: Any
         height: Any
         width: Any
-        shapes = {self._shapes[s] for s in found}
-        if len(shapes) == 1:  # the usual case
-            ((_, channels, height, width),) = shapes
+        frames, counts = {self.frame(s) for s in found}, [self.channels(s) for s in found]
+        if len(frames) == 1 and len(found) <= FEW:  # the usual case
+            ((height, width),) = frames
+            channels = counts[0] if len({*counts}) == 1 else self._chosen(addresses, found, [1, *counts])
             rest = addresses - self._chosen(addresses, found, [0, *(self._starts[s] for s in found)])
         else:
             known = source.clamp_min(0)
