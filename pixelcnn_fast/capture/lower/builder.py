@@ -141,6 +141,10 @@ class Builder:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
         if x.source is not None and operand.shape[-2:] == (1, 1):  # the usual case
             tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
+        elif x.source is not None:
+            if (table := self._whole_table(x.source, operand.expand(x.shape))) is None:
+                return None
+            tables = {x.source: table}
         else:
             elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
             if kind == "multiply" and of is not None:
@@ -170,11 +174,13 @@ class Builder:
         return self.map(x.addresses.where(~dead, 0))
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
-        mine, given = (
-            self.space.decode(self.space.only(of.addresses, kinds))
-            for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
-        )
-        if bool(((given.image != mine.image) & (given.source >= 0) & (mine.source >= 0)).any()):
+        given = self.space.decode(self.space.only(operand.addresses, OfCondition))
+        if x.source is not None:
+            differ = given.image != torch.arange(len(given.image)).view(-1, 1, 1, 1)
+        else:
+            mine = self.space.decode(self.space.only(x.addresses, (Value, OfCondition)))
+            differ = (given.image != mine.image) & (mine.source >= 0)
+        if bool((differ & (given.source >= 0)).any()):
             raise Unsupported("the condition of one image is combined with another image")
 
     def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
@@ -189,6 +195,17 @@ class Builder:
         table[y, x, channel] = found
         fits = torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source)
         return self._at_pixels(table, source) if fits else None
+
+    def _whole_table(self, source: int, operand: Tensor) -> Tensor | None:
+        """``_table`` for all of a value, where ``operand`` has its shape."""
+        first = operand[0]
+        if bool((operand[1:] != first).any()):
+            return None
+        if bool((first == first[:, :1, :1]).all()):
+            return first[:, 0, 0]
+        if not self.space.has_whole_frame(source):
+            return None
+        return self._at_pixels(first.permute(1, 2, 0).contiguous(), source)
 
     def _at_pixels(self, table: Tensor, source: int) -> Tensor:
         """[rows, columns, C] for the grid of a value -> [H, W, C], zero between its pixels."""

@@ -36,7 +36,7 @@ def windowed(b: Builder, x: Map) -> Map:
 def _has_neighbours(b: Builder, x: Map, s: int) -> bool:
     """Whether one of its channels, along whatever axis, has rows and columns of a value that do not lie apart."""
     for dim in range(1, x.addresses.dim()):
-        planes = x.addresses[0].movedim(dim - 1, 0).flatten(1)
+        planes = x.addresses[0].movedim(dim - 1, 0).reshape(x.shape[dim], -1)
         own = (b.space.source_of(planes.amax(1)) == s).nonzero()[:, 0]
         if len(own) > 0:
             plane = planes[own[0]]

@@ -204,6 +204,8 @@ class AddressSpace:
 
     def _chosen(self, addresses: Tensor, found: Sequence[int], numbers: Sequence[int]) -> Tensor:
         """The first of the numbers where an address is a zero, and where it is of found[i], numbers[i + 1]."""
+        if len(found) == 1 and bool(addresses.all()):  # as often
+            return addresses.new_tensor(numbers[1]).expand(addresses.shape)
         chosen = torch.full_like(addresses, numbers[0])
         for s, number in zip(found, numbers[1:], strict=True):
             chosen = torch.where(addresses >= self._starts[s], number, chosen)
@@ -241,6 +243,8 @@ class AddressSpace:
 
 def _divided(x: Tensor, by: int | Tensor) -> tuple[Tensor, Tensor]:
     """-> (x // by, x % by), for x >= 0"""
+    if isinstance(by, int) and by == 1:
+        return x, x.new_zeros(()).expand(x.shape)
     if isinstance(by, int) and by & (by - 1) == 0:  # a tenth of the time
         return x >> (by.bit_length() - 1), x & (by - 1)
     quotient = x // by
