@@ -47,8 +47,8 @@ def _has_neighbours(b: Builder, x: Map, s: int) -> bool:
 
 
 def _apart(pixel: Sequence[Tensor]) -> list[int]:
-    """How far the rows that are there lie apart, and the columns."""
-    return [math.gcd(*index.bincount().nonzero()[:, 0].diff().tolist()) or 1 for index in pixel]
+    """How far the rows that are there lie apart, and the columns; 0 where there is one."""
+    return [math.gcd(*index.bincount().nonzero()[:, 0].diff().tolist()) for index in pixel]
 
 
 def _thinned(b: Builder, x: Map, s: int) -> Map:
@@ -56,7 +56,7 @@ def _thinned(b: Builder, x: Map, s: int) -> Map:
     here = b.space.source_of(x.addresses) == s
     own = x.addresses[here]
     _, image, channel, *pixel = b.space.decode(own)
-    apart = _apart(pixel)
+    apart = [by or 1 for by in _apart(pixel)]
     if apart == [1, 1] or len(own.unique()) == len(own):
         return x
     first = [int(index.min()) % by for index, by in zip(pixel, apart, strict=True)]
