@@ -85,9 +85,7 @@ def capture(
         using = using or fresh()
         return with_any_batch(recorded, using, len(example[0])) if can_be_copied else recorded(using)
 
-    shape, first = with_channels(examples[0][0].shape), another(examples[0], model, can_be_copied)
-    if can_be_copied and _reads_images(first.recording):
-        first = another(examples[0], model)
+    shape, first = with_channels(examples[0][0].shape), _first(another, examples[0], model, can_be_copied)
     refuse_loops(first.recording, *shape[2:])
     first, second, recording = _recorded(first, another, model, fresh, examples)
     head = first.head
@@ -130,6 +128,15 @@ def capture(
         first.recording,
         shared(first.recording, second.recording),
     )
+
+
+def _first(another: Callable[..., Forward], example: Example, model: nn.Module, can_sketch: bool) -> Forward:
+    with suppress(ModelFailed, UnknownLayout, Unsupported):  # it may refuse zeros
+        if can_sketch:
+            first = another(example, model, True)
+            if not _reads_images(first.recording):
+                return first
+    return another(example, model)
 
 
 def _recorded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -14,6 +15,7 @@ from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.image_forms import PLAIN, Form, other_forms
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name, read_by, written_by
 from pixelcnn_fast.program.operands import ConditionOperand, Convert
+from pixelcnn_fast.program.sketch import Sketching
 
 T = TypeVar("T")
 # One, or several, by number or by name. A name of one alone is None.
@@ -210,18 +212,33 @@ class ConditionProgram:
         Raises ModelFailed if a call raises, for example for an unknown label, and
         Unsupported for a branch on labels that goes another way.
         """
+        self._check_guards(given, n)
+        if not operands:
+            return {}
+        memory = self._run(operands, given, n)
+        return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
+
+    @torch.no_grad()
+    def takes(self, operands: Sequence[ConditionOperand], given: Conditioning, n: int) -> bool:
+        """Whether it raises nothing for these."""
+        try:
+            self._check_guards(given, n)
+            with Sketching():
+                self._run(operands, given, n)
+        except (ModelFailed, Unsupported):
+            return False
+        return True
+
+    def _check_guards(self, given: Conditioning, n: int) -> None:
         for guard in self.guards:
             memory = self._memory(guard.calls, guard.leaves, given, n)
             for call in guard.calls:
                 memory.run(call)
             if bool(memory.result(guard.call)) != guard.value:
                 raise Unsupported(f"{guard.what}: it falls otherwise for these labels; {NO_IF}")
-        if not operands:
-            return {}
-        slots = frozenset(operand.node for operand in operands)
-        if slots not in self._kept:
-            self._kept[slots] = self._prepared(slots)
-        calls, leaves = self._kept[slots]
+
+    def _run(self, operands: Sequence[ConditionOperand], given: Conditioning, n: int) -> Memory:
+        calls, leaves = self._needed_for(operands)
         memory = self._memory(calls, leaves, given, n)
         try:
             for call in calls:
@@ -231,7 +248,18 @@ class ConditionProgram:
                 f"what the model computes from the condition raised {type(error).__name__}: {error}\n"
                 f"It was given {n} images{given.described()}."
             ) from error
-        return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
+        return memory
+
+    def _needed_for(self, operands: Sequence[ConditionOperand]) -> tuple[list[Call], dict[int, Tensor]]:
+        slots = frozenset(operand.node for operand in operands)
+        if slots not in self._kept:
+            self._kept[slots] = self._prepared(slots)
+        return self._kept[slots]
+
+    def elements(self, operands: Sequence[ConditionOperand]) -> int:
+        """How many elements the calls make for an image, which tells how long they take."""
+        calls, _ = self._needed_for(operands)
+        return sum(math.prod(view.at(1)[0]) for call in calls for view in call.outputs)
 
     def rows_looked_up(self, which: int) -> int | None:
         """How many rows the smallest table has in which labels (which = 0) or the codes of a

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import (
     Condition,
@@ -95,11 +95,7 @@ def explore_labels(
             continue
 
         def taken_there(label: int, example: Example = example) -> bool:
-            try:
-                conditions(operands, example(model, label)[1], 1)
-            except (ModelFailed, Unsupported):  # it raises, or a branch would fall otherwise
-                return False
-            return True
+            return conditions.takes(operands, example(model, label)[1], 1)
 
         labels.explore(taken_there)
         labels.restrict(trial(model, example))

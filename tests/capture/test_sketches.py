@@ -8,7 +8,7 @@ from torch import nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.capture.record import recorder
-from pixelcnn_fast.capture.record.sketch import sketched
+from pixelcnn_fast.program.sketch import sketched
 from tests.system.networks import attending
 
 aten = torch.ops.aten

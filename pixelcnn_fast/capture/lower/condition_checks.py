@@ -25,6 +25,7 @@ MOST_LABELS = 256  # for which recorded calls are run again
 MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads them
 MOST_TOGETHER = 32  # of them in one batch
 MANY = 8  # images of one kind in a batch
+MOST_ELEMENTS = 1 << 22  # of what is computed from an image's condition, if many are to be tried
 UNUSUAL = 1e4
 SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that branches and bounds show
 
@@ -42,7 +43,8 @@ def check_conditions(
     record_again: runs the model for three images, and raises Unsupported if it differs.
     What can't be tried for all is left in ``conditions.read_by_python``."""
     labels = list(_labels(conditions, operands, given, classes))
-    _check_each_image(conditions, operands, _varied(given, labels))
+    is_long = conditions.elements(operands) > MOST_ELEMENTS
+    _check_each_image(conditions, operands, given if is_long else _varied(given, labels), is_long)
     for escape in recording.escapes:
         if IMAGE in escape.of:
             continue
@@ -67,13 +69,19 @@ def check_conditions(
 
 
 def _check_each_image(
-    conditions: ConditionProgram, operands: Sequence[ConditionOperand], given: Conditioning
+    conditions: ConditionProgram,
+    operands: Sequence[ConditionOperand],
+    given: Conditioning,
+    is_long: bool,
 ) -> None:
-    """Compares each image alone with copies of it, and with all in several orders."""
+    """Compares each image alone with copies of it, and with all in several orders; in few, if one takes long."""
     n, seeded = given.images, torch.Generator().manual_seed(0)
-    in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
-    batches = [torch.arange(n), *in_orders]
-    batches += [torch.full((MANY,), image) for image in range(n if given.condition is None else 2)]
+    if is_long:
+        batches = [torch.arange(n).flip(0), torch.zeros(n + 1, dtype=torch.long)]
+    else:
+        in_orders = [torch.randperm(n, generator=seeded), torch.randint(n, (n,), generator=seeded)]
+        batches = [torch.arange(n), *in_orders]
+        batches += [torch.full((MANY,), image) for image in range(n if given.condition is None else 2)]
     with suppress(ModelFailed):  # which says that it takes no such conditions
         alone = [conditions(operands, given.part(torch.tensor([image, image])), 2) for image in range(n)]
         for batch in batches:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixelcnn_fast.capture.record.sketch import sketched
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves, needed
+from pixelcnn_fast.program.sketch import sketched
 
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"

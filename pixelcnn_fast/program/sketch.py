@@ -1,4 +1,4 @@
-"""What need not be computed where a recording is only compared with another one: it costs no more than its shape."""
+"""What need not be computed where nobody looks at its values: it costs no more than its shape."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+
+
+class Sketching(TorchDispatchMode):
+    """Computes no more than the shapes of products, and of what is made of them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = None if kwargs else sketched(func, args)
+        return func(*args, **(kwargs or {})) if found is None else found
 
 
 def sketched(func: Any, args: Sequence[Any]) -> Tensor | None:
