@@ -148,13 +148,14 @@ def _recorded(
 ) -> tuple[Forward, Forward, Recording]:
     # Perhaps its code keeps something, in it or outside, which is there after a call of so many images; or it treats
     # one image in another way. Between what is compared is an odd number of calls, so that what alternates is told.
-    # Only the last try computes what nobody looks at.
-    other, tries = fresh(), [(1, False), (1, True), (2, False), (2, True)]
+    other = fresh()
+    can_sketch = other is not called and not _reads_images(first.recording)
+    tries = [(which, is_again, can_sketch) for which in (1, 2) for is_again in (False, True)]
     if differs_for_one(first.recording):
         tries = tries[2:]
-    can_sketch = other is not called and not _reads_images(first.recording)
-    for number, (which, is_again) in enumerate([*tries, tries[-1]] if can_sketch else tries):
-        is_sketch = can_sketch and number < len(tries)
+    if can_sketch:
+        tries.append((2, True, False))
+    for which, is_again, is_sketch in tries:
         try:
             second = another(examples[which], other, is_sketch)
             if is_again:
@@ -162,7 +163,7 @@ def _recorded(
             recording = agreed(first.recording, second.recording)
             break
         except (ModelFailed, UnknownLayout, Unsupported):
-            if number >= len(tries) - 1 and not is_sketch:
+            if (which, is_again, is_sketch) == tries[-1]:
                 raise
     if _reads_images(recording):
         for example in examples[2:]:

@@ -57,7 +57,7 @@ def test_a_sketch_is_laid_out_as_the_result(name):
     assert found.dtype == expected.dtype and not found.any()
 
 
-def test_the_second_recording_computes_no_products(monkeypatch):
+def test_recordings_compute_no_products(monkeypatch):
     made = list[bool]()
 
     def noted(*call: Any) -> torch.Tensor | None:

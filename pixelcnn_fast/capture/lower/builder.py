@@ -139,15 +139,16 @@ class Builder:
         operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
             self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
+        has_gaps = kind == "multiply" and of is not None and of.source is None
         if x.source is not None and operand.shape[-2:] == (1, 1):  # the usual case
             tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
-        elif x.source is not None:
+        elif x.source is not None and not has_gaps:
             if (table := self._whole_table(x.source, operand.expand(x.shape))) is None:
                 return None
             tables = {x.source: table}
         else:
             elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
-            if kind == "multiply" and of is not None:
+            if has_gaps and of is not None:
                 elements = elements._replace(source=elements.source.where(of.addresses != 0, -1))
             found = {s: self._table(s, elements, operand) for s in x.sources}
             tables = {s: table for s, table in found.items() if table is not None}
