@@ -13,7 +13,7 @@ from pixelcnn_fast.user_model.wrapped_model import FEWEST_DIFFERENT
 # How many 8-byte numbers are held at least while a model is captured: for each logit, when
 # the program is compared with the model; for each feature that a layer gives, when the
 # forward is recorded.
-HELD_OF_LOGITS, HELD_OF_FEATURES = 9, 0.4
+HELD_OF_LOGITS, HELD_OF_FEATURES = 8, 0.35
 
 
 def check_memory(needed: int, what: str) -> None:
