@@ -35,7 +35,7 @@ from pixelcnn_fast.user_model.private_copy import eagerly
 from pixelcnn_fast.user_model.random_state import random_state_kept
 from pixelcnn_fast.user_model.wrapped_model import WrappedModel
 
-BATCH_BYTES = 64 << 20  # of workspace for the default batch
+BATCH_BYTES = 128 << 20  # of workspace for the default batch
 # Beyond these, nothing gets faster, and an interrupt loses more.
 LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
 LARGEST_ON_GPU = 64

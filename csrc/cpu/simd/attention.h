@@ -14,6 +14,7 @@ constexpr int kMostVectors = 4;  // of one average, for each of kPhases: of 32 r
 #else
 constexpr int kMostVectors = 2;
 #endif
+constexpr int kIntoL2 = 2;  // a prefetch's hint: keys and values of all pixels come from memory
 constexpr int kPhases = 4;  // sums that do not wait for each other: key j is in phase j % kPhases
 
 // The scores of kKeysTogether keys, also of those that do not count.
@@ -24,6 +25,8 @@ void meet(const Query<T, E>& q, const E* keys, T* scores) {
     Vec<T> sums[kTogether] = {};
     const E* next = keys + k * kLanes<T>;
     for (int d = 0; d < q.depth; d++, next += kKeysTogether) {
+      for (int v = 0; v < kTogether; v++)  // what the head reads next lies behind what other heads read of these keys
+        __builtin_prefetch(next + kKeysTogether * q.key_stride + v * kLanes<T>, 0, kIntoL2);
       const Vec<T> x = broadcast(q.query[d]);
       for (int v = 0; v < kTogether; v++) sums[v] += x * load_wide<T>(next + v * kLanes<T>);
     }
@@ -34,12 +37,14 @@ void meet(const Query<T, E>& q, const E* keys, T* scores) {
 // So many vectors of the average, from channel `first` on.
 template <int vectors, class T, class E>
 void average(const Query<T, E>& q, T scale, int first) {
+  constexpr int kAhead = 32;  // keys
   Vec<T> sums[kPhases][vectors] = {};
   for (int r = 0; r < q.count; r++) {
     int j = q.ranges[r].first;
     const int end = q.ranges[r].end;
     const E* values = q.values + j * q.value_stride + first;
     const auto add = [&](int phase) {
+      __builtin_prefetch(values + kAhead * q.value_stride, 0, kIntoL2);
       const Vec<T> weight = broadcast(q.weights[j]);
       for (int v = 0; v < vectors; v++) sums[phase][v] += weight * load_wide<T>(values + v * kLanes<T>);
       j++, values += q.value_stride;

@@ -140,15 +140,20 @@ void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, 
   }
 }
 
+// With more rows than a tile has, a block of weights stays in the caches while they pass; so many tiles of them that
+// the rows do so, too, while the blocks pass.
 template <class T, class W>
 void matmul_as(Rows<const typename W::X> x, int rows, Packed w, int first, int last, const Result<T>& result) {
-  const int tiles = (rows + kMaxRows - 1) / kMaxRows;
-  const int step = tiles == 1 ? last - first : 1;  // with more rows, a block stays in L1 while they pass
-  for (int b = first; b < last; b += step)
-    for (int t = 0; t < tiles; t++) {
-      const int r = int64_t{rows} * t / tiles, end = int64_t{rows} * (t + 1) / tiles;
-      rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, result.behind(r));
-    }
+  constexpr int kTilesTogether = 16;
+  const auto parted = [](int n, int part, int parts) { return static_cast<int>(int64_t{n} * part / parts); };
+  const int tiles = (rows + kMaxRows - 1) / kMaxRows, groups = (tiles + kTilesTogether - 1) / kTilesTogether;
+  const int step = tiles == 1 ? last - first : 1;
+  for (int g = 0; g < groups; g++)
+    for (int b = first; b < last; b += step)
+      for (int t = parted(tiles, g, groups); t < parted(tiles, g + 1, groups); t++) {
+        const int r = parted(rows, t, tiles), end = parted(rows, t + 1, tiles);
+        rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, result.behind(r));
+      }
 }
 
 }  // namespace
