@@ -14,7 +14,6 @@ constexpr int kMostVectors = 4;  // of one average, for each of kPhases: of 32 r
 #else
 constexpr int kMostVectors = 2;
 #endif
-constexpr int kIntoL2 = 2;  // a prefetch's hint: keys and values of all pixels come from memory
 constexpr int kPhases = 4;  // sums that do not wait for each other: key j is in phase j % kPhases
 
 // The scores of kKeysTogether keys, also of those that do not count.
@@ -25,7 +24,7 @@ void meet(const Query<T, E>& q, const E* keys, T* scores) {
     Vec<T> sums[kTogether] = {};
     const E* next = keys + k * kLanes<T>;
     for (int d = 0; d < q.depth; d++, next += kKeysTogether) {
-      for (int v = 0; v < kTogether; v++)  // what the head reads next lies behind what other heads read of these keys
+      for (int v = 0; v < kTogether; v++)  // of its next keys, which lie behind what other heads read of these
         __builtin_prefetch(next + kKeysTogether * q.key_stride + v * kLanes<T>, 0, kIntoL2);
       const Vec<T> x = broadcast(q.query[d]);
       for (int v = 0; v < kTogether; v++) sums[v] += x * load_wide<T>(next + v * kLanes<T>);

@@ -38,7 +38,7 @@ struct Bf16 : Same<float> {
 // else be waited for at each page, where the processor's own prefetching ends. What is in L2 does not become slower.
 template <int kBytes>
 inline void fetch_ahead(const char* w) {
-  constexpr int kAhead = 4096, kIntoL2 = 2;
+  constexpr int kAhead = 4096;
 #pragma GCC unroll 32
   for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(w + kAhead + line, 0, kIntoL2);
 }

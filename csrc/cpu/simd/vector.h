@@ -18,6 +18,7 @@ constexpr int kVectorBytes = 32, kMaxRows = 6;  // 16 registers: 12 sums, 2 weig
 constexpr int kVectorBytes = 16, kMaxRows = 6;
 #endif
 constexpr int kVectors = 2;  // per block
+constexpr int kIntoL2 = 2;   // what a prefetch is told, where more comes from L3 or memory than L1 holds
 
 template <class T>
 struct VecOf {
