@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, wrong_images
 from pixelcnn_fast.bench.streams import watched
-from pixelcnn_fast.bench.workload import Workload, workload
+from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.cores import usable
 from pixelcnn_fast.errors import CheckFailed
 
@@ -167,20 +167,17 @@ def compare_checked(work: Workload, names: Sequence[str], repeats: int, **how: A
 
 
 def speed(
-    model: nn.Module,
-    side: int,
-    batch: int,
+    work: Workload,
     wanted: Sequence[Wanted],
     repeats: int,
     naive_pixels: int,
     subject: str = "",
-    **of_images: Any,
+    **others: Any,
 ) -> Iterator[Target | list[Result]]:
-    """Compares samplers of side x side images, all on the same noise. of_images: head and image form."""
+    """Compares samplers, all on the same noise. others: what else ``compare`` is told."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
-    work = workload(model, batch, side, side, **of_images)
-    pixels = min(naive_pixels, side * side)
-    results = compare_checked(work, names, repeats, naive_pixels=pixels, progress=watched())
+    pixels, batch = min(naive_pixels, work.pixels), work.images
+    results = compare_checked(work, names, repeats, naive_pixels=pixels, progress=watched(), **others)
     yield results
     by_name = {result.name: result for result in results}
     for slow, fast, must, reach in wanted:
@@ -198,10 +195,7 @@ def taking(name: str, work: Callable[[], object], must: float, reach: float, rep
     return Target(name, must, reach, median(seconds), seconds, report.duration, at_most=True)
 
 
-def building(
-    model: nn.Module, side: int, must: float, reach: float, repeats: int, subject: str = "", **of_images: Any
-) -> Target:
-    work = workload(model, 1, side, side, **of_images)
+def building(work: Workload, must: float, reach: float, repeats: int, subject: str = "") -> Target:
     return taking(f"{subject}building a Sampler", work.sampler, must, reach, repeats)
 
 

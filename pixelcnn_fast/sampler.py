@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -385,15 +383,6 @@ class Sampler(NotPartOfModel):
         with nullcontext() if model is not None else torch.no_grad():
             read = engine.snapshot.behaviour.read
             return engine.model.log_probability(values, given, model, read, self._ranks)
-
-    def with_reference(self, model: nn.Module) -> Sampler:
-        """The same sampler around another module of the same meaning, which the runtime
-        'reference' then runs: for benchmarks."""
-        wrapped = WrappedModel(model, self.shape, head=self.head, image_form=self._engine.model.image_form)
-        other = copy.copy(self)
-        snapshot = replace(self._engine.snapshot, model=wrapped)
-        other._engine = replace(self._engine, snapshot=snapshot, _runtimes={})
-        return other
 
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does what the first call that draws n images would do besides drawing -> itself.

@@ -534,27 +534,6 @@ def test_noise_stays_where_it_is_given_or_drawn(sampler):
     assert drawn.device == given.device == gpu and not copies.made
 
 
-def test_another_module_of_the_same_meaning_is_the_reference() -> None:
-    inner, ran = pixelcnn().double(), []
-
-    class Unit(torch.nn.Module):
-        def __init__(self, name: str) -> None:
-            super().__init__()
-            self.inner, self.name = inner, name
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            ran.append(self.name)
-            return self.inner(255 * x)
-
-    sampler = Sampler(Unit("own"), (1, 3, 4), image_form="unit")
-    u = torch.rand(2, 1, 3, 4, dtype=torch.float64)
-    expected = sampler.sample(2, noise=u, runtime="reference")
-    other = sampler.with_reference(Unit("other"))
-    for each, name in ((other, "other"), (sampler, "own")):
-        ran.clear()
-        assert torch.equal(each.sample(2, noise=u, runtime="reference"), expected) and set(ran) == {name}
-
-
 def test_a_bar_counts_the_rows_of_all_images(sampler, capsys) -> None:
     images = sampler.sample(3, LABELS[[0, 1, 0]], batch_size=2, progress=True)
     assert " 12/12 " in capsys.readouterr().err

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,59 +19,37 @@ from measuring import Cases, Found, Settings, Target, building, factor, interlea
 from torch import Tensor, nn
 
 from pixelcnn_fast.bench.contestants import NAIVE
-from pixelcnn_fast.bench.workload import workload
+from pixelcnn_fast.bench.naive import naive_apart
+from pixelcnn_fast.bench.workload import Workload, workload
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import PixelSNAIL
 
 TITLE = "Targets of attention"
 NAIVE_PIXELS, BATCH = 8, 16
+CODES: dict[str, Any] = dict(head=Categorical(512), image_form="codes")
 FORWARDS, SECONDS = (15.0, 8.0), (3.0, 1.0)  # that building may take: must, and reach
 
 
 @dataclass(frozen=True)
 class Subject:
-    """needs: the checkout, if any; one, many: must and reach, for one image and for a batch; model: of quick or not,
-    with its side and what ``Sampler`` is told; in_forwards: whether building is measured in forwards of one image."""
+    """needs: the checkout, if any; one, many: must and reach, for one image and for a batch; work: of quick or not,
+    and how many images; in_forwards: whether building is measured in forwards of one image."""
 
     name: str
     needs: str
     one: tuple[float, float]
     many: tuple[float, float]
-    model: Callable[[bool], tuple[nn.Module, int, dict[str, Any]]]
+    work: Callable[[bool, int], Workload]
     in_forwards: bool = False
 
 
 def cases(how: Settings) -> Cases:
     """Each is left out, by name, without the checkout that it needs."""
-    codes, binary = dict(head=Categorical(512), image_form="codes"), dict(head=Categorical(2))
-
-    def prior(quick: bool, side: int, **config: Any) -> tuple[nn.Module, int, dict[str, Any]]:
-        assert how.priors is not None
-        side, sizes = (8, (16, 5, 1, 1, 8)) if quick else (side, (256, 5, 4, 4, 256))
-        if quick and "cond_res_channel" in config:
-            config = {**config, "cond_res_channel": 8}
-        torch.manual_seed(0)
-        return Alone(Priors(how.priors).model([side, side], 512, *sizes, **config), side), side, codes
-
-    def own(quick: bool) -> tuple[nn.Module, int, dict[str, Any]]:
-        torch.manual_seed(0)
-        sizes: dict[str, Any] = dict(channels=16, n_blocks=1, n_res_blocks=1) if quick else {}
-        return PixelSNAIL(512, **sizes), 8 if quick else 32, codes
-
-    def small(
-        quick: bool, name: str, full: tuple, tiny: tuple, **settings: Any
-    ) -> tuple[nn.Module, int, dict[str, Any]]:
-        assert how.generative is not None
-        torch.manual_seed(0)
-        model = OfTwoLevels(Generative(how.generative).model(name, *(tiny if quick else full)))
-        return model, 8 if quick else 28, {**binary, **settings}
-
-    of_coarse: dict[str, Any] = dict(attention=False, n_cond_res_block=3, cond_res_channel=256)
-    image_gpt = partial(small, name="ImageGPT", full=(1, 1, 28, 8, 2, 64), tiny=(1, 1, 8, 1, 2, 8))
+    image_gpt = partial(small, how.generative, "ImageGPT", (1, 1, 28, 8, 2, 64), (1, 1, 8, 1, 2, 8))
     pixel_snail = partial(
-        small, name="PixelSNAIL", full=(1, 1, 64, 8, 2, 4, 32), tiny=(1, 1, 8, 1, 1, 2, 4), image_form="unit"
+        small, how.generative, "PixelSNAIL", (1, 1, 64, 8, 2, 4, 32), (1, 1, 8, 1, 1, 2, 4), image_form="unit"
     )
-    top, bottom = partial(prior, side=32), partial(prior, side=64, **of_coarse)
+    top, bottom = partial(prior, how.priors, 32), partial(prior, how.priors, 64, of_coarse=True)
     subjects = {
         "transformer": Subject("ImageGPT of 28x28", GENERATIVE, (100, 200), (250, 400), image_gpt),
         "snail": Subject("PixelSNAIL of 28x28", GENERATIVE, (100, 250), (400, 800), pixel_snail),
@@ -83,6 +62,33 @@ def cases(how: Settings) -> Cases:
     return {name: partial(measured, how, subject) for name, subject in subjects.items()}
 
 
+@torch.no_grad()  # else what weight norm makes of its weights can't be copied before a forward
+def prior(folder: Path | None, side: int, quick: bool, images: int, of_coarse: bool = False) -> Workload:
+    side, sizes, channels = (8, (16, 5, 1, 1, 8), 8) if quick else (side, (256, 5, 4, 4, 256), 256)
+    config: dict[str, Any] = dict(attention=False, n_cond_res_block=3, cond_res_channel=channels)
+    assert folder is not None
+    torch.manual_seed(0)
+    model = Priors(folder).model([side, side], 512, *sizes, **config if of_coarse else {})
+    return workload(lively(Alone(model, side)), images, side, side, **CODES)
+
+
+def own(quick: bool, images: int) -> Workload:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(channels=16, n_blocks=1, n_res_blocks=1) if quick else {}
+    side = 8 if quick else 32
+    return workload(lively(PixelSNAIL(512, **sizes)), images, side, side, **CODES)
+
+
+def small(
+    folder: Path | None, name: str, full: tuple, tiny: tuple, quick: bool, images: int, **settings: Any
+) -> Workload:
+    side = 8 if quick else 28
+    assert folder is not None
+    torch.manual_seed(0)
+    model = OfTwoLevels(Generative(folder).model(name, *(tiny if quick else full)))
+    return workload(lively(model), images, side, side, head=Categorical(2), **settings)
+
+
 def measured(how: Settings, subject: Subject) -> Found:
     title = f"{subject.name}: "
     folder, option = (how.priors, "--priors") if subject.needs == PRIORS else (how.generative, "--generative")
@@ -91,32 +97,28 @@ def measured(how: Settings, subject: Subject) -> Found:
             f"{title}all", *subject.one, None, [], factor, needs=f"{option} FOLDER ({subject.needs})"
         )
         return
-    model, side, of_images = subject.model(how.quick)
-    model = lively(model)
-    yield from built(title, model, side, subject.in_forwards, how, of_images)
+    work_of = partial(subject.work, how.quick)
+    yield built(title, work_of(1), subject.in_forwards, how.repeats)
     for images, bounds in ((1, subject.one), (2 if how.quick else BATCH, subject.many)):
         wanted = [(NAIVE, "cpu", *bounds)]
-        yield from speed(model, side, images, wanted, how.repeats, NAIVE_PIXELS, title, **of_images)
+        with naive_apart(partial(work_of, images)) as naive:
+            yield from speed(work_of(images), wanted, how.repeats, NAIVE_PIXELS, title, naive=naive)
 
 
-def built(
-    title: str, model: nn.Module, side: int, in_forwards: bool, how: Settings, of_images: dict[str, Any]
-) -> Found:
+def built(title: str, work: Workload, in_forwards: bool, repeats: int) -> Target:
     if not in_forwards:
-        yield building(model, side, *SECONDS, how.repeats, title, **of_images)
-        return
-    work = workload(model, 1, side, side, **of_images)
-    codes = torch.zeros(1, side, side, dtype=torch.long)
+        return building(work, *SECONDS, repeats, title)
+    codes = torch.zeros(1, *work.shape[1:], dtype=torch.long)
 
     @torch.inference_mode()
     def forward() -> Tensor:
-        found: Tensor = model(codes)
+        found: Tensor = work.model(codes)
         return found
 
-    forwards = median(interleaved({"it": forward}, how.repeats)["it"])
-    taken = [seconds / forwards for seconds in interleaved({"it": work.sampler}, how.repeats)["it"]]
+    forwards = median(interleaved({"it": forward}, repeats)["it"])
+    taken = [seconds / forwards for seconds in interleaved({"it": work.sampler}, repeats)["it"]]
     name = f"{title}building a Sampler, in forwards of one image"
-    yield Target(name, *FORWARDS, median(taken), taken, "{:.1f}".format, at_most=True)
+    return Target(name, *FORWARDS, median(taken), taken, "{:.1f}".format, at_most=True)
 
 
 class Alone(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from measuring import Cases, Found, Settings, Wanted, building, speed
 
 from pixelcnn_fast.bench.contestants import NAIVE
-from pixelcnn_fast.bench.workload import Model, random_model
+from pixelcnn_fast.bench.workload import Model, random_model, workload
 from pixelcnn_fast.models import GatedPixelCNN
 
 TITLE = "Targets of other families"
@@ -19,8 +19,9 @@ TINY: dict[str, Any] = dict(hidden_channels=9, n_residual=1)
 def cases(how: Settings) -> Cases:
     def sampled(name: str, model: Model, side: int, wanted: list[Wanted], pixels: int) -> Found:
         subject = f"{name}, {model.input_channels}x{side}x{side}: "
-        yield from speed(model, side, 1, wanted, how.repeats, 10 if how.quick else pixels, subject)
-        yield building(model, side, 2.0, 0.5, how.repeats, subject)
+        work = workload(model, 1, side, side)
+        yield from speed(work, wanted, how.repeats, 10 if how.quick else pixels, subject)
+        yield building(work, 2.0, 0.5, how.repeats, subject)
 
     def gated() -> Found:
         model = random_model(family=GatedPixelCNN, **(TINY_GATED if how.quick else GATED))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, accelerate
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.contestants import NAIVE
+from pixelcnn_fast.bench.workload import Workload, workload
 from pixelcnn_fast.heads import LogisticMixture
 from pixelcnn_fast.models import PixelCNNpp, reference
 from pixelcnn_fast.ops import logistic_mixture_nll
@@ -35,18 +36,21 @@ IN_FLOAT32, SHOWN = 1e-4, "{:.2g}".format
 def cases(how: Settings) -> Cases:
     config, side, batch = (TINY, 8, 2) if how.quick else ({}, 32, 16)
     model = lively(PixelCNNpp(**config))
-    of_images: dict[str, Any] = dict(head=LogisticMixture(model.config["n_mixtures"]), image_form="centred")
+
+    def of(images: int) -> Workload:
+        head = LogisticMixture(model.config["n_mixtures"])
+        return workload(model, images, side, side, head=head, image_form="centred")
 
     def one() -> Found:
         wanted = [(NAIVE, "cpu", 400.0, 600.0)]
-        return speed(model, side, 1, wanted, how.repeats, NAIVE_PIXELS, **of_images)
+        return speed(of(1), wanted, how.repeats, NAIVE_PIXELS)
 
     def many() -> Found:
         wanted = [(NAIVE, "cpu", 1000.0, 1250.0)]
-        return speed(model, side, batch, wanted, how.repeats, NAIVE_PIXELS, **of_images)
+        return speed(of(batch), wanted, how.repeats, NAIVE_PIXELS)
 
     def built() -> Found:
-        yield building(model, side, 8.0, 6.0, how.repeats, **of_images)
+        yield building(of(1), 8.0, 6.0, how.repeats)
 
     def training() -> Found:
         small = {**(TINY if how.quick else {"n_filters": 80}), "dropout": 0.0}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from cases.recurrence_loops import Loop, bits_per_dimension, diagonals, layer, rows
 from pixelcnn_fast.bench.contestants import NAIVE
-from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import Model, PixelRNN
 from pixelcnn_fast.models.pixel_rnn import Kind
@@ -183,5 +183,5 @@ def sampled(
     subject = f"{name}, {model.input_channels}x{side}x{side}: "
     for batch, must, reach in wanted:
         against = [(NAIVE, "cpu", must, reach)]
-        yield from speed(model, side, batch, against, repeats, NAIVE_PIXELS[batch], subject)
-    yield building(model, side, *to_build, repeats, subject)
+        yield from speed(workload(model, batch, side, side), against, repeats, NAIVE_PIXELS[batch], subject)
+    yield building(workload(model, 1, side, side), *to_build, repeats, subject)

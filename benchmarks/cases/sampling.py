@@ -42,11 +42,11 @@ def cases(how: Settings) -> Cases:
 
     def one() -> Found:
         wanted = [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)]
-        return speed(model, side, 1, wanted, repeats, naive_pixels)
+        return speed(workload(model, 1, side, side), wanted, repeats, naive_pixels)
 
     def many() -> Found:
         wanted = [(NAIVE, "cpu", 1300.0, 2000.0), ("eager", "cpu", 3.5, 5.0)]
-        return speed(model, side, batch, wanted, repeats, naive_pixels)
+        return speed(workload(model, batch, side, side), wanted, repeats, naive_pixels)
 
     def flops() -> Found:
         sampler, work = sampler_of(config, side), workload(model, batch, side, side)
@@ -88,7 +88,7 @@ def cases(how: Settings) -> Cases:
         """Capturing is what building a sampler does first."""
         wrapped = WrappedModel(model, (model.input_channels, side, side))
         yield taking("capturing the model", lambda: capture_model(wrapped), 0.5, 0.2, repeats)
-        yield building(model, side, 1.0, 0.2, repeats)
+        yield building(workload(model, 1, side, side), 1.0, 0.2, repeats)
 
     return {
         "one at once": one,

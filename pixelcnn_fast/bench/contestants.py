@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.bench.checks import Check, Oracle, noise_excess, rounding
+from pixelcnn_fast.bench.naive import Apart, Naive
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.native import required
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
 NAIVE: RuntimeName = "reference"
+WARM_UP, WARM_UP_SECONDS = 8, 5.0  # draws at most, and the time after which no other begins
 LABELS = {
     NAIVE: "naive: a full forward per pixel",
     "eager": "cached: PyTorch, layer by layer",
@@ -54,17 +56,12 @@ class Result:
 
 
 class WholeImages:
-    """A sampler that draws every pixel. exact: one with the model's own weights, if it rounds them."""
+    """A sampler that draws every pixel."""
 
     def __init__(
-        self,
-        name: str,
-        sampler: Sampler,
-        work: Workload,
-        progress: bool = False,
-        exact: Sampler | None = None,
+        self, name: str, sampler: Sampler | Naive | Apart, work: Workload, progress: bool = False
     ) -> None:
-        self._sampler, self._work, self._exact = sampler, work, exact
+        self._sampler, self._work = sampler, work
         runtime = name.removesuffix("-bf16")
         self._settings: dict[str, Any] = dict(noise=work.noise, batch_size=work.images, runtime=runtime)
         self._progress = progress
@@ -76,6 +73,15 @@ class WholeImages:
         work = self._work
         return self._sampler.sample(work.images, work.labels, progress=self._progress, **self._settings)
 
+    def warm_up(self) -> Tensor:
+        """Draws as often as the compiled sampler tries schedules, or as there is time for -> the images."""
+        end = time.perf_counter() + WARM_UP_SECONDS
+        images = self.draw()
+        for _ in range(WARM_UP - 1):
+            if time.perf_counter() < end:
+                images = self.draw()
+        return images
+
     def run(self, round: int) -> None:
         start = time.perf_counter()
         images = self.draw()
@@ -86,20 +92,7 @@ class WholeImages:
         """common: the images that all are expected to draw."""
         differing = sum(int((images != common)[..., where].sum()) for images, where in self._drawn)
         count = sum(images[..., where].numel() for images, where in self._drawn)
-        by_model = Check(differing, count, self._largest(oracle.excess))
-        if self._exact is None:
-            return by_model
-        changed = rounding(self._exact.program.weights, self._sampler.program.weights)
-        if required().multiplies_bf16():
-            limit = max(oracle.bf16_limit(images) for images, _ in self._drawn)
-            return replace(by_model, rounding=changed, limit=limit)
-        own = self._largest(self._excess_by_own_weights)
-        return replace(by_model, excess=own, rounding=changed, model_excess=by_model.excess)
-
-    def _excess_by_own_weights(self, images: Tensor) -> Tensor:
-        head = self._sampler.head
-        parameters = self._sampler.logits(images, self._work.labels, runtime="eager")
-        return noise_excess(head, parameters, head.checked(images), self._work.noise)
+        return Check(differing, count, self._largest(oracle.excess))
 
     def _largest(self, excess: Callable[[Tensor], Tensor]) -> float:
         found = [excess(images)[..., where].flatten() for images, where in self._drawn]
@@ -113,13 +106,37 @@ class WholeImages:
         self._drawn.append((images, where))
 
 
+class Rounded(WholeImages):
+    """One that draws with rounded weights. exact: a sampler with the model's own."""
+
+    def __init__(self, name: str, sampler: Sampler, exact: Sampler, work: Workload) -> None:
+        super().__init__(name, sampler, work)
+        self._rounded, self._exact = sampler, exact
+
+    def check(self, common: Tensor, oracle: Oracle) -> Check:
+        by_model = super().check(common, oracle)
+        changed = rounding(self._exact.program.weights, self._rounded.program.weights)
+        if required().multiplies_bf16():
+            limit = max(oracle.bf16_limit(images) for images, _ in self._drawn)
+            return replace(by_model, rounding=changed, limit=limit)
+        own = self._largest(self._excess_by_own_weights)
+        return replace(by_model, excess=own, rounding=changed, model_excess=by_model.excess)
+
+    def _excess_by_own_weights(self, images: Tensor) -> Tensor:
+        head = self._rounded.head
+        parameters = self._rounded.logits(images, self._work.labels, runtime="eager")
+        return noise_excess(head, parameters, head.checked(images), self._work.noise)
+
+
 class SomePixels(WholeImages):
     """The naive sampler on some pixels of each round, spread over the image.
 
     given: the other pixels, [n, C, H, W]; pixels: how many in all rounds, at least one in each.
     """
 
-    def __init__(self, sampler: Sampler, work: Workload, given: Tensor, pixels: int, rounds: int) -> None:
+    def __init__(
+        self, sampler: Sampler | Naive | Apart, work: Workload, given: Tensor, pixels: int, rounds: int
+    ) -> None:
         super().__init__(NAIVE, sampler, work)
         self._given = given
         self.result.timed = pixels = min(max(pixels, rounds), work.pixels)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pixelcnn_fast.bench.checks import Oracle
-from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, SomePixels, WholeImages
+from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, Rounded, SomePixels, WholeImages
+from pixelcnn_fast.bench.naive import Apart, Naive
 from pixelcnn_fast.bench.workload import Workload
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 
 
 def wrong_images(results: Sequence[Result]) -> str:
@@ -32,12 +36,14 @@ def compare(
     naive_pixels: int = 0,
     naive_repeats: int | None = None,
     progress: bool = False,
+    naive: Callable[[Head, int], Naive | Apart] | None = None,
 ) -> list[Result]:
     """Warms up, times the contestants in turns on the same noise, and checks every image they drew.
 
     naive_pixels: how many the naive sampler draws in all, given the others; its time is
     scaled up; 0: whole images. naive_repeats: in how many rounds, from the first, it takes
-    part. Raises what Sampler raises.
+    part. naive: it, made for a head and so many draws of a pixel; by default, of the workload, in
+    this process. Raises what Sampler raises.
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
@@ -45,17 +51,21 @@ def compare(
     naive_rounds = min(naive_repeats or repeats, repeats)
     contestants: dict[str, WholeImages] = {}
     for name in names:
-        exact = None if precisions[name] == "same" else samplers["same"]
-        contestants[name] = WholeImages(name, samplers[precisions[name]], work, exact=exact)
-    warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
+        sampler, exact = samplers[precisions[name]], samplers["same"]
+        contestants[name] = (
+            WholeImages(name, sampler, work) if sampler is exact else Rounded(name, sampler, exact, work)
+        )
+    warm = {name: contestant.warm_up() for name, contestant in contestants.items() if name != NAIVE}
     expected = [images for name, images in warm.items() if precisions[name] == "same"]
     common = expected[-1] if expected else samplers["same"].sample(work.images, work.labels, noise=work.noise)
     if NAIVE in names:
-        naive = samplers["same"].with_reference(work.plain_model())
+        reference = samplers["same"].runtime(NAIVE)
+        assert isinstance(reference, ReferenceRuntime)
+        plain = (naive or partial(Naive, work))(samplers["same"].head, reference.draws)
         if 0 < naive_pixels < work.pixels:
-            contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
+            contestants[NAIVE] = SomePixels(plain, work, common, naive_pixels, naive_rounds)
         else:
-            contestants[NAIVE] = WholeImages(NAIVE, naive, work, progress)
+            contestants[NAIVE] = WholeImages(NAIVE, plain, work, progress)
 
     turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
     with progress_bar(turns, shown=progress, unit="run") as bar:

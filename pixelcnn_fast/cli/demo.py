@@ -88,8 +88,9 @@ def compare_samplers(args: argparse.Namespace) -> int:
     work = workload(model, 4 if args.quick else 10, SIZE, SIZE)
     whole = not args.quick and _forward_seconds(work) * work.pixels <= NAIVE_SECONDS
     contestants = [name for name in available() if name != "cpu-bf16"]
-    naive = dict(naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
-    comparison = compare(work, contestants, 2 if args.quick else 3, **naive, progress=watched())
+    pixels = 0 if whole else 8 if args.quick else NAIVE_PIXELS
+    rounds = 1 if whole else None
+    comparison = compare(work, contestants, 2 if args.quick else 3, pixels, rounds, progress=watched())
     title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
     return finish([comparison], folder, "comparison", title, found)
 

@@ -14,7 +14,7 @@ class ReferenceRuntime(Runtime):
     """Runs the model's own forward for each of the ``draws`` of every pixel."""
 
     def __init__(self, model: WrappedModel, draws: int) -> None:
-        self._model, self._draws = model, draws
+        self._model, self.draws = model, draws
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
@@ -22,10 +22,10 @@ class ReferenceRuntime(Runtime):
         for y in range(height):
             job.on_row(y)
             for x in range(width):
-                for draw in range(self._draws):
-                    if job.wants(y, x, draw, self._draws):
-                        parameters = self._parameters(job)[:, :, y, x].chunk(self._draws, 1)[draw]
-                        job.draw_pixel(y, x, draw, self._draws, parameters, self._model.head)
+                for draw in range(self.draws):
+                    if job.wants(y, x, draw, self.draws):
+                        parameters = self._parameters(job)[:, :, y, x].chunk(self.draws, 1)[draw]
+                        job.draw_pixel(y, x, draw, self.draws, parameters, self._model.head)
 
     def _parameters(self, job: Job) -> Tensor:
         """What the model raises keeps its type: it has run before."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from pixelcnn_fast.bench import report, streams
 from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, rounding
 from pixelcnn_fast.bench.contestants import Result, SomePixels
 from pixelcnn_fast.bench.measure import compare, wrong_images
+from pixelcnn_fast.bench.naive import naive_apart
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.heads import Categorical, LogisticMixture, drawing
 from pixelcnn_fast.heads.drawing import draw
@@ -159,6 +161,18 @@ def test_conditional_models_compare(tmp_path: Path) -> None:
 def test_naive_may_run_in_one_round_only(work: Workload) -> None:
     results = compare(work, ["reference", "eager"], repeats=2, naive_repeats=1)
     assert [len(result.seconds) for result in results] == [1, 2]
+
+
+def of_seed(seed: int) -> Workload:
+    return workload(random_model(seed, n_classes=2, **TINY), 3, 5, 4)
+
+
+@pytest.mark.parametrize(("seed", "naive_pixels", "right"), [(0, 0, True), (1, 6, False)])
+def test_naive_may_draw_in_a_process_of_its_own(seed: int, naive_pixels: int, right: bool) -> None:
+    """It makes its own model there, which must be the same."""
+    with naive_apart(partial(of_seed, seed)) as naive:
+        results = compare(of_seed(0), ["reference", "eager"], 1, naive_pixels, naive=naive)
+    assert ("reference, 3 at once" in wrong_images(results)) == (not right) and results[0].seconds[0] > 0
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])

@@ -359,18 +359,25 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> Model:
 @pytest.mark.parametrize(
     ("quick", "seconds", "expected"),
     [
-        ([], 0.1, dict(naive_repeats=1)),
-        ([], 1.0, dict(naive_pixels=64)),
-        (["--quick"], 0.1, dict(naive_pixels=8)),
+        ([], 0.1, (0, 1)),
+        ([], 1.0, (64, None)),
+        (["--quick"], 0.1, (8, None)),
     ],
 )
 def test_the_demo_s_naive_sampler_draws_whole_images_where_that_is_soon_done(
-    quick: list[str], seconds: float, expected: dict[str, int], small_demo: Model, tmp_path: Path, monkeypatch
+    quick: list[str],
+    seconds: float,
+    expected: tuple[int, int | None],
+    small_demo: Model,
+    tmp_path: Path,
+    monkeypatch,
 ) -> None:
     """seconds: that a forward takes, of which whole images need one for each of 196 pixels."""
     found = []
 
-    def stopped(work: object, contestants: list[str], repeats: int, progress: bool, **naive: int) -> None:
+    def stopped(
+        work: object, contestants: list[str], repeats: int, *naive: int | None, progress: bool
+    ) -> None:
         found.append((contestants, naive))
         raise KeyboardInterrupt
 
