@@ -123,8 +123,8 @@ class SamplerOf final : public Sampler {
 
   std::vector<Schedule> possible(int images, int threads, int in_group, const Machine& machine) const {
     auto all = possible_schedules(program_, packed_.work, machine, images, threads, in_group);
-    // Several rows in flight may take a little memory, or twice what one takes.
-    int64_t most = kLittleMemory;
+    // Several rows in flight may take a little memory, a quarter of what weights take, or twice what one row takes.
+    int64_t most = std::max(kLittleMemory, packed_.weight_bytes / 4);
     for (const Schedule& s : all)
       if (!s.is_wave()) most = std::max(most, 2 * workspace_bytes(s));
     std::erase_if(all, [&](const Schedule& s) { return s.is_wave() && workspace_bytes(s) > most; });
