@@ -119,7 +119,8 @@ class Evaluation {
       tabulate_start(member.from, i, part, chunk);
       if (i.keeps_partial()) {
         tabulate_partial(member.out, i, chunk, t);
-        if (!sum(member, i, part.row_runs, chunk, member.out)) copy(member, i, chunk.count() * n_);
+        sum(member, i, part.row_runs, chunk, member.out);
+        copy(member, i, chunk.count() * n_);
         continue;
       }
       tabulate_value(member.out, i.out, chunk);
@@ -267,8 +268,8 @@ class Evaluation {
       attend(member, i, span, sums, begin, end);
       write(member, i, sums, span.count() * n_, begin, end);
     } else if (!i.ends_in_products || runs.empty()) {
-      const bool summed = sum(member, i, runs, span, sums);
-      write(member, i, summed ? sums : member.from, span.count() * n_, begin, end);
+      sum(member, i, runs, span, sums);
+      write(member, i, member.from, span.count() * n_, begin, end);
     } else {
       end_in_products(member, i, runs, span, sums);
     }
@@ -363,38 +364,42 @@ class Evaluation {
     sum(member, i, runs, span, sums, &end);
   }
 
-  // to = member.from + the runs; the last one's result is `end`, if there is one. Does nothing and returns false if
-  // there are no runs, or all of them read zeros outside of the image.
-  bool sum(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to,
+  // member.from += the runs, in `to` for sites at which one of them may find more than zeros; the last run's result is
+  // `end`, if there is one.
+  void sum(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to,
            const Result<T>* end = nullptr) {
     const auto [first, last] = share(member, i);
-    const Table<T>* from = &member.from;
+    const int rows = span.count() * n_;
     for (const PackedRun* run : runs) {
-      const int rows = span.count() * n_, source = run->source;
+      const int source = run->source;
       const bool ends = end && run == runs.back();
-      if (!ends && !span.meets(run->dy, run->dx + (run->width - 1) * program_.storage[source].every_x)) continue;
-      Result<T> result{from->data(), to.data()};
-      if (ends) result = *end, result.from = from->data();
+      // The sites of the first rows may find nothing but the zeros above the image.
+      const int above = ends ? 0 : span.above(run->dy) * n_;
+      const int right = run->dx + (run->width - 1) * program_.storage[source].every_x;
+      if (!ends && (above == rows || !span.meets(right))) continue;
+      Result<T> result{member.from.data(), to.data()};
+      if (ends) result = *end, result.from = member.from.data();
+      result = result.behind(above);
       if (p_.rounded[source]) {
         tabulate(
             member.rounded, span, workspace.image_stride(source), workspace.distance(source, span.step()),
             [&](int y, int x) { return workspace.rounded(source, workspace.pixel(source, y + run->dy, x + run->dx)); });
-        p_.kernels.matmul_rounded(member.rounded.data(), rows, run->packed, first, last, result);
+        p_.kernels.matmul_rounded(member.rounded.data() + above, rows - above, run->packed, first, last, result);
       } else {
         tabulate_value(member.x, source, span, run->dy, run->dx);
-        p_.kernels.matmul(member.x.data(), rows, run->packed, first, last, result);
+        p_.kernels.matmul(member.x.data() + above, rows - above, run->packed, first, last, result);
       }
-      from = &to;
+      if (!ends) std::copy(to.begin() + above, to.begin() + rows, member.from.begin() + above);
     }
-    return from == &to;
   }
 
-  // member.out = member.from, where nothing is added to it.
+  // member.out = member.from, where nothing was added to it.
   void copy(Member<T>& member, const Instruction& i, int rows) const {
     const auto [first, last] = share(member, i);
     for (int r = 0; r < rows; r++)
-      std::copy(member.from[r] + first * p_.kernels.block, member.from[r] + last * p_.kernels.block,
-                member.out[r] + first * p_.kernels.block);
+      if (member.from[r] != member.out[r])
+        std::copy(member.from[r] + first * p_.kernels.block, member.from[r] + last * p_.kernels.block,
+                  member.out[r] + first * p_.kernels.block);
   }
 
   // member.out = the member's steps (from) on the channels first...last-1.

@@ -101,8 +101,17 @@ class Span {
       if (on_.has_row(y)) f(y, on_.first_column(std::max(0, start(y))), std::min(width_, start(y) + columns_));
   }
 
-  // False if all that its pixels find (dy, dx) away lies above the image, or left of it.
-  bool meets(int dy, int dx) const { return last_ + dy >= 0 && std::min(width_, start(first_) + columns_) + dx > 0; }
+  // False if all that its pixels find dx away lies left of the image.
+  bool meets(int dx) const { return std::min(width_, start(first_) + columns_) + dx > 0; }
+  // Of how many of its pixels, the first ones, what they find dy away lies above the image.
+  int above(int dy) const {
+    int found = 0;
+    if (first_ + dy < 0)
+      each_row([&](int y, int begin, int end) {
+        if (y + dy < 0 && begin < end) found += divided_up(end - begin, on_.every_x);
+      });
+    return found;
+  }
 
   int start(int y) const { return t_ - lag_ * y; }
   // The row and column of the i-th pixel, if the span has one column, and is on all pixels.

@@ -43,7 +43,7 @@ inline void fetch_ahead(const char* w) {
   for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(w + kAhead + line, 0, kIntoL2);
 }
 
-// -- M rows by G blocks
+// -- M rows by G blocks; `next`: what is fetched into L2 meanwhile, or null for what is ahead in the same blocks
 
 template <int N>
 struct Constant {
@@ -51,8 +51,8 @@ struct Constant {
 };
 
 template <class T, class W, int M, int G>
-void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, int depth, const Result<T>& result,
-          int channel) {
+void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, const char* next, int depth,
+          const Result<T>& result, int channel) {
   using Word = typename W::Word;
   using Factor = typename W::Factor;
   const typename W::X* x[M];
@@ -103,7 +103,12 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
   };
   int k = 0;
   for (; k + W::depths <= depth; k += W::depths) {
-    if constexpr (M >= 4) prefetch(k);  // with fewer rows, it takes longer than it saves
+    if constexpr (M >= 4) {  // with fewer rows, it takes longer than it saves
+      if (next)
+        __builtin_prefetch(next + k / W::depths * (kBlock<T> * sizeof(Word) / 2), 0, kIntoL2);
+      else
+        prefetch(k);
+    }
     multiply(k, Constant<W::depths>());
   }
   if (W::depths == 2 && k < depth) multiply(k, Constant<1>());
@@ -127,16 +132,17 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
 constexpr int group_of(int rows) { return rows == 1 ? 4 : 2 * rows <= kMaxRows ? 2 : 1; }
 
 template <class T, class W, int M>
-void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, int last, const Result<T>& result) {
+void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, int last, const char* next,
+                    const Result<T>& result) {
   if constexpr (M > 0) {
-    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, result);
+    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, next, result);
     constexpr int G = group_of(M);
     const auto block = [&](int b) { return static_cast<const char*>(w.data) + b * w.block_bytes; };
     int b = first;
-    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
+    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
     if constexpr (G > 2)
-      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
-    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
+      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
+    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
   }
 }
 
@@ -148,11 +154,20 @@ void matmul_as(Rows<const typename W::X> x, int rows, Packed w, int first, int l
   const auto parted = [](int n, int part, int parts) { return static_cast<int>(int64_t{n} * part / parts); };
   const int tiles = (rows + kMaxRows - 1) / kMaxRows, groups = (tiles + kTilesTogether - 1) / kTilesTogether;
   const int step = tiles == 1 ? last - first : 1;
+  // What comes into L2 beside a group's t-th tile: half of the next block, since a tile passes faster than memory gives
+  // the whole of it. Only the first block is waited for, and there is nothing beside the other tiles.
+  const auto next = [&](int b, int t) -> const char* {
+    const char* const block = static_cast<const char*>(w.data) + b * w.block_bytes;
+    const int half = t - (b == first);
+    if (tiles == 1 || half < 0) return nullptr;
+    return b + 1 == last || half > 1 ? block : block + w.block_bytes + half * (w.block_bytes / 2);
+  };
   for (int g = 0; g < groups; g++)
     for (int b = first; b < last; b += step)
       for (int t = parted(tiles, g, groups); t < parted(tiles, g + 1, groups); t++) {
         const int r = parted(rows, t, tiles), end = parted(rows, t + 1, tiles);
-        rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, result.behind(r));
+        rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, next(b, t - parted(tiles, g, groups)),
+                                       result.behind(r));
       }
 }
 
