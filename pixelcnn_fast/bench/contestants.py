@@ -142,13 +142,16 @@ class SomePixels(WholeImages):
         self.result.timed = pixels = min(max(pixels, rounds), work.pixels)
         chosen = torch.arange(pixels) * work.pixels // pixels
         self._rounds = [self._mask(chosen[index::rounds]) for index in range(rounds)]
-        self._draw(self._mask(chosen[:1]))  # warm-up
+        self._one = self._mask(chosen[:1])
+        self._draw(self._one)  # warm-up
         nothing = self._mask(chosen[:0])
         # The time to pass over given pixels.
         self._overhead = min(self._draw(nothing)[0] for _ in range(2))
 
     def run(self, round: int) -> None:
         where = self._rounds[round]
+        # Others have had their turns; an image's pixels are drawn with warm threads and caches.
+        self._draw(self._one)
         seconds, images = self._draw(where)
         self.result.seconds.append((seconds - self._overhead) * self._work.pixels / int(where.sum()))
         self._remember(images, where)
