@@ -143,7 +143,6 @@ class SomePixels(WholeImages):
         chosen = torch.arange(pixels) * work.pixels // pixels
         self._rounds = [self._mask(chosen[index::rounds]) for index in range(rounds)]
         self._one = self._mask(chosen[:1])
-        self._draw(self._one)  # warm-up
         nothing = self._mask(chosen[:0])
         # The time to pass over given pixels.
         self._overhead = min(self._draw(nothing)[0] for _ in range(2))

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,9 +61,11 @@ class Naive:
 class Apart:
     """The same in a process of its own, as ``naive_apart`` explains."""
 
-    def __init__(self, pool: ProcessPoolExecutor, head: Head, draws: int) -> None:
+    def __init__(
+        self, pool: ProcessPoolExecutor, work: Callable[[], Workload], head: Head, draws: int
+    ) -> None:
         self._pool = pool
-        pool.submit(_begin, head, draws).result()
+        pool.submit(_begin, work, torch.get_num_threads(), head, draws).result()
 
     def sample(self, *args: Any, **settings: Any) -> Tensor:
         return self._called("sample", args, settings)
@@ -83,24 +86,16 @@ def naive_apart(work: Callable[[], Workload]) -> Iterator[Callable[[Head, int], 
     in which PyTorch finds room for tensors that it else asks the system for, at each layer of each forward. Page
     faults are up to half of the time that people wait.
     """
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _hold, (work, torch.get_num_threads())
-    ) as pool:
-        yield lambda head, draws: Apart(pool, head, draws)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield partial(Apart, pool, work)
 
 
-# Of the process apart.
-_work: list[Workload] = []
-_naive: list[Naive] = []
+_naive: list[Naive] = []  # of the process apart
 
 
-def _hold(work: Callable[[], Workload], threads: int) -> None:
+def _begin(work: Callable[[], Workload], threads: int, head: Head, draws: int) -> None:
     torch.set_num_threads(threads)
-    _work.append(work())
-
-
-def _begin(head: Head, draws: int) -> None:
-    _naive.append(Naive(_work.pop(), head, draws))
+    _naive.append(Naive(work(), head, draws))
 
 
 def _call(method: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:

@@ -21,7 +21,7 @@ from pixelcnn_fast.bench import report, streams
 from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, rounding
 from pixelcnn_fast.bench.contestants import Result, SomePixels
 from pixelcnn_fast.bench.measure import compare, wrong_images
-from pixelcnn_fast.bench.naive import naive_apart
+from pixelcnn_fast.bench.naive import Naive, naive_apart
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.heads import Categorical, LogisticMixture, drawing
 from pixelcnn_fast.heads.drawing import draw
@@ -161,6 +161,32 @@ def test_conditional_models_compare(tmp_path: Path) -> None:
 def test_naive_may_run_in_one_round_only(work: Workload) -> None:
     results = compare(work, ["reference", "eager"], repeats=2, naive_repeats=1)
     assert [len(result.seconds) for result in results] == [1, 2]
+
+
+def test_naive_runs_the_plain_model() -> None:
+    inner, ran = random_model(**TINY).double(), []
+
+    class Unit(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.inner, self.name = inner, name
+
+        def forward(self, x: Tensor) -> Tensor:
+            ran.append(self.name)
+            return self.inner(255 * x)
+
+    class WithAnother(Workload):
+        def plain_model(self) -> nn.Module:
+            return Unit("other")
+
+    work = WithAnother(**vars(workload(Unit("own"), 2, 3, 4, image_form="unit", levels=256, channels=2)))
+    sampler = work.sampler()
+    expected = sampler.sample(2, noise=work.noise, runtime="reference")
+    plain = Naive(work, sampler.head, 1)
+    for each, name in ((plain, "other"), (sampler, "own")):
+        ran.clear()
+        found = each.sample(2, None, noise=work.noise, runtime="reference")
+        assert torch.equal(found, expected) and set(ran) == {name}
 
 
 def of_seed(seed: int) -> Workload:
