@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import module_paths
 from pixelcnn_fast.capture.record.replay import NotInFloat64, Replay
+from pixelcnn_fast.check.fast_products import FastProducts
 from pixelcnn_fast.check.tolerance import (
     EXACT,
     IMPRECISE,
@@ -56,7 +57,8 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
 
     @cache
     def exact(at: int) -> Tensor:
-        return model.replayed(*examples[at], replay.in_float64).cpu()
+        with FastProducts():
+            return model.replayed(*examples[at], replay.in_float64).cpu()
 
     def check(at: int) -> None:
         as_is = model.replayed(*examples[at], replay).cpu()
@@ -129,7 +131,8 @@ def on_examples(program: Program, conditions: ConditionProgram, examples: Exampl
         for operand in wanted
     }
     levels = torch.cat([values for values, _ in examples]).to(program.device)
-    together = evaluate(program, levels, condition.__getitem__).cpu()
+    with FastProducts():
+        together = evaluate(program, levels, condition.__getitem__).cpu()
     return list(together.split([len(values) for values, _ in examples]))
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from pixelcnn_fast.program.dispatch_mode import DispatchMode
 
 aten = torch.ops.aten
 
 
-class Sketching(TorchDispatchMode):
+class Sketching(DispatchMode):
     """Computes no more than the shapes of products, and of what is made of them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -136,18 +136,18 @@ class Builder:
     ) -> Map | None:
         """x + alpha * y, or x * y, for an imageless y that broadcasts to x; None if no table holds y.
         of: what x is a copy of; whatever multiplies a zero of it counts as zero."""
-        operand = self.space.relative(y.addresses)
         if OfCondition in y.kinds:
-            self._check_same_images(x, self.map(y.addresses.expand(x.shape)))
+            self._check_same_images(x, y)
         has_gaps = kind == "multiply" and of is not None and of.source is None
-        if x.source is not None and operand.shape[-2:] == (1, 1):  # the usual case
-            tables = {x.source: operand.expand(x.shape)[0, :, 0, 0]}
-        elif x.source is not None and not has_gaps:
-            if (table := self._whole_table(x.source, operand.expand(x.shape))) is None:
+        if x.source is not None and (y.shape[-2:] == (1, 1) or not has_gaps):
+            if (table := self._whole_table(x.source, y, x.shape)) is None:
                 return None
             tables = {x.source: table}
         else:
-            elements, operand = self.space.decode(x.addresses), operand.expand(x.shape)
+            elements, operand = (
+                self.space.decode(x.addresses),
+                self.space.relative(y.addresses).expand(x.shape),
+            )
             if has_gaps and of is not None:
                 elements = elements._replace(source=elements.source.where(of.addresses != 0, -1))
             found = {s: self._table(s, elements, operand) for s in x.sources}
@@ -174,11 +174,14 @@ class Builder:
         dead = ~live[elements.channel.clamp_min(0)] & (elements.source == source)
         return self.map(x.addresses.where(~dead, 0))
 
-    def _check_same_images(self, x: Map, operand: Map) -> None:
-        given = self.space.decode(self.space.only(operand.addresses, OfCondition))
+    def _check_same_images(self, x: Map, y: Map) -> None:
+        """Raises Unsupported if y, which broadcasts to x, has a condition of another image."""
         if x.source is not None:
-            differ = given.image != torch.arange(len(given.image)).view(-1, 1, 1, 1)
+            of_y = y.addresses if y.window is None else y.window.channels[:, :, None, None]
+            given = self.space.decode(self.space.only(of_y, OfCondition))
+            differ = given.image != torch.arange(x.shape[0]).view(-1, *[1] * (of_y.dim() - 1))
         else:
+            given = self.space.decode(self.space.only(y.addresses.expand(x.shape), OfCondition))
             mine = self.space.decode(self.space.only(x.addresses, (Value, OfCondition)))
             differ = (given.image != mine.image) & (mine.source >= 0)
         if bool((differ & (given.source >= 0)).any()):
@@ -197,16 +200,21 @@ class Builder:
         fits = torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source)
         return self._at_pixels(table, source) if fits else None
 
-    def _whole_table(self, source: int, operand: Tensor) -> Tensor | None:
-        """``_table`` for all of a value, where ``operand`` has its shape."""
-        first = operand[0]
-        if bool((operand[1:] != first).any()):
+    def _whole_table(self, source: int, y: Map, shape: torch.Size) -> Tensor | None:
+        """``_table`` of y for all of a value, to whose shape it broadcasts."""
+        window = None if y.has_zeros else y.window
+        of_y = y.addresses if window is None else window.channels[:, :, None, None]
+        operand = self.space.relative(of_y)[(None,) * (4 - of_y.dim())]
+        first, *others = operand.expand(*shape[:2], -1, -1)
+        if any(not torch.equal(other, first) for other in others):
             return None
+        if window is not None:
+            first = first + window.pixels
         if bool((first == first[:, :1, :1]).all()):
             return first[:, 0, 0]
         if not self.space.has_whole_frame(source):
             return None
-        return self._at_pixels(first.permute(1, 2, 0).contiguous(), source)
+        return self._at_pixels(first.expand(shape[1:]).permute(1, 2, 0).contiguous(), source)
 
     def _at_pixels(self, table: Tensor, source: int) -> Tensor:
         """[rows, columns, C] for the grid of a value -> [H, W, C], zero between its pixels."""

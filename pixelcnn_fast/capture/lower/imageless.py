@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.record.recorder import Recording
-from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Constant, OfCondition, Source
+from pixelcnn_fast.capture.record.shadow_memory import (
+    AddressSpace,
+    Constant,
+    Map,
+    OfCondition,
+    Source,
+    seen_whole,
+)
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -56,6 +63,9 @@ class Imageless:
         self._next = 1 + max([*recording.whole, 0])
         self.whole = recording.whole  # by slot: a view of all that was in it at first
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
+        self._in_order: dict[
+            int, Tensor
+        ] = {}  # 0...n-1, by n: large for large images, and asked for by each call
 
     def run(self, call: Call) -> None:
         """Takes a call that does not depend on the image."""
@@ -89,11 +99,12 @@ class Imageless:
 
     # -- as sources of elements
 
-    def addresses(self, view: View) -> Tensor:
-        """The addresses of a tensor that does not depend on the image."""
+    def map(self, view: View) -> Map:
+        """What a tensor that does not depend on the image is made of."""
         if self.is_given(view):
-            return self._of_given(view)
-        return self.of_images(self.memory.tensor(view), view, of_weights=view.slot in self._of_weights)
+            return seen_whole(self.space, self._of_given(view))
+        of_weights = view.slot in self._of_weights
+        return seen_whole(self.space, self.of_images(self.memory.tensor(view), view, of_weights=of_weights))
 
     def of_images(self, x: Tensor, view: View, **flags: bool) -> Tensor:
         """The addresses of a constant, the first image's for all. view: where x has the batch."""
@@ -224,8 +235,8 @@ class Imageless:
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
-    ) -> Tensor:
-        """The convolution of imageless elements. x: addresses, [N, C, h, w] -> addresses."""
+    ) -> Map:
+        """The convolution of imageless elements. x: addresses, [N, C, h, w]."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
@@ -234,10 +245,10 @@ class Imageless:
         example = found if isinstance(found, Tensor) else found.index.to(weight)
         result = torch.ops.aten.convolution.default(example[None], weight, *settings)
         if isinstance(found, Tensor):
-            return self.of_constant(result).expand(len(x), -1, -1, -1)
+            return Map(self.space, self.of_constant(result).expand(len(x), -1, -1, -1))
         taken = self.tensor_of(first[0], self.dtype)
         size = (BatchSize(1), *result.shape[1:])
-        return self.addresses(
+        return self.map(
             self.record("aten::convolution", (taken, self.leaf(weight), *settings), size, self.dtype)
         )
 
@@ -258,7 +269,7 @@ class Imageless:
         found, index = self.space.joined(addresses)
         given = [source for source in found if isinstance(source, OfCondition)]
         if not given:
-            return self.constants(addresses)
+            return self._chosen(found, index)
         if len(found) == 1 and bool((addresses != 0).all()):
             return ConditionOperand(given[0].slot, index - 1, per_image=True)
         parts = [self._elements(source) for source in (Constant(self.zero), *found)]
@@ -267,7 +278,10 @@ class Imageless:
         return ConditionOperand(whole.slot, index, per_image=True)
 
     def constants(self, addresses: Tensor) -> Tensor:
-        found, index = self.space.joined(addresses)
+        return self._chosen(*self.space.joined(addresses))
+
+    def _chosen(self, found: Sequence[Source], index: Tensor) -> Tensor:
+        """Constants by their places in a row of a zero and all that were found."""
         constants = [source.elements.to(self.dtype) for source in found if isinstance(source, Constant)]
         if len(constants) < len(found):
             raise Unsupported("it depends on more than the weights")
@@ -286,4 +300,7 @@ class Imageless:
     def per_pixel(self, table: Tensor) -> ConditionOperand:
         """A constant [H, W, channels] as the operand of a step."""
         view = self.constant(table.reshape(-1))
-        return ConditionOperand(view.slot, torch.arange(table.numel()).view(table.shape), per_image=False)
+        count = table.numel()
+        if count not in self._in_order:
+            self._in_order[count] = torch.arange(count)
+        return ConditionOperand(view.slot, self._in_order[count].view(table.shape), per_image=False)

@@ -67,6 +67,7 @@ class Translation(LoweringContext):
         wanted = needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)])
         decisive = {*needed(recording.calls, outputs)}
         gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
+        read_again = {view.slot for _, view in recording.constants_read} | recording.leaves.keys()
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
                 with recorder.without_guards():
@@ -77,6 +78,7 @@ class Translation(LoweringContext):
                     self._run_or_lower(call)
                 for slot in gone[call]:
                     self.storages.pop(slot, None)
+                self.imageless.memory.forget({*gone[call]} - read_again)
         changed = written_by(recording.calls)
         with recorder.without_guards():
             for slot, leaf in recording.leaves.items():
@@ -184,7 +186,7 @@ class Translation(LoweringContext):
         given = (call.args, call.kwargs)
         args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, given)
         made = self.imageless.record(out_of_place(call.name), args, result.size, result.dtype, **kwargs)
-        return self.builder.map(self.imageless.addresses(made))
+        return self.imageless.map(made)
 
     def _given(self, view: View) -> View:
         """A condition that was written into a storage of features, as a tensor of its own."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves, needed
+from pixelcnn_fast.program.dispatch_mode import DispatchMode
 from pixelcnn_fast.program.sketch import sketched
 
 # What a tensor may depend on, besides the weights.
@@ -146,7 +146,7 @@ class Recording:
         return Memory.before(self.calls, n, held, converted)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Records calls. ``path``: the modules whose forward is running."""
 
     def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = (), is_sketch: bool = False) -> None:
@@ -205,11 +205,6 @@ class Recorder(TorchDispatchMode):
                 )
 
     supports_higher_order_operators = True  # to refuse them
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Says no: otherwise PyTorch would import its compiler, which takes a second."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

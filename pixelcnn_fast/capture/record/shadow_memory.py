@@ -218,7 +218,8 @@ class AddressSpace:
         for s in found:
             starts[s], start = start, start + self.channels(s)
         elements = self.decode(addresses)
-        index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
+        first = starts[found[0]] if len(found) == 1 else starts[elements.source]
+        index = torch.where(addresses != 0, first + elements.channel, 0)
         return [self.sources[s] for s in found], index
 
     @unrecorded
@@ -349,6 +350,19 @@ def beside(space: AddressSpace, maps: Sequence[Map]) -> Map | None:
     if any(not torch.equal(window.pixels, windows[0].pixels) for window in windows[1:]):
         return None
     return Map(space, window=windows[0]._replace(channels=torch.cat([x.channels for x in windows], 1)))
+
+
+@unrecorded
+def seen_whole(space: AddressSpace, addresses: Tensor) -> Map:
+    """What has these addresses, through a window if all of its channels lie alike and nothing is left out of them."""
+    if addresses.dim() == 4 and addresses.numel() and bool(addresses[:, :, 0, 0].all()):
+        channels = addresses[:, :, 0, 0]
+        pixels = addresses[0, 0] - channels[0, 0]
+        each = addresses[:1] if addresses.stride(0) == 0 else addresses
+        is_it = torch.equal(channels[: len(each), :, None, None] + pixels, each)
+        if is_it and int(pixels.min()) >= 0:
+            return Map(space, addresses, Window(channels, pixels))
+    return Map(space, addresses)
 
 
 class ShadowStorage:

@@ -108,7 +108,7 @@ def convolved(
         for side in (pad, (out - 1) * s + by * (count - 1) + 1 - pad - many)
     ]
     of_rest = b.imageless.convolved(F.pad(imageless.addresses, around), whole, stride, (0, 0), dilation)
-    return added(b, result, b.map(of_rest))
+    return added(b, result, of_rest)
 
 
 def _along(

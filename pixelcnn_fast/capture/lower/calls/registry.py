@@ -53,7 +53,7 @@ class LoweringContext:
             return self.builder.map(self.imageless.of_constant(constant, of_weights=isinstance(x, Tensor)))
         if x.slot in self.storages:
             return self.storages[x.slot].read(x, self.n, self.space)
-        return self.builder.map(self.imageless.addresses(x))
+        return self.imageless.map(x)
 
     def depends_on_image(self, x: Any) -> bool:
         """Whether an argument does, so that it can't be handed to a call on constants."""
