@@ -204,6 +204,11 @@ def test_logits_beside_masked_ones_are_as_exact_as_the_model(name, runtime):
     assert_right(found, plain, exact)
 
 
+def first_doubled(x, start):
+    x[0, start:] *= 2
+    return x
+
+
 REFUSED = {
     "mean over space": (
         lambda net, h, x: h - h.mean((2, 3), keepdim=True),
@@ -272,6 +277,12 @@ REFUSED = {
     "numbered images": (
         lambda net, h, x: h * torch.arange(len(x)).to(h)[:, None, None, None],
         "mul: a constant differs from image to image",
+    ),
+    "a constant of the first image": (
+        lambda net, h, x: (
+            h + first_doubled(torch.cat([h, torch.ones_like(h)], 1), h.shape[1])[:, h.shape[1] :]
+        ),
+        "add: a constant differs from image to image",
     ),
     "attention of rows": (
         lambda net, h, x: F.scaled_dot_product_attention(h, h, h, is_causal=True),

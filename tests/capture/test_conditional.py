@@ -456,10 +456,11 @@ def test_a_mismatch_names_what_python_read() -> None:
         Sampler(OfImage(IMAGES["an empty one"]), SHAPE, image_form="unit")
 
 
-def test_a_condition_of_another_image_is_refused() -> None:
+@pytest.mark.parametrize("is_cropped", [False, True])
+def test_a_condition_of_another_image_is_refused(is_cropped: bool) -> None:
     class Flipped(Net):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            h = self.features(x)
+            h = self.features(x) if is_cropped else self.above(F.pad(x, (1, 1, 1, 0)))
             both = torch.cat([h, self.embedding(y)[:, :, None, None].expand_as(h)], 1)
             return h + both[:, LEVELS:].flip(0)
 
