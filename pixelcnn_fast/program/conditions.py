@@ -317,7 +317,13 @@ class ConditionProgram:
 
 def _filled(operand: ConditionOperand, result: Tensor, n: int) -> Tensor:
     """result: a tensor whose storage holds the elements -> [n, *operand.index.shape]"""
+    size = operand.index.shape
+    if operand.layout is not None:
+        strides, first = operand.layout
+        elements = result.reshape(n, -1) if operand.per_image else result.reshape(1, -1).expand(n, -1)
+        of_image, step = elements.stride()
+        return elements[:, first:].as_strided((n, *size), (of_image, *(step * stride for stride in strides)))
     index = operand.index.to(result.device)
     if not operand.per_image:
-        return result.flatten()[index].expand(n, *index.shape)
+        return result.flatten()[index].expand(n, *size)
     return result.reshape(n, -1)[:, index]

@@ -126,6 +126,20 @@ class ConditionOperand:
     def varies_over_pixels(self) -> bool:
         return self.index.dim() == 3
 
+    @cached_property
+    def layout(self) -> tuple[list[int], int] | None:
+        """(strides, offset) of its elements, if they lie evenly: then they need not be looked up one by one."""
+        if not self.index.numel():
+            return None
+        first, strides = self.index.flatten()[0], list[int]()
+        expected = first
+        for axis, many in enumerate(self.index.shape):
+            step = self.index.movedim(axis, -1).flatten()[1] - first if many > 1 else torch.zeros_like(first)
+            steps = torch.arange(many, device=first.device) * step
+            expected = expected + steps.view(-1, *[1] * (self.index.dim() - 1 - axis))
+            strides.append(int(step))
+        return (strides, int(first)) if min(strides) >= 0 and torch.equal(expected, self.index) else None
+
     def picked(self, channels: Tensor) -> ConditionOperand:
         return replace(self, index=self.index[..., channels])
 

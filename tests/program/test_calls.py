@@ -137,6 +137,33 @@ def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
         conditions([first], Conditioning(torch.tensor([3])), 1)
 
 
+PLACES = torch.arange(24)
+EVEN = {
+    "as they lie": PLACES.view(2, 3, 4),
+    "channels last": PLACES.view(4, 2, 3).permute(1, 2, 0),
+    "from the middle on": PLACES[5:17].view(2, 3, 2),
+    "one for all pixels": PLACES[3:7].expand(2, 3, 4),
+    "one channel of a vector": PLACES[7:8],
+    "every other": PLACES[1::2],
+}
+UNEVEN = {"from the end": PLACES.flip(0), "one missing": PLACES[PLACES != 5], "none": PLACES[:0]}
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("places", [*EVEN, *UNEVEN])
+def test_elements_that_lie_evenly_are_not_looked_up_one_by_one(places: str, per_image: bool) -> None:
+    index = {**EVEN, **UNEVEN}[places]
+    asked = operand(1, index, per_image)
+    assert (asked.layout is None) == (places in UNEVEN)
+    memory = torch.arange(3 * 24.0).view(24, 3).t() if per_image else torch.arange(48.0)[::2]
+    whole = View.of(memory, 1) if not per_image else View(1, (N, 24), (24, 1), 0, FLOAT)
+    calls = [call("mul.Tensor", view(2, N, 24), 1, out=whole)] if per_image else []
+    leaves = {} if per_image else {1: memory}
+    conditions = ConditionProgram(calls, leaves, (None, view(2, N, 24)))
+    found = conditions([asked], Conditioning(None, memory if per_image else torch.zeros(3, 24)), 3)[asked]
+    assert torch.equal(found, memory[:, index] if per_image else memory[index].expand(3, *index.shape))
+
+
 @pytest.mark.parametrize("by_labels", [False, True])
 def test_a_table_that_calls_write_into_is_as_it_was_for_the_next_batch(by_labels: bool) -> None:
     """Its first row is increased by one, or by the row that the label looks up."""
