@@ -342,10 +342,12 @@ void check_mixture(const char* isa, bool per_colour) {
 }
 
 // Programs that attend, over two blocks of keys: in the row phase to the two rows above, near the pixel, with tables
-// for each head, keeping some channels; and, unless they go in a wavefront, to all pixels before.
+// for each head, keeping some channels, and to a condition; and, unless they go in a wavefront, to all pixels before.
 template <class T>
 struct Attending : Network<T> {
-  static constexpr int kRows = 6, kColumns = 13, kPixels = kRows * kColumns, kHeads = 2, kValues = 19;
+  static constexpr int kRows = 6, kColumns = 13, kPixels = kRows * kColumns, kHeads = 2, kDepth = 5, kValues = 19;
+  static constexpr int kGivenKeys = 70, kKeyElements = 2 * pcf::cpu::kKeysTogether * kHeads * kDepth;
+  static constexpr int kValueElements = kGivenKeys * kHeads * kValues;
 
   explicit Attending(int lag) : Network<T>(0, 1) {
     static_assert(kPixels > pcf::cpu::kKeysTogether);
@@ -354,20 +356,24 @@ struct Attending : Network<T> {
     p.lag = lag;
     p.storage = {{1, 2, 1, 1},
                  {8, 1, 0, 0},
-                 {5 * kHeads, 1, 0, 0, 1, 1, true, false},
+                 {kDepth * kHeads, 1, 0, 0, 1, 1, true, false},
                  {kValues * kHeads, 1, 0, 0, 1, 1, false, true},
-                 {5 * kHeads, 1, 0, 0},
+                 {kDepth * kHeads, 1, 0, 0},
                  {kValues * kHeads, 1, 0, 0},
-                 {5 * kHeads, 1, 0, 0},
+                 {kDepth * kHeads, 1, 0, 0},
                  {kValues, 1, 0, 0},
-                 {kLevels, 1, 0, 0}};
+                 {kLevels, 1, 0, 0},
+                 {kValues * kHeads, 1, 0, 0}};
+    p.conditions = {{kKeyElements, false}, {kValueElements, false}};
     pcf::Instruction input{0, 1, kFromLevels, pcf::Phase::drawn, {0, 1}};
     input.steps = {{pcf::StepKind::affine, 1, -1, this->array(1, 0.02), this->array(1, 0.1)}};
     input.after = 1;
     p.instructions = {input, reading(6, pcf::Phase::row, {{0, -1, -1, 3, nullptr}}, {})};
     attend(7, 6, pcf::Phase::row, [](int y, int x) { return y >= -2 && y < 0 && x >= -1 && x <= 1; }, 2, kHeads);
-    p.instructions.push_back(
-        reading(1, pcf::Phase::pixel, {{0, -1, -1, 3, nullptr}, {7, 0, 0, 1, nullptr}}, {{0, 0, -1, 1, nullptr}}));
+    attend_to_condition(9, 6);
+    p.instructions.push_back(reading(1, pcf::Phase::pixel,
+                                     {{0, -1, -1, 3, nullptr}, {7, 0, 0, 1, nullptr}, {9, 0, 0, 1, nullptr}},
+                                     {{0, 0, -1, 1, nullptr}}));
     std::vector<pcf::Run> of_logits = {{1, 0, 0, 1, nullptr}};
     if (lag == 0) {
       p.instructions.push_back(reading(4, pcf::Phase::pixel, {}, {{1, 0, 0, 1, nullptr}}));
@@ -395,16 +401,35 @@ struct Attending : Network<T> {
 
   // Attends to the pixels at the offsets (y, x) that are near.
   void attend(int out, int query, pcf::Phase phase, bool (*near)(int, int), int reach, int tables) {
-    const int channels = this->program.storage[out].channels;
-    pcf::Instruction i{out, channels, pcf::InstructionKind::attention, phase};
+    pcf::Instruction i = attending(out, query, phase, tables, kPixels, [=](int q, int k) {
+      return near(k / kColumns - q / kColumns, k % kColumns - q % kColumns);
+    });
+    i.attention.key = 2, i.attention.value = 3, i.attention.reach = reach;
+    const int64_t pairs = int64_t{tables} * kPixels * kPixels;
+    if (tables > 1)
+      for (auto* table : {&i.attention.scale, &i.attention.added, &i.attention.factors}) *table = this->array(pairs, 1);
+    for (int c = 0; i.channels < kValues * kHeads && c < i.channels; c++) i.attention.pick.push_back(2 * c + 1);
+    this->program.instructions.push_back(i);
+  }
+
+  // Attends to keys and values of the condition, of which each pixel is allowed two thirds.
+  void attend_to_condition(int out, int query) {
+    const auto allowed = [](int q, int k) { return (q + k) % 3 > 0; };
+    pcf::Instruction i = attending(out, query, pcf::Phase::row, 1, kGivenKeys, allowed);
+    i.attention.key = 0, i.attention.value = 1, i.attention.of_condition = true;
+    this->program.instructions.push_back(i);
+  }
+
+  template <class F>
+  pcf::Instruction attending(int out, int query, pcf::Phase phase, int tables, int keys, const F& allowed) {
+    pcf::Instruction i{out, this->program.storage[out].channels, pcf::InstructionKind::attention, phase};
     pcf::Attention& a = i.attention;
-    a.query = query, a.key = 2, a.value = 3, a.heads = kHeads, a.reach = reach, a.tables = tables, a.keys = kPixels;
-    a.epsilon = 1e-3, a.fill = -HUGE_VAL;
+    a.query = query, a.heads = kHeads, a.tables = tables, a.keys = keys, a.epsilon = 1e-3, a.fill = -HUGE_VAL;
     for (int table = 0; table < tables; table++)
       for (int q = 0; q < kPixels; q++) {
         a.starts.push_back(a.ranges.size());
-        for (int k = 0, last = -2; k < kPixels; k++) {
-          if (!near(k / kColumns - q / kColumns, k % kColumns - q % kColumns)) continue;
+        for (int k = 0, last = -2; k < keys; k++) {
+          if (!allowed(q, k)) continue;
           if (k == last + 1)
             a.ranges.back().end++;
           else
@@ -413,11 +438,8 @@ struct Attending : Network<T> {
         }
       }
     a.starts.push_back(a.ranges.size());
-    const int64_t pairs = int64_t{tables} * kPixels * kPixels;
-    if (tables > 1) a.scale = this->array(pairs, 1), a.added = this->array(pairs, 1), a.factors = this->array(pairs, 1);
-    for (int c = 0; channels < kValues * kHeads && c < channels; c++) a.pick.push_back(2 * c + 1);
     i.steps = {{pcf::StepKind::elu}};
-    this->program.instructions.push_back(i);
+    return i;
   }
 };
 
@@ -433,6 +455,9 @@ void check_attention(const char* isa, int lag, bool thorough) {
   std::uniform_real_distribution<double> uniform(0, 1);
   std::vector<double> noise(kImages * kPixels);
   for (double& u : noise) u = uniform(random);
+  std::vector<T> keys(kImages * Images::kKeyElements), values(kImages * Images::kValueElements);
+  for (auto* numbers : {&keys, &values})
+    for (T& x : *numbers) x = static_cast<T>(uniform(random));
   const auto drawn = [&](int first, int images, const pcf::cpu::Schedule& schedule, const std::vector<int32_t>& given) {
     Result<T> found{given, std::vector<T>(images * kPixels * kLevels), std::vector<double>(images * kPixels)};
     found.levels.resize(images * kPixels);
@@ -442,7 +467,7 @@ void check_attention(const char* isa, int lag, bool thorough) {
                   found.levels.data(),
                   given.empty() ? nullptr : known.data(),
                   noise.data() + first * kPixels,
-                  {},
+                  {keys.data() + first * Images::kKeyElements, values.data() + first * Images::kValueElements},
                   {},
                   given.empty() ? found.logits.data() : nullptr,
                   found.log_probability.data()},
