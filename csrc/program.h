@@ -18,6 +18,14 @@ void for_each_attended(const Attention& a, const F& f) {
     if (value >= 0 && !a.of_condition) f(value, a.reach);
 }
 
+// How many elements of an operand an image has.
+inline int64_t elements(const Program& p, const ConditionOperand& of) {
+  return of.channels * (of.varies_over_pixels ? int64_t{p.height} * p.width : 1);
+}
+
+// How far apart those of two images lie: 0 where they have the same.
+inline int64_t image_stride(const Program& p, const ConditionOperand& of) { return of.per_image ? elements(p, of) : 0; }
+
 // Channels of all heads' values.
 inline int values_channels(const Program& p, const Attention& a) {
   return a.of_condition ? p.conditions[a.value].channels / a.keys : p.storage[a.value].channels;

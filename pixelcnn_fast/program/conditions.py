@@ -290,7 +290,7 @@ class ConditionProgram:
         calls = needed(self._calls, slots)
         each_time = self._each_time(calls)
         once = [call for call in calls if each_time.isdisjoint(call.written)]
-        memory = Memory(0, {slot: x.clone() for slot, x in self._leaves.items()})
+        memory = Memory.before(once, 0, self._leaves)
         for call in once:
             memory.run(call)
         rest = [call for call in calls if not each_time.isdisjoint(call.written)]

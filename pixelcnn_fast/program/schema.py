@@ -220,10 +220,11 @@ class Storage:
 
 @dataclass(frozen=True)
 class ConditionOperand:
-    """What steps read of the condition: a vector per image or per pixel."""
+    """What steps read of the condition: a vector per image or per pixel; or not per_image: the same for all."""
 
     channels: int
     varies_over_pixels: bool
+    per_image: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program.conditions import ConditionProgram
+from pixelcnn_fast.program.operands import ConditionOperand
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job, Runtime
@@ -47,6 +48,7 @@ class CpuRuntime(Runtime):
         borrowed: list[Tensor] = []  # alive until C++ has its copies
         description = native_program(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, precision)
+        self._constants: dict[ConditionOperand, Tensor] = {}
         self._together: dict[tuple[int, int], int] = {}  # by images and threads: found out once
 
     @property
@@ -55,9 +57,7 @@ class CpuRuntime(Runtime):
         return min(torch.get_num_threads(), cores.usable())
 
     def run(self, job: Job) -> None:
-        operands = self._program.condition_operands
-        found = self._conditions(operands, job.given, job.values.shape[0]).values()
-        conditions = [x.to(self._program.dtype).contiguous() for x in found]
+        conditions = self._operands(job)
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         for written in (job.values, job.parameters, job.log_probability):
             assert written is None or written.is_contiguous()
@@ -66,6 +66,17 @@ class CpuRuntime(Runtime):
             self._sampler.run(native_job(batch, conditions), self._threads, job.on_row)
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
+
+    def _operands(self, job: Job) -> list[Tensor]:
+        """What steps read of the condition. Constants are kept, once for all images."""
+        operands, images = self._program.condition_operands, len(job.values)
+        wanted = [operand for operand in operands if operand not in self._constants]
+        found = dict(self._constants)
+        for operand, x in self._conditions(wanted, job.given, images).items():
+            found[operand] = (x if operand.per_image else x[:1]).to(self._program.dtype).contiguous()
+            if images and not operand.per_image:
+                self._constants[operand] = found[operand]
+        return [found[operand] for operand in operands]
 
     def together(self, images: int) -> int:
         key = images, self._threads

@@ -132,6 +132,8 @@ def native_program(
         outputs=[number[output] for output in program.outputs],
         storage=[program.storage[value] for value in number],
         instructions=[*map(native_instruction, program.instructions)],
-        conditions=[schema.ConditionOperand(o.index.shape[-1], o.varies_over_pixels) for o in operands],
+        conditions=[
+            schema.ConditionOperand(o.index.shape[-1], o.varies_over_pixels, o.per_image) for o in operands
+        ],
         lag=front.lag if front else 0,
     )

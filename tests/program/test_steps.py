@@ -89,7 +89,7 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
         if kind.operand is Operand.CONDITION:
             shape = (HEIGHT, WIDTH, LEVEL_COUNT) if map_of_conditions else (LEVEL_COUNT,)
             return Step(
-                kind.name, alpha, condition=ConditionOperand(1, torch.zeros(shape, dtype=torch.long), False)
+                kind.name, alpha, condition=ConditionOperand(1, torch.zeros(shape, dtype=torch.long), True)
             )
         if kind.operand is Operand.CONSTANTS:
             scale, shift = normal(2, LEVEL_COUNT, seed=2).to(dtype)

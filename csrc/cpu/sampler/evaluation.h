@@ -65,8 +65,7 @@ class ImageValues {
       for (int c = 0; c < program_.image_channels; c++)
         compare(static_cast<const char*>(job_.values) + c * channel, program_.image_channels * channel, known);
       for (size_t k = 0; k < job_.conditions.size(); k++) {
-        const auto& [channels, varies_over_pixels] = program_.conditions[k];
-        const int64_t bytes = (varies_over_pixels ? pixels() : 1) * channels * static_cast<int64_t>(sizeof(T));
+        const int64_t bytes = image_stride(program_, program_.conditions[k]) * static_cast<int64_t>(sizeof(T));
         compare(job_.conditions[k], bytes, bytes);
       }
       return found;
@@ -211,10 +210,11 @@ class Evaluation {
 
   void tabulate_condition(Table<T>& table, int number, const Span& span) const {
     T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[number]));
-    const auto& [channels, varies_over_pixels] = program_.conditions[number];
-    if (!varies_over_pixels) return tabulate(table, span, channels, 0, [&](int, int) { return data; });
-    tabulate(table, span, int64_t{program_.height} * program_.width * channels, int64_t{span.step()} * channels,
-             [&, n = channels](int y, int x) { return data + (int64_t{y} * program_.width + x) * n; });
+    const ConditionOperand& of = program_.conditions[number];
+    const int64_t apart = image_stride(program_, of), n = of.channels;
+    if (!of.varies_over_pixels) return tabulate(table, span, apart, 0, [&](int, int) { return data; });
+    tabulate(table, span, apart, span.step() * n,
+             [&](int y, int x) { return data + (int64_t{y} * program_.width + x) * n; });
   }
 
   // From column step t on, which is the chunk's first if the span has all of the chunk's columns.
@@ -298,7 +298,8 @@ class Evaluation {
     const int64_t pixels = values.pixels();
     // Of a condition, they lie as the workspace keeps a value's.
     const auto given = [&](int number, int image) {
-      return static_cast<const T*>(job_.conditions[number]) + int64_t{image} * program_.conditions[number].channels;
+      const T* const data = static_cast<const T*>(job_.conditions[number]);
+      return data + image * image_stride(program_, program_.conditions[number]);
     };
     each_site(span, [&](int row, int64_t pixel, int image) {
       for (int head = 0; head < a.heads; head++) {

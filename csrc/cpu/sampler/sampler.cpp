@@ -92,8 +92,7 @@ class SamplerOf final : public Sampler {
     std::vector<char> values(images * sub_pixels * kValueBytes);
     const std::vector<double> noise(images * pixels * program_.head.distributions * program_.head.uniforms);
     int64_t largest = 0;
-    for (const auto& c : program_.conditions)
-      largest = std::max(largest, images * c.channels * (c.varies_over_pixels ? pixels : 1));
+    for (const auto& c : program_.conditions) largest = std::max(largest, images * elements(program_, c));
     const std::vector<T> zeros(largest);
     const Job job{images, values.data(), nullptr, noise.data(), {program_.conditions.size(), zeros.data()}, {}};
     for (int tries = 0; tries < Choice::kCandidates * Choice::kRuns; tries++) {
@@ -160,11 +159,9 @@ class SamplerOf final : public Sampler {
     part.noise = moved(job.noise, distributions * head.uniforms);
     part.parameters = moved(static_cast<T*>(job.parameters), distributions * head.parameters);
     part.log_probability = moved(job.log_probability, sub_pixels);
-    for (size_t c = 0; c < job.conditions.size(); c++) {
-      const ConditionOperand& operand = program_.conditions[c];
+    for (size_t c = 0; c < job.conditions.size(); c++)
       part.conditions[c] =
-          moved(static_cast<const T*>(job.conditions[c]), operand.channels * (operand.varies_over_pixels ? pixels : 1));
-    }
+          moved(static_cast<const T*>(job.conditions[c]), image_stride(program_, program_.conditions[c]));
     return part;
   }
 

@@ -190,9 +190,9 @@ void set_steps(const Planner& p, SweepPlan& plan) {
 std::vector<ConditionPlan> conditions_of(const Program& program) {
   std::vector<ConditionPlan> result;
   int64_t before = 0;
-  for (const auto& [channels, varies_over_pixels] : program.conditions) {
-    result.push_back({channels, varies_over_pixels, before});
-    before += channels * (varies_over_pixels ? int64_t{program.height} * program.width : 1);
+  for (const ConditionOperand& of : program.conditions) {
+    result.push_back({of.channels, of.varies_over_pixels, before});
+    before += elements(program, of);
   }
   return result;
 }
