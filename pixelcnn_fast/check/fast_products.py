@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.native import native
+from pixelcnn_fast.ops.library import Pair
 from pixelcnn_fast.ops.masked_conv2d.op import masked_conv2d
 from pixelcnn_fast.program.dispatch_mode import DispatchMode
+from pixelcnn_fast.program.sketch import size_of_convolution
 
 aten = torch.ops.aten
 PRODUCTS = aten.mm.default, aten.matmul.default  # which PyTorch has not taken apart in inference mode
 LARGE = 1 << 22  # multiply-adds, beside which the way to the kernel takes no time
-Pair = tuple[int, int]
 
 
 class FastProducts(DispatchMode):
@@ -24,7 +25,7 @@ class FastProducts(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = None
-        if func in PRODUCTS:
+        if func in PRODUCTS and not kwargs:
             found = _product(*args)
         elif func is aten.convolution.default and not kwargs:
             found = _convolution(*args)
@@ -50,10 +51,10 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor | None:
-    if x.dtype != torch.float64 or x.dim() != 4 or transposed or groups > 1 or {*stride} != {1}:
+    size = size_of_convolution(x, weight, bias, stride, padding, dilation, transposed)
+    if size is None or x.dtype != torch.float64 or groups > 1 or {*stride} != {1}:
         return None
-    (rows, columns), (above, left), (down, across) = weight.shape[2:], padding, dilation
-    height, width = x.shape[2] + 2 * above - down * (rows - 1), x.shape[3] + 2 * left - across * (columns - 1)
+    (above, left), (down, across), (height, width) = padding, dilation, size[2:]
     return _dense(x, weight, bias, (above, left), (down, across), (height, width))
 
 

@@ -40,7 +40,7 @@ def _zeros(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.from_numpy(np.zeros(math.prod(size) * like.itemsize, np.uint8)).view(like.dtype).view(size)
 
 
-def _of_convolution(
+def size_of_convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -50,6 +50,7 @@ def _of_convolution(
     transposed: bool,
     *_: Any,
 ) -> list[int] | None:
+    """[N, O, H', W'], or None if it is none of maps."""
     if transposed or x.dim() != 4:
         return None
     axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -76,7 +77,7 @@ def _alike(x: Any, *others: Any) -> list[int] | None:
 
 
 _SIZES: dict[Any, Callable[..., list[int] | None]] = {
-    aten.convolution.default: _of_convolution,
+    aten.convolution.default: size_of_convolution,
     aten.mm.default: lambda a, b: [len(a), b.shape[1]],
     aten.addmm.default: lambda c, a, b: [len(a), b.shape[1]],
     aten.bmm.default: lambda a, b: [*a.shape[:2], b.shape[2]],

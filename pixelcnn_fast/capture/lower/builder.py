@@ -144,10 +144,8 @@ class Builder:
                 return None
             tables = {x.source: table}
         else:
-            elements, operand = (
-                self.space.decode(x.addresses),
-                self.space.relative(y.addresses).expand(x.shape),
-            )
+            elements = self.space.decode(x.addresses)
+            operand = self.space.relative(y.addresses).expand(x.shape)
             if has_gaps and of is not None:
                 elements = elements._replace(source=elements.source.where(of.addresses != 0, -1))
             found = {s: self._table(s, elements, operand) for s in x.sources}

@@ -63,9 +63,7 @@ class Imageless:
         self._next = 1 + max([*recording.whole, 0])
         self.whole = recording.whole  # by slot: a view of all that was in it at first
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
-        self._in_order: dict[
-            int, Tensor
-        ] = {}  # 0...n-1, by n: large for large images, and asked for by each call
+        self._in_order: dict[int, Tensor] = {}  # 0...n-1, by n: one for all operands of a size
 
     def run(self, call: Call) -> None:
         """Takes a call that does not depend on the image."""
