@@ -19,6 +19,7 @@ from tests.system.networks import (
     ABOVE,
     LEFT,
     ChannelByChannel,
+    Filtered,
     Masked,
     Written,
     attending,
@@ -114,7 +115,17 @@ class Sums(nn.Module):
         return self.last(torch.add(self.third(y), x, alpha=2).relu())[:, None].movedim(2, -1)
 
 
-FIVE_IMAGES = ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35", "attention", "streamed"]
+FIVE_IMAGES = [
+    "7x5",
+    "labels",
+    "wide",
+    "whole blocks",
+    "sums",
+    "two stacks 35",
+    "attention",
+    "streamed",
+    "filtered",
+]
 
 
 def five_images(name):
@@ -129,6 +140,8 @@ def five_images(name):
         model, shape, labels = Sums().double(), (1, 5, 6), None
     elif name == "streamed":
         model, shape, labels = streamed().double(), (1, 3, 7), None
+    elif name == "filtered":
+        model, shape, labels = enlivened(Filtered()).double(), (1, 7, 8), None
     else:
         model, shape, labels = case(name)
     images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)

@@ -96,6 +96,23 @@ def streamed(channels: int = 1) -> PixelCNN:
     return pixelcnn(channels, hidden=256, blocks=3, kernel=5)
 
 
+class Filtered(nn.Module):
+    """Two layers with so many weights above the present row that they are filtered: of 5 taps by pixels, whose sums
+    wait for theirs, and of 7 by rows. Images of one channel -> logits [N, 1, H, W, 256]."""
+
+    def __init__(self, channels: int = 256) -> None:
+        super().__init__()
+        self.first = MaskedConv2d(1, channels, 3, "A")
+        self.by_pixels = MaskedConv2d(channels, channels, 5, "B")
+        self.by_rows = nn.Conv2d(channels, channels, (2, 7))
+        self.last = nn.Conv2d(channels, 256, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images.to(self.last.weight) / 255).relu()
+        above = self.by_rows(F.pad(x, (3, 3, 2, 0)))[..., :-1, :]
+        return self.last(F.elu(self.by_pixels(x) + above.relu())).movedim(1, -1)[:, None]
+
+
 class Written(nn.Module):
     """``forward(net, x)``, written where it is used, of layers and tensors that the network holds by their names."""
 

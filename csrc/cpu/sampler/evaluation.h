@@ -1,95 +1,13 @@
 // Evaluates instructions at the pixels of a span, in all images of a group; each thread its share of the channels.
 #pragma once
 
-#include <cstring>
 #include <numeric>
 
+#include "cpu/sampler/image_values.h"
 #include "cpu/sampler/team.h"
 #include "cpu/sampler/workspace.h"
 
 namespace pcf::cpu {
-
-// Where a job's values of the image lie, and which of them are known.
-class ImageValues {
- public:
-  ImageValues(const Program& program, const Job& job) : program_(program), job_(job) {}
-
-  int draws() const { return program_.outputs.size(); }
-  int distributions_per_draw() const { return program_.head.distributions / draws(); }
-  int channels_per_distribution() const { return program_.image_channels / program_.head.distributions; }
-  int64_t pixels() const { return int64_t{program_.height} * program_.width; }
-
-  // The index of an element of an array [images, channels, H, W].
-  int64_t element(int image, int channels, int channel, int y, int x) const {
-    return ((int64_t{image} * channels + channel) * program_.height + y) * program_.width + x;
-  }
-  int64_t sub_pixel(int image, int channel, int y, int x) const {
-    return element(image, program_.image_channels, channel, y, x);
-  }
-
-  bool known(int image, int distribution, int y, int x) const {
-    if (!job_.known) return false;
-    const int channels = channels_per_distribution();
-    for (int c = distribution * channels; c < (distribution + 1) * channels; c++)
-      if (!job_.known[sub_pixel(image, c, y, x)]) return false;
-    return true;
-  }
-
-  // The rows from the first on that are known in all images, if nothing else is asked of them.
-  int known_rows() const {
-    if (!job_.known || job_.parameters) return 0;
-    const auto is_known = [&](int y) {
-      for (int m = 0; m < job_.images; m++)
-        for (int d = 0; d < program_.head.distributions; d++)
-          for (int x = 0; x < program_.width; x++)
-            if (!known(m, d, y, x)) return false;
-      return true;
-    };
-    int rows = 0;
-    while (rows < program_.height && is_known(rows)) rows++;
-    return rows;
-  }
-
-  // For each image, the first one that is alike in so many rows, and in its conditions.
-  template <class T>
-  std::vector<int> alike(int rows) const {
-    std::vector<int> order(job_.images), first(job_.images);
-    std::iota(order.begin(), order.end(), 0);
-    const auto compared = [&](int a, int b) {
-      int found = 0;
-      const auto compare = [&](const void* array, int64_t apart, int64_t bytes) {
-        const char* data = static_cast<const char*>(array);
-        if (found == 0) found = std::memcmp(data + a * apart, data + b * apart, bytes);
-      };
-      const int64_t channel = pixels() * kValueBytes, known = int64_t{rows} * program_.width * kValueBytes;
-      for (int c = 0; c < program_.image_channels; c++)
-        compare(static_cast<const char*>(job_.values) + c * channel, program_.image_channels * channel, known);
-      for (size_t k = 0; k < job_.conditions.size(); k++) {
-        const int64_t bytes = image_stride(program_, program_.conditions[k]) * static_cast<int64_t>(sizeof(T));
-        compare(job_.conditions[k], bytes, bytes);
-      }
-      return found;
-    };
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return compared(a, b) < 0; });
-    for (int k = 0; k < job_.images; k++)
-      first[order[k]] = k > 0 && compared(order[k - 1], order[k]) == 0 ? first[order[k - 1]] : order[k];
-    return first;
-  }
-
-  // Whether a draw has nothing to do at a span of one column.
-  bool all_known(const Span& span, int draw) const {
-    if (!job_.known) return false;
-    const int count = distributions_per_draw();
-    for (int i = 0; i < span.count(); i++)
-      for (int q = 0; q < job_.images * count; q++)
-        if (!known(q / count, draw * count + q % count, span.row(i), span.column(i))) return false;
-    return true;
-  }
-
- private:
-  const Program& program_;
-  const Job& job_;
-};
 
 template <class T>
 class Evaluation {
@@ -267,7 +185,7 @@ class Evaluation {
     if (i.kind == InstructionKind::attention) {
       attend(member, i, span, sums, begin, end);
       write(member, i, sums, span.count() * n_, begin, end);
-    } else if (!i.ends_in_products || runs.empty()) {
+    } else if (!i.ends_in_products || runs.empty() || runs.back()->is_filtered) {
       sum(member, i, runs, span, sums);
       write(member, i, member.from, span.count() * n_, begin, end);
     } else {
@@ -371,7 +289,9 @@ class Evaluation {
            const Result<T>* end = nullptr) {
     const auto [first, last] = share(member, i);
     const int rows = span.count() * n_;
+    if (i.filter) filter(member, i, runs, span, to);
     for (const PackedRun* run : runs) {
+      if (run->is_filtered) continue;
       const int source = run->source;
       const bool ends = end && run == runs.back();
       // The sites of the first rows may find nothing but the zeros above the image.
@@ -392,6 +312,62 @@ class Evaluation {
       }
       if (!ends) std::copy(to.begin() + above, to.begin() + rows, member.from.begin() + above);
     }
+  }
+
+  // The same for the runs that are filtered, some pairs of columns after the other: what they read is taken to the
+  // filter's points, and the products there, summed over all runs, back to columns.
+  void filter(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to) {
+    constexpr int kColumns = Filter<T>::kColumns;
+    const auto [first, last] = share(member, i);
+    const int begin = first * p_.kernels.block, channels = (last - first) * p_.kernels.block;
+    const int points = i.filter->points, sites = span.count() * n_, pairs = sites / kColumns;
+    Runs filtered;
+    std::ranges::copy_if(runs, std::back_inserter(filtered), &PackedRun::is_filtered);
+    if (channels == 0 || filtered.empty()) return;
+    // The weights of the number-th product.
+    const int products = points * static_cast<int>(filtered.size());
+    const auto matrix = [&](int number) { return filtered[number / points]->at(number % points); };
+    // Where a pair begins in tables of sites.
+    const auto site = [&](int pair) { return pair / n_ * n_ * kColumns + pair % n_; };
+    T* const columns = static_cast<T*>(member.at_points.data());
+    T* const sums = columns + Member<T>::filtered(p_) / 2;
+    for (int start = 0; start < pairs; start += kPairsTogether) {
+      const int count = std::min(kPairsTogether, pairs - start);
+      const auto each_point = [&](T* at, int64_t pitch) { return rows_from(at, int64_t{points} * count, pitch); };
+      const Table<T> out = each_point(sums, i.padded);
+      for (T* row : out) std::fill_n(row + begin, channels, T(0));
+      for (size_t r = 0; r < filtered.size(); r++) {
+        const PackedRun* const run = filtered[r];
+        const int above = span.above(run->dy) * n_ / kColumns - start;  // so many pairs find zeros above the image
+        const int begins = std::max(above, 0), depth = run->packed.depth;
+        if (begins >= count) continue;
+        tabulate_value(member.x, run->source, span, run->dy, run->dx);
+        const Table<T> in = each_point(columns, depth);
+        for (int k = begins; k < count; k++) {
+          T* at[kMostMixed];
+          for (int point = 0; point < points; point++) at[point] = in[point * count + k];
+          p_.kernels.mix({member.x[site(start + k)], depth, points}, i.filter->of_columns.data(), points, nullptr, at,
+                         depth);
+        }
+        for (int point = 0; point < points; point++) {
+          const int row = point * count + begins, number = r * points + point;
+          Packed weights = matrix(number);
+          if (number + 1 < products) weights.after = matrix(number + 1).block(first);
+          p_.kernels.matmul(in.data() + row, count - begins, weights, first, last,
+                            {out.data() + row, out.data() + row});
+        }
+      }
+      for (int k = 0; k < count; k++) {
+        T *after[kColumns], *before[kColumns];
+        for (int column = 0; column < kColumns; column++) {
+          const int row = site(start + k) + column * n_;
+          before[column] = member.from[row] + begin, after[column] = to[row] + begin;
+        }
+        p_.kernels.mix({out[k] + begin, int64_t{count} * i.padded, points}, i.filter->to_outputs.data(), kColumns,
+                       before, after, channels);
+      }
+    }
+    std::copy_n(to.begin(), sites, member.from.begin());
   }
 
   // member.out = member.from, where nothing was added to it.

@@ -9,77 +9,12 @@
 #include <vector>
 
 #include "cpu/memory/pool.h"
+#include "cpu/sampler/packed_instruction.h"
 #include "cpu/sampler/schedule.h"
 #include "cpu/simd/kernels.h"
 #include "program.h"
 
 namespace pcf::cpu {
-
-struct PackedRun : Run {
-  Packed packed;
-  bool is_ahead = false;  // whether all that it reads is there a pixel before, so that it is summed for two at once
-};
-
-template <class T>
-struct PackedStep : Step {
-  std::vector<T> scales, shifts;
-
-  bool is_sum() const { return kind == StepKind::add && static_cast<T>(alpha) == 1; }
-};
-
-// What an instruction finds at the pixels of a lattice: the runs and operands that are not there are zero.
-struct Part {
-  Lattice where;
-  std::vector<const PackedRun*> row_runs = {}, ahead_runs = {}, pixel_runs = {}, runs = {};  // runs: all, in order
-  bool has_value = true;                // what a pointwise instruction starts from
-  std::vector<bool> has_operands = {};  // by step
-};
-
-// An instruction whose runs and steps have their own copies of what the program only borrows.
-template <class T>
-struct PackedInstruction : Instruction {
-  std::vector<PackedRun> row_runs = {}, pixel_runs = {};  // in place of the instruction's
-  std::vector<PackedStep<T>> steps = {};
-  std::vector<T> table = {}, biases = {};               // biases: padded to whole blocks
-  std::vector<T> scale = {}, added = {}, factors = {};  // of an attention
-  int padded = 0;
-  bool is_output = false;
-  bool ends_in_products = false;  // whether the last product can apply the steps
-  Lattice grid = {};
-  std::vector<Part> parts = {};  // of its grid
-
-  // Whether it is computed for a whole row at once.
-  bool by_rows() const { return !in_scan(*this) && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
-  // Whether it is computed pixel by pixel, scans apart.
-  bool is_at_pixels() const {
-    return !reads_image(*this) && (phase != Phase::row || is_output) && phase != Phase::finished;
-  }
-  // Whether its sum over row runs is kept until its pixel's turn comes.
-  bool keeps_partial() const { return !row_runs.empty() && !by_rows(); }
-};
-
-// What is computed for a whole row, and does not need each other: instructions, and scans, each of which one thread
-// goes through. Scans are numbered by the instruction that they begin with.
-struct Stage {
-  std::vector<int> by_rows, scans;
-};
-
-// Instructions begin ... end - 1, of which nothing needs drawing in a row that is known: one, or a loop, in which they
-// read what later ones computed at pixels before, so that it goes through the row pixel by pixel.
-struct KnownStage {
-  int begin, end;
-  bool is_loop;
-  int rows;  // how many of the rows before the first that is drawn are needed of them
-};
-
-// What is computed of an instruction where its turn has come: for a whole row, or at a pixel.
-template <class T>
-struct Visit {
-  const PackedInstruction<T>* instruction;
-  const Part* part;             // of the pixel; a row has all of them
-  bool barrier;                 // whether another thread may still be writing what is read
-  const Visit* next = nullptr;  // at the same pixel, the next one that begins with sums over row runs
-};
 
 template <class T>
 class PackedProgram {
@@ -89,10 +24,12 @@ class PackedProgram {
     for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
     set_rounded(program, format);
     pack(program, format);
+    set_known_stages(program);
+    set_filters(program);
+    pack_weights();
     const auto scans_before = [](const auto& i) { return in_scan(i) && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
-    set_known_stages(program);
     set_visits(program);
     count_work(program);
   }
@@ -112,6 +49,8 @@ class PackedProgram {
   int depth = 0;              // the furthest row above that anything reads
   int widest = 0;             // channels of the widest instruction, padded
   int widest_row = 0;         // of the widest in the row phase
+  int most_points = 0;        // of a filter
+  int widest_filtered = 0;    // channels that one reads or writes
   int most_steps = 0;         // of an instruction
   const bool narrow;          // whether what attention reads is kept in bf16
   int most_keys = 0;          // of an attention, in whole blocks
@@ -182,13 +121,6 @@ class PackedProgram {
       borrowing.bias = borrowing.input.table = nullptr;
       for (auto& s : p.steps) s.scale = s.shift = nullptr;
     }
-    each_run([&](PackedRun& run, int channels) { weight_bytes += run.packed.block_bytes * blocks(channels); });
-    char* next = weights.emplace(weight_bytes, false).get();
-    each_run([&](PackedRun& run, int channels) {
-      kernels.pack(static_cast<const T*>(run.weight), run.packed.depth, channels, run.packed.format, next);
-      run.packed.data = next, run.weight = nullptr;
-      next += run.packed.block_bytes * blocks(channels);
-    });
     for (const auto& p : instructions) {
       if (reads_image(p)) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
@@ -198,6 +130,63 @@ class PackedProgram {
     for (int output : program.outputs)
       for (const auto& p : instructions)
         if (p.out == output) outputs.push_back(&p);
+  }
+
+  // Row runs of several taps are summed at the points of a filter if columns can be paired, in all schedules alike,
+  // since that rounds otherwise; and if they have many weights: else products of half the rows take as long.
+  void set_filters(const Program& program) {
+    constexpr int64_t kLeastWeights = 1 << 19;
+    std::vector<bool> in_loop(instructions.size());
+    for (const auto& stage : known_stages)
+      if (stage.is_loop) std::fill(in_loop.begin() + stage.begin, in_loop.begin() + stage.end, true);
+    for (auto& p : instructions) {
+      const bool in_pairs = program.width % Filter<T>::kColumns == 0 && p.lead % Filter<T>::kColumns == 0 &&
+                            p.grid == Lattice{} && !in_scan(p) && !in_loop[&p - instructions.data()];
+      if (!in_pairs) continue;
+      std::map<int, int64_t> weights;  // by taps, of the runs that a filter can sum
+      const auto can = [&](const PackedRun& run) {
+        const Storage& source = program.storage[run.source];
+        return run.width >= Filter<T>::kLeastTaps && run.width <= Filter<T>::kMostTaps && grid(source) == Lattice{} &&
+               source.channels % kernels.block == 0 && run.packed.format == WeightFormat::same;
+      };
+      for (const auto& run : p.row_runs)
+        if (can(run)) weights[run.width] += int64_t{run.packed.depth} * p.channels;
+      const auto most = std::ranges::max_element(weights, {}, [](const auto& entry) { return entry.second; });
+      if (most == weights.end() || most->second < kLeastWeights) continue;
+      p.filter = &filters_.try_emplace(most->first, most->first).first->second;
+      most_points = std::max(most_points, p.filter->points);
+      for (auto& run : p.row_runs) {
+        if (!can(run) || run.width != p.filter->taps) continue;
+        const int channels = program.storage[run.source].channels;
+        run.is_filtered = true, run.packed = packed(channels, run.packed.format);
+        run.point_bytes = run.packed.block_bytes * blocks(p.channels);
+        widest_filtered = std::max({widest_filtered, channels, p.padded});
+      }
+    }
+  }
+
+  void pack_weights() {
+    const auto bytes = [&](const PackedInstruction<T>& i, const PackedRun& run) {
+      return run.is_filtered ? i.filter->points * run.point_bytes : run.packed.block_bytes * blocks(i.channels);
+    };
+    each_run([&](const PackedInstruction<T>& i, PackedRun& run) { weight_bytes += bytes(i, run); });
+    char* next = weights.emplace(weight_bytes, false).get();
+    each_run([&](const PackedInstruction<T>& i, PackedRun& run) {
+      const T* const weight = static_cast<const T*>(run.weight);
+      const auto pack = [&](const T* matrix, char* to) {
+        kernels.pack(matrix, run.packed.depth, i.channels, run.packed.format, to);
+      };
+      if (!run.is_filtered) pack(weight, next);
+      for (int point = 0; run.is_filtered && point < i.filter->points; point++) {
+        const int n = run.packed.depth * i.channels;
+        std::vector<T> at_point(n);
+        T* const out = at_point.data();
+        kernels.mix({weight, n, run.width}, i.filter->of_weights.data() + point * run.width, 1, nullptr, &out, n);
+        pack(out, next + point * run.point_bytes);
+      }
+      run.packed.data = next, run.weight = nullptr;
+      next += bytes(i, run);
+    });
   }
 
   // A run of a pixel phase: in two where its first taps read what is there a pixel before, if streaming the weights of
@@ -216,7 +205,9 @@ class PackedProgram {
   }
 
   Packed layout(const Program& program, const Run& run, WeightFormat format) const {
-    const int depth = run.width * program.storage[run.source].channels;
+    return packed(run.width * program.storage[run.source].channels, format);
+  }
+  Packed packed(int depth, WeightFormat format) const {
     return {nullptr, depth, kernels.block_bytes(depth, format), format};
   }
 
@@ -224,7 +215,7 @@ class PackedProgram {
   void each_run(const auto& f) {
     for (auto runs : {&PackedInstruction<T>::pixel_runs, &PackedInstruction<T>::row_runs})
       for (auto& i : instructions)
-        for (PackedRun& run : i.*runs) f(run, i.channels);
+        for (PackedRun& run : i.*runs) f(i, run);
   }
 
   // Whether its steps are a sum, then relu, or fewer; products read and write whole blocks, and an output has room.
@@ -396,8 +387,11 @@ class PackedProgram {
                   double rows, double pixels) const {
     for (const PackedRun* run : runs) {
       const bool is_bf16 = run->packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
-      work.products += pixels * (is_bf16 ? 0.5 : kOfElement) * run->packed.depth * channels;
-      work.bytes += rows * run->packed.block_bytes * blocks(channels);
+      // At its points, a filter has one product for each pair of columns.
+      const double points = run->is_filtered ? run->width + Filter<T>::kColumns - 1 : 1;
+      const double products = run->is_filtered ? points / Filter<T>::kColumns : 1;
+      work.products += pixels * (is_bf16 ? 0.5 : kOfElement) * products * run->packed.depth * channels;
+      work.bytes += rows * points * run->packed.block_bytes * blocks(channels);
       work.reads += pixels * kOfElement * program.storage[run->source].channels;  // it has read the other pixels before
     }
   }
@@ -436,6 +430,7 @@ class PackedProgram {
       for (const auto& step : i.steps) rest.elements += pixels * kOfElement * i.channels * traits(step.kind).cost;
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
+    if (most_points > 0) work.columns_together = Filter<T>::kColumns;
     for (const auto& s : program.storage)
       work.cached += double(narrow ? sizeof(Bfloat16) : sizeof(T)) * (s.keys + s.values) * s.channels * program.height *
                      program.width;
@@ -455,7 +450,8 @@ class PackedProgram {
     work.most_threads = widest / kernels.block;
   }
 
-  bool streams_ = false;  // whether caches do not hold the weights of pixel phases
+  std::map<int, Filter<T>> filters_;  // by taps
+  bool streams_ = false;              // whether caches do not hold the weights of pixel phases
 };
 
 }  // namespace pcf::cpu

@@ -91,10 +91,11 @@ class Estimate {
 };
 
 // Several rows in flight. pixel_threads: 0 for one team.
-Schedule in_waves(Schedule s, const Program& program, int longest_lead, int rows, int chunk, int pixel_threads) {
-  const int ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
-  s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = longest_lead;
-  const Wavefront wave = Wavefront::closest(program, ahead, rows);
+Schedule in_waves(Schedule s, const Program& program, const ProgramWork& work, int rows, int chunk, int pixel_threads) {
+  const int ahead = (pixel_threads > 0 ? 2 : 1) * chunk, together = work.columns_together;
+  s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = work.longest_lead;
+  Wavefront wave = Wavefront::closest(program, ahead, rows);
+  wave.lag = divided_up(wave.lag, together) * together;
   s.lag = wave.lag;
   // Counted for longer than a row is worked on, so that no memory is reused while a slower thread still reads it.
   s.rows_in_flight = wave.rows_in_flight(s.lead + ahead);
@@ -125,10 +126,11 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
     const bool may_be_two = s.images < kImagesForTwoTeams && !work.attends_in_rows;
     std::vector<int> pixel_teams = may_be_two ? sizes(s.threads - 1) : std::vector<int>();
     pixel_teams.push_back(0);
-    for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
+    const int least = work.columns_together;
+    for (int chunk = least; chunk < program.width; chunk += divided_up((chunk + 1) / 2, least) * least)
       for (int pixel_threads : pixel_teams)
         for (int rows = 2, lag = 0; rows == 2 || rows <= kMostSites / s.images; rows++) {
-          const Schedule wave = in_waves(s, program, work.longest_lead, rows, chunk, pixel_threads);
+          const Schedule wave = in_waves(s, program, work, rows, chunk, pixel_threads);
           if (wave.lag != lag) all.push_back(wave);
           lag = wave.lag;
         }

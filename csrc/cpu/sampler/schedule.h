@@ -67,6 +67,7 @@ struct ProgramWork {
   std::vector<Work> partial_sums;  // those sums, by instruction
   double cached = 0;               // bytes of keys and values of an image
   int longest_lead = 0;
+  int columns_together = 1;      // rows are summed so many columns at a time
   bool attends_in_rows = false;  // in the row phase: keys are read in whole blocks, which a pixel team would write into
   int most_threads = 1;          // more would own no channels
 };

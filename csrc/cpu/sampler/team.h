@@ -26,6 +26,8 @@ struct Team {
 template <class T>
 using Table = std::vector<T*>;
 
+constexpr int kPairsTogether = 48;  // of columns: so many that what a filter has at its points stays in L2
+
 template <class T>
 struct Member {
   // sites: how many sites one column step works on at most.
@@ -33,6 +35,7 @@ struct Member {
          const Job& job)
       : team(team), index(index), size(team.size), span(span),
         memory((sums(p, chunk, sites) + head.parameters) * static_cast<int64_t>(sizeof(T))),
+        at_points(filtered(p) * static_cast<int64_t>(sizeof(T))),
         drawer(head, job, p.kernels, static_cast<T*>(memory.data()) + sums(p, chunk, sites)), operands(p.most_steps),
         most_keys(p.most_keys) {
     pixel_sums = rows_from(static_cast<T*>(memory.data()), sites, p.widest);
@@ -46,6 +49,11 @@ struct Member {
   // Elements of the largest table of sums.
   static int64_t sums(const PackedProgram<T>& p, int chunk, int sites) {
     return std::max(p.widest, p.widest_row * chunk) * int64_t{sites};
+  }
+
+  // Elements of what a filter has at its points, before and after products.
+  static int64_t filtered(const PackedProgram<T>& p) {
+    return int64_t{2} * p.most_points * kPairsTogether * p.widest_filtered;
   }
 
   void wait_for_team() { waited += team.barrier.wait(index, size); }
@@ -65,6 +73,7 @@ struct Member {
   bool alone = false;  // whether it computes all channels
   Span span;
   const Block memory;
+  const Block at_points;  // of a filter: columns, then sums
   HeadDrawer<T> drawer;
   Table<T> pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
   Table<T> x, from, out;

@@ -5,6 +5,7 @@
 
 #include "cpu/simd/attention.h"
 #include "cpu/simd/drawing.h"
+#include "cpu/simd/mix.h"
 #include "cpu/simd/product_bf16.h"
 #include "cpu/simd/steps.h"
 
@@ -67,6 +68,7 @@ constexpr Kernels<T> table() {
       .pack = pack<T>,
       .matmul = matmul<T>,
       .epilogue = epilogue<T>,
+      .mix = mix<T>,
       .attend = attend<T, T>,
       .weigh = weigh<T>,
       .pick = pick<T>,

@@ -15,6 +15,9 @@ struct Packed {
   int depth;
   int64_t block_bytes;
   WeightFormat format;
+  const void* after = nullptr;  // the block of the next product's matrix that it begins with, if that is known
+
+  const char* block(int number) const { return static_cast<const char*>(data) + number * block_bytes; }
 };
 
 // Rows of a matrix: row r starts at rows[r].
@@ -46,6 +49,16 @@ struct BoundStep {
 };
 
 constexpr int kKeysTogether = 64;  // of an attention
+
+constexpr int kMostMixed = 8;
+
+// Arrays, of which each begins `apart` after the one before; at most kMostMixed.
+template <class T>
+struct Mixed {
+  const T* first;
+  int64_t apart;
+  int count;
+};
 
 // One query of one head, or null, where factors are all that weighs the values. keys: of whole blocks of kKeysTogether
 // pixels, [depth][kKeysTogether] each, of which the next begins after kKeysTogether * key_stride; values:
@@ -91,6 +104,10 @@ struct Kernels {
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
   void (&epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,
                    Rows<T> out);
+
+  // out[o] = from[o] + the sum over the arrays k of coefficients[o][k] * in[k], for n elements, a multiple of
+  // `block`. from: null for zeros.
+  void (&mix)(const Mixed<T>& in, const T* coefficients, int outputs, Rows<const T> from, Rows<T> out, int n);
 
   // Averages values by how a query meets their keys; NaN if what stands for masked scores, `fill`, is no `vanishes`
   // below the largest of them.

@@ -137,12 +137,12 @@ void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, 
   if constexpr (M > 0) {
     if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, next, result);
     constexpr int G = group_of(M);
-    const auto block = [&](int b) { return static_cast<const char*>(w.data) + b * w.block_bytes; };
     int b = first;
-    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
+    for (; b + G <= last; b += G) tile<T, W, M, G>(x, w.block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
     if constexpr (G > 2)
-      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
-    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
+      for (; b + 2 <= last; b += 2)
+        tile<T, W, M, 2>(x, w.block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
+    for (; b < last; b++) tile<T, W, M, 1>(x, w.block(b), w.block_bytes, next, w.depth, result, b * kBlock<T>);
   }
 }
 
@@ -157,10 +157,10 @@ void matmul_as(Rows<const typename W::X> x, int rows, Packed w, int first, int l
   // What comes into L2 beside a group's t-th tile: half of the next block, since a tile passes faster than memory gives
   // the whole of it. Only the first block is waited for, and there is nothing beside the other tiles.
   const auto next = [&](int b, int t) -> const char* {
-    const char* const block = static_cast<const char*>(w.data) + b * w.block_bytes;
     const int half = t - (b == first);
     if (tiles == 1 || half < 0) return nullptr;
-    return b + 1 == last || half > 1 ? block : block + w.block_bytes + half * (w.block_bytes / 2);
+    const char* const then = b + 1 < last ? w.block(b + 1) : static_cast<const char*>(w.after);
+    return !then || half > 1 ? w.block(b) : then + half * (w.block_bytes / 2);
   };
   for (int g = 0; g < groups; g++)
     for (int b = first; b < last; b += step)
