@@ -241,8 +241,9 @@ FEATURES: dict[str, list[Row]] = {
                     lambda x: attended(x[:, 0], x[:, 0], x[:, 0], attn_mask=LATER)[0][:, None]
                 ),
             },
-            "Or written as products, of `[…, pixels, features]` with all pixels of an image, of its rows or of its "
-            "columns, for any number of heads: scores, times and plus constants, masked by `masked_fill`, `where` or a "
+            "Or written as products, of `[…, pixels, features]` with all pixels of an image, of its rows, of its "
+            "columns or of blocks, for any number of heads, each pixel once: scores, times and plus constants, masked "
+            "by `masked_fill`, `where` or a "
             "sum with -inf, or with -1e4 or less in their place; `softmax`; times constants; times values. A softmax "
             "may be written out, with the largest score subtracted and an ε beside the total. What a mask takes out "
             "after the softmax has counted before. Keys and values may be those of a condition.",

@@ -7,6 +7,8 @@ and ``cond_resnet.blocks`` is ``cond_resnet``. Tensors are the same, except that
 - ``background``, the coordinates of a map of one size, is not needed.
 A prior there that ``PixelSNAIL`` describes has channel = n_res_channel, and as a bottom prior
 cond_res_channel = channel and cond_res_kernel = 3; these are what is trained by default.
+Until 2 July 2020 its ELUs were in place, so that residuals added the ELU of what they were given:
+files from then have the same keys, and give other logits here.
 Taps that are not causal are zeroed in its weights at each call, and left out here.
 """
 

@@ -29,8 +29,9 @@ from pixelcnn_fast.program.operands import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ABSENT = -9900.0  # scores that are replaced by no more than this, as by -1e4 in bfloat16, are of no pairs
-ADDED_TO_ABSENT = -1e9  # and scores to which no more than this is added
+# Scores that are replaced by no more than this, as by -1e4 in bfloat16, are of no pairs, and those to which no more
+# than the second is added; both before scores are scaled to less.
+ABSENT, ADDED_TO_ABSENT = -9900.0, -9.9e8
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
 MOST_SCORES = 1 << 22  # that are there at once
@@ -101,7 +102,8 @@ class Attention(Instruction):
         return [*([] if self.query is None else [self.query]), *attended]
 
     @property
-    def _tables(self) -> tuple[Tensor | None, ...]:
+    def tables(self) -> tuple[Tensor | None, ...]:
+        """Numbers for pairs of pixels."""
         return self.scale, self.added, self.factors
 
     def sources(self) -> list[str]:
@@ -172,11 +174,11 @@ class Attention(Instruction):
         )
 
     def converted(self, convert: Convert) -> Self:
-        scale, added, factors = (None if x is None else convert(x) for x in self._tables)
+        scale, added, factors = (None if x is None else convert(x) for x in self.tables)
         return replace(super().converted(convert), scale=scale, added=added, factors=factors)
 
     def constants(self, channels_of: Callable[[int], int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        for table in self._tables:
+        for table in self.tables:
             if table is not None:
                 yield table, (len(table), *self.allowed.shape[1:])
         yield from super().constants(channels_of)
@@ -193,7 +195,7 @@ class Attention(Instruction):
         yield (self.query is None) == (self.key is None), "queries meet keys"
         yield depth % self.heads == value % self.heads == 0, "each head has as many channels as the others"
         yield self.channels == (value if self.pick is None else len(self.pick)), "it has its values' channels"
-        tables = [x for x in (self.allowed, *self._tables) if x is not None]
+        tables = [x for x in (self.allowed, *self.tables) if x is not None]
         yield all(len(x) in (1, self.heads) for x in tables), "tables are of all heads, or of one"
 
     def products(self, channels_of: Callable[[int], int]) -> float:
@@ -201,9 +203,9 @@ class Attention(Instruction):
         return float(self.allowed.float().sum(-1).mean()) * (depth + self._values_channels(channels_of))
 
     def native_start(self, number: Number, address: AddressOf, image_channels: int) -> dict[str, Any]:
-        tables = max(len(x) for x in (self.allowed, *self._tables) if x is not None)
+        tables = max(len(x) for x in (self.allowed, *self.tables) if x is not None)
         scale, added, factors = (
-            address(None if x is None else x.expand(tables, -1, -1)) for x in self._tables
+            address(None if x is None else x.expand(tables, -1, -1)) for x in self.tables
         )
         allowed = self.allowed.expand(tables, -1, -1).cpu().numpy().astype(np.int8)
         steps = np.diff(np.pad(allowed, ((0, 0), (0, 0), (1, 1))), axis=-1)
@@ -274,7 +276,7 @@ class Attention(Instruction):
         """query [n, pixels, channels]; key and value [n, all pixels, channels]."""
         end = int(self._ends[pixels.cpu().numpy()].max(initial=1))
         allowed = self.allowed[:, pixels, :end]
-        scale, added, factors = (None if x is None else x[:, pixels, :end] for x in self._tables)
+        scale, added, factors = (None if x is None else x[:, pixels, :end] for x in self.tables)
         values = value[:, :end].unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if key is None:
             weights = allowed.to(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pixelcnn_fast.program.attention import Attention
 from pixelcnn_fast.program.grids import cell, count
 from pixelcnn_fast.program.phased import Phase, PhasedProgram
 
@@ -12,8 +13,8 @@ class ProgramListing:
     """``print`` shows instructions, live taps, phases, and the costs, for one runtime.
 
     ``row_flops``, ``pixel_flops``: floating-point operations per pixel and image of each
-    phase, on average over pixels; ``weight_bytes``; ``workspace_bytes``: per image of a batch, besides the weights;
-    ``weights``: the matrices.
+    phase, on average over pixels; ``weight_bytes``, with attention's tables;
+    ``workspace_bytes``: per image of a batch, besides the weights; ``weights``: the matrices.
     """
 
     def __init__(self, program: PhasedProgram, runtime: str, pixel_weight_bytes: int) -> None:
@@ -23,7 +24,10 @@ class ProgramListing:
         self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(weight.numel() for weight in self.weights) - row_weights
-        self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
+        attentions = [i.instruction for i in program.instructions if isinstance(i.instruction, Attention)]
+        of_pairs = sum(table.numel() for each in attentions for table in each.tables if table is not None)
+        self.weight_bytes = (row_weights + of_pairs) * program.dtype.itemsize
+        self.weight_bytes += pixel_weights * pixel_weight_bytes
         channels = {i.out: i.channels for i in program.instructions}
         rows, pixels = (
             sum(run.weight.numel() / math.prod(cell((i.instruction.every, run.every))) for i, run in runs)

@@ -101,6 +101,22 @@ def by_hand(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(powers / (powers.sum(-1, keepdim=True) + 1e-1) @ split(v))
 
 
+def by_hand_scaled_last(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = net.mask.to(q)
+    found = split(q) @ split(k).mT - 1e10 * (1 - mask)
+    powers = ((found - found.amax(-1, keepdim=True)) / 5).exp() * mask
+    return joined(powers / (powers.sum(-1, keepdim=True) + 1e-1) @ split(v))
+
+
+def filled_and_scaled(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = (split(q) @ split(k).mT).masked_fill(~net.mask, -1e4) / 5
+    return joined(found.softmax(-1) @ split(v))
+
+
+def added_to_and_scaled(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return joined(((split(q) @ split(k).mT + added_mask(net, -1e9)) / 5).softmax(-1) @ split(v))
+
+
 def by_hand_in_place(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     found = scores(q, k).masked_fill_(~net.mask, torch.finfo(q.dtype).min)
     found -= found.max(-1, keepdim=True)[0]
@@ -185,6 +201,26 @@ def of_columns(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return found.permute(0, 3, 2, 1, 4).reshape(-1, PIXELS, CHANNELS)
 
 
+def of_blocks(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k = torch.cat([k[..., :OF_HEAD], v[..., OF_HEAD:]], -1)  # of two values
+    q, k, v = (
+        x.view(-1, HEIGHT // 2, 2, WIDTH, HEADS, OF_HEAD)
+        .permute(0, 4, 1, 3, 2, 5)
+        .flatten(3, 4)
+        .flatten(2, 3)
+        for x in (q, k, v)
+    )  # 2 rows of one column are a block
+    q, k, v = (x.unflatten(2, (-1, 2)) for x in (q, k, v))
+    found = (q @ k.mT).masked_fill(~net.mask[:2, :2], -torch.inf).softmax(-1) @ v
+    found = found.view(-1, HEADS, HEIGHT // 2, WIDTH, 2, OF_HEAD)
+    return found.permute(0, 2, 4, 3, 1, 5).reshape(-1, PIXELS, CHANNELS)
+
+
+def in_parts(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    parts = zip(split(q).split(7, 2), added_mask(net).split(7), strict=True)
+    return joined(torch.cat([(x @ split(k).mT + m).softmax(-1) @ split(v) for x, m in parts], 2))
+
+
 STYLES: list[tuple[Attend, bool]] = [
     (zeroed, True),
     (by_hand, True),
@@ -206,6 +242,11 @@ STYLES: list[tuple[Attend, bool]] = [
     (by_temperature, False),
     (of_window, False),
     (of_columns, False),
+    (by_hand_scaled_last, True),
+    (filled_and_scaled, False),
+    (added_to_and_scaled, False),
+    (of_blocks, False),
+    (in_parts, False),
 ]
 
 
@@ -239,6 +280,14 @@ def test_attention_sees_all_pixels_before_and_weights_are_taken_again() -> None:
         net.of_key.weight.mul_(-1)
     sampler.refresh()
     assert_runtimes_agree(sampler, 4)
+
+
+def test_tables_of_pairs_count_as_weights() -> None:
+    bare, biased = (
+        Sampler(Net(attend).double().eval(), SHAPE, image_form="levels", levels=LEVELS).program.weight_bytes
+        for attend in (masked, by_distance)
+    )
+    assert biased - bare == HEADS * PIXELS**2 * 8
 
 
 # -- what is not causal, or can't be known to be
@@ -295,6 +344,18 @@ def linear(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(split(q) @ (split(k).mT @ split(v)))
 
 
+def scaled_by_keys(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    found = (found - found.amax(-1, keepdim=True)) * torch.linspace(1, 2, PIXELS)
+    return joined(found.softmax(-1) @ split(v))
+
+
+def of_blocks_that_meet(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (split(x).unfold(2, 5, 3).mT for x in (q, k, v))  # of 5 pixels, of which the next has 2
+    found = (q @ k.mT).masked_fill(~net.mask[:5, :5], -torch.inf).softmax(-1) @ v
+    return joined(F.pad(found.mean(3), (0, 0, 0, PIXELS - found.shape[2])))
+
+
 ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
 
 
@@ -312,6 +373,8 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (weak, False, NotCausal, "sees a later pixel"),
         (all_pixels, False, NotCausal, "sees a later pixel"),
         (linear, False, Unsupported, "what is summed over is not the features of one pixel"),
+        (scaled_by_keys, False, Unsupported, "scaled by what differs between keys"),
+        (of_blocks_that_meet, False, Unsupported, "a pixel asks, or is a key, several times"),
     ],
 )
 def test_attention_that_leaks_is_told(
@@ -319,6 +382,13 @@ def test_attention_that_leaks_is_told(
 ) -> None:
     with pytest.raises(error, match=says):
         check_causal(Net(attend, sees_own).double().eval(), SHAPE, image_form="levels", levels=LEVELS)
+
+
+def test_a_mask_that_bfloat16_rounds_up_is_one() -> None:
+    net = Net(
+        lambda net, q, k, v: joined((split(q) @ split(k).mT + added_mask(net, -1e9)).softmax(-1) @ split(v))
+    )
+    Sampler(net.bfloat16().eval(), SHAPE, image_form="levels", levels=LEVELS).sample(1, runtime="eager")
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto"])

@@ -19,6 +19,9 @@ from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 
 MOST_PAIRS = 1 << 26  # in one table
+LEAST_SCALE = (
+    0.1  # with which what is masked counts as no pairs: the exp of a tenth of -9900 is zero in float64, too
+)
 
 
 class Places(NamedTuple):
@@ -37,13 +40,35 @@ def places(b: Builder, x: Tensor) -> Places:
     return Places(arranged, rest // arranged.shape[1], rest % arranged.shape[1], pixel)
 
 
+def _of_own_pixels(b: Builder, x: Tensor) -> Places | None:
+    """Of elements that values have at these very pixels, in whatever order, such as blocks of them, or some of them;
+    None if there are others."""
+    sources, elements = b.space.found(x), b.space.decode(x)
+    is_whole = (
+        isinstance(b.space.sources[s], Value) and b.space.has_whole_frame(s) and b.space.every(s) == WHOLE
+        for s in sources
+    )
+    if not all(is_whole) or not bool(x.all()):
+        return None
+    channel, several = elements.channel.clone(), list[Tensor]()
+    for s in sources:
+        channel[elements.source == s] += sum(each.shape[1] for each in several)
+        several.append(b.space.of(s))
+    return Places(torch.cat(several, 1), elements.image, channel, elements.y * b.space.grid[1] + elements.x)
+
+
 @unrecorded
 def placed_features(b: Builder, x: Tensor) -> Features:
     """Where features [B, I, D] lie in the image, or the condition. Raises Unsupported if the last axis has more
     than one pixel's."""
     if OfCondition in b.map(x).kinds and Value not in b.map(x).kinds:
         return _given_features(b, x)
-    arranged, image, channel, pixel = places(b, x)
+    try:
+        arranged, image, channel, pixel = places(b, x)
+    except Unsupported:
+        if (of_own := _of_own_pixels(b, x)) is None:
+            raise
+        arranged, image, channel, pixel = of_own
     found = Features(arranged, image[:, 0, 0], channel[:, 0], pixel[:, :, 0])
     is_found = (image == found.image[:, None, None]) & (channel == found.channels[:, None])
     if not bool((is_found & (pixel == found.pixel[:, :, None])).all()):
@@ -160,6 +185,10 @@ class _Tables:
             for x, size in ((self._query, self.pixels), (self._key, self.keys))
         )
         self._is_usual = one_of_each and is_raster
+        if not self._is_usual:
+            asked = self._head[:, None] * self.pixels + self._query
+            if len(asked.unique()) < asked.numel() or any(len(k.unique()) < len(k) for k in self._key):
+                raise Unsupported("a pixel asks, or is a key, several times in one product")
 
     def table(self, x: Tensor) -> Tensor:
         """x: broadcasts to [B, I, J]. Pairs that are not in the frame have zeros."""
@@ -198,7 +227,8 @@ class _Normal(NamedTuple):
 
 def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
     is_filled = f.scale == 0
-    absent = torch.where(is_filled, f.shift <= ABSENT, f.shift <= ADDED_TO_ABSENT)
+    scaled = f.scale.abs().amax().clamp(LEAST_SCALE, 1)  # perhaps after the mask
+    absent = f.shift <= scaled * torch.where(is_filled, ABSENT, ADDED_TO_ABSENT)
     allowed = tables.table(~absent)
     if f.counted is not None:
         counted = tables.table(f.counted != 0)
@@ -208,7 +238,8 @@ def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
                 "the ε: mask the scores before"
             )
         allowed = allowed & counted
-    none = ~allowed.any(-1, keepdim=True)
+    asks = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool)).any(-1, keepdim=True)
+    none = asks & ~allowed.any(-1, keepdim=True)
     uniform = none & _of_uniform(tables, f, none) if bool(none.any()) else none[:, :1]
     allowed = allowed | uniform
     has_fill = f.shift.numel() > 1 and not bool(uniform.any())

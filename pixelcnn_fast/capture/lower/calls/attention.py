@@ -107,9 +107,14 @@ def _pairs(t: LoweringContext, x: View) -> OfPairs:
 
 def _scaled(x: OfPairs, by: Tensor) -> Map:
     f = x.formula
-    if x.of_queries or f.stage == "centred":
+    if x.of_queries:
         raise Unsupported("a row's largest score, or total, is scaled: scale the scores themselves")
-    if f.stage == "scores":
+    if f.stage == "centred" and (by.shape[f.keys] > 1 or not bool((by > 0).all())):
+        raise Unsupported(
+            "scores from which each query's largest is subtracted are scaled by what differs between keys, or is not "
+            "positive: scale them before"
+        )
+    if f.stage in ("scores", "centred"):
         return x.of(replace(f, scale=f.scale * by, shift=f.shift * by))
     return x.of(replace(f, factors=by if f.factors is None else f.factors * by))
 
