@@ -356,6 +356,15 @@ def of_blocks_that_meet(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(F.pad(found.mean(3), (0, 0, 0, PIXELS - found.shape[2])))
 
 
+def with_prefix(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (torch.cat([net.of_key.bias.expand(len(q), 1, -1), x], 1) for x in (k, v))
+    return joined(
+        F.scaled_dot_product_attention(
+            split(q), split(F.relu(k)), split(v), attn_mask=F.pad(net.mask, (1, 0))
+        )
+    )
+
+
 ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
 
 
@@ -373,6 +382,7 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (weak, False, NotCausal, "sees a later pixel"),
         (all_pixels, False, NotCausal, "sees a later pixel"),
         (linear, False, Unsupported, "what is summed over is not the features of one pixel"),
+        (with_prefix, False, Unsupported, "neither a prefix of tokens before the 20 pixels is supported"),
         (scaled_by_keys, False, Unsupported, "scaled by what differs between keys"),
         (of_blocks_that_meet, False, Unsupported, "a pixel asks, or is a key, several times"),
     ],

@@ -52,11 +52,11 @@ def _layout(
         along = _runs_along(index, live)
         mixes_images = axis == 0 and any(shape[dim] > space.images for dim in along)
         if len(along) > 1 or set(along) & set(spatial) or mixes_images:
-            raise _mixed(shape)
+            raise _mixed(space, shape)
         spatial += along or [-1]
     for at, (index, live) in enumerate(indices):
         if spatial[at] < 0 and any(dim >= 0 and _varies(index, live, dim) for dim in spatial):
-            raise _mixed(shape)  # zeros lie between what is of different rows, or images
+            raise _mixed(space, shape)  # zeros lie between what is of different rows, or images
     dims, usual = range(len(shape)), (0, len(shape) - 2, len(shape) - 1)
     for axis, (size, (_, live)) in enumerate(zip((space.images, *space.grid), indices, strict=True)):
         # Where zeros and constants leave no more than one image, row or column that tells.
@@ -69,8 +69,20 @@ def _layout(
     return spatial, [dim for dim in dims if dim not in spatial]
 
 
-def _mixed(shape: Sequence[int]) -> Unsupported:
-    return Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(shape)}")
+def _mixed(space: AddressSpace, shape: Sequence[int]) -> Unsupported:
+    what = f"it mixes rows, columns or images in a tensor of shape {list(shape)}"
+    return Unsupported(what + _of_tokens(space, shape))
+
+
+def _of_tokens(space: AddressSpace, shape: Sequence[int]) -> str:
+    """What a refusal adds where an axis seems to be one of tokens."""
+    pixels = math.prod(space.grid)
+    if len(shape) != 3 or not pixels < shape[1] <= 4 * pixels:
+        return ""
+    return (
+        f": neither a prefix of tokens before the {pixels} pixels is supported, nor sub-pixels as tokens, but one "
+        "token in place of the last pixel"
+    )
 
 
 def _varies(index: Tensor, live: Tensor, dim: int) -> bool:
@@ -105,9 +117,8 @@ def placed(
             return split, spatial, channels
         except Unsupported as error:
             first = first or error
-    raise first or Unsupported(
-        f"features of shape {list(addresses.shape)}, where those of whole images are needed"
-    )
+    what = f"features of shape {list(addresses.shape)}, where those of whole images are needed"
+    raise first or Unsupported(what + _of_tokens(space, addresses.shape))
 
 
 def _unflattened(space: AddressSpace, addresses: Tensor) -> Iterator[list[int]]:
