@@ -125,6 +125,7 @@ FIVE_IMAGES = [
     "attention",
     "streamed",
     "filtered",
+    "cells",
 ]
 
 
@@ -140,8 +141,9 @@ def five_images(name):
         model, shape, labels = Sums().double(), (1, 5, 6), None
     elif name == "streamed":
         model, shape, labels = streamed().double(), (1, 3, 7), None
-    elif name == "filtered":
-        model, shape, labels = enlivened(Filtered()).double(), (1, 7, 8), None
+    elif name in ("filtered", "cells"):
+        filtered = Filtered(has_cells=name == "cells")
+        model, shape, labels = enlivened(filtered).double(), (1, 6, 8), None
     else:
         model, shape, labels = case(name)
     images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)

@@ -98,10 +98,13 @@ def streamed(channels: int = 1) -> PixelCNN:
 
 class Filtered(nn.Module):
     """Two layers with so many weights above the present row that they are filtered: of 5 taps by pixels, whose sums
-    wait for theirs, and of 7 by rows. Images of one channel -> logits [N, 1, H, W, 256]."""
+    wait for theirs, and of 7 by rows; with cells, that one is not, as its sum has a map of fewer pixels, too. Images
+    of one channel -> logits [N, 1, H, W, 256]."""
 
-    def __init__(self, channels: int = 256) -> None:
+    def __init__(self, channels: int = 256, has_cells: bool = False) -> None:
         super().__init__()
+        if has_cells:
+            self.cells, self.up = nn.Conv2d(channels, 8, 2, 2), nn.ConvTranspose2d(8, channels, 2, 2)
         self.first = MaskedConv2d(1, channels, 3, "A")
         self.by_pixels = MaskedConv2d(channels, channels, 5, "B")
         self.by_rows = nn.Conv2d(channels, channels, (2, 7))
@@ -110,6 +113,8 @@ class Filtered(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.first(images.to(self.last.weight) / 255).relu()
         above = self.by_rows(F.pad(x, (3, 3, 2, 0)))[..., :-1, :]
+        if hasattr(self, "cells"):
+            above = above + self.up(self.cells(F.pad(x, (0, 0, 2, 0))[..., :-2, :]))
         return self.last(F.elu(self.by_pixels(x) + above.relu())).movedim(1, -1)[:, None]
 
 

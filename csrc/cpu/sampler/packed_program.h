@@ -141,12 +141,13 @@ class PackedProgram {
       if (stage.is_loop) std::fill(in_loop.begin() + stage.begin, in_loop.begin() + stage.end, true);
     for (auto& p : instructions) {
       const bool in_pairs = program.width % Filter<T>::kColumns == 0 && p.lead % Filter<T>::kColumns == 0 &&
-                            p.grid == Lattice{} && !in_scan(p) && !in_loop[&p - instructions.data()];
+                            p.parts.size() == 1 && p.parts[0].where == Lattice{} && !in_scan(p) &&
+                            !in_loop[&p - instructions.data()];
       if (!in_pairs) continue;
       std::map<int, int64_t> weights;  // by taps, of the runs that a filter can sum
       const auto can = [&](const PackedRun& run) {
         const Storage& source = program.storage[run.source];
-        return run.width >= Filter<T>::kLeastTaps && run.width <= Filter<T>::kMostTaps && grid(source) == Lattice{} &&
+        return run.width >= Filter<T>::kLeastTaps && run.width <= Filter<T>::kMostTaps &&
                source.channels % kernels.block == 0 && run.packed.format == WeightFormat::same;
       };
       for (const auto& run : p.row_runs)
