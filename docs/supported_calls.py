@@ -243,9 +243,9 @@ FEATURES: dict[str, list[Row]] = {
             },
             "Or written as products, of `[…, pixels, features]` with all pixels of an image, of its rows, of its "
             "columns or of blocks, for any number of heads, each pixel once: scores, times and plus constants, masked "
-            "by `masked_fill`, `where` or a "
-            "sum with -inf, or with -1e4 or less in their place; `softmax`; times constants; times values. A softmax "
-            "may be written out, with the largest score subtracted and an ε beside the total. What a mask takes out "
+            "by -inf, by -1e4 or less in their place, as `masked_fill` and `where` put it, or by -1e9 or less that is "
+            "added to them; `softmax`; times constants; times values. A softmax may be written out, with the largest "
+            "score subtracted and an ε beside the total. What a mask takes out "
             "after the softmax has counted before. Keys and values may be those of a condition.",
         ),
         Row(
