@@ -358,11 +358,8 @@ def of_blocks_that_meet(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def with_prefix(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (torch.cat([net.of_key.bias.expand(len(q), 1, -1), x], 1) for x in (k, v))
-    return joined(
-        F.scaled_dot_product_attention(
-            split(q), split(F.relu(k)), split(v), attn_mask=F.pad(net.mask, (1, 0))
-        )
-    )
+    mask = F.pad(net.mask, (1, 0))
+    return joined(F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask))
 
 
 ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"

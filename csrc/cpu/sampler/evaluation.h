@@ -1,7 +1,8 @@
 // Evaluates instructions at the pixels of a span, in all images of a group; each thread its share of the channels.
 #pragma once
 
-#include <numeric>
+#include <algorithm>
+#include <iterator>
 
 #include "cpu/sampler/image_values.h"
 #include "cpu/sampler/team.h"
@@ -185,7 +186,7 @@ class Evaluation {
     if (i.kind == InstructionKind::attention) {
       attend(member, i, span, sums, begin, end);
       write(member, i, sums, span.count() * n_, begin, end);
-    } else if (!i.ends_in_products || runs.empty() || runs.back()->is_filtered) {
+    } else if (!i.ends_in_products || runs.empty() || runs.back()->is_filtered()) {
       sum(member, i, runs, span, sums);
       write(member, i, member.from, span.count() * n_, begin, end);
     } else {
@@ -291,7 +292,7 @@ class Evaluation {
     const int rows = span.count() * n_;
     if (i.filter) filter(member, i, runs, span, to);
     for (const PackedRun* run : runs) {
-      if (run->is_filtered) continue;
+      if (run->is_filtered()) continue;
       const int source = run->source;
       const bool ends = end && run == runs.back();
       // The sites of the first rows may find nothing but the zeros above the image.
@@ -318,6 +319,7 @@ class Evaluation {
   // filter's points, and the products there, summed over all runs, back to columns.
   void filter(Member<T>& member, const Instruction& i, const Runs& runs, const Span& span, const Table<T>& to) {
     constexpr int kColumns = Filter<T>::kColumns;
+    static_assert(Filter<T>::kMostTaps + kColumns - 1 <= kMostMixed);
     const auto [first, last] = share(member, i);
     const int begin = first * p_.kernels.block, channels = (last - first) * p_.kernels.block;
     const int points = i.filter->points, sites = span.count() * n_, pairs = sites / kColumns;

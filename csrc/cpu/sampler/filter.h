@@ -3,8 +3,8 @@
 // https://arxiv.org/abs/1509.09308).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <map>
 #include <vector>
 
 namespace pcf::cpu {

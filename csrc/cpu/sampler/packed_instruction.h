@@ -12,10 +12,11 @@ namespace pcf::cpu {
 
 struct PackedRun : Run {
   Packed packed;
-  bool is_ahead = false;     // whether all that it reads is there a pixel before, so that it is summed for two at once
-  bool is_filtered = false;  // whether its instruction's filter sums it; then its weights are packed at each point
-  int64_t point_bytes = 0;   // from one point's weights to the next one's
+  bool is_ahead = false;    // whether all that it reads is there a pixel before, so that it is summed for two at once
+  int points = 1;           // of its instruction's filter, at each of which it has weights; 1: it is not filtered
+  int64_t point_bytes = 0;  // from one point's weights to the next one's
 
+  bool is_filtered() const { return points > 1; }
   Packed at(int point) const {
     Packed weights = packed;
     weights.data = static_cast<const char*>(packed.data) + point * point_bytes;

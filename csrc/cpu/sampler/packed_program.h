@@ -159,7 +159,7 @@ class PackedProgram {
       for (auto& run : p.row_runs) {
         if (!can(run) || run.width != p.filter->taps) continue;
         const int channels = program.storage[run.source].channels;
-        run.is_filtered = true, run.packed = packed(channels, run.packed.format);
+        run.points = p.filter->points, run.packed = packed(channels, run.packed.format);
         run.point_bytes = run.packed.block_bytes * blocks(p.channels);
         widest_filtered = std::max({widest_filtered, channels, p.padded});
       }
@@ -168,7 +168,7 @@ class PackedProgram {
 
   void pack_weights() {
     const auto bytes = [&](const PackedInstruction<T>& i, const PackedRun& run) {
-      return run.is_filtered ? i.filter->points * run.point_bytes : run.packed.block_bytes * blocks(i.channels);
+      return run.points * run.packed.block_bytes * blocks(i.channels);
     };
     each_run([&](const PackedInstruction<T>& i, PackedRun& run) { weight_bytes += bytes(i, run); });
     char* next = weights.emplace(weight_bytes, false).get();
@@ -177,8 +177,8 @@ class PackedProgram {
       const auto pack = [&](const T* matrix, char* to) {
         kernels.pack(matrix, run.packed.depth, i.channels, run.packed.format, to);
       };
-      if (!run.is_filtered) pack(weight, next);
-      for (int point = 0; run.is_filtered && point < i.filter->points; point++) {
+      if (!run.is_filtered()) pack(weight, next);
+      for (int point = 0; run.is_filtered() && point < run.points; point++) {
         const int n = run.packed.depth * i.channels;
         std::vector<T> at_point(n);
         T* const out = at_point.data();
@@ -389,10 +389,9 @@ class PackedProgram {
     for (const PackedRun* run : runs) {
       const bool is_bf16 = run->packed.format == WeightFormat::bf16 && kernels.multiplies_bf16();
       // At its points, a filter has one product for each pair of columns.
-      const double points = run->is_filtered ? run->width + Filter<T>::kColumns - 1 : 1;
-      const double products = run->is_filtered ? points / Filter<T>::kColumns : 1;
+      const double products = run->is_filtered() ? double(run->points) / Filter<T>::kColumns : 1;
       work.products += pixels * (is_bf16 ? 0.5 : kOfElement) * products * run->packed.depth * channels;
-      work.bytes += rows * points * run->packed.block_bytes * blocks(channels);
+      work.bytes += rows * run->points * run->packed.block_bytes * blocks(channels);
       work.reads += pixels * kOfElement * program.storage[run->source].channels;  // it has read the other pixels before
     }
   }

@@ -19,9 +19,8 @@ from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 
 MOST_PAIRS = 1 << 26  # in one table
-LEAST_SCALE = (
-    0.1  # with which what is masked counts as no pairs: the exp of a tenth of -9900 is zero in float64, too
-)
+# With less, what is masked before it is scaled counts: the exp of a tenth of -9900 is zero in float64, too.
+LEAST_SCALE = 0.1
 
 
 class Places(NamedTuple):
@@ -238,9 +237,9 @@ def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
                 "the ε: mask the scores before"
             )
         allowed = allowed & counted
-    asks = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool)).any(-1, keepdim=True)
-    none = asks & ~allowed.any(-1, keepdim=True)
-    uniform = none & _of_uniform(tables, f, none) if bool(none.any()) else none[:, :1]
+    within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
+    none = within.any(-1, keepdim=True) & ~allowed.any(-1, keepdim=True)
+    uniform = none & _of_uniform(tables, f, none, within) if bool(none.any()) else none[:, :1]
     allowed = allowed | uniform
     has_fill = f.shift.numel() > 1 and not bool(uniform.any())
     fill = (
@@ -262,9 +261,9 @@ def _unless(table: Tensor | None, usual: float) -> Tensor | None:
     return None if table is None or bool((table == usual).all()) else table.contiguous()
 
 
-def _of_uniform(tables: _Tables, f: Formula, none: Tensor) -> Tensor:
-    """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform."""
-    within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
+def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Tensor:
+    """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform.
+    within: the pairs that there are."""
     has_score = within & tables.table(f.shift > -torch.inf)
     is_nan = (
         ~has_score.any(-1, keepdim=True) if f.counted is None else none.new_full((1, 1, 1), f.epsilon == 0)
