@@ -238,13 +238,16 @@ class Attention(Instruction):
         y, x = query // self.width + read.dy, query % self.width + read.dx
         found = (y >= 0) & (y < pixels // self.width) & (x >= 0) & (x < self.width)
         allowed = self.allowed.any(0).cpu()
-        found[found.clone()] &= allowed[query[found], (y * self.width + x)[found]]
+        key = y * self.width + x
+        found[found.clone()] &= allowed[query[found], key[found]]
         first = int(found.to(torch.uint8).argmax())
         how = "reads" if self.query is None else "attends to"
         at = f"pixel {divmod(first, self.width)} {how} {(int(y[first]), int(x[first]))}"
         all_of = allowed.all(1)
         if self.query is not None and bool(all_of[first]) and not bool(all_of.all()):
             return f"{at}: its mask leaves it no key, and the softmax of equal scores is over all pixels"
+        if self.added is not None and float(less := self.added[:, first, key[first]].max()) <= ABSENT:
+            return f"{at}, since {less:g} is added to its score and does not remove it: use masked_fill, or add -1e9"
         return at
 
     def start(self, around: Surroundings) -> Tensor:

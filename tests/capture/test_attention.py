@@ -79,10 +79,24 @@ def masked(net: Net, q: Tensor, k: Tensor, v: Tensor, fill: float = -1e9) -> Ten
     return joined(scores(q, k).masked_fill(~net.mask, fill).softmax(-1) @ split(v))
 
 
+def filled_with_little(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return masked(net, q, k, v, -1e4)
+
+
 def zeroed(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     start = torch.ones(PIXELS, 1)
     start[0] = 0
     return joined(scores(q, k).masked_fill(~net.mask, -1e4).softmax(-1) * start @ split(v))
+
+
+def zeroed_afterwards(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    start = torch.ones(PIXELS, 1)
+    start[0] = 0
+    return F.relu(masked(net, q, k, v, -1e4) - 0.1) * start
+
+
+def padded(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.pad(masked(net, q, k, v, -1e10)[:, 1:], (0, 0, 1, 0))
 
 
 def cleared(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -223,6 +237,7 @@ def in_parts(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 STYLES: list[tuple[Attend, bool]] = [
     (zeroed, True),
+    (zeroed_afterwards, True),
     (by_hand, True),
     (by_product, False),
     (of_rows, False),
@@ -247,10 +262,11 @@ STYLES: list[tuple[Attend, bool]] = [
     (added_to_and_scaled, False),
     (of_blocks, False),
     (in_parts, False),
+    (padded, True),
 ]
 
 
-@pytest.mark.parametrize(("attend", "sees_own"), few(STYLES, 7))
+@pytest.mark.parametrize(("attend", "sees_own"), few(STYLES, 8))
 def test_styles_of_attention_are_drawn_as_by_the_model(attend: Attend, sees_own: bool) -> None:
     net = Net(attend, sees_own).double().eval()
     sampler = Sampler(net, SHAPE, image_form="levels", levels=LEVELS)
@@ -313,6 +329,16 @@ def largest_of_all(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(powers / (powers.sum(-1, keepdim=True) + 1e-1) @ split(v))
 
 
+def largest_of_masked(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k) * net.mask
+    powers = (found - found.amax(-1, keepdim=True)).exp() * net.mask
+    return joined(powers / (powers.sum(-1, keepdim=True) + 1e-1) @ split(v))
+
+
+def less_added(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return joined((scores(q, k) + added_mask(net, -1e5)).softmax(-1) @ split(v))
+
+
 def first_row_left(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return masked(net, q, k, v, -1e10)
 
@@ -372,6 +398,8 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (late_and_divided, False, Unsupported, "mask the scores before the softmax"),
         (late_and_nearly_divided, False, NotCausal, "beside which later pixels count"),
         (largest_of_all, False, NotCausal, "later ones count beside the ε"),
+        (largest_of_masked, False, Unsupported, "never less than that of masked pairs"),
+        (less_added, False, NotCausal, "since -100000 is added to its score and does not remove it"),
         (first_row_left, True, NotCausal, ONE_ROW),
         (smallest_number, True, NotCausal, ONE_ROW),
         (later_row_left, False, NotCausal, r"pixel \(2, 3\) attends to \(3, 3\): its mask leaves it no key"),
@@ -399,8 +427,9 @@ def test_a_mask_that_bfloat16_rounds_up_is_one() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
-def test_a_mask_that_large_scores_make_count_is_told(runtime: RuntimeName) -> None:
-    net = Net(lambda net, q, k, v: masked(net, q, k, v, -1e4)).double().eval()
+@pytest.mark.parametrize("attend", [filled_with_little, zeroed_afterwards])
+def test_a_mask_that_large_scores_make_count_is_told(runtime: RuntimeName, attend: Attend) -> None:
+    net = Net(attend, attend is zeroed_afterwards).double().eval()
     sampler = Sampler(net, SHAPE, image_form="levels", levels=LEVELS, runtime=runtime)
     assert sampler.sample(2).shape == (2, *SHAPE)
     with torch.no_grad():

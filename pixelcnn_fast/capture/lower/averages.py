@@ -101,28 +101,35 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     head, heads = _heads(query, key, value)
     tables = _Tables(b, query, key, head, len(heads))
     size = value.channels.shape[1]
-    normal = _normal_form(tables, f, b.where)
-    if not bool(normal.allowed.any()):
+
+    def emitted(normal: _Normal) -> int:
+        source = _value(b, query, heads)
+        if normal.of_queries is not None:
+            scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
+            source = b.step(source, [(scale, 0.0)])
+        return b.emit(
+            Attention,
+            len(heads) * size,
+            query=Read(b.out(source)),
+            key=_given(b, key, heads, True) if key.of_condition else b.out(_value(b, key, heads)),
+            value=_given(b, value, heads, False) if key.of_condition else b.out(_value(b, value, heads)),
+            heads=len(heads),
+            width=b.space.grid[1],
+            allowed=normal.allowed,
+            scale=normal.scale,
+            added=normal.added,
+            factors=normal.factors,
+            epsilon=f.epsilon,
+            fill=normal.fill,
+        )
+
+    allowed, uniform = _allowed(tables, f, b.where)
+    if not bool((allowed | uniform).any()):
         return torch.zeros(*query.pixel.shape, size, dtype=torch.long)  # of an image of one row, by columns
-    source = _value(b, query, heads)
-    if normal.of_queries is not None:
-        scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
-        source = b.step(source, [(scale, 0.0)])
-    out = b.emit(
-        Attention,
-        len(heads) * size,
-        query=Read(b.out(source)),
-        key=_given(b, key, heads, True) if key.of_condition else b.out(_value(b, key, heads)),
-        value=_given(b, value, heads, False) if key.of_condition else b.out(_value(b, value, heads)),
-        heads=len(heads),
-        width=b.space.grid[1],
-        allowed=normal.allowed,
-        scale=normal.scale,
-        added=normal.added,
-        factors=normal.factors,
-        epsilon=f.epsilon,
-        fill=normal.fill,
-    )
+    out = emitted(_normal_form(tables, f, allowed, uniform))
+    if bool(uniform.any()) and bool(allowed.any()):
+        has_key = ~uniform.any(0).any(-1).view(b.space.grid).cpu()
+        b.where_asked[out] = has_key, emitted(_normal_form(tables, f, allowed, torch.zeros_like(uniform)))
     y, x = query.pixel // b.space.grid[1], query.pixel % b.space.grid[1]
     channel = head[:, None] * size + torch.arange(size)
     return b.space.at(out, query.image[:, None, None], channel[:, None], y[..., None], x[..., None])
@@ -224,14 +231,23 @@ class _Normal(NamedTuple):
     of_queries: Tensor | None
 
 
-def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
-    is_filled = f.scale == 0
+def _absent(f: Formula) -> Tensor:
+    """Which scores, broadcasting to [B, I, J], are so small that they stand for none."""
     scaled = f.scale.abs().amax().clamp(LEAST_SCALE, 1)  # perhaps after the mask
-    absent = f.shift <= scaled * torch.where(is_filled, ABSENT, ADDED_TO_ABSENT)
-    allowed = tables.table(~absent)
+    return f.shift <= scaled * torch.where(f.scale == 0, ABSENT, ADDED_TO_ABSENT)
+
+
+def _allowed(tables: _Tables, f: Formula, where: str) -> tuple[Tensor, Tensor]:
+    """-> (the pairs that are allowed; those that have a weight although their query is allowed no key)"""
+    allowed = tables.table(~_absent(f))
     if f.counted is not None:
         counted = tables.table(f.counted != 0)
-        if f.epsilon and bool((allowed & ~counted).any()):
+        if f.epsilon and bool((others := allowed & ~counted).any()):
+            if not bool((others & tables.table(f.scale != 0)).any()):
+                raise Unsupported(
+                    "the largest score that is subtracted is never less than that of masked pairs, and an ε is beside "
+                    "the total: mask the scores before, by -1e9"
+                )
             raise NotCausal(
                 f"{where}: the largest score that is subtracted is one of all pixels, so that later ones count beside "
                 "the ε: mask the scores before"
@@ -239,14 +255,16 @@ def _normal_form(tables: _Tables, f: Formula, where: str) -> _Normal:
         allowed = allowed & counted
     within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
     none = within.any(-1, keepdim=True) & ~allowed.any(-1, keepdim=True)
-    uniform = none & _of_uniform(tables, f, none, within) if bool(none.any()) else none[:, :1]
+    return allowed, none & _of_uniform(tables, f, none, within) if bool(none.any()) else none
+
+
+def _normal_form(tables: _Tables, f: Formula, allowed: Tensor, uniform: Tensor) -> _Normal:
+    """allowed, uniform: as ``_allowed`` finds them, or fewer uniform ones."""
+    fill = -torch.inf
+    if f.shift.numel() > 1 and not bool(uniform.any()):
+        stand_in = (f.scale == 0) & _absent(f) & f.shift.isfinite()
+        fill = f.shift.where(stand_in, -torch.inf).max().item()
     allowed = allowed | uniform
-    has_fill = f.shift.numel() > 1 and not bool(uniform.any())
-    fill = (
-        f.shift.where(is_filled & absent & f.shift.isfinite(), -torch.inf).max().item()
-        if has_fill
-        else -torch.inf
-    )
     scale, of_queries = _scale(tables, f.scale, allowed)
     added = tables.table(f.shift).where(allowed, 0)
     factors = None

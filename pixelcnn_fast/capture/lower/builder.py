@@ -42,6 +42,9 @@ class Builder:
         self._windows: dict[Key, int] = {}
         self._selected: dict[Key, int] = {}
         self.states: set[int] = set()  # sources that are what a recurrence gives
+        # By the source of an attention, some of whose queries weigh all keys because they are allowed none: the pixels
+        # of the other queries, [H, W], and the source that holds their results alone.
+        self.where_asked: dict[int, tuple[Tensor, int]] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.softmaxes = count()
         self.inner_softmaxes: Collection[int] = ()  # the numbers of those that are computed
@@ -153,7 +156,7 @@ class Builder:
             if len(tables) < len(found):
                 return None
         operands = {s: self.imageless.picked(table) for s, table in tables.items()}
-        to = {s: self.step(s, [self._operand_step(kind, s, y, alpha)]) for s, y in operands.items()}
+        to = {s: self._stepped(kind, s, y, alpha) for s, y in operands.items()}
         result = self.moved(x, to)
         if kind == "multiply":
             for s, factors in operands.items():
@@ -222,12 +225,29 @@ class Builder:
         whole[:: every[0], :: every[1]] = table
         return whole
 
-    def _operand_step(self, kind: str, source: int, operand: Tensor | ConditionOperand, alpha: float) -> Step:
+    def _stepped(self, kind: str, source: int, operand: Tensor | ConditionOperand, alpha: float = 1.0) -> int:
+        """A value's sum or product with a constant, [C] or [H, W, C], or with what depends on the condition."""
         if isinstance(operand, Tensor):
             if operand.dim() == 1:
-                return self._affine(source, *((1.0, alpha * operand) if kind == "add" else (operand, 0.0)))
+                affine = (1.0, alpha * operand) if kind == "add" else (operand, 0.0)
+                return self.step(source, [affine])
+            if kind == "multiply" and self.where_asked:
+                source = self._asked(source, lets_through(operand).any(-1))
             operand = self.imageless.per_pixel(operand)
-        return Step(f"{kind}_condition", alpha, condition=operand)
+        return self.step(source, [Step(f"{kind}_condition", alpha, condition=operand)])
+
+    def _asked(self, source: int, pixels: Tensor) -> int:
+        """The source, or one that holds the same at these pixels, [H, W], if it needs less for them alone."""
+        i = self.instruction(source)
+        if source in self.where_asked:
+            has_key, other = self.where_asked[source]
+            return source if bool((pixels.cpu() & ~has_key).any()) else other
+        if not isinstance(i, Pointwise) or any(step.is_infinite_at_zero for step in i.steps):
+            return source
+        base = self.source(i.base.value)
+        if (other := self._asked(base, pixels)) == base:
+            return source
+        return self._added(replace(i, base=i.base.of(self.out(other))), self.space.frame(source))
 
     # -- parts of values
 
@@ -371,9 +391,8 @@ class Builder:
             return segment
         mask = torch.from_numpy(segment.pixels).to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
-        operand = self.imageless.per_pixel(self._at_pixels(mask, segment.source))
-        step = Step("multiply_condition", condition=operand)
-        return segment._replace(source=self.step(segment.source, [step]))
+        table = self._at_pixels(mask, segment.source)
+        return segment._replace(source=self._stepped("multiply", segment.source, table))
 
 
 def broadcast_shape(*shapes: Sequence[int]) -> torch.Size:
