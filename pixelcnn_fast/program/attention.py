@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Scores that are replaced by no more than this, as by -1e4 in bfloat16, are of no pairs, and those to which no more
 # than the second is added; both before scores are scaled to less.
 ABSENT, ADDED_TO_ABSENT = -9900.0, -9.9e8
+# With less, what is masked before it is scaled counts: the exp of a tenth of -9900 is zero in float64, too.
+LEAST_SCALE = 0.1
 # How far below the largest score exp gives exactly zero.
 VANISHES = {torch.float64: 746.0, torch.float32: 104.0, torch.float16: 18.0, torch.bfloat16: 93.0}
 MOST_SCORES = 1 << 22  # that are there at once
@@ -243,8 +245,7 @@ class Attention(Instruction):
         first = int(found.to(torch.uint8).argmax())
         how = "reads" if self.query is None else "attends to"
         at = f"pixel {divmod(first, self.width)} {how} {(int(y[first]), int(x[first]))}"
-        all_of = allowed.all(1)
-        if self.query is not None and bool(all_of[first]) and not bool(all_of.all()):
+        if self.added is not None and float(self.added[:, first].max()) <= LEAST_SCALE * ABSENT:
             return f"{at}: its mask leaves it no key, and the softmax of equal scores is over all pixels"
         if self.added is not None and float(less := self.added[:, first, key[first]].max()) <= ABSENT:
             return f"{at}, since {less:g} is added to its score and does not remove it: use masked_fill, or add -1e9"

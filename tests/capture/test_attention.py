@@ -95,6 +95,19 @@ def zeroed_afterwards(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.relu(masked(net, q, k, v, -1e4) - 0.1) * start
 
 
+def decayed(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    apart = (torch.arange(PIXELS)[:, None] - torch.arange(PIXELS)).abs()
+    powers = scores(q, k).exp() * net.mask * 0.8**apart
+    return joined(powers / powers.sum(-1, keepdim=True) @ split(v))
+
+
+def zeroed_far_behind(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first pixel, which sees all."""
+    start = torch.arange(PIXELS)[:, None] > 0
+    found = scores(q, k).masked_fill(~(net.mask | ~start), -math.inf).softmax(-1) @ split(v)
+    return F.layer_norm(q + net.out(joined(found)), (CHANNELS,)) * start
+
+
 def padded(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.pad(masked(net, q, k, v, -1e10)[:, 1:], (0, 0, 1, 0))
 
@@ -263,6 +276,8 @@ STYLES: list[tuple[Attend, bool]] = [
     (of_blocks, False),
     (in_parts, False),
     (padded, True),
+    (decayed, False),
+    (zeroed_far_behind, True),
 ]
 
 
@@ -335,6 +350,21 @@ def largest_of_masked(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(powers / (powers.sum(-1, keepdim=True) + 1e-1) @ split(v))
 
 
+def decayed_with_an_epsilon(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    powers = (found - found.amax(-1, keepdim=True)).exp() * torch.linspace(1, 2, PIXELS)
+    return joined(powers / (powers.sum(-1, keepdim=True) + 1e-3) @ split(v))
+
+
+def partly_counted(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    powers = scores(q, k).masked_fill(~net.mask, -1e9).exp()
+    return joined(powers / (powers * net.mask.roll(2, 0)).sum(-1, keepdim=True) @ split(v))
+
+
+def transposed(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return joined(scores(q, k).masked_fill(~net.mask.T, -1e9).softmax(-1) @ split(v))
+
+
 def less_added(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined((scores(q, k) + added_mask(net, -1e5)).softmax(-1) @ split(v))
 
@@ -398,7 +428,10 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (late_and_divided, False, Unsupported, "mask the scores before the softmax"),
         (late_and_nearly_divided, False, NotCausal, "beside which later pixels count"),
         (largest_of_all, False, NotCausal, "later ones count beside the ε"),
-        (largest_of_masked, False, Unsupported, "never less than that of masked pairs"),
+        (largest_of_masked, False, Unsupported, "one of more pairs than are counted"),
+        (decayed_with_an_epsilon, False, Unsupported, "by other numbers than 0 and 1"),
+        (partly_counted, False, Unsupported, "weights that their total leaves out"),
+        (transposed, False, NotCausal, r"pixel \(0, 0\) attends to \(0, \d\), so the output sees a later"),
         (less_added, False, NotCausal, "since -100000 is added to its score and does not remove it"),
         (first_row_left, True, NotCausal, ONE_ROW),
         (smallest_number, True, NotCausal, ONE_ROW),

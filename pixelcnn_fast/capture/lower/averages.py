@@ -14,13 +14,11 @@ from pixelcnn_fast.capture.lower.materialize import gathered, windowed
 from pixelcnn_fast.capture.lower.pairs import Features, Formula, Frame
 from pixelcnn_fast.capture.record.shadow_memory import OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import NotCausal, Unsupported
-from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, KEYS_TOGETHER, Attention
+from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, KEYS_TOGETHER, LEAST_SCALE, Attention
 from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 
 MOST_PAIRS = 1 << 26  # in one table
-# With less, what is masked before it is scaled counts: the exp of a tenth of -9900 is zero in float64, too.
-LEAST_SCALE = 0.1
 
 
 class Places(NamedTuple):
@@ -239,13 +237,23 @@ def _absent(f: Formula) -> Tensor:
 
 def _allowed(tables: _Tables, f: Formula, where: str) -> tuple[Tensor, Tensor]:
     """-> (the pairs that are allowed; those that have a weight although their query is allowed no key)"""
-    allowed = tables.table(~_absent(f))
+    absent = _absent(f)
+    allowed = tables.table(~absent)
     if f.counted is not None:
         counted = tables.table(f.counted != 0)
+        weighs = torch.ones_like(absent) if f.factors is None else f.factors != 0
+        if bool((weighs & (f.counted == 0) & ~absent).any()):
+            raise Unsupported("pairs of pixels have weights that their total leaves out")
+        if bool((f.counted < 0).any()) or (f.epsilon and bool(((f.counted != 0) & (f.counted != 1)).any())):
+            raise Unsupported(
+                "powers are multiplied by other numbers than 0 and 1, and their total has an ε, or by less than 0: add "
+                "the logarithm to the scores"
+            )
         if f.epsilon and bool((others := allowed & ~counted).any()):
-            if not bool((others & tables.table(f.scale != 0)).any()):
+            is_late = others & tables.table(f.scale != 0)
+            if f.frame.right.of_condition or not bool(is_late.triu().any()):
                 raise Unsupported(
-                    "the largest score that is subtracted is never less than that of masked pairs, and an ε is beside "
+                    "the largest score that is subtracted is one of more pairs than are counted, and an ε is beside "
                     "the total: mask the scores before, by -1e9"
                 )
             raise NotCausal(
@@ -266,11 +274,9 @@ def _normal_form(tables: _Tables, f: Formula, allowed: Tensor, uniform: Tensor) 
         fill = f.shift.where(stand_in, -torch.inf).max().item()
     allowed = allowed | uniform
     scale, of_queries = _scale(tables, f.scale, allowed)
-    added = tables.table(f.shift).where(allowed, 0)
-    factors = None
-    if f.factors is not None:
-        weight = f.factors if f.counted is None else f.factors / f.counted.where(f.counted != 0, 1)
-        factors = tables.table(weight).where(allowed, 1)
+    counted = torch.ones_like(f.scale[:1, :1, :1]) if f.counted is None else f.counted.where(f.counted != 0, 1)
+    added = tables.table(f.shift + counted.log()).where(allowed, 0)
+    factors = None if f.factors is None else tables.table(f.factors / counted).where(allowed, 1)
     return _Normal(allowed, scale, _unless(added, 0), _unless(factors, 1), fill, of_queries)
 
 

@@ -231,23 +231,45 @@ class Builder:
             if operand.dim() == 1:
                 affine = (1.0, alpha * operand) if kind == "add" else (operand, 0.0)
                 return self.step(source, [affine])
-            if kind == "multiply" and self.where_asked:
-                source = self._asked(source, lets_through(operand).any(-1))
+            if kind == "multiply":
+                source = self._asked(source, lets_through(operand).any(-1).cpu())
             operand = self.imageless.per_pixel(operand)
         return self.step(source, [Step(f"{kind}_condition", alpha, condition=operand)])
 
     def _asked(self, source: int, pixels: Tensor) -> int:
-        """The source, or one that holds the same at these pixels, [H, W], if it needs less for them alone."""
-        i = self.instruction(source)
+        """The source, or one that holds the same at these pixels, [H, W]: other queries of attention may lose their keys."""
+        first = next((i.out for i in self.instructions if isinstance(i, Attention)), len(self.instructions))
+        found: dict[Key, int] = {}
+
+        def less(source: int) -> int | list[Key]:
+            i = self.instruction(source)
+            if isinstance(i, Attention):
+                return self._with_queries(source, i, pixels)
+            can_be_less = isinstance(i, (Pointwise, Convolution)) and self.space.has_whole_frame(source)
+            if i.out < first or i.every != WHOLE or not can_be_less:
+                return source
+            to = {read.value: (self.source(read.value),) for read in i.reads() if read.is_here}
+            if missing := [key for key in to.values() if key not in found]:
+                return missing
+            if all(found[key] == key[0] for key in to.values()):
+                return source
+
+            def moved(read: Read) -> Read:
+                return read.of(self.out(found[to[read.value]])) if read.is_here else read
+
+            return self._added_copy(i.rewired(moved, lambda tap: tap.of(moved(tap.read))), source, None)
+
+        return made(found, (source,), less)
+
+    def _with_queries(self, source: int, i: Attention, pixels: Tensor) -> int:
+        """An attention with queries at some pixels, if others have later keys."""
         if source in self.where_asked:
             has_key, other = self.where_asked[source]
-            return source if bool((pixels.cpu() & ~has_key).any()) else other
-        if not isinstance(i, Pointwise) or any(step.is_infinite_at_zero for step in i.steps):
+            return source if bool((pixels & ~has_key).any()) else other
+        asked = pixels.view(-1, 1).to(i.allowed.device)
+        if i.key is None or not isinstance(i.value, int) or not bool((i.allowed & ~asked).triu(1).any()):
             return source
-        base = self.source(i.base.value)
-        if (other := self._asked(base, pixels)) == base:
-            return source
-        return self._added(replace(i, base=i.base.of(self.out(other))), self.space.frame(source))
+        return self._added(replace(i, allowed=i.allowed & asked), None)
 
     # -- parts of values
 
