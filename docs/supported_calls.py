@@ -250,8 +250,9 @@ FEATURES: dict[str, list[Row]] = {
         ),
         Row(
             {"matmul(pixels)": over_pixels(lambda x: LATER.mT.to(x) @ x)},
-            "With a constant matrix over all pixels of an image, as a MADE's masked linear layers are: from a multiple "
-            "of their number to another, all of a channel or all of a pixel side by side.",
+            "With a constant matrix over all pixels of an image, or of each row or column; one for all, or one for "
+            "each head. Or over the flattened image and any number of hidden units, as a MADE's masked linear layers "
+            "are.",
         ),
     ],
     "own": [

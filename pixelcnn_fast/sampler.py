@@ -89,11 +89,12 @@ class Sampler(NotPartOfModel):
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
         check_choice("runtime", runtime, RUNTIMES)
-        wrapped = WrappedModel(model, shape, **arguments)
-        with random_state_kept(wrapped.device), as_cores_allow():
-            engine = Engine.built(wrapped, precision, runtime)
-            warn_of_what_changes_nothing(wrapped)
-        self._use(engine, model)
+        with torch.inference_mode(False):
+            wrapped = WrappedModel(model, shape, **arguments)
+            with random_state_kept(wrapped.device), as_cores_allow():
+                engine = Engine.built(wrapped, precision, runtime)
+                warn_of_what_changes_nothing(wrapped)
+            self._use(engine, model)
 
     def _use(self, engine: Engine, model: nn.Module) -> None:
         """Draws from this engine, which was built from the model, from now on."""

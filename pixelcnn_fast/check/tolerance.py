@@ -40,7 +40,8 @@ UNSEEN = (
 WRONG = "Capture did not follow one of the model's calls"
 UNDEFINED = (
     "The program divides by zero, or multiplies infinity by zero, where the model's torch.where or masked_fill leaves "
-    "the result out: make what is divided by, or the exponent, harmless before"
+    "the result out: make what is divided by, or the exponent, harmless before. Or the scores of an attention are as "
+    "small as what a mask puts in their place, such as -1e4: take -inf"
 )
 IMPRECISE = (
     "The program rounds more than the model: large numbers cancel in the way in which it computes one of the model's "

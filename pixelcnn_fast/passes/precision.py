@@ -7,6 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.program.attention import Attention
+from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Tap
 from pixelcnn_fast.program.program import Program
 
@@ -30,11 +32,12 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
 
 
 def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
-    """Rounds tap weights to ``dtype``; sums stay in the program's dtype."""
+    """Rounds tap weights, and what attention keeps of pixels, to ``dtype``; sums stay in the program's dtype."""
 
     def rounded(tap: Tap) -> Tap:
         return tap.converted(lambda weight: weight.to(dtype).to(program.dtype))
 
-    return replace(
-        program, instructions=tuple(i.with_taps(map(rounded, i.taps)) for i in program.instructions)
-    )
+    def of(i: Instruction) -> Instruction:
+        return replace(i, kept=dtype) if isinstance(i, Attention) else i.with_taps(map(rounded, i.taps))
+
+    return replace(program, instructions=tuple(map(of, program.instructions)))

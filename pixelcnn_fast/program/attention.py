@@ -66,8 +66,9 @@ class Attention(Instruction):
     image; tables are [heads, pixels, pixels or positions], with 1 for heads if they are alike, for
     i and then j. allowed:
     bool; added: None for zero; scale, factors: None for 1; fill: the largest score in place of
-    pairs that are not allowed: NaN where it does not vanish beside m_i; pick: the channels that are
-    kept, in rising order (None: all).
+    pairs that are not allowed: NaN where it does not vanish beside m_i; kept: what keys and values
+    of pixels are rounded to (None: nothing); pick: the channels that are given, in rising order
+    (None: all).
     """
 
     query: Read | None
@@ -81,6 +82,7 @@ class Attention(Instruction):
     factors: Tensor | None = None
     epsilon: float = 0.0
     fill: float = -torch.inf
+    kept: torch.dtype | None = None
     pick: Tensor | None = None
     native = "attention"
 
@@ -166,7 +168,8 @@ class Attention(Instruction):
             there = operand(here)
             if (there.dy, there.dx) != (here.dy, here.dx):
                 raise Unsupported(
-                    f"{self.name}: it attends to pixels that are not drawn yet, and is shifted later"
+                    f"{self.name}: it attends to pixels that are not drawn yet, and is shifted later: shift what it "
+                    "attends to"
                 )
             return there.value
 
@@ -268,7 +271,8 @@ class Attention(Instruction):
     def _whole(self, around: Surroundings, x: int | ConditionOperand) -> Tensor:
         """A value at all pixels, or a condition at all its positions: [n, pixels or positions, channels]."""
         if isinstance(x, int):
-            return around.whole(x)
+            found = around.whole(x)
+            return found if self.kept is None else found.to(self.kept).to(found)
         found, keys = around.condition(x), self.allowed.shape[-1]
         found = found.reshape(len(found), -1)
         if x is self.value:

@@ -161,7 +161,12 @@ class PhasedProgram(AnyProgram):
 
     def _line(self, i: PhasedInstruction) -> str:
         runs = [f"row {run}" for run in i.row_runs] + [f"pixel {run}" for run in i.pixel_runs]
-        rows = self.storage[i.out].rows
-        kept = "" if i.out in self.outputs else f"  (keeps {rows} row{'s' * (rows > 1)})"
+        storage = self.storage[i.out]
+        keeps = (
+            "all pixels"
+            if storage.keys or storage.values
+            else f"{storage.rows} row{'s' * (storage.rows > 1)}"
+        )
+        kept = "" if i.out in self.outputs else f"  (keeps {keeps})"
         scan = f"  ({i.scan})" if i.scan else ""
         return f"  {i.instruction.line(runs or i.instruction.sources())}{kept}{scan}"

@@ -313,6 +313,17 @@ def test_attention_sees_all_pixels_before_and_weights_are_taken_again() -> None:
     assert_runtimes_agree(sampler, 4)
 
 
+def test_keys_are_rounded_to_what_they_are_kept_in_before_any_is_drawn() -> None:
+    """An offset of all keys, which the softmax takes out, leaves few of their digits in bfloat16."""
+    net = Net(lambda net, q, k, v: masked(net, q, k + 1000, v)).eval()
+    sampler = Sampler(net, SHAPE, image_form="levels", levels=LEVELS, precision="bf16")
+    noise = torch.rand(
+        8, *sampler.noise_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    images, drawn = sampler.sample(8, noise=noise, log_probability=True, runtime="eager")
+    assert (sampler.log_prob(images) - drawn).abs().max() > 0.5
+
+
 def test_tables_of_pairs_count_as_weights() -> None:
     bare, biased = (
         Sampler(Net(attend).double().eval(), SHAPE, image_form="levels", levels=LEVELS).program.weight_bytes

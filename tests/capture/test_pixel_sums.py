@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal
-from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, Unsupported
+from pixelcnn_fast.errors import NotCausal, PixelCNNFastError
 from tests.system.agreement import assert_runtimes_agree
 
 HEIGHT, WIDTH, LEVELS = 4, 5, 3
@@ -74,9 +74,44 @@ class Mixer(nn.Module):
         return 3 * self.head(torch.relu(x.reshape(-1, 4, HEIGHT, WIDTH)))
 
 
+class MadeOfDegrees(nn.Module):
+    """Whose hidden units see as many pixels as may be, in any order."""
+
+    def __init__(self, *hidden: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        of_units = [torch.randint(PIXELS - 1, (many,), generator=generator) for many in hidden]
+        degrees = [torch.arange(PIXELS), *of_units, torch.arange(PIXELS).repeat(LEVELS) - 1]
+        masks = [
+            (above[:, None] >= below).float() for below, above in zip(degrees, degrees[1:], strict=False)
+        ]
+        self.layers = nn.Sequential(*(layer for mask in masks for layer in (MaskedLinear(mask), nn.Tanh())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.layers(x.flatten(1)).view(-1, LEVELS, HEIGHT, WIDTH)
+
+
+class Heads(nn.Module):
+    """Another matrix for each head, and then for rows, and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, LEVELS, 1)
+        self.weight = nn.Parameter(torch.empty(2, PIXELS, PIXELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.features(x)).view(-1, 2, 2, PIXELS).mT
+        x = (self.weight * STRICT.to(x) @ x).mT.reshape(-1, 4, HEIGHT, WIDTH)
+        x = x @ (self.weight[0, :WIDTH, :WIDTH] * INCLUSIVE[:WIDTH, :WIDTH]).mT
+        return 3 * self.head((self.weight[1, :HEIGHT, :HEIGHT] * INCLUSIVE[:HEIGHT, :HEIGHT]) @ x)
+
+
 NETS = {
     "made": lambda: Made(channel_first=True),
     "made, channels last": lambda: Made(channel_first=False),
+    "made, and more units": lambda: Made(channel_first=True, extra=7),
+    "made, random degrees": lambda: MadeOfDegrees(30, 3 * PIXELS, PIXELS),
+    "heads, rows, columns": Heads,
     "from the left": lambda: Mixer(from_left=True),
     "from the right": lambda: Mixer(from_left=False),
 }
@@ -102,7 +137,6 @@ def test_it_is_drawn_as_by_the_model(name: str) -> None:
             NotCausal,
             r"reads \(\d, \d\), so .* sees a later pixel",
         ),
-        (lambda: Made(True, extra=7), Unsupported, "makes 47 features of all 4×5 pixels"),
     ],
 )
 def test_what_leaks_or_is_of_no_pixel_is_told(net, error: type[PixelCNNFastError], says: str) -> None:

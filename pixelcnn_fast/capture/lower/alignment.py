@@ -77,7 +77,8 @@ def _mixed(space: AddressSpace, shape: Sequence[int]) -> Unsupported:
 def _of_tokens(space: AddressSpace, shape: Sequence[int]) -> str:
     """What a refusal adds where an axis seems to be one of tokens."""
     pixels = math.prod(space.grid)
-    if len(shape) != 3 or not pixels < shape[1] <= 4 * pixels:
+    tokens = shape[-2] // (space.images if len(shape) == 2 else 1) if len(shape) in (2, 3) else 0
+    if not pixels < tokens <= 4 * pixels:
         return ""
     return (
         f": neither a prefix of tokens before the {pixels} pixels is supported, nor sub-pixels as tokens, but one "
@@ -215,7 +216,9 @@ def _step(index: Tensor, live: Tensor, every: int) -> list[int]:
     longest = int(torch.cat([begins, torch.tensor([len(rows)])]).diff().max())
     repeats = between if longest == 1 else max(between, longest)
     if by * every % repeats:
-        raise Unsupported("it enlarges a map to more pixels than the image has")
+        raise Unsupported(
+            "it enlarges a map to more pixels than the image has, as sub-pixels that are tokens are"
+        )
     return [by * every // repeats]
 
 

@@ -17,6 +17,7 @@ from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, KEYS_TOGETHER, LEAST_SCALE, Attention
 from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import ConditionOperand, Read
+from pixelcnn_fast.program.zeros import lets_through
 
 MOST_PAIRS = 1 << 26  # in one table
 
@@ -37,7 +38,7 @@ def places(b: Builder, x: Tensor) -> Places:
     return Places(arranged, rest // arranged.shape[1], rest % arranged.shape[1], pixel)
 
 
-def _of_own_pixels(b: Builder, x: Tensor) -> Places | None:
+def own_places(b: Builder, x: Tensor) -> Places | None:
     """Of elements that values have at these very pixels, in whatever order, such as blocks of them, or some of them;
     None if there are others."""
     sources, elements = b.space.found(x), b.space.decode(x)
@@ -63,7 +64,7 @@ def placed_features(b: Builder, x: Tensor) -> Features:
     try:
         arranged, image, channel, pixel = places(b, x)
     except Unsupported:
-        if (of_own := _of_own_pixels(b, x)) is None:
+        if (of_own := own_places(b, x)) is None:
             raise
         arranged, image, channel, pixel = of_own
     found = Features(arranged, image[:, 0, 0], channel[:, 0], pixel[:, :, 0])
@@ -128,6 +129,32 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     if bool(uniform.any()) and bool(allowed.any()):
         has_key = ~uniform.any(0).any(-1).view(b.space.grid).cpu()
         b.where_asked[out] = has_key, emitted(_normal_form(tables, f, allowed, torch.zeros_like(uniform)))
+    return _results(b, out, query, head, size)
+
+
+def weighed(b: Builder, weights: Tensor, values: Tensor) -> Tensor:
+    """Addresses of the sums [B, J, D] of values, addresses [B, J, D], by constant weights [1 or B, J, J]: for the
+    pixels that values are of."""
+    value = placed_features(b, values)
+    head, heads = _heads(value)
+    table = _Tables(b, value, value, head, len(heads)).table(weights)
+    size = value.channels.shape[1]
+    out = b.emit(
+        Attention,
+        len(heads) * size,
+        query=None,
+        key=None,
+        value=b.out(_value(b, value, heads)),
+        heads=len(heads),
+        width=b.space.grid[1],
+        allowed=lets_through(table),
+        factors=table.contiguous(),
+    )
+    return _results(b, out, value, head, size)
+
+
+def _results(b: Builder, out: int, query: Features, head: Tensor, size: int) -> Tensor:
+    """Addresses [B, I, D] of what an attention gives for queries, of heads [B] with ``size`` channels."""
     y, x = query.pixel // b.space.grid[1], query.pixel % b.space.grid[1]
     channel = head[:, None] * size + torch.arange(size)
     return b.space.at(out, query.image[:, None, None], channel[:, None], y[..., None], x[..., None])
@@ -274,7 +301,9 @@ def _normal_form(tables: _Tables, f: Formula, allowed: Tensor, uniform: Tensor) 
         fill = f.shift.where(stand_in, -torch.inf).max().item()
     allowed = allowed | uniform
     scale, of_queries = _scale(tables, f.scale, allowed)
-    counted = torch.ones_like(f.scale[:1, :1, :1]) if f.counted is None else f.counted.where(f.counted != 0, 1)
+    counted = (
+        torch.ones_like(f.scale[:1, :1, :1]) if f.counted is None else f.counted.where(f.counted != 0, 1)
+    )
     added = tables.table(f.shift + counted.log()).where(allowed, 0)
     factors = None if f.factors is None else tables.table(f.factors / counted).where(allowed, 1)
     return _Normal(allowed, scale, _unless(added, 0), _unless(factors, 1), fill, of_queries)

@@ -28,12 +28,13 @@ Frame = tuple[int, int] | None  # None: the rows and columns of a grid that are 
 
 
 class Builder:
-    """The instructions so far, each of which defines the value of its number. where: the present call's module."""
+    """The instructions so far, each of which defines the value of its number. where: the present call's module;
+    outputs: how many numbers the model gives for an image."""
 
     def __init__(
-        self, space: AddressSpace, imageless: Imageless, channels: int, levels: Tensor | None
+        self, space: AddressSpace, imageless: Imageless, channels: int, levels: Tensor | None, outputs: int
     ) -> None:
-        self.space, self.imageless = space, imageless
+        self.space, self.imageless, self.outputs = space, imageless, outputs
         self.dtype, self.device = imageless.dtype, imageless.device
         self.instructions: list[Instruction] = []
         self.where = "input"
@@ -237,7 +238,7 @@ class Builder:
         return self.step(source, [Step(f"{kind}_condition", alpha, condition=operand)])
 
     def _asked(self, source: int, pixels: Tensor) -> int:
-        """The source, or one that holds the same at these pixels, [H, W]: other queries of attention may lose their keys."""
+        """The source, or one that holds the same at these pixels, [H, W]: others need no keys."""
         first = next((i.out for i in self.instructions if isinstance(i, Attention)), len(self.instructions))
         found: dict[Key, int] = {}
 
@@ -248,7 +249,9 @@ class Builder:
             can_be_less = isinstance(i, (Pointwise, Convolution)) and self.space.has_whole_frame(source)
             if i.out < first or i.every != WHOLE or not can_be_less:
                 return source
-            to = {read.value: (self.source(read.value),) for read in i.reads() if read.is_here}
+            to: dict[int, Key] = {
+                read.value: (self.source(read.value),) for read in i.reads() if read.is_here
+            }
             if missing := [key for key in to.values() if key not in found]:
                 return missing
             if all(found[key] == key[0] for key in to.values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, reduce
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.lower.alignment import placed, standard
 from pixelcnn_fast.capture.lower.arithmetic import added, combined, multiplied, stepped
+from pixelcnn_fast.capture.lower.averages import weighed
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.attention import scaled_and_shifted, scores
-from pixelcnn_fast.capture.lower.calls.pixel_sums import sums_over_pixels
+from pixelcnn_fast.capture.lower.calls.pixel_sums import sums_over_pixels, weights_of
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
 from pixelcnn_fast.capture.lower.calls.pointwise import absolute, softmax_of_log
 from pixelcnn_fast.capture.lower.calls.registry import LoweringContext, lowers, lowers_to_formulas
@@ -36,10 +36,16 @@ def _by_pixel(
 ) -> Map:
     """Applies [N, C, h, w] -> [N, D, h, w] to the last axis of x, which holds a pixel's features.
     otherwise: does so where all pixels lie along it."""
-    split, spatial, channels = placed(b.space, windowed(b, x).addresses)
+    try:
+        split, spatial, channels = placed(b.space, windowed(b, x).addresses)
+    except Unsupported:
+        if otherwise is not None:
+            with suppress(Unsupported):
+                return otherwise()
+        raise
     last, axes = split.dim() - 1, list(range(split.dim()))
     if channels[-1:] != [last] or split.shape[last] < x.shape[-1]:
-        if otherwise is not None and x.shape[-1] % math.prod(b.space.grid) == 0:
+        if otherwise is not None:
             return otherwise()
         raise Unsupported(
             f"it takes the last axis of shape {list(x.shape)} for features, but pixels lie along it"
@@ -64,10 +70,11 @@ def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> 
     weight = matrix.T[:, :, None, None]
 
     def of_pixels() -> Map:
-        total = sums_over_pixels(b, x, matrix)
-        return (
-            total if bias is None else added(b, total, b.map(b.imageless.of_constant(bias, of_weights=True)))
-        )
+        rows = x.addresses.reshape(-1, len(matrix))
+        if len(matrix) not in b.space.grid:
+            return b.map(sums_over_pixels(b, rows, matrix, bias).view(*x.shape[:-1], -1))
+        total = b.map(_of_some_pixels(b, rows[:, None], matrix[None]).reshape(*x.shape[:-1], -1))
+        return total if bias is None else added(b, total, weights_of(b, bias))
 
     return _by_pixel(b, x, lambda part: convolved(b, part, weight, bias), of_pixels)
 
@@ -84,10 +91,14 @@ def _mv(t: LoweringContext, x: View, y: View) -> Map:
     return t.builder.map(_product(t.builder, t.map(x), t.constant(y)[:, None]).addresses[..., 0])
 
 
+def _is_given(t: LoweringContext, x: View) -> bool:
+    """Whether it depends on the image or the condition."""
+    return not t.map(x).kinds.isdisjoint((Value, Unknown, OfCondition))
+
+
 @lowers("mm", "bmm")
 def _matmul(t: LoweringContext, x: View, y: View) -> Map:
-    given = [not t.map(z).kinds.isdisjoint((Value, Unknown, OfCondition)) for z in (x, y)]
-    if all(given):
+    if _is_given(t, x) and _is_given(t, y):
         return scores(t, x, y)
     if not t.depends_on_image(y):
         return _times_matrices(t.builder, t.map(x), t.constant(y))
@@ -97,6 +108,12 @@ def _matmul(t: LoweringContext, x: View, y: View) -> Map:
 
 @lowers("addmm", "baddbmm")
 def _addmm(t: LoweringContext, bias: View, x: View, y: View, *, beta: float = 1, alpha: float = 1) -> Map:
+    if (
+        beta == alpha == 1
+        and (len(bias.size), len(y.size)) == (1, 2)
+        and not any(_is_given(t, z) for z in (bias, y))
+    ):
+        return _product(t.builder, t.map(x), t.constant(y), t.constant(bias))
     result = _matmul(t, x, y)
     if isinstance(result, OfPairs):
         return scaled_and_shifted(t, result, alpha, bias, beta)
@@ -109,8 +126,17 @@ def _times_matrices(b: Builder, x: Map, matrix: Tensor) -> Map:
     """[..., M, K] times [..., K, O]; the matrices of a batch may differ."""
     if matrix.dim() == 2 or bool((matrix == matrix[:1]).all()):
         return _product(b, x, matrix if matrix.dim() == 2 else matrix[0])
+    with suppress(Unsupported):
+        return b.map(_of_some_pixels(b, x.addresses, matrix))
     rows = zip(x.addresses, matrix, strict=True)
     return b.map(torch.stack([_product(b, b.map(row), each).addresses for row, each in rows]))
+
+
+def _of_some_pixels(b: Builder, x: Tensor, matrix: Tensor) -> Tensor:
+    """Addresses [B, M, K], along whose last axis some pixels lie, such as a row, times matrices [1 or B, K, K]."""
+    if matrix.shape[1] != matrix.shape[2]:
+        raise Unsupported(f"it makes {matrix.shape[2]} pixels of {matrix.shape[1]}")
+    return weighed(b, matrix.mT, x.mT).mT
 
 
 # -- norms

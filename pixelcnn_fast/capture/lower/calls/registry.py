@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,7 +40,8 @@ class LoweringContext:
         self.space = AddressSpace(self.n, height, width)
         self.imageless = Imageless(recording, self.space, dtype, device)
         levels = None if levels is None else levels.to(dtype)
-        self.builder = Builder(self.space, self.imageless, channels, levels)
+        of_image = math.prod(recording.outputs[-1].at(self.n)[0]) // self.n
+        self.builder = Builder(self.space, self.imageless, channels, levels, of_image)
         assert recording.images is not None
         images = self.space.of(self.builder.images).view(recording.images.at(self.n)[0])
         self.storages = {
