@@ -398,7 +398,7 @@ FEATURES: dict[str, list[Row]] = {
                 "cumsum": lambda x: torch.cumsum(x, 1),
                 "diff": lambda x: x + F.pad(torch.diff(x, dim=1), (0, 0, 0, 0, 1, 0)),
             },
-            "Over the channels of a pixel.",
+            "Over the channels of a pixel; `cumsum` along rows or columns, too.",
         ),
     ],
     "movements": [

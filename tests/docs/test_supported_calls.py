@@ -283,7 +283,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "conv1d": (lambda x: F.conv1d(x.flatten(2), KERNEL[..., :1, 0]).view(x.shape), "one row or one column"),
     "pad(circular)": (lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), KERNEL), "rearrangement"),
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "fewer pixels"),
-    "linear": (lambda x: F.linear(x, torch.ones(5, 5).double()), "pixels lie along it"),
+    "linear": (lambda x: F.linear(x, torch.ones(6, 5).double())[..., :5], "makes 6 pixels of 5"),
     "matmul": (lambda x: x @ x, "features of one pixel"),
     "matmul(pixels)": (
         lambda x: (x.flatten(2) @ torch.ones(25, 27).double())[..., :25].view(x.shape),
@@ -305,7 +305,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "mean": (lambda x: x - x.mean(), "pixels"),
     "norm": (lambda x: x + x.norm(3, dim=1, keepdim=True), "order 3"),
     "amax": (lambda x: x.repeat(1, 17, 1, 1).amax(1, keepdim=True) + x, "68 elements"),
-    "cumsum": (lambda x: x.cumsum(2), "pixels lie along it"),
+    "cumsum": (lambda x: x.flatten(1).cumsum(1).view(x.shape), "rearrangement of pixels|another feature"),
     "roll": (lambda x: x.flip(2), "rearrangement"),
     "flip": (lambda x: x.flip(3), "rearrangement"),
     "where": (lambda x: torch.where(x > 0, x, 0.5), "gt: .*not a function of one level"),

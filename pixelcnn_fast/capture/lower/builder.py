@@ -246,7 +246,7 @@ class Builder:
             i = self.instruction(source)
             if isinstance(i, Attention):
                 return self._with_queries(source, i, pixels)
-            can_be_less = isinstance(i, (Pointwise, Convolution)) and self.space.has_whole_frame(source)
+            can_be_less = source not in self.states and self.space.has_whole_frame(source)
             if i.out < first or i.every != WHOLE or not can_be_less:
                 return source
             to: dict[int, Key] = {
