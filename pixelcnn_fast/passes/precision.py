@@ -7,8 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.attention import Attention
-from pixelcnn_fast.program.instruction import Instruction
 from pixelcnn_fast.program.operands import Tap
 from pixelcnn_fast.program.program import Program
 
@@ -37,7 +35,5 @@ def rounded_weights(program: Program, dtype: torch.dtype) -> Program:
     def rounded(tap: Tap) -> Tap:
         return tap.converted(lambda weight: weight.to(dtype).to(program.dtype))
 
-    def of(i: Instruction) -> Instruction:
-        return replace(i, kept=dtype) if isinstance(i, Attention) else i.with_taps(map(rounded, i.taps))
-
-    return replace(program, instructions=tuple(map(of, program.instructions)))
+    instructions = (i.with_taps(map(rounded, i.taps)).keeping(dtype) for i in program.instructions)
+    return replace(program, instructions=tuple(instructions))

@@ -178,6 +178,9 @@ class Attention(Instruction):
             super().rewired(operand, tap), query=query, key=moved(self.key), value=moved(self.value)
         )
 
+    def keeping(self, dtype: torch.dtype) -> Self:
+        return replace(self, kept=dtype)
+
     def converted(self, convert: Convert) -> Self:
         scale, added, factors = (None if x is None else convert(x) for x in self.tables)
         return replace(super().converted(convert), scale=scale, added=added, factors=factors)

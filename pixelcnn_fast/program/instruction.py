@@ -196,6 +196,10 @@ class Instruction(ABC):
         rewired = replace(self, steps=tuple(step.rewired(operand) for step in self.steps))
         return rewired.with_taps(map(tap, self.taps)) if self.taps else rewired
 
+    def keeping(self, dtype: torch.dtype) -> Self:
+        """The same instruction, which rounds to this what it keeps of all pixels, if it does."""
+        return self
+
     def with_taps(self, taps: Iterable[Tap], bias: Tensor | None = None) -> Self:
         """The same instruction with other taps, if it has any. bias: in place of its own, unless None."""
         return self

@@ -101,17 +101,25 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
     tables = _Tables(b, query, key, head, len(heads))
     size = value.channels.shape[1]
 
+    allowed, uniform = _allowed(tables, f, b.where)
+    if not bool((allowed | uniform).any()):
+        return torch.zeros(*query.pixel.shape, size, dtype=torch.long)  # of an image of one row, by columns
+    asking = _value(b, query, heads)
+    given = key.of_condition
+    of_key = _given(b, key, heads, True) if given else b.out(_value(b, key, heads))
+    of_value = _given(b, value, heads, False) if given else b.out(_value(b, value, heads))
+
     def emitted(normal: _Normal) -> int:
-        source = _value(b, query, heads)
+        source = asking
         if normal.of_queries is not None:
             scale = normal.of_queries.expand(len(heads)).repeat_interleave(query.channels.shape[1])
-            source = b.step(source, [(scale, 0.0)])
+            source = b.step(asking, [(scale, 0.0)])
         return b.emit(
             Attention,
             len(heads) * size,
             query=Read(b.out(source)),
-            key=_given(b, key, heads, True) if key.of_condition else b.out(_value(b, key, heads)),
-            value=_given(b, value, heads, False) if key.of_condition else b.out(_value(b, value, heads)),
+            key=of_key,
+            value=of_value,
             heads=len(heads),
             width=b.space.grid[1],
             allowed=normal.allowed,
@@ -122,9 +130,6 @@ def averaged(b: Builder, f: Formula, values: Tensor) -> Tensor:
             fill=normal.fill,
         )
 
-    allowed, uniform = _allowed(tables, f, b.where)
-    if not bool((allowed | uniform).any()):
-        return torch.zeros(*query.pixel.shape, size, dtype=torch.long)  # of an image of one row, by columns
     out = emitted(_normal_form(tables, f, allowed, uniform))
     if bool(uniform.any()) and bool(allowed.any()):
         has_key = ~uniform.any(0).any(-1).view(b.space.grid).cpu()
@@ -138,19 +143,23 @@ def weighed(b: Builder, weights: Tensor, values: Tensor) -> Tensor:
     value = placed_features(b, values)
     head, heads = _heads(value)
     table = _Tables(b, value, value, head, len(heads)).table(weights)
-    size = value.channels.shape[1]
-    out = b.emit(
+    out = summed(b, _value(b, value, heads), len(heads), table)
+    return _results(b, out, value, head, value.channels.shape[1])
+
+
+def summed(b: Builder, value: int, heads: int, table: Tensor) -> int:
+    """The source of a value's sums, head by head, by a table of constant weights, [heads or 1, pixels, pixels]."""
+    return b.emit(
         Attention,
-        len(heads) * size,
+        b.space.channels(value),
         query=None,
         key=None,
-        value=b.out(_value(b, value, heads)),
-        heads=len(heads),
+        value=b.out(value),
+        heads=heads,
         width=b.space.grid[1],
         allowed=lets_through(table),
         factors=table.contiguous(),
     )
-    return _results(b, out, value, head, size)
 
 
 def _results(b: Builder, out: int, query: Features, head: Tensor, size: int) -> Tensor:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.lower.arithmetic import added
-from pixelcnn_fast.capture.lower.averages import check_size, own_places, places
+from pixelcnn_fast.capture.lower.averages import check_size, own_places, places, summed
 from pixelcnn_fast.capture.lower.builder import Builder
 from pixelcnn_fast.capture.lower.calls.pixels import convolved
 from pixelcnn_fast.capture.lower.materialize import gathered
 from pixelcnn_fast.capture.record.shadow_memory import Map, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.attention import Attention
 from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.zeros import lets_through
 
@@ -49,8 +48,7 @@ def weights_of(b: Builder, x: Tensor) -> Map:
 
 
 def _sums(b: Builder, x: Tensor, matrix: Tensor, is_hidden: bool) -> Map:
-    rows, (height, width) = _rows(b, x), b.space.grid
-    pixels = height * width
+    rows, pixels = _rows(b, x), math.prod(b.space.grid)
     channels = rows.channels[rows.image == rows.image[0]]  # [rows of an image, channels of a row]
     if any(not torch.equal(rows.channels[rows.image == other], channels) for other in range(b.space.images)):
         raise Unsupported("a matrix is multiplied with other features in one image than in another")
@@ -66,18 +64,8 @@ def _sums(b: Builder, x: Tensor, matrix: Tensor, is_hidden: bool) -> Map:
     if len(table) > 1:
         table = table.repeat(len(channels), 1, 1)
     heads = channels[:, None].expand(-1, many, -1)
-    out = b.emit(
-        Attention,
-        heads.numel(),
-        query=None,
-        key=None,
-        value=b.out(gathered(b, b.map(rows.arranged[:, heads.flatten()]), WHOLE)),
-        heads=heads.numel(),
-        width=width,
-        allowed=lets_through(table),
-        factors=table.contiguous(),
-    )
-    results = b.whole(out)
+    value = gathered(b, b.map(rows.arranged[:, heads.flatten()]), WHOLE)
+    results = b.whole(summed(b, value, heads.numel(), table))
     if of_row > 1:  # each of them is the sum of what so many heads have
         each = torch.eye(heads[..., 0].numel(), dtype=b.dtype, device=b.device).repeat_interleave(of_row, 1)
         results = convolved(b, results, each[:, :, None, None], None)
