@@ -252,7 +252,7 @@ FEATURES: dict[str, list[Row]] = {
             {"matmul(pixels)": over_pixels(lambda x: LATER.mT.to(x) @ x)},
             "With a constant matrix over all pixels of an image, or of each row or column; one for all, or one for "
             "each head. Or over the flattened image and any number of hidden units, as a MADE's masked linear layers "
-            "are.",
+            "are, if no colour sees another of its own pixel.",
         ),
     ],
     "own": [

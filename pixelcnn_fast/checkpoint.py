@@ -94,7 +94,10 @@ def load_port(path: str | os.PathLike[str]) -> PixelCNNpp | PixelSNAIL:
         raise ValueError(f"{path}: torch.load can't read it ({str(error)[:300]}); fetch it again") from error
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(key, str) and isinstance(x, Tensor) and x.layout == torch.strided
+        for key, x in found.items()
+    ):
         raise ValueError(f"{path}: it is no state dict; write model.state_dict() of the port's PixelCNN")
     found = stored.without_data_parallel(found)
     is_snail = any(key.startswith("horizontal.") for key in found)

@@ -48,7 +48,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     of_condition = tensors.get("cond_resnet.0.weight_v")
     return {
         "levels": tensors["above.weight_v"].shape[1],
-        "channels": len(tensors["above.bias"]),
+        "channels": tensors["above.bias"].shape[0],
         "kernel_size": tensors["blocks.0.resblocks.0.conv1.weight_v"].shape[3],
         "n_blocks": count("blocks."),
         "n_res_blocks": count("blocks.0.resblocks."),

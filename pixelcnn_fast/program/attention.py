@@ -240,8 +240,14 @@ class Attention(Instruction):
         )
         return {"attention": attention}
 
-    def said_of(self, read: Read) -> str:
+    def said_of(self, read: Read, image_channels: int) -> str:
         pixels = self.allowed.shape[-1]
+        sees_own = self.allowed.diagonal(dim1=1, dim2=2).any(1)
+        if self.query is None and read.is_here and image_channels > 1 and not bool(sees_own.all()):
+            raise Unsupported(
+                f"{self.name}: its sums over pixels count some features of the pixel itself and others not: colours in "
+                "order within a pixel are not supported there"
+            )
         query = torch.arange(pixels)
         y, x = query // self.width + read.dy, query % self.width + read.dx
         found = (y >= 0) & (y < pixels // self.width) & (x >= 0) & (x < self.width)
@@ -251,7 +257,8 @@ class Attention(Instruction):
         first = int(found.to(torch.uint8).argmax())
         how = "reads" if self.query is None else "attends to"
         at = f"pixel {divmod(first, self.width)} {how} {(int(y[first]), int(x[first]))}"
-        if self.added is not None and float(self.added[:, first].max()) <= LEAST_SCALE * ABSENT:
+        is_filled = self.scale is not None and not bool(((self.scale != 0) & self.allowed)[:, first].any())
+        if is_filled or self.added is not None and float(self.added[:, first].max()) <= LEAST_SCALE * ABSENT:
             return f"{at}: its mask leaves it no key, and the softmax of equal scores is over all pixels"
         if self.added is not None and float(less := self.added[:, first, key[first]].max()) <= ABSENT:
             return f"{at}, since {less:g} is added to its score and does not remove it: use masked_fill, or add -1e9"

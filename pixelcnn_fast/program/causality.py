@@ -68,7 +68,7 @@ def leak_of(program: Program) -> Leak | None:
             what = f"of image channel {channel} sees {which} of its own pixel, through {through}"
             advice = "are the channels' masks right?"
     if tap is None:
-        reason = instruction.said_of(read)
+        reason = instruction.said_of(read, program.shape[0])
     else:
         reason = f"kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {tap.weight.abs().max().item():.2g}"
     return Leak(f"{instruction.name}: {reason}, so the output {what}; {advice}", tap)

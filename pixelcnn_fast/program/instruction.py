@@ -229,8 +229,8 @@ class Instruction(ABC):
         """The rules for what it starts from, each with whether it holds."""
         yield from ()
 
-    def said_of(self, read: Read) -> str:
-        """What is said of an operand that lets the output see too much."""
+    def said_of(self, read: Read, image_channels: int) -> str:
+        """What is said of an operand that lets the output see too much. Raises Unsupported if perhaps it does not."""
         return f"it reads ({read.dy:+d}, {read.dx:+d})"
 
     def line(self, sources: Sequence[str]) -> str:

@@ -112,6 +112,57 @@ def padded(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.pad(masked(net, q, k, v, -1e10)[:, 1:], (0, 0, 1, 0))
 
 
+def zeroed_itself(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first pixel, which sees itself."""
+    start = torch.arange(PIXELS)[:, None] > 0
+    found = scores(q, k).masked_fill(~net.mask & start, -1e9).softmax(-1)
+    return joined(found * start @ split(v)) + F.relu(net.out(joined(found @ split(v)))) * start
+
+
+def zeroed_where_it_sees(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    start = torch.arange(PIXELS)[:, None] > 0
+    weights = scores(q, k).masked_fill(~net.mask | start, -torch.inf).softmax(-1)
+    return joined(torch.nan_to_num(weights) @ split(v)) * start
+
+
+def last_sees_all(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Which is allowed no key."""
+    mask = net.mask & (torch.arange(PIXELS)[:, None] < PIXELS - 1)
+    return joined(scores(q, k).masked_fill(~mask, -1e4).softmax(-1) @ split(v))
+
+
+def masked_twice(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores(q, k).masked_fill(~net.mask, -1e9).softmax(-1) * net.mask
+    return joined(weights / (weights.sum(-1, keepdim=True) + 1e-1) @ split(v))
+
+
+def masked_twice_and_divided(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores(q, k).masked_fill(~net.mask, -1e9).softmax(-1) * net.mask
+    return joined(weights / weights.sum(-1, keepdim=True) @ split(v))
+
+
+def nearly_divided(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    weights = (found - found.amax(-1, keepdim=True)).softmax(-1)
+    return joined(weights / (weights.sum(-1, keepdim=True) + 1e-1) @ split(v))
+
+
+def by_hand_and_zeroed(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    powers = (found - found.amax(-1, keepdim=True)).exp()
+    start = torch.arange(PIXELS)[:, None] > 0
+    return joined(powers / powers.sum(-1, keepdim=True) * start @ split(v))
+
+
+def of_rows_and_columns(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of the first 4 columns: a head along rows, the other along columns."""
+    q, k, v = (x.view(-1, HEIGHT, WIDTH, HEADS, OF_HEAD)[:, :, :HEIGHT] for x in (q, k, v))
+    q, k, v = (torch.stack([x[..., 0, :], x[..., 1, :].transpose(1, 2)], 1) for x in (q, k, v))
+    found = (q @ k.mT).masked_fill(~net.mask[:HEIGHT, :HEIGHT], -1e9).softmax(-1) @ v
+    found = torch.stack([found[:, 0], found[:, 1].transpose(1, 2)], 3)
+    return F.pad(found, (0, 0, 0, 0, 0, WIDTH - HEIGHT)).reshape(-1, PIXELS, CHANNELS)
+
+
 def cleared(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = scores(q, k).masked_fill(net.mask == 0, -torch.inf).softmax(-1)
     return joined(weights.masked_fill(net.mask == 0, 0) @ split(v))
@@ -278,6 +329,14 @@ STYLES: list[tuple[Attend, bool]] = [
     (padded, True),
     (decayed, False),
     (zeroed_far_behind, True),
+    (zeroed_itself, True),
+    (zeroed_where_it_sees, False),
+    (last_sees_all, False),
+    (masked_twice, True),
+    (masked_twice_and_divided, False),
+    (nearly_divided, False),
+    (by_hand_and_zeroed, True),
+    (of_rows_and_columns, False),
 ]
 
 
@@ -390,6 +449,17 @@ def later_row_left(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(scores(q, k).masked_fill(~mask, -1e10).softmax(-1) @ split(v))
 
 
+def by_hand_first_row_left(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    powers = (found - found.amax(-1, keepdim=True)).exp()
+    return joined(powers / (powers.sum(-1, keepdim=True) + 1e-3) @ split(v))
+
+
+def divided_by_powers(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    found = scores(q, k).masked_fill(~net.mask, -1e9)
+    return joined(found.softmax(-1) / found.exp().sum(-1, keepdim=True) @ split(v))
+
+
 def inclusive(net: Net, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(scores(q, k).masked_fill(~INCLUSIVE, -1e10).softmax(-1) @ split(v))
 
@@ -444,7 +514,9 @@ ONE_ROW = r"pixel \(0, 0\) attends to \(0, 1\): its mask leaves it no key"
         (partly_counted, False, Unsupported, "weights that their total leaves out"),
         (transposed, False, NotCausal, r"pixel \(0, 0\) attends to \(0, \d\), so the output sees a later"),
         (less_added, False, NotCausal, "since -100000 is added to its score and does not remove it"),
+        (divided_by_powers, False, Unsupported, "something else than the total of a softmax's weights"),
         (first_row_left, True, NotCausal, ONE_ROW),
+        (by_hand_first_row_left, True, NotCausal, ONE_ROW),
         (smallest_number, True, NotCausal, ONE_ROW),
         (later_row_left, False, NotCausal, r"pixel \(2, 3\) attends to \(3, 3\): its mask leaves it no key"),
         (inclusive, True, NotCausal, "sees its own pixel; should its mask be strict"),
@@ -471,7 +543,7 @@ def test_a_mask_that_bfloat16_rounds_up_is_one() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
-@pytest.mark.parametrize("attend", [filled_with_little, zeroed_afterwards])
+@pytest.mark.parametrize("attend", [filled_with_little, zeroed_afterwards, last_sees_all])
 def test_a_mask_that_large_scores_make_count_is_told(runtime: RuntimeName, attend: Attend) -> None:
     net = Net(attend, attend is zeroed_afterwards).double().eval()
     sampler = Sampler(net, SHAPE, image_form="levels", levels=LEVELS, runtime=runtime)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal
-from pixelcnn_fast.errors import NotCausal, PixelCNNFastError
+from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, Unsupported
 from tests.system.agreement import assert_runtimes_agree
 
 HEIGHT, WIDTH, LEVELS = 4, 5, 3
@@ -110,7 +110,7 @@ NETS = {
     "made": lambda: Made(channel_first=True),
     "made, channels last": lambda: Made(channel_first=False),
     "made, and more units": lambda: Made(channel_first=True, extra=7),
-    "made, random degrees": lambda: MadeOfDegrees(30, 3 * PIXELS, PIXELS),
+    "made, random degrees": lambda: MadeOfDegrees(30, 3 * PIXELS, PIXELS, WIDTH, HEIGHT),
     "heads, rows, columns": Heads,
     "from the left": lambda: Mixer(from_left=True),
     "from the right": lambda: Mixer(from_left=False),
@@ -142,3 +142,20 @@ def test_it_is_drawn_as_by_the_model(name: str) -> None:
 def test_what_leaks_or_is_of_no_pixel_is_told(net, error: type[PixelCNNFastError], says: str) -> None:
     with pytest.raises(error, match=says):
         check_causal(made_lively(net()), SHAPE, levels=LEVELS, image_form="unit")
+
+
+class OfColours(nn.Module):
+    """Two colours, of which the second sees the first of its own pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        order = torch.arange(2 * PIXELS).view(PIXELS, 2).T.flatten()  # of colour after colour
+        self.layer = MaskedLinear((order[:, None] > order).float().repeat(LEVELS, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)).view(-1, LEVELS, 2, HEIGHT, WIDTH).movedim(1, 2)
+
+
+def test_colours_in_order_are_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="colours in order within a pixel are not supported"):
+        check_causal(made_lively(OfColours()), (2, HEIGHT, WIDTH), levels=LEVELS, image_form="unit")

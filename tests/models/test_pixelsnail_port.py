@@ -150,6 +150,8 @@ def test_others_are_refused(tmp_path: Path) -> None:
         (without, r"3 missing \['left.bias'"),
         ({key: x for key, x in state.items() if "resblocks" not in key}, "no state dict of the port's PixelSNAIL"),
         (state | {"horizontal.conv.conv.weight_v": torch.zeros(8, 7, 2, 5)}, "above.weight_v is"),
+        (state | {"horizontal.conv.conv.bias": torch.zeros(())}, "no state dict of the port's PixelSNAIL"),
+        (state | {"horizontal.conv.conv.bias": torch.zeros(8).to_sparse()}, "it is no state dict"),
         (state | {"out.2.conv.bias": torch.full((7,), torch.nan)}, "out.2.bias holds NaN"),
     ]  # fmt: skip
     for stored, message in others:

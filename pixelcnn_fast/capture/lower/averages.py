@@ -14,7 +14,7 @@ from pixelcnn_fast.capture.lower.materialize import gathered, windowed
 from pixelcnn_fast.capture.lower.pairs import Features, Formula, Frame
 from pixelcnn_fast.capture.record.shadow_memory import OfCondition, Value, unrecorded
 from pixelcnn_fast.errors import NotCausal, Unsupported
-from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, KEYS_TOGETHER, LEAST_SCALE, Attention
+from pixelcnn_fast.program.attention import KEYS_TOGETHER, Attention
 from pixelcnn_fast.program.grids import WHOLE
 from pixelcnn_fast.program.operands import ConditionOperand, Read
 from pixelcnn_fast.program.zeros import lets_through
@@ -225,7 +225,12 @@ class _Tables:
             for x, size in ((self._query, self.pixels), (self._key, self.keys))
         )
         self._is_usual = one_of_each and is_raster
+        self._are_alike = True
         if not self._is_usual:
+            pairs = [set[tuple]() for _ in range(heads)]
+            for number, *own in zip(self._head.tolist(), self._query, self._key, strict=True):
+                pairs[number].add(tuple(tuple(x.tolist()) for x in own))
+            self._are_alike = all(own == pairs[0] for own in pairs)
             asked = self._head[:, None] * self.pixels + self._query
             if len(asked.unique()) < asked.numel() or any(len(k.unique()) < len(k) for k in self._key):
                 raise Unsupported("a pixel asks, or is a key, several times in one product")
@@ -236,7 +241,7 @@ class _Tables:
             if any(not torch.equal(x[rows], x[self._rows[0]]) for rows in self._rows[1:]):
                 raise Unsupported("pairs of pixels are weighed otherwise in one image than in another")
             x = x[self._rows[0].to(x.device)]
-        heads = self._heads if len(x) > 1 else 1
+        heads = self._heads if len(x) > 1 or not self._are_alike else 1
         check_size(heads, self.pixels, self.keys)
         if self._is_usual:
             return x.expand(-1, self.pixels, self.keys)
@@ -265,20 +270,13 @@ class _Normal(NamedTuple):
     of_queries: Tensor | None
 
 
-def _absent(f: Formula) -> Tensor:
-    """Which scores, broadcasting to [B, I, J], are so small that they stand for none."""
-    scaled = f.scale.abs().amax().clamp(LEAST_SCALE, 1)  # perhaps after the mask
-    return f.shift <= scaled * torch.where(f.scale == 0, ABSENT, ADDED_TO_ABSENT)
-
-
 def _allowed(tables: _Tables, f: Formula, where: str) -> tuple[Tensor, Tensor]:
     """-> (the pairs that are allowed; those that have a weight although their query is allowed no key)"""
-    absent = _absent(f)
-    allowed = tables.table(~absent)
+    allowed = tables.table(~f.is_absent)
     if f.counted is not None:
         counted = tables.table(f.counted != 0)
-        weighs = torch.ones_like(absent) if f.factors is None else f.factors != 0
-        if bool((weighs & (f.counted == 0) & ~absent).any()):
+        weighs = torch.ones_like(f.is_absent) if f.factors is None else f.factors != 0
+        if bool((weighs & (f.counted == 0) & ~f.is_absent).any()):
             raise Unsupported("pairs of pixels have weights that their total leaves out")
         if bool((f.counted < 0).any()) or (f.epsilon and bool(((f.counted != 0) & (f.counted != 1)).any())):
             raise Unsupported(
@@ -299,21 +297,28 @@ def _allowed(tables: _Tables, f: Formula, where: str) -> tuple[Tensor, Tensor]:
         allowed = allowed & counted
     within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
     none = within.any(-1, keepdim=True) & ~allowed.any(-1, keepdim=True)
-    return allowed, none & _of_uniform(tables, f, none, within) if bool(none.any()) else none
+    uniform = none & _of_uniform(tables, f, none, within) if bool(none.any()) else none
+    if f.factors is not None:
+        allowed = allowed & (tables.table(f.factors) != 0).any(-1, keepdim=True)
+    return allowed, uniform
 
 
 def _normal_form(tables: _Tables, f: Formula, allowed: Tensor, uniform: Tensor) -> _Normal:
     """allowed, uniform: as ``_allowed`` finds them, or fewer uniform ones."""
-    fill = -torch.inf
-    if f.shift.numel() > 1 and not bool(uniform.any()):
-        stand_in = (f.scale == 0) & _absent(f) & f.shift.isfinite()
+    fill, stand_in = -torch.inf, (f.scale == 0) & f.is_absent & f.shift.isfinite()
+    if f.shift.numel() > 1:
         fill = f.shift.where(stand_in, -torch.inf).max().item()
     allowed = allowed | uniform
     scale, of_queries = _scale(tables, f.scale, allowed)
     counted = (
         torch.ones_like(f.scale[:1, :1, :1]) if f.counted is None else f.counted.where(f.counted != 0, 1)
     )
-    added = tables.table(f.shift + counted.log()).where(allowed, 0)
+    added = tables.table(f.shift + counted.log())
+    of_fill = uniform & tables.table(stand_in)
+    if bool(of_fill.any()):  # it counts, as all that a query has: what is left then is far from it
+        is_all = of_fill.any(-1, keepdim=True) & (of_fill == uniform).all(-1, keepdim=True)
+        added = torch.where(is_all, added - added.where(of_fill, -torch.inf).amax(-1, keepdim=True), added)
+    added = added.where(allowed, 0)
     factors = None if f.factors is None else tables.table(f.factors / counted).where(allowed, 1)
     return _Normal(allowed, scale, _unless(added, 0), _unless(factors, 1), fill, of_queries)
 
@@ -327,9 +332,11 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
     """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform.
     within: the pairs that there are."""
     has_score = within & tables.table(f.shift > -torch.inf)
-    is_nan = (
-        ~has_score.any(-1, keepdim=True) if f.counted is None else none.new_full((1, 1, 1), f.epsilon == 0)
-    )
+    is_nan = ~has_score.any(-1, keepdim=True)
+    if f.counted is not None:  # and not by a softmax, which subtracts the largest, too
+        is_largest = none.new_tensor(f.is_centred) & ~tables.table(~f.is_absent).any(-1, keepdim=True)
+        has_score &= is_largest & tables.table(f.counted != 0)
+        is_nan = is_nan & f.is_centred | ~has_score.any(-1, keepdim=True) & (f.epsilon == 0)
     is_zero = (
         none.new_zeros(1, 1, 1) if f.factors is None else (tables.table(f.factors) == 0).all(-1, keepdim=True)
     )
@@ -345,8 +352,6 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
             f"pixel ({y}, {x}) is allowed no key, so its weights are NaN: let it have zeros, as by "
             "masked_fill(mask, 0) after the softmax"
         )
-    if f.counted is not None:
-        return none.new_zeros(1, 1, 1)
     return has_score & ~is_zero
 
 

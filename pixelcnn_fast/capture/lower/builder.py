@@ -265,14 +265,15 @@ class Builder:
         return made(found, (source,), less)
 
     def _with_queries(self, source: int, i: Attention, pixels: Tensor) -> int:
-        """An attention with queries at some pixels, if others have later keys."""
+        """An attention with queries at some pixels, if others have keys that are not earlier."""
         if source in self.where_asked:
             has_key, other = self.where_asked[source]
             return source if bool((pixels & ~has_key).any()) else other
-        asked = pixels.view(-1, 1).to(i.allowed.device)
-        if i.key is None or not isinstance(i.value, int) or not bool((i.allowed & ~asked).triu(1).any()):
+        allowed = i.allowed & pixels.view(-1, 1).to(i.allowed.device)
+        others = i.allowed & ~allowed
+        if i.key is None or not isinstance(i.value, int) or not bool(others.triu().any() & allowed.any()):
             return source
-        return self._added(replace(i, allowed=i.allowed & asked), None)
+        return self._added(replace(i, allowed=allowed), None)
 
     # -- parts of values
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.record.shadow_memory import AddressSpace, Layout, Map, Value, unrecorded
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.attention import ABSENT, ADDED_TO_ABSENT, LEAST_SCALE
 
 NO_PLACE = "only what averages features with it may follow: a softmax, constants and a product with values"
 
@@ -69,6 +71,12 @@ class Formula:
     epsilon: float = 0.0
     is_centred: bool = False
     is_safe: bool = False
+
+    @cached_property
+    def is_absent(self) -> Tensor:
+        """Which scores, broadcasting to [B, I, J], are so small that they stand for none."""
+        scaled = self.scale.abs().amax().clamp(LEAST_SCALE, 1)  # perhaps after the mask
+        return self.shift <= scaled * torch.where(self.scale == 0, ABSENT, ADDED_TO_ABSENT)
 
 
 class OfPairs(Map):

@@ -197,7 +197,9 @@ class AddressSpace:
                 break  # the usual case
             if len(found) > FEW:
                 starts = torch.tensor(self._starts)
-                counts = torch.bincount(torch.searchsorted(starts, addresses.flatten(), right=True))
+                counts = torch.bincount(
+                    torch.searchsorted(starts, addresses.flatten().contiguous(), right=True)
+                )
                 return (counts[1:].nonzero()[:, 0]).tolist()
             left = torch.where(left < start, left, 0)
         return found

@@ -152,9 +152,26 @@ def _divided(t: LoweringContext, x: Any, y: Any, *, rounding_mode: str | None = 
     if other is None:
         return _scaled(one, 1 / _constant(t, one, y))
     f, total = one.formula, other.formula
+    if total.epsilon < 0:
+        raise Unsupported(f"pairs of pixels are divided by their total less {-total.epsilon:g}")
     if f.stage == "weights" and other.of_queries == "total" and _same_powers(f, total):
-        if f.factors is None:
-            return one  # they add up to one
+        return one.of(_renormalised(t, f, total))
+    is_total = other.of_queries == "total" and total.stage == "powers" and _same_powers(f, total)
+    if f.stage != "powers" or not is_total:
+        raise Unsupported("pairs of pixels are divided by something else than their total over the keys")
+    _check_rows(one, other)
+    if total.epsilon and not f.is_centred:
+        raise Unsupported("powers whose total has an ε: subtract each query's largest score first")
+    return one.of(
+        replace(f, stage="weights", keys=total.keys, counted=_ones_if_none(total), epsilon=total.epsilon)
+    )
+
+
+def _renormalised(t: LoweringContext, f: Formula, total: Formula) -> Formula:
+    """The weights of a softmax, perhaps masked, divided by their total, perhaps with an ε."""
+    if f.counted is not None or total.stage != "weights" or f.factors is not total.factors:
+        raise Unsupported("weights are divided by something else than the total of a softmax's weights")
+    if f.factors is not None and not bool((f.factors == ~f.is_absent).all()):
         if total.epsilon:
             raise NotCausal(
                 f"{t.builder.where}: weights are masked after the softmax, and divided by their total and an ε, beside "
@@ -164,14 +181,9 @@ def _divided(t: LoweringContext, x: Any, y: Any, *, rounding_mode: str | None = 
             "weights are divided by their total after the softmax, whose own total has other pixels in it: mask the "
             "scores before the softmax"
         )
-    if f.stage != "powers" or other.of_queries != "total" or not _same_powers(f, total):
-        raise Unsupported("pairs of pixels are divided by something else than their total over the keys")
-    _check_rows(one, other)
-    if total.epsilon and not f.is_centred:
-        raise Unsupported("powers whose total has an ε: subtract each query's largest score first")
-    return one.of(
-        replace(f, stage="weights", keys=total.keys, counted=_ones_if_none(total), epsilon=total.epsilon)
-    )
+    if total.epsilon:  # beside one, or where no key is allowed
+        return replace(f, factors=_ones_if_none(f) / (1 + total.epsilon))
+    return f if f.factors is None else replace(f, counted=f.factors, is_centred=True)
 
 
 def _ones_if_none(f: Formula) -> Tensor:
@@ -295,9 +307,10 @@ def _along(x: OfPairs, dims: Any) -> tuple[int, int]:
 @_lowers("_softmax")
 def _softmax(t: LoweringContext, x: View, dim: int, half_to_float: bool = False) -> OfPairs:
     pairs = _pairs(t, x)
-    if pairs.formula.stage != "scores":
+    (_, keys), f = _along(pairs, dim), pairs.formula
+    if f.stage != "scores" and (f.stage, f.keys) != ("centred", keys):
         raise Unsupported("a second softmax")
-    return pairs.of(replace(pairs.formula, stage="weights", keys=_along(pairs, dim)[1]))
+    return pairs.of(replace(f, stage="weights", keys=keys))
 
 
 @_lowers("_safe_softmax")

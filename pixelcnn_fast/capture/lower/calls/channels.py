@@ -70,8 +70,9 @@ def _product(b: Builder, x: Map, matrix: Tensor, bias: Tensor | None = None) -> 
     weight = matrix.T[:, :, None, None]
 
     def of_pixels() -> Map:
-        rows = x.addresses.reshape(-1, len(matrix))
-        if len(matrix) not in b.space.grid:
+        rows, (height, width) = x.addresses.reshape(-1, len(matrix)), b.space.grid
+        is_whole = len(rows) == b.space.images or len(matrix) % (height * width) == 0
+        if is_whole or len(matrix) not in b.space.grid:
             return b.map(sums_over_pixels(b, rows, matrix, bias).view(*x.shape[:-1], -1))
         total = b.map(_of_some_pixels(b, rows[:, None], matrix[None]).reshape(*x.shape[:-1], -1))
         return total if bias is None else added(b, total, weights_of(b, bias))
