@@ -54,7 +54,8 @@ def infer_condition_dtypes(model: WrappedModel) -> None:
     """Finds out whether conditions of real numbers may be negative and, where the user names
     no dtype, whether they are of integers. Raises ModelFailed if the model takes none of these."""
     failures = list[Exception]()
-    for kinds in product(*(taken.kinds(model.dtype) for taken in model.conditions.values())):
+    ways = list(product(*(taken.kinds(model.dtype) for taken in model.conditions.values())))
+    for kinds in ways:
         for suppose in kinds:
             suppose()
         is_certain = all(taken.codes is not None for taken in model.conditions.values()) and not failures
@@ -63,6 +64,8 @@ def infer_condition_dtypes(model: WrappedModel) -> None:
         failures.append(failed)
     if isinstance(failures[0], ModelFailed):
         raise failures[0]
+    for suppose in ways[0]:
+        suppose()
 
 
 def _failure(model: WrappedModel) -> Exception | None:

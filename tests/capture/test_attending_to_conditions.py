@@ -52,6 +52,12 @@ class Net(nn.Module):
         if self.style == "values of the image":
             v = v[:, :, :PIXELS] + q
             k = k[:, :, :PIXELS]
+        if self.style.startswith("filled"):
+            fill, mask = (
+                float(self.style.removeprefix("filled by ")),
+                self.mask & (torch.arange(PIXELS)[:, None] != 7),
+            )
+            return ((q @ k.mT).masked_fill(~mask, fill).softmax(-1) @ v).transpose(1, 2).flatten(2)
         mask = self.mask[:, : k.shape[2]] if self.style != "all" else None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -63,7 +69,7 @@ def sampler(style: str) -> Sampler:
     )
 
 
-@pytest.mark.parametrize("style", ["masked", "all", "layer", "queries last"])
+@pytest.mark.parametrize("style", ["masked", "all", "layer", "queries last", "filled by -1e4"])
 def test_it_is_drawn_as_by_the_model(style: str) -> None:
     own = sampler(style)
     condition = torch.randint(4, (4, *COARSE), generator=torch.Generator().manual_seed(0))
@@ -83,3 +89,10 @@ def test_it_is_drawn_as_by_the_model(style: str) -> None:
 def test_what_is_more_than_attention_is_refused(style: str, says: str) -> None:
     with pytest.raises(Unsupported, match=says):
         sampler(style)
+
+
+def test_a_condition_of_numbers_without_a_key_is_told() -> None:
+    net = Net("filled by -inf")
+    net.codes = nn.Linear(2, CHANNELS)  # type: ignore[assignment]
+    with pytest.raises(Unsupported, match=r"pixel \(1, 2\) is allowed no key"):
+        Sampler(net.double().eval(), SHAPE, levels=LEVELS, image_form="unit", condition_shape=(*COARSE, 2))
