@@ -242,8 +242,13 @@ class Attention(Instruction):
 
     def said_of(self, read: Read, image_channels: int) -> str:
         pixels = self.allowed.shape[-1]
-        sees_own = self.allowed.diagonal(dim1=1, dim2=2).any(1)
-        if self.query is None and read.is_here and image_channels > 1 and not bool(sees_own.all()):
+        sees_own = self.allowed.diagonal(dim1=1, dim2=2)
+        if (
+            self.query is None
+            and read.is_here
+            and image_channels > 1
+            and bool((sees_own != sees_own[:1]).any())
+        ):
             raise Unsupported(
                 f"{self.name}: its sums over pixels count some features of the pixel itself and others not: colours in "
                 "order within a pixel are not supported there"

@@ -58,8 +58,8 @@ class Net(nn.Module):
                 self.mask & (torch.arange(PIXELS)[:, None] != 7),
             )
             return ((q @ k.mT).masked_fill(~mask, fill).softmax(-1) @ v).transpose(1, 2).flatten(2)
-        mask = self.mask[:, : k.shape[2]] if self.style != "all" else None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        seen = self.mask[:, : k.shape[2]] if self.style != "all" else None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
 
 
 def sampler(style: str) -> Sampler:

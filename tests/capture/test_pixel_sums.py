@@ -91,6 +91,18 @@ class MadeOfDegrees(nn.Module):
         return 3 * self.layers(x.flatten(1)).view(-1, LEVELS, HEIGHT, WIDTH)
 
 
+class BesidesBlind(Made):
+    """Beside hidden units that see nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(channel_first=True)
+        masks = torch.zeros(7, PIXELS), torch.ones(LEVELS * PIXELS, 7)
+        self.blind = nn.Sequential(*map(MaskedLinear, masks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.blind(x.flatten(1)).view(-1, LEVELS, HEIGHT, WIDTH)
+
+
 class Heads(nn.Module):
     """Another matrix for each head, and then for rows, and columns."""
 
@@ -111,6 +123,7 @@ NETS = {
     "made, channels last": lambda: Made(channel_first=False),
     "made, and more units": lambda: Made(channel_first=True, extra=7),
     "made, random degrees": lambda: MadeOfDegrees(30, 3 * PIXELS, PIXELS, WIDTH, HEIGHT),
+    "made, and units that see nothing": BesidesBlind,
     "heads, rows, columns": Heads,
     "from the left": lambda: Mixer(from_left=True),
     "from the right": lambda: Mixer(from_left=False),

@@ -333,9 +333,12 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
     within: the pairs that there are."""
     has_score = within & tables.table(f.shift > -torch.inf)
     is_nan = ~has_score.any(-1, keepdim=True)
-    if f.counted is not None:  # and not by a softmax, which subtracts the largest, too
-        is_largest = none.new_tensor(f.is_centred) & ~tables.table(~f.is_absent).any(-1, keepdim=True)
-        has_score &= is_largest & tables.table(f.counted != 0)
+    mixed = none.new_zeros(1, 1, 1)
+    if f.counted is not None:
+        counted = tables.table(f.counted != 0)
+        mixed = (has_score & ~counted & tables.table(f.scale != 0)).any(-1, keepdim=True)
+        has_score = has_score & counted & f.is_centred  # a softmax subtracts the largest, too
+        mixed &= has_score.any(-1, keepdim=True)
         is_nan = is_nan & f.is_centred | ~has_score.any(-1, keepdim=True) & (f.epsilon == 0)
     is_zero = (
         none.new_zeros(1, 1, 1) if f.factors is None else (tables.table(f.factors) == 0).all(-1, keepdim=True)
@@ -345,6 +348,10 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
         if f.cleared is None
         else (tables.table(f.cleared) | ~within).all(-1, keepdim=True)
     )
+    if bool((none & mixed & ~is_zero).any()):
+        raise Unsupported(
+            "masked scores are all that a pixel has, and its largest is one that its total leaves out"
+        )
     if bool((wrong := none & is_nan & ~is_cleared).any()) and not f.is_safe:
         pixel = int(wrong.any(0)[:, 0].int().argmax())
         y, x = divmod(pixel, tables.width)

@@ -37,7 +37,8 @@ def sums_over_pixels(b: Builder, x: Tensor, matrix: Tensor, bias: Tensor | None)
         found, bias = x.new_zeros(len(x), len(sees)), matrix.new_zeros(len(sees)) if bias is None else bias
         own = sees.to(matrix.device)
         found[:, ~sees] = b.imageless.of_constant(bias[~own], of_weights=True)
-        found[:, sees] = sums_over_pixels(b, x, matrix[:, own], bias[own])
+        if bool(sees.any()):
+            found[:, sees] = sums_over_pixels(b, x, matrix[:, own], bias[own])
         return found
     total = _sums(b, x, matrix, is_hidden)
     return total.addresses if bias is None else added(b, total, weights_of(b, bias)).addresses
