@@ -93,6 +93,6 @@ def test_what_is_more_than_attention_is_refused(style: str, says: str) -> None:
 
 def test_a_condition_of_numbers_without_a_key_is_told() -> None:
     net = Net("filled by -inf")
-    net.codes = nn.Linear(2, CHANNELS)  # type: ignore[assignment]
+    net.codes = nn.Linear(2, CHANNELS)  # type: ignore[assignment]  # for numbers, not codes
     with pytest.raises(Unsupported, match=r"pixel \(1, 2\) is allowed no key"):
         Sampler(net.double().eval(), SHAPE, levels=LEVELS, image_form="unit", condition_shape=(*COARSE, 2))
