@@ -242,13 +242,9 @@ class Attention(Instruction):
 
     def said_of(self, read: Read, image_channels: int) -> str:
         pixels = self.allowed.shape[-1]
-        sees_own = self.allowed.diagonal(dim1=1, dim2=2)
-        if (
-            self.query is None
-            and read.is_here
-            and image_channels > 1
-            and bool((sees_own != sees_own[:1]).any())
-        ):
+        own = self.allowed.diagonal(dim1=1, dim2=2)
+        of_sums_here = self.query is None and read.is_here
+        if of_sums_here and image_channels > 1 and bool((own != own[:1]).any()):
             raise Unsupported(
                 f"{self.name}: its sums over pixels count some features of the pixel itself and others not: colours in "
                 "order within a pixel are not supported there"

@@ -53,10 +53,8 @@ class Net(nn.Module):
             v = v[:, :, :PIXELS] + q
             k = k[:, :, :PIXELS]
         if self.style.startswith("filled"):
-            fill, mask = (
-                float(self.style.removeprefix("filled by ")),
-                self.mask & (torch.arange(PIXELS)[:, None] != 7),
-            )
+            mask = self.mask & (torch.arange(PIXELS)[:, None] != 7)
+            fill = float(self.style.removeprefix("filled by "))
             return ((q @ k.mT).masked_fill(~mask, fill).softmax(-1) @ v).transpose(1, 2).flatten(2)
         seen = self.mask[:, : k.shape[2]] if self.style != "all" else None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)

@@ -297,10 +297,11 @@ def _allowed(tables: _Tables, f: Formula, where: str) -> tuple[Tensor, Tensor]:
         allowed = allowed & counted
     within = tables.table(torch.ones_like(f.shift[:1, :1, :1], dtype=torch.bool))
     none = within.any(-1, keepdim=True) & ~allowed.any(-1, keepdim=True)
-    uniform = none & _of_uniform(tables, f, none, within) if bool(none.any()) else none
-    if f.factors is not None:
-        allowed = allowed & (tables.table(f.factors) != 0).any(-1, keepdim=True)
-    return allowed, uniform
+    has_factor = (
+        torch.ones_like(none) if f.factors is None else (tables.table(f.factors) != 0).any(-1, keepdim=True)
+    )
+    uniform = none & _of_uniform(tables, f, none, within, has_factor) if bool(none.any()) else none
+    return allowed & has_factor, uniform
 
 
 def _normal_form(tables: _Tables, f: Formula, allowed: Tensor, uniform: Tensor) -> _Normal:
@@ -328,9 +329,9 @@ def _unless(table: Tensor | None, usual: float) -> Tensor | None:
     return None if table is None or bool((table == usual).all()) else table.contiguous()
 
 
-def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Tensor:
+def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor, has_factor: Tensor) -> Tensor:
     """Where pairs of queries to which no key is allowed have a weight: the softmax of equal scores is uniform.
-    within: the pairs that there are."""
+    within: the pairs that there are; has_factor: the queries some of whose factors are not zero."""
     has_score = within & tables.table(f.shift > -torch.inf)
     is_nan = ~has_score.any(-1, keepdim=True)
     mixed = none.new_zeros(1, 1, 1)
@@ -340,15 +341,12 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
         has_score = has_score & counted & f.is_centred  # a softmax subtracts the largest, too
         mixed &= has_score.any(-1, keepdim=True)
         is_nan = is_nan & f.is_centred | ~has_score.any(-1, keepdim=True) & (f.epsilon == 0)
-    is_zero = (
-        none.new_zeros(1, 1, 1) if f.factors is None else (tables.table(f.factors) == 0).all(-1, keepdim=True)
-    )
     is_cleared = (
         none.new_zeros(1, 1, 1)
         if f.cleared is None
         else (tables.table(f.cleared) | ~within).all(-1, keepdim=True)
     )
-    if bool((none & mixed & ~is_zero).any()):
+    if bool((none & mixed & has_factor).any()):
         raise Unsupported(
             "masked scores are all that a pixel has, and its largest is one that its total leaves out"
         )
@@ -359,7 +357,7 @@ def _of_uniform(tables: _Tables, f: Formula, none: Tensor, within: Tensor) -> Te
             f"pixel ({y}, {x}) is allowed no key, so its weights are NaN: let it have zeros, as by "
             "masked_fill(mask, 0) after the softmax"
         )
-    return has_score & ~is_zero
+    return has_score & has_factor
 
 
 def _scale(tables: _Tables, scale: Tensor, allowed: Tensor) -> tuple[Tensor | None, Tensor | None]:
