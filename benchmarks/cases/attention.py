@@ -115,8 +115,8 @@ def built(title: str, work: Workload, in_forwards: bool, repeats: int) -> Target
         found: Tensor = work.model(codes)
         return found
 
-    forwards = median(interleaved({"it": forward}, repeats)["it"])
-    taken = [seconds / forwards for seconds in interleaved({"it": work.sampler}, repeats)["it"]]
+    seconds = interleaved({"forward": forward, "building": work.sampler}, repeats)
+    taken = [building / one for building, one in zip(seconds["building"], seconds["forward"], strict=True)]
     name = f"{title}building a Sampler, in forwards of one image"
     return Target(name, *FORWARDS, median(taken), taken, "{:.1f}".format, at_most=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.ops.masked_conv2d.op import like_result
 from pixelcnn_fast.program.dispatch_mode import DispatchMode
 
 aten = torch.ops.aten
@@ -25,6 +26,8 @@ class Sketching(DispatchMode):
 
 def sketched(func: Any, args: Sequence[Any]) -> Tensor | None:
     """Zeros in place of what a call gives, laid out as it would be; None for calls that it does not know."""
+    if func is torch.ops.pixelcnn_fast.masked_conv2d.default:
+        return _of_masked_convolution(*args)
     if (size := _SIZES.get(func)) is None or (found := size(*args)) is None:
         return None
     if func is aten.convolution.default and any(map(_is_channels_last, args[:2])):
@@ -38,6 +41,21 @@ def _zeros(size: Sequence[int], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_zeros(size)
     return torch.from_numpy(np.zeros(math.prod(size) * like.itemsize, np.uint8)).view(like.dtype).view(size)
+
+
+def _of_masked_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    backend: str,
+    dense_gradient: bool = False,
+    *layout: Any,
+) -> Tensor:
+    like = like_result(x, weight, (padding[0], padding[1]), (dilation[0], dilation[1]), *layout)
+    return _zeros([like.numel()], like).as_strided(like.shape, like.stride())
 
 
 def size_of_convolution(

@@ -12,6 +12,7 @@ from pixelcnn_fast.program.sketch import sketched
 from tests.system.networks import attending
 
 aten = torch.ops.aten
+masked_conv2d = torch.ops.pixelcnn_fast.masked_conv2d
 
 
 def images(*size: int) -> torch.Tensor:
@@ -23,6 +24,7 @@ def last(x: torch.Tensor) -> torch.Tensor:
 
 
 CONVOLUTION = ([1, 2], [3, 2], [1, 1], False, [0, 0], 1)
+KERNEL = images(5, 3, 3, 3), None, torch.ones(3, 3)
 CALLS: dict[str, tuple[Any, ...]] = {
     "convolution": (aten.convolution, images(2, 3, 7, 8), images(5, 3, 3, 3), images(5), *CONVOLUTION),
     "of channels last": (aten.convolution, last(images(2, 3, 7, 8)), images(5, 3, 3, 3), None, *CONVOLUTION),
@@ -30,6 +32,14 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "1x1, last": (aten.convolution, last(images(2, 3, 7, 8)), images(5, 3, 1, 1), None, *CONVOLUTION),
     "1x1": (aten.convolution, images(2, 3, 7, 8), images(5, 3, 1, 1), None, *CONVOLUTION),
     "one channel": (aten.convolution, images(2, 1, 7, 8), images(5, 1, 3, 3), None, *CONVOLUTION),
+    "masked": (masked_conv2d, images(2, 3, 7, 8), *KERNEL, (1, 1), (1, 1), "reference"),
+    "masked, of channels last": (masked_conv2d, last(images(2, 3, 7, 8)), *KERNEL, (2, 1), (1, 1), "reference"),
+    "masked, with a size": (
+        masked_conv2d,
+        images(2, 3, 7, 8),
+        *KERNEL,
+        *((2, 2), (1, 1), "reference", False, torch.channels_last, (7, 8)),
+    ),
     "mm": (aten.mm, images(4, 3).mT, images(4, 5)),
     "addmm": (aten.addmm, images(5), images(4, 3), images(3, 5)),
     "bmm": (aten.bmm, images(2, 4, 3), images(2, 5, 3).mT),
