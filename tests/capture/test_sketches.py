@@ -33,7 +33,14 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "1x1": (aten.convolution, images(2, 3, 7, 8), images(5, 3, 1, 1), None, *CONVOLUTION),
     "one channel": (aten.convolution, images(2, 1, 7, 8), images(5, 1, 3, 3), None, *CONVOLUTION),
     "masked": (masked_conv2d, images(2, 3, 7, 8), *KERNEL, (1, 1), (1, 1), "reference"),
-    "masked, of channels last": (masked_conv2d, last(images(2, 3, 7, 8)), *KERNEL, (2, 1), (1, 1), "reference"),
+    "masked, of channels last": (
+        masked_conv2d,
+        last(images(2, 3, 7, 8)),
+        *KERNEL,
+        (2, 1),
+        (1, 1),
+        "reference",
+    ),
     "masked, with a size": (
         masked_conv2d,
         images(2, 3, 7, 8),
