@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.ops.library import Pair
 from pixelcnn_fast.ops.masked_conv2d.op import like_result
 from pixelcnn_fast.program.dispatch_mode import DispatchMode
 
@@ -48,13 +49,13 @@ def _of_masked_convolution(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor,
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    padding: Pair,
+    dilation: Pair,
     backend: str,
     dense_gradient: bool = False,
     *layout: Any,
 ) -> Tensor:
-    like = like_result(x, weight, (padding[0], padding[1]), (dilation[0], dilation[1]), *layout)
+    like = like_result(x, weight, padding, dilation, *layout)
     return _zeros([like.numel()], like).as_strided(like.shape, like.stride())
 
 

@@ -42,7 +42,7 @@ PYTORCHS: dict[str, Callable[[], Tensor]] = {
 SCORES = numbers(2, 300, 500)  # as large as what is kept for later
 OF_PAIRS: dict[str, Callable[[], Tensor]] = {
     "product": lambda: SCORES @ SCORES.mT,
-    "masked product": lambda: torch.baddbmm(SCORES[:1, :, :300], SCORES, SCORES.mT, alpha=1),
+    "masked product": lambda: torch.baddbmm(SCORES[:1, :, :300], SCORES, SCORES.mT),
     "sum": lambda: SCORES + SCORES[:1],
     "sum with a number": lambda: SCORES + 2,
     "multiple": lambda: SCORES * 0.125,
