@@ -36,15 +36,10 @@ class Block {
 };
 
 // Zeroed memory to work in.
-class ZeroedBlock {
+class ZeroedBlock : public Block {
  public:
-  explicit ZeroedBlock(int64_t bytes, bool is_kept = true) : block_(bytes, is_kept) {
-    std::memset(block_.data(), 0, bytes);
-  }
-  char* get() const { return static_cast<char*>(block_.data()); }
-
- private:
-  Block block_;
+  explicit ZeroedBlock(int64_t bytes, bool is_kept = true) : Block(bytes, is_kept) { std::memset(data(), 0, bytes); }
+  char* get() const { return static_cast<char*>(data()); }
 };
 
 // Where n rows begin that are `pitch` apart.
@@ -55,13 +50,13 @@ std::vector<T*> rows_from(T* begin, int64_t n, int64_t pitch) {
   return rows;
 }
 
-// Arrays of T side by side in one zeroed block, each given by its pointer, which is set, and its size.
-template <class T>
-ZeroedBlock zeroed_arrays(const std::vector<std::pair<T**, int64_t>>& arrays) {
+// Arrays of T side by side in one block, each given by its pointer, which is set, and its size.
+template <class T, class Memory>
+Memory arrays(const std::vector<std::pair<T**, int64_t>>& arrays) {
   int64_t size = 0;
   for (const auto& [pointer, n] : arrays) size += n;
-  ZeroedBlock block(size * static_cast<int64_t>(sizeof(T)));
-  T* next = reinterpret_cast<T*>(block.get());
+  Memory block(size * static_cast<int64_t>(sizeof(T)));
+  T* next = static_cast<T*>(block.data());
   for (const auto& [pointer, n] : arrays) *pointer = std::exchange(next, next + n);
   return block;
 }

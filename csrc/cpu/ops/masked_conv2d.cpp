@@ -35,27 +35,20 @@ class Convolution {
       for (KernelTap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
     reach_ = Reach(taps);
     weights_ = int64_t(taps.size()) * channels_in_ * padded_;
-    with_element(w.element(), [&](auto element) {
-      for (const TapRun& run : runs_of(taps)) {
-        const auto weight = [&](int tap, int in, int out) {
-          if (out >= channels_out_) return T(0);
-          const int o = transposed ? in : out, i = transposed ? out : in;
-          const T value = w.at<T, decltype(element)>(o, i, run.taps[tap].ky, run.taps[tap].kx);
-          const T scaled = scale ? value * static_cast<const T*>(scale)[o] : value;
-          return packed_as_ == WeightFormat::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
-        };
-        if (packed_as_ == WeightFormat::same && in_pairs(w, run))
-          pair_runs_.emplace_back(run, of_pairs(run, weight, threads));
-        else
-          runs_.emplace_back(run, pack(run, weight, threads));
-      }
-    });
+    for (const TapRun& run : runs_of(taps)) {
+      const auto fill = [&](int tap, int first, T* to) { gather(w, run.taps[tap], transposed, scale, first, to); };
+      if (packed_as_ == WeightFormat::same && in_pairs(w, run))
+        pair_runs_.emplace_back(run, of_pairs(run, fill, threads));
+      else
+        runs_.emplace_back(run, pack(run, fill, threads));
+    }
   }
 
   void run(const FeatureMap& in, const FeatureMap& out, const ConvEpilogue& epilogue, int threads) const {
     if (int64_t{out.images} * out.height * out.width * weights_ < 1 << 20) threads = 1;
     // Images are split into bands of rows if there are too few images to keep the threads busy.
-    const int bands = std::clamp((4 * threads - 1) / std::max(out.images, 1), 1, std::max(1, out.height / 4));
+    const int images = std::max(out.images, 1);
+    const int bands = std::clamp((4 * threads + images - 1) / images, 1, std::max(1, out.height / 4));
     const Frame frame(*this, in, out);
     std::vector<Scratch> scratch;
     for (int t = 0; t < threads; t++) scratch.emplace_back(*this, out, frame, epilogue);
@@ -69,14 +62,17 @@ class Convolution {
  private:
   // Sizes that follow from the maps: rows that are computed together, and the padded rows of `in` they read.
   struct Frame {
-    int rows, kept, pitch, pairs;
-    bool direct;        // sums go straight into out's memory
-    int64_t sum_pitch;  // else: a line more than they need, so that pixels do not share few cache sets
+    int rows, kept, pairs;
+    int64_t before, after, pitch;  // where rows of `in` begin and end, and how far apart they lie: a line too many
+    bool direct;                   // sums go straight into out's memory
+    int64_t sum_pitch;             // else: a line more than they need, so that pixels do not share few cache sets
     Frame(const Convolution& c, const FeatureMap& in, const FeatureMap& out) {
       rows = std::clamp(kPixels<X> / std::max(out.width, 1), 1, std::max(out.height, 1));
       kept = rows + c.reach_.up + c.reach_.down;
-      pitch =
-          c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
+      const int right = std::max(0, out.width + c.reach_.right - in.width) + 1;  // 1: the last pair may be half outside
+      before = int64_t{c.reach_.left} * c.channels_in_;
+      after = before + int64_t{in.width} * c.channels_in_;
+      pitch = after + int64_t{right} * c.channels_in_ + 64 / static_cast<int>(sizeof(X));
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
       direct = c.in_blocks(out);
       sum_pitch = c.padded_ + 64 / static_cast<int>(sizeof(T));
@@ -89,19 +85,23 @@ class Convolution {
       const bool copies_residual = e.residual && !c.in_blocks(*e.residual);
       constexpr int64_t in_a_word = sizeof(T) / sizeof(X);
       T* words;
-      memory.emplace(
-          zeroed_arrays<T>({{&words, (int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word},
-                            {&bias, c.padded_},
-                            {&sums, f.direct ? 0 : pixels * f.sum_pitch},
-                            {&spare, c.padded_},
-                            {&residual, copies_residual ? pixels * c.padded_ : 0},
-                            {&zeros, c.padded_},
-                            {&shared, 2 * pairs * c.padded_},
-                            {&prepared, pairs * c.channels_in_}}));
+      memory.emplace(arrays<T, Block>({{&words, (f.kept * f.pitch + in_a_word - 1) / in_a_word},
+                                       {&bias, c.padded_},
+                                       {&sums, f.direct ? 0 : pixels * f.sum_pitch},
+                                       {&spare, c.padded_},
+                                       {&residual, copies_residual ? pixels * c.padded_ : 0},
+                                       {&zeros, c.padded_},
+                                       {&shared, 2 * pairs * c.padded_},
+                                       {&prepared, pairs * c.channels_in_}}));
+      std::fill_n(bias, c.padded_, T(0)), std::fill_n(zeros, c.padded_, T(0));
       ring = reinterpret_cast<X*>(words);
+      for (X* row : rows_from(ring, f.kept, f.pitch)) {
+        std::fill_n(row, f.before, X{});
+        std::fill(row + f.after, row + f.pitch, X{});
+      }
       prepared_rows = rows_from(prepared, pairs, c.channels_in_);
     }
-    std::optional<ZeroedBlock> memory;
+    std::optional<Block> memory;
     X* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
     T* shared;  // the sums that both pixels of a pair have a part of (neighbours.h), [2][rows][pairs][padded channels
                 // out]
@@ -113,26 +113,54 @@ class Convolution {
     std::vector<const T*> begun, begun_sums[kPairSums];  // what is added to next: the bias, zeros or the sum so far
   };
 
-  template <class Weight>
-  NeighbourWeights<T> of_pairs(const TapRun& run, const Weight& weight, int threads) const {
-    const int taps = static_cast<int>(run.taps.size());
-    return {isa_, Scheme(2, taps), taps, channels_in_, padded_, weight, threads};
+  // Writes a tap's weights times mask and scale, [channels in][block], for a block of channels out from `first` on.
+  void gather(const MaskedWeight& w, const KernelTap& tap, bool transposed, const void* scale, int first, T* to) const {
+    const int block = kernels_.block, here = std::min(block, channels_out_ - first);
+    const int64_t size = int64_t{channels_in_} * block;
+    const auto copy = [&](const FeatureMap& map, T* to) {
+      constexpr int kTogether = 16;  // depths, so that neither what is read nor what is written jumps between lines
+      const int64_t along_out = transposed ? map.stride_c : map.stride_n;
+      const int64_t along_in = transposed ? map.stride_n : map.stride_c;
+      with_element(map.element, [&](auto element) {
+        const auto* from = map.at<decltype(element)>(0, 0, tap.ky, tap.kx) + first * along_out;
+        for (int in = 0; in < channels_in_; in += kTogether)
+          copy_row(from + in * along_in, along_out, along_in, to + int64_t{in} * block, 1, block, here,
+                   std::min(kTogether, channels_in_ - in));
+      });
+    };
+    copy(w.weight, to);
+    if (w.mask.stride_n || w.mask.stride_c) {
+      std::vector<T> mask(size);
+      copy(w.mask, mask.data());
+      for (int64_t i = 0; i < size; i++) to[i] *= mask[i];
+    } else {
+      const T mask =
+          with_element(w.element(), [&](auto e) { return convert<T>(*w.mask.at<decltype(e)>(0, 0, tap.ky, tap.kx)); });
+      if (mask != 1)
+        for (int64_t i = 0; i < size; i++) to[i] *= mask;
+    }
+    if (scale)
+      for (int64_t i = 0; i < size; i++)
+        if (i % block < here) to[i] *= static_cast<const T*>(scale)[transposed ? i / block : first + i % block];
+    if (packed_as_ == WeightFormat::bf16)
+      for (int64_t i = 0; i < size; i++) to[i] = convert<T>(convert<Bfloat16>(to[i]));
   }
 
-  template <class Weight>
-  ZeroedBlock pack(const TapRun& run, const Weight& weight, int threads) const {
-    const int depth = static_cast<int>(run.taps.size()) * channels_in_, block = kernels_.block;
-    const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
-    ZeroedBlock packed(blocks_ * bytes);
+  template <class Fill>
+  NeighbourWeights<T> of_pairs(const TapRun& run, const Fill& fill, int threads) const {
+    const int taps = static_cast<int>(run.taps.size());
+    return {isa_, Scheme(2, taps), taps, channels_in_, padded_, fill, threads};
+  }
+
+  template <class Fill>
+  Block pack(const TapRun& run, const Fill& fill, int threads) const {
+    const int taps = static_cast<int>(run.taps.size()), depth = taps * channels_in_, block = kernels_.block;
+    const int64_t bytes = kernels_.block_bytes(depth, packed_as_), size = int64_t{channels_in_} * block;
+    Block packed(blocks_ * bytes);
     parallel(blocks_ * bytes < 1 << 16 ? 1 : threads, blocks_, [&](int, int b) {
-      std::vector<T> of_block(int64_t{depth} * block);
-      constexpr int kTogether = 16;  // depths, so that neither what is read nor what is written jumps from line to line
-      for (int tap = 0; tap < static_cast<int>(run.taps.size()); tap++)
-        for (int first = 0; first < channels_in_; first += kTogether)
-          for (int k = 0; k < block; k++)
-            for (int in = first; in < std::min(first + kTogether, channels_in_); in++)
-              of_block[(int64_t{tap} * channels_in_ + in) * block + k] = weight(tap, in, b * block + k);
-      kernels_.pack(of_block.data(), depth, block, packed_as_, packed.get() + b * bytes);
+      std::vector<T> of_block(taps * size);
+      for (int tap = 0; tap < taps; tap++) fill(tap, b * block, of_block.data() + tap * size);
+      kernels_.pack(of_block.data(), depth, block, packed_as_, static_cast<char*>(packed.data()) + b * bytes);
     });
     return packed;
   }
@@ -147,9 +175,7 @@ class Convolution {
       if (e.condition) b += static_cast<const T*>(e.condition)[int64_t{image} * channels_out_ + o];
       s.bias[o] = b;
     }
-    const auto padded_row = [&](int y) {
-      return s.ring + int64_t{(y + reach_.up) % frame.kept} * frame.pitch * channels_in_ + reach_.left * channels_in_;
-    };
+    const auto padded_row = [&](int y) { return s.ring + (y + reach_.up) % frame.kept * frame.pitch + frame.before; };
     int loaded = std::max(first - reach_.up, 0);
     for (int y = first; y < last; y += frame.rows) {
       const int rows = std::min(frame.rows, last - y);
@@ -212,7 +238,7 @@ class Convolution {
     for (const auto& [run, weights] : runs_) {
       const int first = read_rows(in, run, y, rows, padded_row, out.width, 1, s.x) * out.width;
       const int n = static_cast<int>(s.x.size()), depth = static_cast<int>(run.taps.size()) * channels_in_;
-      const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, packed_as_), packed_as_};
+      const Packed packed{weights.data(), depth, kernels_.block_bytes(depth, packed_as_), packed_as_};
       const auto matmul = [&] {
         if constexpr (std::is_same_v<X, T>)
           return kernels_.matmul;
@@ -302,7 +328,7 @@ class Convolution {
   const WeightFormat packed_as_;
   const int channels_in_, channels_out_, blocks_, padded_;
   // Taps with their weights: a matrix [taps * channels in, channels out], or products for pairs of pixels.
-  std::vector<std::pair<TapRun, ZeroedBlock>> runs_;
+  std::vector<std::pair<TapRun, Block>> runs_;
   std::vector<std::pair<TapRun, NeighbourWeights<T>>> pair_runs_;
   Reach reach_;
   int64_t weights_;

@@ -95,7 +95,7 @@ class WeightGradient {
   struct Part {
     void allocate(const WeightGradient& g) {
       const int64_t in = g.w_.in(), depth = g.depth();
-      memory.emplace(zeroed_arrays<T>(
+      memory.emplace(arrays<T, ZeroedBlock>(
           {{&sums, g.sum_rows() * int64_t{g.padded_}},
            {&bias, g.padded_},
            {&zeros, g.padded_},

@@ -128,9 +128,9 @@ Combination<T> of_neighbours(const Product& product, const T* const* x, int64_t 
 template <class T>
 class NeighbourWeights {
  public:
-  // weight(j, d, c): of W_j, for c < channels.
-  template <class Weight>
-  NeighbourWeights(const char* isa, const Scheme& scheme, int taps, int depth, int channels, const Weight& weight,
+  // fill(j, first, to): writes W_j for a block of channels from `first` on, [depth][block], over zeros.
+  template <class Fill>
+  NeighbourWeights(const char* isa, const Scheme& scheme, int taps, int depth, int channels, const Fill& fill,
                    int threads)
       : scheme(scheme), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
         layer_kernels_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, WeightFormat::same)),
@@ -138,9 +138,7 @@ class NeighbourWeights {
     const int block = kernels_.block, size = depth * block;
     parallel(bytes_ < 1 << 14 ? 1 : threads, channels / block, [&](int, int b) {
       std::vector<T> of_block(int64_t{taps} * size);  // [taps][depth][block]
-      for (int j = 0; j < taps; j++)
-        for (int d = 0; d < depth; d++)
-          for (int k = 0; k < block; k++) of_block[(int64_t{j} * depth + d) * block + k] = weight(j, d, b * block + k);
+      for (int j = 0; j < taps; j++) fill(j, b * block, of_block.data() + int64_t{j} * size);
       for (size_t i = 0; i < scheme.products.size(); i++) {
         const Product& product = scheme.products[i];
         const T* const begin = of_block.data();

@@ -167,11 +167,12 @@ class Scan {
     constexpr int kWidth = 4 * kCellChannels;  // kCellChannels of each gate
     const NeighbourWeights<T> weights(
         isa_, scheme(), r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
-        [&](int j, int in, int column) {
-          const int gate = column % kWidth / kCellChannels;
-          const int channel = column / kWidth * kCellChannels + column % kCellChannels;
-          return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
-        },
+        by_element(hidden_,
+                   [&](int j, int in, int column) {
+                     const int gate = column % kWidth / kCellChannels;
+                     const int channel = column / kWidth * kCellChannels + column % kCellChannels;
+                     return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
+                   }),
         threads);
     const int members = threads / sums.images;
     if (members < 2) {
@@ -199,7 +200,9 @@ class Scan {
                 int threads) const {
     const NeighbourWeights<T> weights(
         isa_, scheme(), r_.taps, 4 * hidden_, round_up(hidden_, kernels<T>(isa_).block),
-        [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); }, threads);
+        by_element(4 * hidden_,
+                   [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); }),
+        threads);
     std::vector<std::vector<T>> initial(grad.images, std::vector<T>(2 * hidden_));
     each_group(grad.images, walk_.positions(), kBackwardStates, threads, [&](int first, int images, int group) {
       Pixels<E> of_h(grad, first, images), kept(gates, first, images), of_sums(grad_sums, first, images);
@@ -218,6 +221,14 @@ class Scan {
   // In rows, what fours read beyond the taps lies in the row before, and so before the pixel. Not so in diagonals.
   Scheme scheme() const { return r_.diagonal ? Scheme(2, r_.taps) : Scheme::of_line(r_.taps, walk_.positions()); }
 
+  // weight(j, d, c): of W_j [depth, channels] -> what fills a block of channels.
+  template <class Weight>
+  auto by_element(int depth, const Weight& weight) const {
+    return [depth, weight, block = kernels<T>(isa_).block](int j, int first, T* to) {
+      for (int d = 0; d < depth; d++)
+        for (int k = 0; k < block; k++) to[int64_t{d} * block + k] = weight(j, d, first + k);
+    };
+  }
   T weight(int gate, int in, int tap) const {
     return convert<T>(static_cast<const E*>(r_.weight)[(int64_t{gate} * hidden_ + in) * r_.taps + tap]);
   }
