@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +14,7 @@ from pixelcnn_fast.capture.capture import Captured, capture
 from pixelcnn_fast.capture.record.weight_recorder import WeightRecorder
 from pixelcnn_fast.check.against_model import by_module, check_program, expectations
 from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.housekeeping import freed_memory_kept, gc_paused
 from pixelcnn_fast.passes.pipeline import for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
@@ -115,7 +114,7 @@ def compile_model(model: WrappedModel, precision: Precision = "same") -> Compile
     """
     if precision != "same" and model.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {model.dtype}")
-    with model.in_use(), eagerly, gc_paused():
+    with model.in_use(), eagerly, gc_paused(), freed_memory_kept():
         found = capture_model(model)
         with found.recorder:  # it notes what weights decide
             _check_causal(found.program, model)
@@ -141,7 +140,7 @@ def _check_causal(program: Program, model: WrappedModel) -> None:
 def capture_checked(model: WrappedModel) -> Captured:
     """The captured model, compared with its program in its own dtype, before any pass.
     Raises CaptureMismatch if they differ, NonFiniteLogits if logits are not finite."""
-    with model.in_use(), eagerly, gc_paused():
+    with model.in_use(), eagerly, gc_paused(), freed_memory_kept():
         found = capture_model(model)
         with found.recorder:
             cast = in_dtype(found.program, model.dtype)
@@ -177,15 +176,3 @@ def capture_model(model: WrappedModel) -> Captured:
     show("capture", found.program)
     explore_labels(model, found.conditions, condition_operands(found.program.instructions))
     return found
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """A context without garbage collection, which would take a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

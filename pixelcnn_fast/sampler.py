@@ -12,11 +12,11 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast.call import CallSettings, RunSettings, SamplingArguments, check_count, fields_among, run
 from pixelcnn_fast.check.conditioning import warn_of_what_changes_nothing
-from pixelcnn_fast.compiler import gc_paused
 from pixelcnn_fast.cores import as_cores_allow, one_thread
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.housekeeping import gc_paused
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.conditions import Condition
 from pixelcnn_fast.program.listing import ProgramListing

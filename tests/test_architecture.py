@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other. A folder's part is what is not in a part of its own.
 TIERS = [
     {
-        *"program.steps errors files native image_forms signatures noise fingerprint progress telling cores".split()
+        *"program.steps errors files native image_forms signatures noise fingerprint progress telling".split(),
+        *"cores housekeeping".split(),
     },
     {"ops", "pictures"},
     {"nn", "rewriting"},

@@ -9,22 +9,19 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.native import native
-from pixelcnn_fast.ops.library import Pair, pooled
+from pixelcnn_fast.ops.library import Pair
 from pixelcnn_fast.ops.masked_conv2d.op import masked_conv2d
 from pixelcnn_fast.program.dispatch_mode import DispatchMode
-from pixelcnn_fast.program.sketch import size_of_convolution, sketched
+from pixelcnn_fast.program.sketch import size_of_convolution
 
 aten = torch.ops.aten
 PRODUCTS = aten.mm.default, aten.matmul.default  # which PyTorch has not taken apart in inference mode
-# Of attention's scores, of all pairs of pixels, which would take new memory each time.
-OF_PAIRS = aten.bmm.default, aten.baddbmm.default, aten.add.Tensor, aten.mul.Tensor, aten._softmax.default
 LARGE = 1 << 22  # multiply-adds, beside which the way to the kernel takes no time
 
 
 class FastProducts(DispatchMode):
     """Within the context, large products and convolutions on the CPU take half of the time: PyTorch
-    copies what each tap of a float64 convolution reads, and MKL leaves AMD's wide vectors unused.
-    Large scores of attention lie where earlier ones lay."""
+    copies what each tap of a float64 convolution reads, and MKL leaves AMD's wide vectors unused."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = None
@@ -32,8 +29,6 @@ class FastProducts(DispatchMode):
             found = _product(*args)
         elif func is aten.convolution.default and not kwargs:
             found = _convolution(*args)
-        elif func in OF_PAIRS and not kwargs and (like := sketched(func, args)) is not None:
-            return func.overloadpacket.out(*args, out=pooled(like))
         return func(*args, **(kwargs or {})) if found is None else found
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from pixelcnn_fast.check import fast_products
 from pixelcnn_fast.check.fast_products import FastProducts
 from pixelcnn_fast.native import native
-from pixelcnn_fast.ops.library import pooled
 
 GENERATOR = torch.Generator().manual_seed(0)
 needs_native = pytest.mark.skipif(native() is None, reason="the compiled module is not built")
@@ -38,15 +37,6 @@ PYTORCHS: dict[str, Callable[[], Tensor]] = {
     "of batches": lambda: MATRIX[None] @ MATRIX.t()[None],
     "of integers": lambda: MATRIX.long() @ MATRIX.t().long(),
     "as the model rounds": lambda: F.conv2d(X.float(), KERNEL.float()),
-}
-SCORES = numbers(2, 300, 500)  # as large as what is kept for later
-OF_PAIRS: dict[str, Callable[[], Tensor]] = {
-    "product": lambda: SCORES @ SCORES.mT,
-    "masked product": lambda: torch.baddbmm(SCORES[:1, :, :300], SCORES, SCORES.mT),
-    "sum": lambda: SCORES + SCORES[:1],
-    "sum with a number": lambda: SCORES + 2,
-    "multiple": lambda: SCORES * 0.125,
-    "softmax": lambda: SCORES.softmax(-1),
 }
 
 
@@ -81,21 +71,3 @@ def test_without_the_compiled_module_pytorch_computes_them(
     with torch.no_grad(), FastProducts():
         found = F.conv2d(X, KERNEL)
     assert torch.equal(found, F.conv2d(X, KERNEL)) and not calls
-
-
-@needs_native
-@pytest.mark.parametrize("name", OF_PAIRS)
-def test_large_scores_lie_in_kept_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = list[Tensor]()
-
-    def noted(empty: Tensor) -> Tensor:
-        kept.append(pooled(empty))
-        return kept[-1]
-
-    monkeypatch.setattr(fast_products, "pooled", noted)
-    compute = OF_PAIRS[name]
-    with torch.no_grad(), FastProducts():
-        found = compute()
-    expected = compute()
-    assert torch.equal(found, expected) and found.stride() == expected.stride()
-    assert [x.data_ptr() for x in kept] == [found.data_ptr()]
