@@ -18,13 +18,14 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     is_narrower = largest < torch.finfo(program.dtype).max
 
     def converted(constant: Tensor) -> Tensor:
+        found = constant.to(dtype)
         if is_narrower:
             # Past the recorder of weights: others, which stay in the range, are cast alike.
             with torch._C._DisableTorchDispatch():
-                is_within = bool(torch.linalg.vector_norm(constant, torch.inf) <= largest)
+                is_within = bool(torch.linalg.vector_norm(found, torch.inf) <= largest)
             if not is_within:
-                constant = constant.clamp(-largest, largest)
-        return constant.to(dtype)
+                return constant.clamp(-largest, largest).to(dtype)
+        return found
 
     return replace(program.converted(converted), dtype=dtype)
 

@@ -87,7 +87,7 @@ class Tap:
     def picked(self, channels: Tensor) -> Tap:
         """What some channels get of the source."""
         chosen = _chosen(channels)
-        return self._knowing(replace(self, weight=self.weight[:, chosen].contiguous()), (chosen, slice(None)))
+        return self._knowing(replace(self, weight=self.weight[:, chosen]), (chosen, slice(None)))
 
     def of_part(self, source: int, channels: Tensor) -> Tap:
         """The same for a value that consists of some of the source's channels."""

@@ -334,11 +334,13 @@ def _of_several_shifts(
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
     """The dimensions along which an index counts one by one or, without any, varies."""
-    found = {}
+    found, is_whole = {}, bool(live.all())  # it usually is
     for dim, size in enumerate(index.shape):
         if size > 1:
-            both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
-            steps = index.diff(dim=dim)
-            if bool(((steps != 0) & both).any()):
-                found[dim] = bool(((steps == 1) | ~both).all())
+            steps, both = index.diff(dim=dim), torch.ones((), dtype=torch.bool)
+            if not is_whole:
+                both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
+                steps *= both
+            if bool(steps.any()):
+                found[dim] = bool((steps == both).all())
     return [dim for dim, counts in found.items() if counts] or list(found)

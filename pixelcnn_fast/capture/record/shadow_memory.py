@@ -9,7 +9,6 @@ overwrites elements is followed.
 from __future__ import annotations
 
 import math
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, wraps
@@ -90,8 +89,8 @@ class AddressSpace:
         self.sources: list[Source] = []
         self._shapes: list[tuple[int, int, int, int]] = []
         self._grids: list[Every] = []
-        # The addresses that were looked at last, with the sources that were found.
-        self._looked_at: list[tuple[weakref.ref[Tensor], int, list[int]]] = []
+        # The addresses that were looked at last, as they were, with the sources that were found.
+        self._looked_at: list[tuple[Tensor, tuple, list[int]]] = []
         self._starts: list[int] = []
         self._next = 1
 
@@ -181,20 +180,28 @@ class AddressSpace:
     @unrecorded
     def found(self, addresses: Tensor) -> list[int]:
         """The sources of these addresses, in order."""
-        for known, version, found in self._looked_at:
-            if known() is addresses and version == addresses._version:
+        state = (addresses.data_ptr(), addresses.shape, addresses.stride(), addresses._version)
+        for _, known, found in self._looked_at:
+            if known == state:  # perhaps of another view of the same memory
                 return found
         found = self._found(addresses)
-        self._looked_at = [(weakref.ref(addresses), addresses._version, found), *self._looked_at[:FEW]]
+        self._looked_at = [(addresses, state, found), *self._looked_at[:FEW]]
         return found
 
     def _found(self, addresses: Tensor) -> list[int]:
+        dims = sorted(range(addresses.dim()), key=addresses.stride, reverse=True)
+        addresses = addresses.permute(
+            dims
+        )  # as they lie, in which order they are looked at in a tenth of the time
         found, left = list[int](), addresses
-        while left.numel() and (largest := int(left.max())):
+        while left.numel():
+            least, largest = (int(x) for x in left.aminmax())
+            if largest == 0:
+                break
             found.insert(0, bisect_right(self._starts, largest) - 1)
             start = self._starts[found[0]]
-            if len(found) == 1 and bool(((addresses >= start) | (addresses == 0)).all()):
-                break  # the usual case
+            if least >= start or (len(found) == 1 and bool(((addresses >= start) | (addresses == 0)).all())):
+                break  # the usual cases
             if len(found) > FEW:
                 starts = torch.tensor(self._starts)
                 counts = torch.bincount(
@@ -236,12 +243,16 @@ class AddressSpace:
     @unrecorded
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
+        if all(isinstance(self.sources[source], kinds) for source in self.found(addresses)):
+            return addresses
         return torch.where(self.is_of(self.source_of(addresses), kinds), addresses, 0)
 
     @unrecorded
     def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """Whether sources, by number, are of some kinds. -1, a zero, is of none."""
-        return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
+        each = source[tuple(slice(None if by else 1) for by in source.stride())]  # once, where it is expanded
+        of_kinds = torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])
+        return of_kinds[each].expand(source.shape)
 
 
 def _divided(x: Tensor, by: int | Tensor) -> tuple[Tensor, Tensor]:
