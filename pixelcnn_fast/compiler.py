@@ -93,7 +93,8 @@ class Compiled:
         """Its constants share no storage, which a pickle would repeat. Kept, as later pickles may refer to it."""
 
         def alone(x: Tensor) -> Tensor:
-            return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
+            is_alone = x.nbytes >= x.untyped_storage().nbytes()
+            return x if is_alone else x.clone(memory_format=torch.contiguous_format)
 
         return self.converted(alone)
 

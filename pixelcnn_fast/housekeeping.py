@@ -12,11 +12,12 @@ from contextlib import contextmanager
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 MOST = 1 << 25  # of the latter, where glibc is older than 2.35, which takes no notice of more
 KEPT = (MMAP_THRESHOLD, MOST), (MMAP_THRESHOLD, 1 << 30), (TRIM_THRESHOLD, (1 << 31) - 1)
-USUAL = (
-    (MMAP_THRESHOLD, MOST),
-    (TRIM_THRESHOLD, 2 * MOST),
-)  # to which glibc itself comes where tensors are large
-ITS_SETTINGS = "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+# To which glibc itself comes where tensors are large, unless it has one of these settings.
+USUAL = (MMAP_THRESHOLD, MOST), (TRIM_THRESHOLD, 2 * MOST)
+ITS_SETTINGS = (
+    "GLIBC_TUNABLES",
+    *(f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")),
+)
 
 
 @contextmanager
@@ -35,7 +36,9 @@ def gc_paused() -> Iterator[None]:
 def freed_memory_kept() -> Iterator[None]:
     """A context in which the process keeps what large tensors leave, for the next ones. Given
     back, it would come anew from the system, which clears each page: a fifth of the time.
-    Without effect where the C library is not glibc, or the user has set how it does this."""
+    Afterwards it is there for other tensors, and only the heap's end is given back. It has no
+    effect where the C library is not glibc, or where the user has set how it does this, and
+    little in other threads than the main one."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or not os.environ.keys().isdisjoint(ITS_SETTINGS):
         yield

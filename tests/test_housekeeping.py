@@ -43,6 +43,8 @@ def pages_taken() -> int:
 @needs_glibc
 def test_freed_memory_is_handed_out_again():
     version = tuple(map(int, platform.libc_ver()[1].split(".")))
+    if pages_taken() < PAGES / 2:
+        pytest.skip("the system clears huge pages, or keeps what is freed")
     with freed_memory_kept():
         found = pages_taken()
     assert found < PAGES / 10 or version < (2, 35)

@@ -76,22 +76,25 @@ class _Grid(Surroundings):
             total += i.bias
         width = total.shape[2]
         inside = (tap for tap in i.taps if abs(tap.dx) < width)  # others read nothing but zeros
-        for taps in side_by_side(inside) if self._is_whole(i) else ([tap] for tap in i.taps):
+        for taps in side_by_side(inside) if self._joins(i) else ([tap] for tap in i.taps):
             first, last = taps[0], taps[-1]
             here, there = self._where(replace(first.read, dx=0) if len(taps) > 1 else first.read)
             seen = self.known.values[first.source][there]
-            if len(taps) > 1 and seen.numel():  # as one convolution of rows, which takes half as long
+            if len(taps) > 1 and seen.numel():
+                # One convolution of rows takes half as long, by the call that FastProducts takes over.
                 padded = F.pad(seen.permute(0, 3, 1, 2), (-first.dx, last.dx))
                 kernel = torch.stack([tap.weight.mT for tap in taps], -1)[:, :, None]
-                how = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
-                total[here] += torch.convolution(padded, kernel, None, *how).permute(0, 2, 3, 1)
+                found = torch.convolution(padded, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+                total[here] += found.permute(0, 2, 3, 1)
             else:
                 total[here] += (seen.flatten(0, -2) @ first.weight).view(*seen.shape[:-1], i.channels)
         return total
 
-    def _is_whole(self, i: Instruction) -> bool:
-        """Whether it and all that it reads exist at every pixel."""
-        return {self._every, *(self.known.every[tap.source] for tap in i.taps)} == {WHOLE}
+    def _joins(self, i: Instruction) -> bool:
+        """Whether taps side by side may be one product: it and all that it reads exist at every pixel.
+        Other devices than the CPU may round convolutions more than products (TF32)."""
+        every = {self._every, *(self.known.every[tap.source] for tap in i.taps)}
+        return self.known.levels.is_cpu and every == {WHOLE}
 
     def _where(self, read: Read) -> tuple[Index, Index]:
         """The pixels that find what is read, and what they find."""

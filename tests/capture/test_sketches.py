@@ -41,6 +41,13 @@ CALLS: dict[str, tuple[Any, ...]] = {
         (1, 1),
         "reference",
     ),
+    "masked, weight last": (
+        masked_conv2d,
+        images(2, 3, 7, 8),
+        last(KERNEL[0]),
+        *KERNEL[1:],
+        *((1, 1), (1, 1), "reference"),
+    ),
     "masked, with a size": (
         masked_conv2d,
         images(2, 3, 7, 8),

@@ -1,4 +1,4 @@
-"""Which sources addresses are of is found once for all views of the same memory, until it is written into."""
+"""Which sources addresses are of is looked up once, until their memory is written into."""
 
 import pytest
 import torch

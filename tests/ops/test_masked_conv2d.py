@@ -95,10 +95,12 @@ def test_one_tap_into_planes(isa, layout, dtype, size):
 
 
 def run(function, inputs: Inputs, dtype, layout="contiguous", **how):
-    """Result and gradients of a fixed weighting of the result, which is laid out as x, all in ``dtype``."""
+    """Result and gradients of a fixed weighting of the result, which is laid out as x, all in ``dtype``.
+    Channels-last weights go with channels-last images, as in a model that was converted."""
     *leaves, mask = inputs
     x, weight, bias = (t.to(dtype, copy=True).requires_grad_() for t in leaves)
-    y = function(FORMATS[layout](x), weight, bias, mask.to(dtype), **how)
+    of_weight = FORMATS[layout if layout == "channels_last" else "contiguous"]
+    y = function(FORMATS[layout](x), of_weight(weight), bias, of_weight(mask.to(dtype)), **how)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
     y.backward(FORMATS[layout](grad))
     return [y.detach(), x.grad, weight.grad, bias.grad]

@@ -102,6 +102,14 @@ def test_a_pickle_of_a_refreshed_sampler_is_no_larger() -> None:
     assert len(pickle.dumps(sampler.refresh())) < 1.1 * size
 
 
+def test_a_pickle_holds_each_half_of_a_layer_s_weights_once() -> None:
+    model = models.GatedPixelCNN(1, 16, (1, 2)).eval()
+    single, double = (
+        len(pickle.dumps(Sampler(each, SHAPE))) for each in (model, copy.deepcopy(model).double())
+    )
+    assert double < 2 * single
+
+
 def test_a_module_that_can_t_be_pickled_is_left_behind() -> None:
     sampler, labels = Sampler(Hooked().eval(), SHAPE), torch.tensor([0, 2, 1])
     with pytest.warns(UserWarning, match="travels without its module, which can't be pickled"):

@@ -52,12 +52,12 @@ std::vector<T*> rows_from(T* begin, int64_t n, int64_t pitch) {
 
 // Arrays of T side by side in one block, each given by its pointer, which is set, and its size.
 template <class T, class Memory>
-Memory arrays(const std::vector<std::pair<T**, int64_t>>& arrays) {
+Memory arrays(const std::vector<std::pair<T**, int64_t>>& parts) {
   int64_t size = 0;
-  for (const auto& [pointer, n] : arrays) size += n;
+  for (const auto& [pointer, n] : parts) size += n;
   Memory block(size * static_cast<int64_t>(sizeof(T)));
   T* next = static_cast<T*>(block.data());
-  for (const auto& [pointer, n] : arrays) *pointer = std::exchange(next, next + n);
+  for (const auto& [pointer, n] : parts) *pointer = std::exchange(next, next + n);
   return block;
 }
 

@@ -48,7 +48,8 @@ class Convolution {
     if (int64_t{out.images} * out.height * out.width * weights_ < 1 << 20) threads = 1;
     // Images are split into bands of rows if there are too few images to keep the threads busy.
     const int images = std::max(out.images, 1);
-    const int bands = std::clamp((4 * threads + images - 1) / images, 1, std::max(1, out.height / 4));
+    const int wanted = threads == 1 ? 1 : (4 * threads + images - 1) / images;
+    const int bands = std::clamp(wanted, 1, std::max(1, out.height / 4));
     const Frame frame(*this, in, out);
     std::vector<Scratch> scratch;
     for (int t = 0; t < threads; t++) scratch.emplace_back(*this, out, frame, epilogue);
@@ -63,9 +64,9 @@ class Convolution {
   // Sizes that follow from the maps: rows that are computed together, and the padded rows of `in` they read.
   struct Frame {
     int rows, kept, pairs;
-    int64_t before, after, pitch;  // where rows of `in` begin and end, and how far apart they lie: a line too many
-    bool direct;                   // sums go straight into out's memory
-    int64_t sum_pitch;             // else: a line more than they need, so that pixels do not share few cache sets
+    int64_t before, after;     // where a row of `in` begins and ends between its margins
+    int64_t pitch, sum_pitch;  // of rows and of pixels' sums: a line more than they need, so as not to share cache sets
+    bool direct;               // sums go straight into out's memory instead
     Frame(const Convolution& c, const FeatureMap& in, const FeatureMap& out) {
       rows = std::clamp(kPixels<X> / std::max(out.width, 1), 1, std::max(out.height, 1));
       kept = rows + c.reach_.up + c.reach_.down;
@@ -94,6 +95,7 @@ class Convolution {
                                        {&shared, 2 * pairs * c.padded_},
                                        {&prepared, pairs * c.channels_in_}}));
       std::fill_n(bias, c.padded_, T(0)), std::fill_n(zeros, c.padded_, T(0));
+      if (copies_residual) std::fill_n(residual, pixels * c.padded_, T(0));
       ring = reinterpret_cast<X*>(words);
       for (X* row : rows_from(ring, f.kept, f.pitch)) {
         std::fill_n(row, f.before, X{});
@@ -102,7 +104,7 @@ class Convolution {
       prepared_rows = rows_from(prepared, pairs, c.channels_in_);
     }
     std::optional<Block> memory;
-    X* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
+    X* ring;    // the last rows of `in`, [kept][pitch]: zero left and right of the map
     T* shared;  // the sums that both pixels of a pair have a part of (neighbours.h), [2][rows][pairs][padded channels
                 // out]
     T* spare;   // where the second pixel of a pair goes that is half outside
@@ -117,14 +119,14 @@ class Convolution {
   void gather(const MaskedWeight& w, const KernelTap& tap, bool transposed, const void* scale, int first, T* to) const {
     const int block = kernels_.block, here = std::min(block, channels_out_ - first);
     const int64_t size = int64_t{channels_in_} * block;
-    const auto copy = [&](const FeatureMap& map, T* to) {
+    const auto copy = [&](const FeatureMap& map, T* copied) {
       constexpr int kTogether = 16;  // depths, so that neither what is read nor what is written jumps between lines
       const int64_t along_out = transposed ? map.stride_c : map.stride_n;
       const int64_t along_in = transposed ? map.stride_n : map.stride_c;
       with_element(map.element, [&](auto element) {
         const auto* from = map.at<decltype(element)>(0, 0, tap.ky, tap.kx) + first * along_out;
         for (int in = 0; in < channels_in_; in += kTogether)
-          copy_row(from + in * along_in, along_out, along_in, to + int64_t{in} * block, 1, block, here,
+          copy_row(from + in * along_in, along_out, along_in, copied + int64_t{in} * block, 1, block, here,
                    std::min(kTogether, channels_in_ - in));
       });
     };

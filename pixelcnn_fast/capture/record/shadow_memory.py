@@ -189,10 +189,8 @@ class AddressSpace:
         return found
 
     def _found(self, addresses: Tensor) -> list[int]:
-        dims = sorted(range(addresses.dim()), key=addresses.stride, reverse=True)
-        addresses = addresses.permute(
-            dims
-        )  # as they lie, in which order they are looked at in a tenth of the time
+        # In the order in which they lie, in which it takes a tenth of the time.
+        addresses = addresses.permute(sorted(range(addresses.dim()), key=addresses.stride, reverse=True))
         found, left = list[int](), addresses
         while left.numel():
             least, largest = (int(x) for x in left.aminmax())

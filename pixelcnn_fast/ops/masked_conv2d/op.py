@@ -181,7 +181,7 @@ def _compute(
     mask = mask_like(mask, weight)
     if backend == "reference":
         y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
-        return y if result_format is None else y.contiguous(memory_format=result_format)
+        return y.contiguous(memory_format=memory_format(x) if result_format is None else result_format)
     out = pooled(like_result(x, weight, padding, dilation, result_format, size))
     if not out.numel():
         return out
